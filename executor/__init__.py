@@ -1,0 +1,50 @@
+"""Fine-tune image embeddings in the background of a Jina Flow, and serve them."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import embed, fit
+    from .datasets import ClassDataset, InstanceDataset, SessionDataset
+    from .documents import Document, DocumentArray
+    from .images import load_uri_to_image_blob
+    from .memmap import DocumentArrayMemmap
+    from .service import FinetunerExecutor
+
+__all__ = [
+    "ClassDataset",
+    "Document",
+    "DocumentArray",
+    "DocumentArrayMemmap",
+    "FinetunerExecutor",
+    "InstanceDataset",
+    "SessionDataset",
+    "embed",
+    "fit",
+    "load_uri_to_image_blob",
+]
+
+_MODULES = {
+    "ClassDataset": ".datasets",
+    "Document": ".documents",
+    "DocumentArray": ".documents",
+    "DocumentArrayMemmap": ".memmap",
+    "FinetunerExecutor": ".service",
+    "InstanceDataset": ".datasets",
+    "SessionDataset": ".datasets",
+    "embed": ".api",
+    "fit": ".api",
+    "load_uri_to_image_blob": ".images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the trainer process needs no Jina, and starts seconds sooner."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
+
+
+if __name__ == "user_module":
+    # So Jina calls the package when `config.yml` names it, and finds the class only if it has been defined.
+    from .service import FinetunerExecutor

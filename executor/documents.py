@@ -1,0 +1,200 @@
+"""The documents that travel: `Document` in, `Document`, `RunStatus` and `Evaluation` out.
+
+No `from __future__ import annotations` here: Jina reads these annotations at run time. Only literal
+defaults, because a `default_factory` makes a field required behind the HTTP gateway.
+"""
+
+import uuid
+from collections.abc import Iterable
+from typing import Any, Dict, List, Optional, Union
+
+import numpy as np
+from docarray import BaseDoc, DocList
+from docarray.typing import NdArray
+from pydantic import field_validator, model_validator
+
+from .errors import BadDocument, MissingLabel
+
+LABEL_TAG = "finetuner_label"
+MODEL_TAG = "finetuner_model"
+ERROR_TAG = "finetuner_error"
+
+
+class Match(BaseDoc):
+    """A document without matches of its own: a candidate within a session.
+
+    Attributes:
+        uri: Where the image is: a path, `file://`, `http(s)://` or `data:`.
+        blob: The image as an array: H×W×3, H×W×1 or H×W (grayscale) or H×W×4 (RGBA), uint8, or float in [0, 1].
+        buffer: The encoded image file (JPEG, PNG, WebP, …).
+        text: Content for a custom `preprocess_fn`.
+        tags: Free; `tags['finetuner_label']` is the label.
+        embedding: float32, shape (D,).
+    """
+
+    uri: Optional[str] = None
+    blob: Optional[NdArray] = None
+    buffer: Optional[bytes] = None
+    text: Optional[str] = None
+    tags: Dict[str, Any] = {}
+    embedding: Optional[NdArray] = None
+
+    @property
+    def content(self) -> Union[np.ndarray, str, bytes, None]:
+        """The first of `blob`, `text` and `buffer` that is set, or None."""
+        for value in (self.blob, self.text, self.buffer):
+            if value is not None:
+                return value
+        return None
+
+    def load_uri_to_image_blob(self) -> "Match":
+        """Read `uri` (or `buffer`) into `blob` as H×W×3 uint8 RGB, upright by its EXIF orientation.
+
+        Returns: the document itself.
+        Raises: BadDocument: it cannot be read as an image, or lies where the configuration does not allow.
+        """
+        from .images import load_uri_to_image_blob
+
+        self.blob = load_uri_to_image_blob(self)
+        return self
+
+
+class Document(Match):
+    """A `Match` that may have `matches`: the candidates of its session, labelled 1 or -1."""
+
+    matches: DocList[Match] = DocList[Match]()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_matches(cls, values: Any) -> Any:
+        """Give each document an empty list of its own: copying the default costs a third of a millisecond."""
+        if isinstance(values, dict) and values.get("matches") is None:
+            return {**values, "matches": DocList[Match]()}
+        return values
+
+    @field_validator("matches", mode="before")
+    @classmethod
+    def _without_further_matches(cls, matches: Any) -> Any:
+        """Accept a plain list and `Document`s: only the fields of a `Match` are kept."""
+        if isinstance(matches, Iterable) and not isinstance(matches, (DocList, str, bytes, dict)):
+            matches = list(matches)
+        if isinstance(matches, (list, DocList)) and any(isinstance(match, Document) for match in matches):
+            fields = Match.model_fields
+            return DocList[Match](
+                Match(**{name: getattr(match, name) for name in fields}) if isinstance(match, Document) else match
+                for match in matches
+            )
+        return matches
+
+
+DocumentArray = DocList[Document]
+
+
+class RunQuery(BaseDoc):
+    """The one input document of `/watch`: which run."""
+
+    run: Optional[str] = None
+
+
+class Problem(BaseDoc):
+    """A quarantined document: its `id`, and why it was not used."""
+
+    reason: str = ""
+
+
+class RunStatus(BaseDoc):
+    """The state of one run. Times are ISO 8601 in UTC; durations are in seconds.
+
+    Attributes:
+        state: receiving, queued, training, succeeded, failed or cancelled.
+        phase: While training: starting, loading, training, evaluating or saving.
+        train_documents: Received for training; duplicates and quarantined documents not counted.
+        skipped: Quarantined documents; `problems` lists the first 20 of them.
+        metrics: `base/<metric>` before and `tuned/<metric>` after, each in [0, 1].
+        history: One list per measured value, one entry per epoch.
+        promoted: Whether this run's model is the one now served.
+        model: The version now served: `base` or a run's name.
+        verdict: Why the model was promoted or not, in a sentence.
+        error: Why the run failed.
+        attempts: How often a trainer has been started on it.
+    """
+
+    run: str = ""
+    state: str = "receiving"
+    phase: Optional[str] = None
+    kind: str = "auto"
+    train_documents: int = 0
+    eval_documents: int = 0
+    skipped: int = 0
+    problems: DocList[Problem] = DocList[Problem]()
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: Optional[float] = None
+    images_per_second: Optional[float] = None
+    eta_seconds: Optional[float] = None
+    metrics: Dict[str, float] = {}
+    history: Dict[str, List[float]] = {}
+    promoted: bool = False
+    model: str = "base"
+    verdict: Optional[str] = None
+    error: Optional[str] = None
+    attempts: int = 0
+    device: Optional[str] = None
+    created_at: Optional[str] = None
+    started_at: Optional[str] = None
+    ended_at: Optional[str] = None
+
+
+class Evaluation(BaseDoc):
+    """Retrieval metrics of one model version: how many `queries` were scored, how many `skipped`."""
+
+    model: str = ""
+    metrics: Dict[str, float] = {}
+    queries: int = 0
+    skipped: int = 0
+
+
+Label = Union[int, str]
+
+
+def normalise_label(value: Any) -> Label:
+    """Return the label as int or str: `1`, `1.0` and `True` are one label, `'1'` is another.
+
+    Clients and gateways turn integers into floats here and there, so an integral float is the integer.
+
+    Raises: BadDocument: the value is neither an integer nor a string.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (bool, int, np.integer, np.bool_)):
+        return int(value)
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return int(value)
+    raise BadDocument(
+        f"tags['{LABEL_TAG}'] is {value!r}, of type {type(value).__name__}; a label is an integer or a string"
+    )
+
+
+def label_of(doc: Any) -> Label:
+    """Return the normalised label of `doc`.
+
+    Raises: MissingLabel (a KeyError): there is no `tags['finetuner_label']`. BadDocument: it is of a wrong type.
+    """
+    value = doc.tags.get(LABEL_TAG)
+    if value is None:
+        raise MissingLabel(f"Document {doc.id!r} has no tags['{LABEL_TAG}']; give every document its label there.")
+    return normalise_label(value)
+
+
+def has_label(doc: Any) -> bool:
+    """Whether `doc` carries the label tag at all (a null counts as absent)."""
+    return doc.tags.get(LABEL_TAG) is not None
+
+
+def with_id(doc: Any) -> Any:
+    """Give `doc` an id if it came without one, as documents do through an HTTP Flow."""
+    if not doc.id:
+        doc.id = uuid.uuid4().hex
+    return doc

@@ -1,0 +1,111 @@
+"""Every error that a user can meet, in one tree.
+
+FinetunerError
+├── BadRequest            400  the call itself is wrong
+│   ├── InvalidParameter  400  unknown, ill-typed or contradicting parameter
+│   └── NotTrainable      400  documents that no run could be trained on
+├── Unauthorized          401  no token, or a wrong one
+├── NotFound              404
+│   ├── UnknownRun        404
+│   └── UnknownModel      404
+├── Conflict              409  right call, wrong moment: the run's state forbids it
+│   └── IllegalTransition 409
+├── LimitExceeded         413  one of the configured limits
+├── Overloaded            429  the embedding queue is full
+├── BadDocument           422  one document cannot be used; its neighbours can
+│   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
+├── ConfigurationError    500  an executor option, or the model it names, is wrong
+├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
+└── InternalError         500  ours: the service's log has the traceback
+
+The message of each is one sentence or two: what was wrong, and what to do about it.
+"""
+
+
+class FinetunerError(Exception):
+    """Base of all errors meant for a user. `status` is the HTTP status code."""
+
+    status = 500
+
+
+class BadRequest(FinetunerError, ValueError):
+    """The call itself is wrong."""
+
+    status = 400
+
+
+class InvalidParameter(BadRequest):
+    """An unknown, ill-typed or contradicting parameter; the message lists the accepted ones."""
+
+
+class NotTrainable(BadRequest):
+    """Documents that cannot be trained on as a set; the message has the counts."""
+
+
+class Unauthorized(FinetunerError):
+    """The service asks for a token and the caller sent none, or a wrong one."""
+
+    status = 401
+
+
+class NotFound(FinetunerError, LookupError):
+    """Something was named that does not exist."""
+
+    status = 404
+
+
+class UnknownRun(NotFound):
+    """No run of that name."""
+
+
+class UnknownModel(NotFound):
+    """No model version of that name."""
+
+
+class Conflict(FinetunerError):
+    """The call is right, but the state of the run forbids it now."""
+
+    status = 409
+
+
+class IllegalTransition(Conflict):
+    """A run was asked to move to a state that its present state does not lead to."""
+
+
+class LimitExceeded(FinetunerError):
+    """A configured limit was reached; the message names the option that raises it."""
+
+    status = 413
+
+
+class Overloaded(FinetunerError):
+    """Too much is waiting already; try again later."""
+
+    status = 429
+
+
+class BadDocument(FinetunerError, ValueError):
+    """One document cannot be used. `str(error)` is the reason, without the document's id."""
+
+    status = 422
+
+
+class MissingLabel(BadDocument, KeyError):
+    """A document lacks `tags['finetuner_label']`."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigurationError(FinetunerError, ValueError):
+    """An executor option, or something that it names, is wrong."""
+
+
+class WorkspaceError(FinetunerError):
+    """The workspace cannot be used."""
+
+    status = 503
+
+
+class InternalError(FinetunerError):
+    """A defect of the service; its log has the traceback."""

@@ -1,0 +1,94 @@
+"""Embed a dataset's items and score them as queries: the proof of a better model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .cache import ImageCache
+from .datasets import Dataset
+from .loading import ahead, collate, default_augmentation, item_content, model_inputs
+from .metrics import Scores, paired_difference, score_classes, score_instances, score_sessions
+from .models import embedding_of
+
+DECIDING = "mean_average_precision_at_r"
+BATCH = 64
+
+
+class EvalSet:
+    """A frozen set of items that one model after another is measured on.
+
+    Args: items: (N,) indices into `dataset`, whole sessions for session data. cache: of the items' content.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        items: np.ndarray,
+        *,
+        device: torch.device,
+        cache: ImageCache | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.items = np.asarray(items)
+        self._device = device
+        self._cache = cache
+        self._seed = seed
+
+    def score(self, model: nn.Module) -> Scores:
+        """Measure `model`; it is left in evaluation mode."""
+        if self.dataset.kind == "unlabeled":
+            return score_instances(self._embed(model, view=1), self._embed(model, view=2))
+        return score_embeddings(self.dataset.kind, self._embed(model), self.dataset.labels[self.items])
+
+    def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
+        """(N, D) float32; with a `view`, of images augmented as in training, the same for every model."""
+        augment: Callable[[Any], Any] = lambda content: content  # noqa: E731
+        if view and self._cache is not None:
+            pipeline = default_augmentation("unlabeled", self._cache.size)
+            pipeline.seed(self._seed + view)
+            augment = pipeline
+
+        def batches() -> Any:
+            for start in range(0, len(self.items), BATCH):
+                part = self.items[start : start + BATCH]
+                contents = [augment(item_content(self.dataset, int(item), self._cache)) for item in part]
+                yield collate(contents, self.dataset.collate_fn)
+
+        return embed_batches(model, ahead(batches()), self._device)
+
+
+def score_embeddings(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> Scores:
+    """Score the embeddings (N, D) of the items of a class or session dataset; `labels` are the dataset's."""
+    if kind == "class":
+        return score_classes(embeddings, labels.tolist())
+    root = labels[:, 1] == 0
+    numbers = {session: number for number, session in enumerate(labels[root, 0].tolist())}
+    sessions = [numbers[session] for session in labels[~root, 0].tolist()]
+    return score_sessions(embeddings[root], embeddings[~root], sessions, labels[~root, 1].tolist())
+
+
+@torch.inference_mode()
+def embed_batches(model: nn.Module, batches: Any, device: torch.device) -> np.ndarray:
+    """Return the embeddings of all batches, (N, D) float32. The model is put into evaluation mode."""
+    model.eval()
+    parts = [embedding_of(model(model_inputs(model, inputs, device))).float().cpu().numpy() for inputs in batches]
+    return np.concatenate(parts)
+
+
+def verdict(base: Scores, tuned: Scores) -> tuple[bool, str]:
+    """Return whether `tuned` is proven better than `base`, and a sentence that says so.
+
+    Proven: the 95 % interval of the paired difference in mAP@R, by bootstrap over the queries, lies above zero.
+    """
+    before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
+    difference, low, high = paired_difference(base, tuned)
+    better = low > 0
+    return better, (
+        f"mAP@R went from {before:.3f} to {after:.3f} on {tuned.queries} queries: "
+        f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
+        + ("which is better." if better else "which does not prove it better.")
+    )

@@ -1,0 +1,43 @@
+"""Folders that are complete or absent."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Replace `folder` by what `write` puts into an empty one: readers see the old files or all of the new.
+
+    Everything is synced to disk before it appears under its name. A former `folder` is moved away first, so a
+    process killed in between leaves none; write each version under a name of its own where that matters.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        write(temporary)
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                sync(path)
+        sync(temporary)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.rename(folder, old / "replaced")
+            os.rename(temporary, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

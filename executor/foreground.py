@@ -1,0 +1,168 @@
+"""What `fit()` and `embed()` do: the same dataset, loader and loop as the trainer's, without files and processes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import nn
+
+from .datasets import Dataset, InstanceDataset, make_dataset
+from .device import choose_device
+from .evaluation import DECIDING, EvalSet, embed_batches
+from .images import looks_channels_first, warn_channels_first
+from .loading import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
+from .models import EmbeddingModel
+from .parameters import ExecutorOptions, TrainingOptions
+from .recipe import embedding_size, make_config, make_loader, make_loss, split_off
+from .training import Meter, Step, train
+
+PreprocessFn = Callable[[Any], Any]
+CollateFn = Callable[[list[Any]], Any]
+
+
+def train_here(
+    model: nn.Module,
+    train_data: Any,
+    eval_data: Any,
+    options: TrainingOptions,
+    *,
+    preprocess_fn: PreprocessFn | None,
+    collate_fn: CollateFn | None,
+    device: str,
+    progress: bool,
+) -> nn.Module:
+    """See `api.fit`."""
+    where = choose_device(ExecutorOptions(device=device))
+    dataset = _dataset(model, train_data, options.kind, preprocess_fn, collate_fn)
+    items = np.arange(len(dataset))
+    model.to(where)
+    if isinstance(model, EmbeddingModel):
+        model.freeze(options.freeze)
+    eval_set = None
+    if eval_data is not None:
+        held = _dataset(model, eval_data, "auto", preprocess_fn, collate_fn)
+        eval_set = EvalSet(held, np.arange(len(held)), device=where)
+    elif options.val_split:
+        items, held_items = split_off(dataset, items, options.val_split, options.seed)
+        eval_set = EvalSet(dataset, held_items, device=where)
+    loader = make_loader(dataset, items, options, augment=_augmentation(dataset))
+    loss = make_loss(dataset, options, embedding_size(model, dataset, None, where), where)
+    config = make_config(options, scratch=not _is_pretrained(model), device=where)
+    before = eval_set.score(model) if eval_set is not None else None
+    with ProgressBar(config.epochs, visible=progress) as bar:
+        for note in loader.sampler.notes:
+            bar.say(note)
+        train(
+            model,
+            loss,
+            loader,
+            config,
+            device=where,
+            evaluate=None if eval_set is None else lambda: eval_set.score(model).mean(),
+            report=bar.update,
+        )
+        if before is not None and eval_set is not None and before.queries:
+            after = eval_set.score(model).mean()[DECIDING]
+            bar.say(f"mAP@R on the eval documents: {before.mean()[DECIDING]:.3f} before, {after:.3f} after.")
+    return model
+
+
+def embed_here(
+    docs: Sequence[Any],
+    model: nn.Module,
+    preprocess_fn: PreprocessFn | None,
+    *,
+    collate_fn: CollateFn | None,
+    batch_size: int,
+    device: str,
+) -> None:
+    """See `api.embed`."""
+    if not len(docs):
+        return
+    where = choose_device(ExecutorOptions(device=device))
+    dataset = InstanceDataset(docs, _fitted(model, preprocess_fn), collate_fn)
+    model.to(where)
+    for start in range(0, len(docs), batch_size):
+        part = range(start, min(start + batch_size, len(docs)))
+        inputs = collate([item_content(dataset, item, None) for item in part], collate_fn)
+        embeddings = embed_batches(model, [inputs], where)
+        if getattr(model, "normalise", True):
+            embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        for item, embedding in zip(part, embeddings, strict=True):
+            docs[item].embedding = embedding
+
+
+def _dataset(
+    model: nn.Module, docs: Any, kind: str, preprocess_fn: PreprocessFn | None, collate_fn: CollateFn | None
+) -> Dataset:
+    dataset = make_dataset(docs, kind, preprocess_fn, collate_fn)
+    dataset.preprocess_fn = _fitted(model, dataset.preprocess_fn)
+    blob = getattr(dataset.document(0), "blob", None)
+    if isinstance(blob, np.ndarray) and looks_channels_first(blob):
+        warn_channels_first(blob.shape)
+    return dataset
+
+
+def _fitted(model: nn.Module, preprocess_fn: PreprocessFn | None) -> PreprocessFn | None:
+    """A model that says its input size gets images of that size."""
+    if preprocess_fn is None or not isinstance(model, EmbeddingModel):
+        return preprocess_fn
+    return fit_to_model(preprocess_fn, model.preprocessing)
+
+
+def _augmentation(dataset: Dataset) -> Augmentation | None:
+    """Your `preprocess_fn` augments; only the two views of an unlabeled image must differ in any case."""
+    if dataset.kind != "unlabeled":
+        return None
+    content = dataset[0][0]
+    return default_augmentation("unlabeled", content.shape[0]) if is_image(content) else None
+
+
+def _is_pretrained(model: nn.Module) -> bool:
+    if isinstance(model, EmbeddingModel):
+        return model.config.model != "default"
+    return hasattr(getattr(model, "config", None), "model_type")  # a transformers model
+
+
+class ProgressBar:
+    """Epoch, loss, images a second and time left, on the terminal."""
+
+    def __init__(self, epochs: int, *, visible: bool) -> None:
+        self._epochs = epochs
+        self._meter = Meter()
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  {task.fields[left]} left"),
+            console=Console(stderr=True),
+            disable=not visible,
+        )
+        self._task = self._bar.add_task("", total=None, epoch=0, loss="–", speed="–", left="–")
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        if not self._bar.disable:
+            self._bar.console.print(sentence, highlight=False)
+
+    def update(self, step: Step) -> None:
+        """Show a finished step."""
+        speed, left = self._meter.update(step)
+        self._bar.update(
+            self._task,
+            total=step.total,
+            completed=step.done,
+            epoch=step.epoch + 1,
+            loss=f"{step.loss:.4f}",
+            speed=f"{speed:.0f}",
+            left=f"{int(left) // 60}:{int(left) % 60:02d}",
+        )

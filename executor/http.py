@@ -1,0 +1,82 @@
+"""Errors on the wire: one sentence, no traceback, and over HTTP a status of their own.
+
+Jina answers an exception over HTTP with status 500 and `repr(exception)`, and sends gRPC clients its traceback.
+A `Refusal` is a sentence to both. Where the executor itself serves HTTP, `answer_with_status` puts the error's own
+status in place of the 500. Behind a Flow's HTTP gateway that is another process: see `gateway.py`.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+import jina.helper
+from fastapi import FastAPI
+
+from .errors import FinetunerError, InternalError
+
+Message = MutableMapping[str, Any]
+_statuses: ContextVar[list[int] | None] = ContextVar("statuses", default=None)
+
+
+class Refusal(Exception):
+    """What an endpoint raises: `str` and `repr` are the sentence, and the traceback does not travel."""
+
+    def __init__(self, error: FinetunerError) -> None:
+        super().__init__(str(error), type(error).__name__)  # the gateway reads the class from here
+        self.sentence = str(error)
+        statuses = _statuses.get()
+        if statuses is not None:
+            statuses.append(error.status)
+
+    @classmethod
+    def internal(cls, error: Exception) -> "Refusal":
+        """An error that is our fault."""
+        return cls(
+            InternalError(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")
+        )
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    __repr__ = __str__
+
+    @property
+    def __traceback__(self) -> TracebackType | None:
+        """Jina formats the traceback for the client from here; the service's log has it all."""
+        return None
+
+    @__traceback__.setter
+    def __traceback__(self, traceback: TracebackType | None) -> None:
+        """Ignore what `raise` records."""
+
+
+class _StatusMiddleware:
+    """Replaces the status 500 of a response by that of the `Refusal` raised meanwhile."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
+        statuses: list[int] = []
+        token = _statuses.set(statuses)
+
+        async def send_with_status(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 500 and statuses:
+                message["status"] = statuses[-1]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_status)
+        finally:
+            _statuses.reset(token)
+
+
+def answer_with_status() -> None:
+    """Let the HTTP server of this process, if Jina starts one, answer refusals with their status."""
+
+    def extended(app: FastAPI) -> FastAPI:
+        app.add_middleware(_StatusMiddleware)
+        return app
+
+    jina.helper.extend_rest_interface = extended

@@ -1,0 +1,152 @@
+"""Losses by name, for each kind of data: pytorch-metric-learning's, fed with the right pairs.
+
+Every loss maps (embeddings (B, D) float32, labels) to a scalar. Labels are (B,) int64 for class and unlabeled data,
+and (B, 2) int64, `(session, 0 | 1 | -1)`, for sessions.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+
+from .errors import InvalidParameter
+
+LossFactory = type[nn.Module]
+
+# Both proxy losses learn one vector a class; the others compare the items of a batch.
+PROXY_LOSSES: dict[str, LossFactory] = {
+    "proxy_anchor": losses.ProxyAnchorLoss,
+    "arcface": losses.ArcFaceLoss,
+}
+BATCH_LOSSES: dict[str, LossFactory] = {
+    "multi_similarity": losses.MultiSimilarityLoss,
+    "triplet": losses.TripletMarginLoss,
+    "contrastive": losses.ContrastiveLoss,
+    "ntxent": losses.NTXentLoss,
+    "supcon": losses.SupConLoss,
+    "circle": losses.CircleLoss,
+}
+SESSION_LOSSES: dict[str, LossFactory] = {
+    "triplet": losses.TripletMarginLoss,
+    "contrastive": losses.ContrastiveLoss,
+}
+MINERS: dict[str, Callable[[], nn.Module]] = {
+    "multi_similarity": miners.MultiSimilarityMiner,
+    "triplet": lambda: miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard"),
+}
+LOSSES: dict[str, dict[str, LossFactory]] = {
+    "class": PROXY_LOSSES | BATCH_LOSSES,
+    "session": SESSION_LOSSES,
+    "unlabeled": BATCH_LOSSES,
+}
+# Measured: benchmarks/README.md.
+DEFAULT_LOSS = {"class": "proxy_anchor", "session": "triplet", "unlabeled": "ntxent"}
+DEFAULT_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("unlabeled", "ntxent"): {"temperature": 0.2},
+    ("session", "triplet"): {"margin": 0.2},
+    ("class", "triplet"): {"margin": 0.2},
+}
+_GIVEN = {"num_classes", "embedding_size"}  # known from the data and the model, not a caller's to set
+# Only plain numbers and switches may come from a request.
+_NOT_PLAIN = {"self", "args", "kwargs", "reducer", "distance", "embedding_regularizer", "embedding_reg_weight"} | {
+    "weight_regularizer",
+    "weight_reg_weight",
+    "weight_init_func",
+    "mat_based_loss",
+    "triplets_per_anchor",
+}
+
+
+class MetricLoss(nn.Module):
+    """A loss on all pairs or triplets of a batch that a miner, where there is one, finds hard enough."""
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        pairs = None if self.miner is None else self.miner(embeddings, labels)
+        value: Tensor = self.loss(embeddings, labels, pairs)
+        return value
+
+
+class SessionLoss(nn.Module):
+    """A loss on the triplets of each session: anchor and positive fit the session, the negative does not.
+
+    The root and the matches labelled 1 belong together; the matches labelled -1 fit none of them, and say nothing
+    of one another. Nothing is ever compared across sessions.
+    """
+
+    def __init__(self, loss: nn.Module, *, of_pairs: bool) -> None:
+        super().__init__()
+        self.loss = loss
+        self.of_pairs = of_pairs
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        tuples = session_pairs(labels) if self.of_pairs else session_triplets(labels)
+        value: Tensor = self.loss(embeddings, labels[:, 0], tuples)
+        return value
+
+
+def session_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (anchor, positive, anchor, negative) index vectors, int64, of all pairs within sessions.
+
+    Args: labels: (B, 2) int64, `(session, 0 | 1 | -1)`.
+    """
+    session, kind = labels[:, 0], labels[:, 1]
+    same = session[:, None] == session[None, :]
+    fits = kind >= 0
+    different = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    anchor, positive = torch.nonzero(same & fits[:, None] & fits[None, :] & different, as_tuple=True)
+    other, negative = torch.nonzero(same & fits[:, None] & ~fits[None, :], as_tuple=True)
+    return anchor, positive, other, negative
+
+
+def session_triplets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (anchor, positive, negative) index vectors, int64, of all triplets within sessions."""
+    anchor, positive, other, negative = session_pairs(labels)
+    pair, partner = torch.nonzero(anchor[:, None] == other[None, :], as_tuple=True)
+    return anchor[pair], positive[pair], negative[partner]
+
+
+def build_loss(
+    name: str, kind: str, *, num_classes: int, embedding_size: int, options: dict[str, Any] | None = None
+) -> nn.Module:
+    """Return the loss called `name` for data of `kind`; `auto` is the default of the kind.
+
+    Raises: InvalidParameter: no such loss for the kind, or an argument that it does not have; the known are listed.
+    """
+    known = LOSSES[kind]
+    name = DEFAULT_LOSS[kind] if name == "auto" else name
+    if name not in known:
+        raise InvalidParameter(f"There is no loss {name!r} for {kind} data; there are: auto, {', '.join(known)}.")
+    arguments = DEFAULT_OPTIONS.get((kind, name), {}) | (options or {})
+    accepted = loss_arguments(known[name])
+    for argument, value in arguments.items():
+        if argument not in accepted:
+            raise InvalidParameter(
+                f"loss_options: the loss {name!r} has no argument {argument!r}; it has: {', '.join(accepted)}."
+            )
+        if not isinstance(value, (bool, int, float)):
+            raise InvalidParameter(f"loss_options: {argument!r} of the loss {name!r} must be a number, not {value!r}.")
+    if name in PROXY_LOSSES:
+        arguments |= {"num_classes": num_classes, "embedding_size": embedding_size}
+    loss = known[name](**arguments)
+    if kind == "session":
+        return SessionLoss(loss, of_pairs=name == "contrastive")
+    miner = MINERS[name]() if name in MINERS and kind == "class" else None
+    return MetricLoss(loss, miner)
+
+
+def loss_arguments(factory: LossFactory) -> list[str]:
+    """The arguments of a loss that a caller may set, by name, from its constructors' signatures."""
+    names: list[str] = []
+    for base in inspect.getmro(factory):
+        if not base.__module__.startswith("pytorch_metric_learning.losses"):
+            continue
+        names += [name for name in inspect.signature(base).parameters if name not in names]
+    return [name for name in names if name not in _GIVEN | _NOT_PLAIN]

@@ -1,0 +1,305 @@
+"""Retrieval metrics: how well embeddings rank what belongs together before what does not.
+
+Every metric is a function of the ranks of a query's relevant items, so the ranks are computed once. With R
+relevant items whose ranks, counted from 1, are r_1 < … < r_R in the ranking of all candidates but the query:
+
+recall_at_1, recall_at_5
+    1 if any relevant item is among the first k, else 0; not the fraction of the relevant items that was found
+    (Jégou et al. 2011, "Product quantization for nearest neighbor search", as adopted for metric learning by
+    Oh Song et al. 2016, arXiv:1511.06452).
+precision_at_1
+    1 if the first item is relevant, else 0; equal to recall_at_1 by definition (Musgrave et al. 2020,
+    arXiv:2003.08505).
+mean_average_precision_at_r
+    1/R · Σ_j j / r_j over the j with r_j ≤ R: the precision at each hit within the first R (same paper, eq. 3).
+ndcg_at_10
+    Σ_j 1 / log2(1 + r_j) over r_j ≤ 10, divided by the same sum for the ideal ranks 1 … min(10, R): gains are
+    binary (Järvelin & Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques"; the discount
+    log2(1 + rank) is the form in common use).
+mrr
+    1 / r_1 over the whole ranking, without a cut-off (Voorhees 1999, TREC-8 question answering track).
+
+Similarity is the cosine; a zero vector has similarity 0 to everything. At equal similarity what is not relevant
+ranks first, so that a model that embeds everything alike cannot look good by the order of the documents.
+
+Similarities are float64: in float32 the cosines of a model that is nearly collapsed, as an untrained network
+is, fall together, and such a base would be measured worse than it is. It also keeps autocast and torch's float32
+matmul precision, which training may have lowered, out of the measurement.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
+
+_NDCG_DEPTH = 10
+_TIE = 1e-12  # cosines closer than this are equal: products of the same vectors differ by about 1e-16
+_CHUNK_BYTES = 64 * 2**20  # of similarities, and of what is derived from them, at a time
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value for == to return
+class Scores:
+    """Metrics of every scored query.
+
+    Attributes:
+        per_query: For each name in `METRICS`, (Q,) float64 in [0, 1], in the order of the input.
+        skipped: Queries that could not be scored.
+        query_index: (Q,) int64, ascending: where in the input each scored query is.
+    """
+
+    per_query: dict[str, np.ndarray]
+    skipped: int
+    query_index: np.ndarray
+
+    @property
+    def queries(self) -> int:
+        """How many queries were scored."""
+        return len(self.query_index)
+
+    def mean(self) -> dict[str, float]:
+        """Return the mean of each metric over the queries; empty if none was scored."""
+        if not self.queries:
+            return {}
+        return {name: float(values.mean()) for name, values in self.per_query.items()}
+
+    def interval(self, name: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+        """Return the confidence interval (low, high) of a metric's mean, by percentile bootstrap over the queries.
+
+        Raises: ValueError: no query was scored.
+        """
+        return _bootstrap(self.per_query[name], level, resamples, seed)
+
+
+def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores:
+    """Score every document as a query against all others; those with its label are relevant.
+
+    A document that is the only one of its label is no query, and is counted in `skipped`; it remains a candidate.
+
+    Args:
+        embeddings: (N, D) float32.
+        labels: N labels; `1` and `'1'` are different ones.
+
+    Raises: ValueError: embeddings are not finite, or their shape does not fit the labels.
+    """
+    import torch
+
+    _check(embeddings=embeddings)
+    _check_length("labels", labels, len(embeddings))
+    codes = _numbered(labels)
+    sizes = np.bincount(codes)[codes]  # (N,) documents in each document's class
+    # Sorted by class size, then class: the queries of a chunk have equally many relevant items, in adjacent columns.
+    order = np.lexsort((codes, sizes))
+    positions = np.arange(len(order))
+    class_starts = np.maximum.accumulate(np.where(np.diff(codes[order], prepend=-1) != 0, positions, 0))
+    unit = torch.from_numpy(_unit(embeddings[order]))  # (N, D)
+
+    table = np.empty((len(METRICS), len(order)))
+    sorted_sizes = sizes[order]
+    for size in np.unique(sizes[sizes > 1]):
+        first, last = np.searchsorted(sorted_sizes, [size, size + 1])
+        for rows in _chunks(first, last, candidates=len(order), relevant=size - 1):
+            queries = positions[rows, None]  # (Q, 1)
+            starts = class_starts[rows, None]
+            relevant = starts + (queries - starts + np.arange(1, size)) % size  # (Q, R): its class but for itself
+            similarity = unit[rows] @ unit.T  # (Q, N)
+            similarity.scatter_(1, torch.from_numpy(queries), -torch.inf)
+            table[:, order[rows]] = _score(similarity, torch.from_numpy(relevant))
+    return _scores(table, scored=sizes > 1)
+
+
+def score_sessions(roots: np.ndarray, matches: np.ndarray, sessions: Sequence[int], labels: Sequence[int]) -> Scores:
+    """Score every session's root as a query against its own matches; those labelled 1 are relevant.
+
+    A session without a positive has nothing to find, and one without a negative cannot be ranked wrongly: both
+    are no queries, and are counted in `skipped`.
+
+    Args:
+        roots: (S, D) float32.
+        matches: (M, D) float32, of all sessions, in any order.
+        sessions: M positions in `roots`: whose match each one is.
+        labels: M labels, 1 for a positive and -1 for a negative.
+
+    Raises: ValueError: embeddings are not finite, shapes do not fit, or a label or session is of another value.
+    """
+    import torch
+
+    _check(roots=roots, matches=matches)
+    _check_length("sessions", sessions, len(matches))
+    _check_length("labels", labels, len(matches))
+    owners = np.asarray(sessions, dtype=np.int64)
+    positive = np.asarray(labels) == 1
+    if not np.isin(labels, (1, -1)).all():
+        raise ValueError("A match has a label other than 1 and -1.")
+    if not ((owners >= 0) & (owners < len(roots))).all():
+        raise ValueError(f"A match names a session outside 0 to {len(roots) - 1}.")
+
+    positives = np.bincount(owners[positive], minlength=len(roots))  # (S,)
+    negatives = np.bincount(owners[~positive], minlength=len(roots))
+    starts = np.cumsum(positives + negatives) - positives - negatives
+    scored = (positives > 0) & (negatives > 0)
+    grouped = np.lexsort((~positive, owners))  # each session's matches together, positives first
+    unit_roots = _unit(roots)
+    flat = np.empty(len(matches))  # each match's similarity to its root
+    for rows in _chunks(0, len(matches), candidates=2 * roots.shape[1], relevant=0):
+        flat[rows] = np.einsum("md,md->m", unit_roots[owners[grouped[rows]]], _unit(matches[grouped[rows]]))
+
+    table = np.empty((len(METRICS), len(roots)))
+    for wanted, unwanted in np.unique(np.stack((positives, negatives), axis=1)[scored], axis=0):
+        alike = np.flatnonzero((positives == wanted) & (negatives == unwanted))  # scored together
+        for rows in _chunks(0, len(alike), candidates=2 * (wanted + unwanted), relevant=wanted):
+            similarity = flat[starts[alike[rows], None] + np.arange(wanted + unwanted)]  # (Q, matches)
+            relevant = torch.arange(int(wanted)).expand(len(similarity), -1)
+            table[:, alike[rows]] = _score(torch.from_numpy(similarity), relevant)
+    return _scores(table, scored=scored)
+
+
+def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
+    """Score the first view of every document as a query against the second views of all; its own is relevant.
+
+    Args:
+        first: (N, D) float32.
+        second: (N, D) float32, another view of the same documents in the same order.
+
+    Raises: ValueError: embeddings are not finite, or there are not as many of both.
+    """
+    import torch
+
+    _check(first=first, second=second)
+    _check_length("second views", second, len(first))
+    queries, candidates = torch.from_numpy(_unit(first)), torch.from_numpy(_unit(second))
+    own = torch.arange(len(first))[:, None]  # (N, 1)
+
+    table = np.empty((len(METRICS), len(first)))
+    for rows in _chunks(0, len(first), candidates=len(first), relevant=1):
+        table[:, rows] = _score(queries[rows] @ candidates.T, own[rows])
+    return _scores(table, scored=np.ones(len(first), dtype=bool))
+
+
+def paired_difference(
+    before: Scores,
+    after: Scores,
+    name: str = "mean_average_precision_at_r",
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Return the mean of after - before over the queries, and its confidence interval: (mean, low, high).
+
+    The interval is a percentile bootstrap of the per-query differences: both models see the same queries, so what
+    makes a query hard for both cancels out.
+
+    Raises: ValueError: the two are not of the same queries, or of none.
+    """
+    if not np.array_equal(before.query_index, after.query_index):
+        raise ValueError("The two scores are of different queries; score both models on the same documents.")
+    difference = after.per_query[name] - before.per_query[name]
+    low, high = _bootstrap(difference, level, resamples, seed)
+    return float(difference.mean()), low, high
+
+
+def _score(similarity: "torch.Tensor", relevant: "torch.Tensor") -> np.ndarray:
+    """Return the metrics of a chunk of queries, (6, Q) float64 in the order of `METRICS`.
+
+    Args:
+        similarity: (Q, N) float64, -inf for what is no candidate. Overwritten.
+        relevant: (Q, R) int64, the columns of each query's relevant items, R ≥ 1.
+    """
+    import torch
+
+    wanted = relevant.shape[1]
+    nearest = similarity.gather(1, relevant).sort(dim=1, descending=True).values - _TIE  # (Q, R)
+    rivals = similarity.scatter_(1, relevant, -torch.inf)  # what is not relevant
+    # No metric but MRR looks deeper than R or 10, so no more than that many rivals can matter.
+    depth = min(max(wanted, _NDCG_DEPTH), rivals.shape[1])
+    top = rivals.topk(depth, dim=1).values
+    ahead = torch.searchsorted(-top, -nearest, right=True)  # (Q, R): rivals at least as similar, `depth` at most
+    deep = ahead[:, 0] == depth
+    ahead[deep, 0] = (rivals[deep] >= nearest[deep, :1]).sum(dim=1)
+
+    order = torch.arange(1, wanted + 1, dtype=torch.float64)
+    ranks = ahead + order  # (Q, R)
+    discounts = 1 / torch.log2(1 + ranks)
+    first = ranks[:, 0]
+    recall_at_1 = (first <= 1).double()
+    recall_at_5 = (first <= 5).double()
+    precision_at_1 = recall_at_1
+    average_precision = (order / ranks * (ranks <= wanted)).sum(dim=1) / wanted
+    ideal = (1 / torch.log2(1 + order[:_NDCG_DEPTH])).sum()
+    ndcg = (discounts * (ranks <= _NDCG_DEPTH)).sum(dim=1) / ideal
+    return torch.stack((recall_at_1, recall_at_5, precision_at_1, average_precision, ndcg, 1 / first)).numpy()
+
+
+def _scores(table: np.ndarray, scored: np.ndarray) -> Scores:
+    """Keep the scored columns of the (6, N) table; `scored` is (N,) bool."""
+    return Scores(
+        per_query=dict(zip(METRICS, table[:, scored], strict=True)),
+        skipped=int(np.count_nonzero(~scored)),
+        query_index=np.flatnonzero(scored),
+    )
+
+
+def _chunks(first: int, last: int, *, candidates: int, relevant: int) -> Iterator[slice]:
+    """Cut the rows from `first` to `last` into slices whose working memory stays within `_CHUNK_BYTES`."""
+    row_bytes = 8 * (candidates + 12 * relevant)  # `_score` holds up to 12 numbers of 8 bytes per relevant item
+    step = max(1, _CHUNK_BYTES // row_bytes)
+    for start in range(first, last, step):
+        yield slice(start, min(start + step, last))
+
+
+def _bootstrap(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the percentile interval of the mean of `values`, (Q,), resampled with replacement."""
+    if not len(values):
+        raise ValueError("No query was scored, so there is nothing to take an interval of.")
+    if len(values) == 1:  # every resample is the one value; scipy asks for two
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _CHUNK_BYTES // (16 * len(values))),  # an index and a value per query and resample
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _numbered(labels: Sequence[Any]) -> np.ndarray:
+    """Number the labels in order of first appearance, (N,) int64; numpy would make `1` and `'1'` the same."""
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    """Return the embeddings as float64, each divided by its length; a zero vector stays zero."""
+    unit = embeddings.astype(np.float64)
+    lengths = np.linalg.norm(unit, axis=1, keepdims=True)
+    unit /= np.where(lengths > 0, lengths, 1)
+    return unit
+
+
+def _check(**arrays: np.ndarray) -> None:
+    """Raise ValueError unless each array is (N, D), of one D, and finite."""
+    for name, array in arrays.items():
+        if array.ndim != 2:
+            raise ValueError(f"{name} has shape {array.shape}; it must be (N, D).")
+        broken = len(array) - int(np.count_nonzero(np.isfinite(array).all(axis=1)))
+        if broken:
+            raise ValueError(f"{broken} of {len(array)} embeddings in {name} are not finite; the model is broken.")
+    widths = {array.shape[1] for array in arrays.values()}
+    if len(widths) > 1:
+        raise ValueError(f"{' and '.join(arrays)} have different dimensions: {sorted(widths)}.")
+
+
+def _check_length(name: str, items: Sequence[Any] | np.ndarray, expected: int) -> None:
+    if len(items) != expected:
+        raise ValueError(f"There are {len(items)} {name} for {expected} embeddings.")

@@ -1,0 +1,298 @@
+"""What a caller may ask for, and what an operator may configure: one typed, frozen model each.
+
+Jina hands parameters over as a plain dict in which integers have become floats and into which it adds
+keys of its own (`__results__`). `parse` undoes both and names what is wrong: the typed annotations that
+Jina offers would drop unknown keys silently behind an HTTP gateway.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from .errors import ConfigurationError, InvalidParameter
+from .images import ImagePolicy
+
+RESERVED_NAMES = ("base", "promoted")
+# By kind; `losses.py` builds them. Here too, so that a wrong name is refused without importing torch.
+LOSS_NAMES = {
+    "class": (
+        "auto",
+        "proxy_anchor",
+        "arcface",
+        "multi_similarity",
+        "triplet",
+        "contrastive",
+        "ntxent",
+        "supcon",
+        "circle",
+    ),
+    "session": ("auto", "triplet", "contrastive"),
+    "unlabeled": ("auto", "multi_similarity", "triplet", "contrastive", "ntxent", "supcon", "circle"),
+}
+RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
+
+
+def _whole(value: Any) -> Any:
+    """3.0 is 3; 3.5, '3' and true are not whole numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
+        raise ValueError("must be a whole number")
+    return int(value)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+def _run_name(value: Any) -> Any:
+    if not isinstance(value, str) or not RUN_NAME.fullmatch(value):
+        raise ValueError("must be 1 to 64 letters, digits, '-', '_' or '.', not beginning with '.'")
+    return value
+
+
+def _new_run_name(value: Any) -> Any:
+    if value in RESERVED_NAMES:
+        raise ValueError(f"must not be one of the reserved names {', '.join(RESERVED_NAMES)}")
+    return _run_name(value)
+
+
+def _names(value: Any) -> Any:
+    """A list of names, or one name, becomes a tuple."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _loss_name(value: Any) -> Any:
+    known = sorted({name for names in LOSS_NAMES.values() for name in names})
+    if value not in known:
+        raise ValueError(f"must be one of: auto, {', '.join(name for name in known if name != 'auto')}")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+RunName = Annotated[str, BeforeValidator(_run_name)]
+NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+Kind = Literal["auto", "class", "session", "unlabeled"]
+Split = Literal["train", "eval"]
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TrainingOptions(_Parameters):
+    """What a run depends on: set by its first request and kept with it."""
+
+    kind: Kind = Field("auto", description="`class`, `session` or `unlabeled`; `auto` looks at the whole set")
+    base: RunName = Field("base", description="the version to start from: `base`, `promoted`, or a run")
+    epochs: Annotated[Whole, Field(ge=1, le=100_000)] = Field(10, description="passes over the train documents")
+    batch_size: Annotated[Whole, Field(ge=2, le=65_536)] = Field(64, description="images a step")
+    learning_rate: Annotated[Number, Field(gt=0, le=10)] | None = Field(
+        None, description="AdamW's peak rate; by default 1e-3 for the `default` model, else 1e-4"
+    )
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.01, description="AdamW's decay, on matrices and kernels only"
+    )
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the steps in which the rate rises; a cosine follows"
+    )
+    num_items_per_class: Annotated[Whole, Field(ge=1, le=65_536)] = Field(
+        4, description="K of the P × K batch of class data"
+    )
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="of order, augmentation and dropout")
+    loss: Annotated[str, BeforeValidator(_loss_name)] = Field(
+        "auto", description="a loss by name; by default the best measured for the kind"
+    )
+    loss_options: dict[str, Any] = Field({}, description="arguments of the loss, checked by name")
+    freeze: Flag | Names = Field(False, description="true: the backbone; or names of its layers")
+    embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
+        None, description="size of the embedding; a changed one puts a new projection head on the model"
+    )
+    val_split: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the train documents to hold out when no eval documents are given"
+    )
+    patience: Annotated[Whole, Field(ge=0)] = Field(
+        0, description="stop after so many epochs without a better mAP@R on the eval documents; 0: never"
+    )
+    promote: Literal["if_better", "always", "never"] = Field(
+        "if_better", description="whether to serve the tuned model when the run has succeeded"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`bf16`: mixed precision; `auto`: bf16 where the processor computes in it"
+    )
+
+    @model_validator(mode="after")
+    def _loss_fits_the_kind(self) -> "TrainingOptions":
+        if self.kind != "auto" and self.loss not in LOSS_NAMES[self.kind]:
+            raise ValueError(
+                f"the loss {self.loss!r} is not for {self.kind} data; {', '.join(LOSS_NAMES[self.kind])} are"
+            )
+        return self
+
+
+class FitParameters(TrainingOptions):
+    """Parameters of `/fit`: the training options, and where these documents belong."""
+
+    run: NewRunName | None = Field(None, description="which run; by default the one now receiving, else a new one")
+    split: Split = Field("train", description="`train` or `eval`")
+    total: Annotated[Whole, Field(ge=1)] | None = Field(None, description="train documents to expect; then it starts")
+    start: Flag = Field(False, description="start with what is there; so does a request without documents")
+
+    def training_options(self) -> dict[str, Any]:
+        """The training options that the caller set, by name."""
+        return {name: getattr(self, name) for name in self.model_fields_set & TrainingOptions.model_fields.keys()}
+
+
+class StatusParameters(_Parameters):
+    """Parameters of `/status`."""
+
+    run: RunName | None = Field(None, description="one run; by default all, newest first")
+
+
+class EmbedParameters(_Parameters):
+    """Parameters of `/embed`."""
+
+    model: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
+    matches: Flag = Field(False, description="embed the matches of the documents too")
+
+
+class CancelParameters(_Parameters):
+    """Parameters of `/cancel`."""
+
+    run: RunName = Field(description="the run to cancel")
+
+
+class PromoteParameters(_Parameters):
+    """Parameters of `/promote`."""
+
+    run: RunName = Field(description="the version to serve: a run, or `base`")
+
+
+class EvaluateParameters(_Parameters):
+    """Parameters of `/evaluate`."""
+
+    model: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
+    run: RunName | None = Field(None, description="score on this run's eval documents instead of those sent")
+
+
+class ExecutorOptions(_Parameters):
+    """What the operator configures, as `uses_with`."""
+
+    model: Text = Field(
+        "default",
+        description="`default`, a transformers vision model (hub id or directory), or `package.module:factory`",
+    )
+    input_size: Annotated[Whole, Field(ge=8, le=4096)] | None = Field(
+        None, description="side of the square the model sees, in pixels; by default the model's own"
+    )
+    embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
+        None, description="size of the embedding; by default the model's own"
+    )
+    freeze: Flag | Names = Field(False, description="default of the training option `freeze`")
+    device: Text = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
+    devices: Names | None = Field(None, description="the devices to train on; one at present")
+    preprocess_fn: Text | None = Field(
+        None, description="`package.module:function`, from a document to an array, in place of the image loading"
+    )
+    augment: Text | dict[str, Any] | None = Field(
+        None,
+        description="an albumentations pipeline (its `to_dict`), or the path of its YAML or JSON file; `none`: off",
+    )
+    allowed_roots: Names | None = Field(
+        None, description="directories that a path may lie in; by default the one the service was started in"
+    )
+    allow_remote_uris: Flag = Field(False, description="whether `http(s)://` uris are loaded")
+    receive_timeout: Annotated[Number, Field(gt=0)] = Field(
+        5.0, description="seconds without a new train document after which a run starts"
+    )
+    fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
+    max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
+    max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
+    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
+    max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(8 * 2**30, description="of decoded images kept per run")
+    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(10_000_000, description="train and eval together")
+    max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
+    max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
+        4096, description="images waiting in `/embed` before it refuses more"
+    )
+    trainer_threads: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="torch threads of the trainer; by default one a core"
+    )
+    trainer_nice: Annotated[Whole, Field(ge=0, le=19)] = Field(10, description="niceness of the trainer process")
+
+    @model_validator(mode="after")
+    def _checked(self) -> "ExecutorOptions":
+        parse(TrainingOptions, self.fit_defaults, where="fit_defaults")
+        if self.devices is not None and len(self.devices) != 1:
+            raise ValueError(f"devices must name exactly one device at present, not {len(self.devices)}")
+        return self
+
+    def with_roots(self) -> "ExecutorOptions":
+        """The same with the allowed roots resolved; by default the present directory is the only one."""
+        roots = tuple(str(Path(root).resolve()) for root in (self.allowed_roots or (".",)))
+        return self.model_copy(update={"allowed_roots": roots})
+
+    def image_policy(self) -> ImagePolicy:
+        """What images may be read from where."""
+        return ImagePolicy(
+            allowed_roots=self.allowed_roots,
+            allow_remote_uris=self.allow_remote_uris,
+            max_image_bytes=self.max_image_bytes,
+            max_image_pixels=self.max_image_pixels,
+        )
+
+
+P = TypeVar("P", bound=BaseModel)
+
+
+def parse(model: type[P], values: dict[str, Any] | None, *, where: str) -> P:
+    """Return `values` as `model`.
+
+    Args: where: the endpoint (`/fit`) or the setting, for the message.
+    Raises: InvalidParameter: unknown or ill-typed; the message names it and lists the accepted ones.
+    """
+    given = {
+        key: value
+        for key, value in (values or {}).items()
+        if not key.startswith("__") and (value is not None or key not in model.model_fields)
+    }
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise InvalidParameter(_explain(model, error, where)) from None
+
+
+def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
+    """Return `uses_with` as options. Raises: ConfigurationError: unknown or ill-typed."""
+    try:
+        return parse(ExecutorOptions, values, where="the executor")
+    except InvalidParameter as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
+    accepted = ", ".join(model.model_fields)
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"{where} has no parameter {name!r}; it accepts: {accepted}."
+    if first["type"] == "missing":
+        return f"{where} needs the parameter {name!r}; it accepts: {accepted}."
+    reason = first["msg"].removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
+    if not name:
+        return f"{where}: {reason}"
+    return f"Parameter {name!r} of {where} is {_shown(first['input'])}, but {reason}. It accepts: {accepted}."
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

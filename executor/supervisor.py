@@ -1,0 +1,226 @@
+"""Starts, watches, resumes and cancels the trainer process. One run trains at a time; the others wait in order."""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from .runs import Run, RunState, RunStore
+
+PACKAGE = Path(__file__).resolve().parent
+TICK_SECONDS = 0.05
+START_GRACE_SECONDS = 1.0  # a client's call is split into requests: `start` waits for the rest of them
+STOP_SECONDS = 10.0  # a trainer that is asked to stop gets so long to write its checkpoint
+MAX_BARREN_ATTEMPTS = 3  # attempts without a further checkpoint before the run fails
+LOG_LINES = 20
+_REFUSED, _INTERRUPTED = 3, 4  # exit codes of the trainer
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """A thread that tends the runs of a workspace; it lives as long as the service.
+
+    Args:
+        receive_timeout: seconds without a new train document after which a run is queued.
+        queue: called to queue a run that is receiving.
+        promote: called with the name of a run whose model shall be served, before the run is called succeeded.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        *,
+        receive_timeout: float,
+        nice: int,
+        queue: Callable[[str], None],
+        promote: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._receive_timeout = receive_timeout
+        self._nice = nice
+        self._queue = queue
+        self._promote = promote
+        self._lock = threading.RLock()
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._of = ""  # the run that the process is for
+        self._warmed: set[str] = set()  # runs a trainer was started for before they were queued
+        self._arrivals: dict[str, float] = {}  # of the last train document, by a clock that never jumps
+        self._starts: dict[str, float] = {}  # when to start, once `start` was asked for with documents
+        self._barren: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
+        self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        """Go on with what an earlier service left, then tend the runs until `close`."""
+        for run in self._store.in_state(RunState.TRAINING):
+            self._store.advance(run.name, RunState.QUEUED, pid=None)
+            self._store.event(run.name, "resumed", "the service was started again")
+        for run in self._store.in_state(RunState.RECEIVING):
+            self._arrivals[run.name] = time.monotonic()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the trainer, after its checkpoint if it is quick about it, and the thread."""
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join()
+        with self._lock:
+            self._end_trainer(signal.SIGTERM)
+
+    def arrived(self, run: str, train: bool) -> None:
+        """Note that documents arrived for a run that is receiving."""
+        if train or run in self._arrivals:
+            self._arrivals[run] = time.monotonic()
+        if run in self._starts:
+            self._starts[run] = time.monotonic() + START_GRACE_SECONDS
+        self._wake.set()
+
+    def start_soon(self, run: str) -> None:
+        """Queue a run as soon as no further request of the same call follows."""
+        self._starts[run] = time.monotonic() + START_GRACE_SECONDS
+        self._wake.set()
+
+    def cancel(self, run: str) -> None:
+        """Cancel a run that has not ended; its trainer is gone when this returns."""
+        with self._lock:
+            if not self._store.get(run).state.ended:
+                self._store.advance(run, RunState.CANCELLED)
+            if self._of == run:
+                self._end_trainer(signal.SIGKILL)
+
+    # the thread ---------------------------------------------------------------------------------------------------
+
+    def _tend(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._lock:
+                    self._queue_due_runs()
+                    self._judge_trainer()
+                    self._assign_trainer()
+            except Exception:
+                _log.exception("The supervisor goes on after an error")
+                self._stopping.wait(1.0)
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+
+    def _queue_due_runs(self) -> None:
+        now = time.monotonic()
+        for run in self._store.in_state(RunState.RECEIVING):
+            silent = run.name in self._arrivals and now - self._arrivals[run.name] >= self._receive_timeout
+            if silent or now >= self._starts.get(run.name, float("inf")):
+                self._queue(run.name)
+                self._starts.pop(run.name, None)
+
+    def _assign_trainer(self) -> None:
+        """Give the trainer to the first run in line; while none is queued, warm one up for a run that is receiving."""
+        if self._store.in_state(RunState.TRAINING):
+            return
+        queued = self._store.in_state(RunState.QUEUED)
+        receiving = [run for run in self._store.in_state(RunState.RECEIVING) if run.name not in self._warmed]
+        if queued:
+            first = queued[0]
+            if self._of != first.name:
+                self._end_trainer(signal.SIGKILL)  # it was only warming up for another run
+                self._spawn(first)
+            self._store.advance(first.name, RunState.TRAINING)
+        elif receiving and self._process is None:
+            self._warmed.add(receiving[0].name)
+            self._spawn(receiving[0])
+
+    def _spawn(self, run: Run) -> None:
+        workspace = self._store.workspace
+        workspace.run(run.name).mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", PACKAGE.name, "train", "--workspace", str(workspace.root), "--run", run.name]
+        with open(workspace.log(run.name), "ab") as log:
+            # Its standard input is a pipe from here: it ends when this process does, and the trainer with it.
+            self._process = subprocess.Popen(
+                [*command, "--tied", "--nice", str(self._nice)],
+                cwd=PACKAGE.parent,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+            )
+        self._of = run.name
+        self._store.set_pid(run.name, self._process.pid)
+
+    def _judge_trainer(self) -> None:
+        if self._process is None or self._process.poll() is None:
+            return
+        code, name = self._process.returncode, self._of
+        self._forget_trainer()
+        run = self._store.get(name)
+        if run.state is not RunState.TRAINING:
+            return  # it was cancelled, or failed to warm up: it is tried again once the run is queued
+        if code == 0 and self._store.workspace.model(name).is_dir():
+            self._succeed(run)
+        elif code == _REFUSED:
+            self._fail(run, self._store.progress(name).error or "the trainer refused the run")
+        else:
+            self._resume_or_fail(run, code)
+
+    def _succeed(self, run: Run) -> None:
+        progress = self._store.progress(run.name)
+        policy = run.options["promote"]
+        promoted = policy == "always" or (policy == "if_better" and progress.better is not False)
+        reason = progress.verdict or "There were no eval documents, so the model is unproven."
+        if promoted:
+            self._promote(run.name)
+        outcome = "It was promoted." if promoted else f"It was not promoted (promote={policy})."
+        self._store.advance(run.name, RunState.SUCCEEDED, verdict=f"{reason} {outcome}")
+
+    def _resume_or_fail(self, run: Run, code: int) -> None:
+        step = self._store.workspace.latest_step(run.name)
+        before, attempts = self._barren.get(run.name, (step, 0))
+        attempts = 1 if step > before else attempts + 1
+        self._barren[run.name] = (step, attempts)
+        death = how_it_ended(code)
+        if attempts >= MAX_BARREN_ATTEMPTS:
+            error = self._store.progress(run.name).error
+            self._fail(
+                run,
+                f"The trainer {death} {attempts} times without a further checkpoint"
+                + (f" ({error})" if error else "")
+                + f"; the end of its log: {self._end_of_log(run.name)}",
+            )
+            return
+        self._store.advance(run.name, RunState.QUEUED, pid=None)
+        self._store.event(run.name, "resumed", f"the trainer {death}; it goes on from step {step}")
+
+    def _fail(self, run: Run, error: str) -> None:
+        self._store.advance(run.name, RunState.FAILED, error=error)
+
+    def _end_of_log(self, name: str) -> str:
+        lines = self._store.workspace.log(name).read_text(errors="replace").splitlines()
+        return " | ".join(line.strip() for line in lines[-LOG_LINES:] if line.strip())
+
+    def _end_trainer(self, how: signal.Signals) -> None:
+        """Stop the process, if there is one, and wait until it is gone."""
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._forget_trainer()
+
+    def _forget_trainer(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process, self._of = None, ""
+
+
+def how_it_ended(code: int) -> str:
+    """Say how a process ended: negative exit codes are signal numbers."""
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    if code == _INTERRUPTED:
+        return "was told to stop"
+    return f"ended with exit code {code}"

@@ -1,0 +1,339 @@
+"""The trainer process: `python -m executor train --workspace FOLDER --run NAME`.
+
+It starts while its run is still receiving, loads the model and decodes what has arrived, and begins to train once
+the service has moved the run to `training`. It writes progress, checkpoints and the run's model; what becomes of the
+run is for the service to decide, from the exit code and from what lies in the run's folder.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .cache import ImageCache
+from .checkpoints import load_checkpoint, save_checkpoint
+from .datasets import DATASETS, Dataset, kind_of
+from .device import choose_device
+from .errors import BadDocument, FinetunerError, NotTrainable
+from .evaluation import EvalSet, verdict
+from .loading import load_augmentation
+from .memmap import DocumentArrayMemmap
+from .metrics import Scores
+from .models import EmbeddingModel, load_model, save_model
+from .parameters import ExecutorOptions, TrainingOptions
+from .preprocessing import make_preprocess
+from .recipe import embedding_size, make_config, make_loader, make_loss, split_off
+from .runs import Progress, RunState, RunStore, Workspace
+from .training import Interrupted, Meter, Step, TrainState, train
+from .versions import ensure_base
+
+SUCCEEDED, REFUSED, CRASHED, INTERRUPTED = 0, 3, 1, 4  # exit codes
+CHECKPOINT_SECONDS = 30.0
+REPORT_SECONDS = 0.2
+POLL_SECONDS = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+def main(workspace: Path, name: str, *, tied: bool) -> int:
+    """Train one run and return the exit code. `tied`: die when standard input ends, as it does with the service."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if tied:
+        threading.Thread(target=_die_with_the_service, name="tie", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service says when to stop
+    store = RunStore(Workspace(workspace))
+    trainer = Trainer(store, name)
+    signal.signal(signal.SIGTERM, lambda *_: trainer.interrupt())
+    try:
+        trainer.run()
+        return SUCCEEDED
+    except Interrupted:
+        return INTERRUPTED
+    except FinetunerError as error:
+        _log.exception("The run cannot go on")
+        trainer.report(error=str(error))
+        return REFUSED
+    except Exception as error:
+        _log.exception("The trainer failed")
+        trainer.report(error=f"{type(error).__name__}: {error}")
+        return CRASHED
+
+
+def _die_with_the_service() -> None:
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Trainer:
+    """One run, from its spool to its model."""
+
+    def __init__(self, store: RunStore, name: str) -> None:
+        self._store = store
+        self._run = store.get(name)
+        self._folder = store.workspace.run(name)
+        self._options = TrainingOptions.model_validate(self._run.options)
+        self._configuration = ExecutorOptions.model_validate(self._run.configuration["options"])
+        self._progress = Progress(phase="starting", epochs=self._options.epochs)
+        self._interrupted = threading.Event()
+        self._reported = 0.0
+        self._saved = time.monotonic()
+
+    def interrupt(self) -> None:
+        """Stop after the present step, with a checkpoint."""
+        self._interrupted.set()
+
+    def report(self, **changes: Any) -> None:
+        """Publish progress."""
+        self._progress = replace(self._progress, **changes)
+        self._store.report(self._run.name, self._progress)
+        self._reported = time.monotonic()
+
+    def run(self) -> None:
+        """Do it all. Raises: Interrupted: asked to stop. FinetunerError: the run cannot be trained."""
+        os.chdir(self._run.configuration["directory"])
+        sys.path[:0] = self._run.configuration["path"]
+        torch.set_num_threads(self._configuration.trainer_threads or os.cpu_count() or 1)
+        device = choose_device(self._configuration)
+        self.report(error=None, better=None, verdict=None, device=str(device))
+        if self._options.base == "base":
+            ensure_base(self._store.workspace, self._configuration)
+        base = self._store.workspace.model(self._options.base)
+        model = load_model(base, freeze=self._options.freeze, embedding_dim=self._options.embedding_dim).to(device)
+
+        train_docs, eval_docs = self._decoded("train", model), self._decoded("eval", model)
+        self._receive(train_docs, eval_docs)
+        self.report(phase="loading")
+        self._decode(train_docs)
+        self._decode(eval_docs)
+        if not len(train_docs.docs):
+            raise NotTrainable("The run has no usable train documents; its problems say why.")
+        kind = self._options.kind if self._options.kind != "auto" else kind_of(train_docs.docs)
+        self.report(kind=kind)
+        dataset, items = train_docs.dataset(kind)
+        eval_set = None
+        if len(eval_docs.docs):
+            eval_kind = self._eval_kind(eval_docs.docs)
+            eval_set = EvalSet(*eval_docs.dataset(eval_kind), device=device, cache=eval_docs.cache)
+        elif self._options.val_split:
+            items, held = split_off(dataset, items, self._options.val_split, self._options.seed)
+            eval_set = EvalSet(dataset, held, device=device, cache=train_docs.cache)
+        self._train(model, base, dataset, items, eval_set, train_docs.cache, device)
+
+    def _decoded(self, split: str, model: EmbeddingModel) -> "Decoded":
+        cache = None
+        if self._configuration.preprocess_fn is None:  # only the default loading is known to give the same each time
+            size = model.preprocessing.size
+            path = self._folder / "images" / f"{split}-{size}"
+            cache = ImageCache(size, path, max_bytes=self._configuration.max_cache_bytes)
+        return Decoded(
+            split,
+            self._store,
+            self._run.name,
+            make_preprocess(self._configuration, model),
+            cache,
+            with_matches=self._options.kind in ("auto", "session"),
+        )
+
+    def _eval_kind(self, docs: DocumentArrayMemmap) -> str:
+        """Labelled eval documents prove a model that was trained without labels, too."""
+        if self._options.kind in ("class", "session"):
+            return self._options.kind
+        found = kind_of(docs)
+        return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found
+
+    def _receive(self, *splits: "Decoded") -> None:
+        """Decode what arrives until the service says to train."""
+        while True:
+            self._check_interrupted()
+            state = self._store.get(self._run.name).state
+            if state is RunState.TRAINING:
+                return
+            if state.ended:
+                raise Interrupted
+            advanced = [split.advance() for split in splits]
+            if not any(advanced):
+                time.sleep(POLL_SECONDS)
+
+    def _decode(self, split: "Decoded") -> None:
+        while split.advance():
+            self._check_interrupted()
+
+    def _check_interrupted(self) -> None:
+        if self._interrupted.is_set():
+            raise Interrupted
+
+    def _train(
+        self,
+        model: EmbeddingModel,
+        base: Path,
+        dataset: Dataset,
+        items: np.ndarray,
+        eval_set: EvalSet | None,
+        cache: ImageCache | None,
+        device: torch.device,
+    ) -> None:
+        augment = None
+        if cache is not None or self._configuration.augment is not None or dataset.kind == "unlabeled":
+            augment = load_augmentation(self._configuration.augment, dataset.kind, model.preprocessing.size)
+        loader = make_loader(dataset, items, self._options, cache=cache, augment=augment)
+        for note in loader.sampler.notes:
+            self._store.event(self._run.name, "warning", note)
+        size = embedding_size(model, dataset, cache, device)
+        loss = make_loss(dataset, self._options, size, device)
+        config = make_config(self._options, scratch=model.config.model == "default", device=device)
+        before = self._evaluate(base, eval_set, device)
+        metrics = {f"base/{name}": value for name, value in before.mean().items()} if before else {}
+        self.report(phase="training", metrics=metrics, steps=loader.sampler.steps(config.epochs))
+
+        resume = load_checkpoint(self._store.workspace.checkpoints(self._run.name))
+        meter = Meter()
+
+        def on_step(step: Step) -> None:
+            speed, left = meter.update(step)
+            if time.monotonic() - self._reported >= REPORT_SECONDS or step.done == step.total:
+                self.report(
+                    phase="training",
+                    epoch=step.epoch + 1,
+                    step=step.done,
+                    loss=step.loss,
+                    images_per_second=speed,
+                    eta_seconds=left,
+                    history=step.history,
+                )
+
+        def evaluate() -> dict[str, float]:
+            self.report(phase="evaluating")
+            assert eval_set is not None
+            return eval_set.score(model).mean()
+
+        state = train(
+            model,
+            loss,
+            loader,
+            config,
+            device=device,
+            evaluate=None if before is None else evaluate,
+            report=on_step,
+            save=self._save,
+            stop=self._interrupted.is_set,
+            resume=resume,
+        )
+        self.report(phase="evaluating", history=state.history, eta_seconds=0.0)
+        if before is not None and eval_set is not None:
+            after = eval_set.score(model)
+            better, sentence = verdict(before, after)
+            metrics |= {f"tuned/{name}": value for name, value in after.mean().items()}
+            self.report(metrics=metrics, better=better, verdict=sentence)
+        self.report(phase="saving")
+        save_model(model, self._store.workspace.model(self._run.name))
+
+    def _evaluate(self, base: Path, eval_set: EvalSet | None, device: torch.device) -> Scores | None:
+        """Measure the version that the run starts from; None if there is nothing to measure on."""
+        if eval_set is None:
+            return None
+        self.report(phase="evaluating")
+        scores = eval_set.score(load_model(base).to(device))
+        if scores.queries == 0:
+            self._store.event(
+                self._run.name,
+                "warning",
+                f"None of the {scores.skipped} eval documents can be a query: each needs another one that fits it.",
+            )
+            return None
+        return scores
+
+    def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
+        due = time.monotonic() - self._saved >= CHECKPOINT_SECONDS
+        if epoch_ended or due or self._interrupted.is_set():
+            self.report(phase="saving")
+            written = state()
+            save_checkpoint(self._store.workspace.checkpoints(self._run.name), written, written.done)
+            self._saved = time.monotonic()
+
+
+class Decoded:
+    """One split of a run's spool: its documents, each tried once, the unusable ones quarantined.
+
+    Args: preprocess: from a document to its content; `cache` keeps that.
+    """
+
+    CHUNK = 64
+
+    def __init__(
+        self,
+        split: str,
+        store: RunStore,
+        run: str,
+        preprocess: Callable[[Any], Any],
+        cache: ImageCache | None,
+        *,
+        with_matches: bool,
+    ) -> None:
+        self.docs = DocumentArrayMemmap(store.workspace.spool(run), split=split)
+        self.cache = cache
+        self._split = split
+        self._store = store
+        self._run = run
+        self._preprocess = preprocess
+        self._with_matches = with_matches
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._next_doc = 0
+        self._next_item = 0
+        self._bad_items: set[int] = set()
+
+    def advance(self) -> bool:
+        """Try the next few documents; false if there are none waiting."""
+        docs = self.docs[self._next_doc : self._next_doc + self.CHUNK]
+        if not docs:
+            return False
+        parts: list[tuple[Any, Any]] = [
+            (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
+        ]
+        faults = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
+        for split, bad in ((self._split, True), (f"{self._split} match", False)):
+            problems = [
+                (part.id, fault)
+                for (root, part), fault in zip(parts, faults, strict=True)
+                if fault is not None and (part is root) is bad
+            ]
+            if problems:
+                self._store.quarantine(self._run, split, problems, spooled=True)
+        self._bad_items |= {self._next_item + number for number, fault in enumerate(faults) if fault is not None}
+        self._next_doc += len(docs)
+        self._next_item += len(parts)
+        return True
+
+    def _try(self, item: int, pair: tuple[Any, Any]) -> str | None:
+        """Return why the document cannot be used, or None."""
+        if self.cache is not None and self.cache.get(item) is not None:
+            return None
+        try:
+            content = self._preprocess(pair[1])
+        except BadDocument as error:
+            return str(error)
+        except Exception as error:  # a custom preprocess_fn may raise anything
+            return f"preprocess_fn raised {type(error).__name__}: {error}"
+        if self.cache is not None:
+            self.cache.put(item, content)
+        return None
+
+    def dataset(self, kind: str) -> tuple[Dataset, np.ndarray]:
+        """Return all documents as a dataset, and the items that can be used: whole sessions need their root."""
+        dataset = DATASETS[kind](self.docs, self._preprocess)
+        items = np.arange(len(dataset))
+        bad = np.isin(items, list(self._bad_items))
+        if kind == "session":
+            roots = dataset.labels[:, 1] == 0
+            bad |= np.isin(dataset.labels[:, 0], dataset.labels[roots & bad, 0])
+        return dataset, items[~bad]
