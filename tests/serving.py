@@ -1,0 +1,146 @@
+"""A real Flow in a process of its own, for the tests: `python serving.py SETTINGS` serves, `Service` starts that."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOCOLS = ("grpc", "http", "websocket")
+# A small model and little patience: what is tested is the service, not the quality of the model.
+QUICK = {"input_size": 16, "receive_timeout": 2.0, "trainer_nice": 0, "fit_defaults": {"epochs": 2, "batch_size": 16}}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listened on a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Service:
+    """A Flow with this executor, over gRPC, HTTP and websocket, on a workspace.
+
+    Args: workspace: Jina's workspace. directory: where the service is started. options: `uses_with`, over `QUICK`.
+    """
+
+    def __init__(self, workspace: Path, directory: Path, **options: Any) -> None:
+        self.workspace = workspace
+        self.directory = directory
+        self.options = QUICK | options
+        self.ports: dict[str, int] = {}
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> "Service":
+        """Serve; returns when all protocols answer."""
+        self.ports = dict(zip(PROTOCOLS, free_ports(len(PROTOCOLS)), strict=True))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        settings = {"workspace": str(self.workspace), "ports": self.ports, "options": self.options}
+        environment = os.environ | {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        self.log = open(self.directory / "service.log", "a+")  # noqa: SIM115  (closed in stop)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(settings)],
+            cwd=self.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.strip() == "ready":
+                return self
+        raise RuntimeError(f"the service did not start:\n{(self.directory / 'service.log').read_text()[-4000:]}")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> int:
+        """End the Flow and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(how)
+        code = self.process.wait(60)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+        return code
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the Flow (the trainer too, should it still be in its session)."""
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> "Service":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    # calls ----------------------------------------------------------------------------------------------------------
+
+    def post(self, endpoint: str, docs: Any = None, *, protocol: str = "grpc", returns: Any, **parameters: Any) -> Any:
+        """Call through Jina's client; `returns` is the class of the documents that come back."""
+        from docarray import DocList
+        from jina import Client
+
+        client = Client(host="127.0.0.1", port=self.ports[protocol], protocol=protocol)
+        return client.post(endpoint, docs, parameters=parameters, return_type=DocList[returns])
+
+    def http(self, endpoint: str, data: Any = (), **parameters: Any) -> requests.Response:
+        """POST plain JSON, as `curl` would."""
+        body = {"data": list(data), "parameters": parameters}
+        return requests.post(f"http://127.0.0.1:{self.ports['http']}{endpoint}", json=body, timeout=60)
+
+    def status(self, run: str) -> Any:
+        """The status of one run, over gRPC."""
+        from executor.documents import RunStatus
+
+        return self.post("/status", returns=RunStatus, run=run)[0]
+
+    def wait(self, run: str, *, seconds: float = 120.0, until: Any = lambda status: status.ended_at) -> Any:
+        """Poll until the run has ended (or until `until` holds) and return its status."""
+        deadline = time.monotonic() + seconds
+        while not until(status := self.status(run)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"run {run} is still {status.state} ({status.phase})")
+            time.sleep(0.1)
+        return status
+
+    def run_folder(self, run: str) -> Path:
+        """The folder of a run in the workspace."""
+        return next(self.workspace.glob(f"*/*/runs/{run}"))
+
+
+@contextlib.contextmanager
+def served(folder: Path, **options: Any) -> Iterator[Service]:
+    """A service with a workspace and a working directory of its own below `folder`."""
+    with Service(folder / "workspace", folder / "cwd", **options) as service:
+        yield service
+
+
+def _serve(settings: dict[str, Any]) -> None:
+    from jina import Flow
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    flow = Flow(
+        protocol=list(settings["ports"]), port=list(settings["ports"].values()), host="127.0.0.1", quiet_error=True
+    ).add(uses=str(ROOT / "config.yml"), uses_with=settings["options"], workspace=settings["workspace"])
+    with flow:
+        print("ready", flush=True)
+        flow.block()
+
+
+if __name__ == "__main__":
+    _serve(json.loads(sys.argv[1]))
