@@ -79,16 +79,17 @@ def embed_batches(model: nn.Module, batches: Any, device: torch.device) -> np.nd
     return np.concatenate(parts)
 
 
-def verdict(base: Scores, tuned: Scores) -> tuple[bool, str]:
-    """Return whether `tuned` is proven better than `base`, and a sentence that says so.
+def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool, str]:
+    """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so.
 
-    Proven: the 95 % interval of the paired difference in mAP@R, by bootstrap over the queries, lies above zero.
+    By `interval`: proven, that is, the 95 % interval of the paired difference, by bootstrap over the queries, lies
+    above zero. By `mean`: the mean is higher.
     """
     before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
     difference, low, high = paired_difference(base, tuned)
-    better = low > 0
+    better = low > 0 if by == "interval" else difference > 0
     return better, (
         f"mAP@R went from {before:.3f} to {after:.3f} on {tuned.queries} queries: "
         f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
-        + ("which is better." if better else "which does not prove it better.")
+        + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
     )

@@ -15,7 +15,8 @@ from .images import looks_channels_first, warn_channels_first
 from .loading import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
 from .models import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
-from .recipe import embedding_size, make_config, make_loader, make_loss, split_off
+from .precision import choose_bf16
+from .recipe import embedding_size, example_inputs, make_config, make_loader, make_loss, split_off
 from .training import Meter, Step, train
 
 PreprocessFn = Callable[[Any], Any]
@@ -48,8 +49,10 @@ def train_here(
         items, held_items = split_off(dataset, items, options.val_split, options.seed)
         eval_set = EvalSet(dataset, held_items, device=where)
     loader = make_loader(dataset, items, options, augment=_augmentation(dataset))
-    loss = make_loss(dataset, options, embedding_size(model, dataset, None, where), where)
-    config = make_config(options, scratch=not _is_pretrained(model), device=where)
+    inputs = example_inputs(model, dataset, int(items[0]), options.batch_size, None, where)
+    loss = make_loss(dataset, options, embedding_size(model, inputs), where)
+    bf16 = choose_bf16(options.precision, model, inputs, where)
+    config = make_config(options, scratch=not _is_pretrained(model), bf16=bf16)
     before = eval_set.score(model) if eval_set is not None else None
     with ProgressBar(config.epochs, visible=progress) as bar:
         for note in loader.sampler.notes:
@@ -60,7 +63,7 @@ def train_here(
             loader,
             config,
             device=where,
-            evaluate=None if eval_set is None else lambda: eval_set.score(model).mean(),
+            evaluate=None if eval_set is None else lambda measured: eval_set.score(measured).mean(),
             report=bar.update,
         )
         if before is not None and eval_set is not None and before.queries:

@@ -74,6 +74,37 @@ class MetricLoss(nn.Module):
         return value
 
 
+class MemoryLoss(nn.Module):
+    """A loss that also compares a batch with the embeddings of the batches before it.
+
+    Cross-batch memory (Wang et al. 2020, arXiv:1912.06798) of pytorch-metric-learning, whose queue is part of the
+    state here, so that a resumed run remembers the same.
+    """
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None, *, embedding_size: int, memory_size: int) -> None:
+        super().__init__()
+        self.memory = losses.CrossBatchMemory(loss, embedding_size, memory_size, miner)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = self.memory(embeddings, labels)
+        return value
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The queue: torch puts it into `state_dict`."""
+        memory = self.memory
+        return {
+            "embeddings": memory.embedding_memory.clone(),
+            "labels": memory.label_memory.clone(),
+            "next": memory.queue_idx,
+            "full": memory.has_been_filled,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Put the queue back."""
+        self.memory.embedding_memory, self.memory.label_memory = state["embeddings"].clone(), state["labels"].clone()
+        self.memory.queue_idx, self.memory.has_been_filled = state["next"], state["full"]
+
+
 class SessionLoss(nn.Module):
     """A loss on the triplets of each session: anchor and positive fit the session, the negative does not.
 
@@ -114,16 +145,28 @@ def session_triplets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def build_loss(
-    name: str, kind: str, *, num_classes: int, embedding_size: int, options: dict[str, Any] | None = None
+    name: str,
+    kind: str,
+    *,
+    num_classes: int,
+    embedding_size: int,
+    options: dict[str, Any] | None = None,
+    memory_size: int = 0,
 ) -> nn.Module:
     """Return the loss called `name` for data of `kind`; `auto` is the default of the kind.
 
+    Args: memory_size: embeddings of earlier batches to compare with, for losses that compare items.
     Raises: InvalidParameter: no such loss for the kind, or an argument that it does not have; the known are listed.
     """
     known = LOSSES[kind]
     name = DEFAULT_LOSS[kind] if name == "auto" else name
     if name not in known:
         raise InvalidParameter(f"There is no loss {name!r} for {kind} data; there are: auto, {', '.join(known)}.")
+    if memory_size and (kind == "session" or name in PROXY_LOSSES):
+        raise InvalidParameter(
+            f"memory_size does not go with the loss {name!r} on {kind} data, which compares nothing across batches; "
+            "leave it out, or choose multi_similarity, triplet, contrastive, ntxent, supcon or circle."
+        )
     arguments = DEFAULT_OPTIONS.get((kind, name), {}) | (options or {})
     accepted = loss_arguments(known[name])
     for argument, value in arguments.items():
@@ -139,6 +182,8 @@ def build_loss(
     if kind == "session":
         return SessionLoss(loss, of_pairs=name == "contrastive")
     miner = MINERS[name]() if name in MINERS and kind == "class" else None
+    if memory_size:
+        return MemoryLoss(loss, miner, embedding_size=embedding_size, memory_size=memory_size)
     return MetricLoss(loss, miner)
 
 

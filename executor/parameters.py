@@ -112,6 +112,24 @@ class TrainingOptions(_Parameters):
         "auto", description="a loss by name; by default the best measured for the kind"
     )
     loss_options: dict[str, Any] = Field({}, description="arguments of the loss, checked by name")
+    memory_size: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
+        0, description="embeddings of earlier batches that a batch is compared with too; at least batch_size"
+    )
+    micro_batch: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="images in memory at a time; the gradient stays that of the whole batch"
+    )
+    backbone_rate: Annotated[Number, Field(ge=0, le=1)] = Field(
+        1.0, description="learning rate of the backbone as a share of the head's"
+    )
+    ema: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.0, description="decay of a moving average of the weights, which is then the model; 0: off"
+    )
+    wise_ft: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0, description="share of the tuned weights in the final ones, the rest being the base's"
+    )
+    lora_rank: Annotated[Whole, Field(ge=0, le=1024)] = Field(
+        0, description="train low-rank updates of a transformers backbone instead of its weights; 0: off"
+    )
     freeze: Flag | Names = Field(False, description="true: the backbone; or names of its layers")
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
@@ -125,12 +143,18 @@ class TrainingOptions(_Parameters):
     promote: Literal["if_better", "always", "never"] = Field(
         "if_better", description="whether to serve the tuned model when the run has succeeded"
     )
+    promote_by: Literal["interval", "mean"] = Field(
+        "interval",
+        description="better means: the 95 % interval of the difference in mAP@R lies above 0; or just a higher mean",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="`bf16`: mixed precision; `auto`: bf16 where the processor computes in it"
+        "auto", description="`bf16`: mixed precision; `auto`: bf16 where that was measured to be faster"
     )
 
     @model_validator(mode="after")
-    def _loss_fits_the_kind(self) -> "TrainingOptions":
+    def _fit_together(self) -> "TrainingOptions":
+        if self.memory_size and self.memory_size < self.batch_size:
+            raise ValueError(f"memory_size is {self.memory_size}, but a batch of {self.batch_size} has to fit into it")
         if self.kind != "auto" and self.loss not in LOSS_NAMES[self.kind]:
             raise ValueError(
                 f"the loss {self.loss!r} is not for {self.kind} data; {', '.join(LOSS_NAMES[self.kind])} are"

@@ -1,5 +1,7 @@
 """From training options to sampler, loss, loader and configuration: what `fit()` and the trainer share."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -56,31 +58,32 @@ def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, d
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         loss = build_loss(
-            options.loss, dataset.kind, num_classes=classes, embedding_size=embedding_size, options=options.loss_options
+            options.loss,
+            dataset.kind,
+            num_classes=classes,
+            embedding_size=embedding_size,
+            options=options.loss_options,
+            memory_size=options.memory_size,
         )
     return loss.to(device)
 
 
-def make_config(options: TrainingOptions, *, scratch: bool, device: torch.device) -> TrainConfig:
+def make_config(options: TrainingOptions, *, scratch: bool, bf16: bool) -> TrainConfig:
     """Return the loop's configuration. `scratch`: the weights start random rather than pretrained."""
     default = SCRATCH_LEARNING_RATE if scratch else PRETRAINED_LEARNING_RATE
     return TrainConfig(
         epochs=options.epochs,
         learning_rate=options.learning_rate or default,
+        backbone_rate=options.backbone_rate,
         weight_decay=options.weight_decay,
         warmup=options.warmup,
         patience=options.patience,
-        bf16=options.precision == "bf16" or (options.precision == "auto" and computes_in_bf16(device)),
+        micro_batch=options.micro_batch,
+        ema=options.ema,
+        wise_ft=options.wise_ft,
+        bf16=bf16,
         seed=options.seed,
     )
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware, so that mixed precision is faster than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def split_off(dataset: Dataset, items: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -109,14 +112,21 @@ def split_off(dataset: Dataset, items: np.ndarray, share: float, seed: int) -> t
     return items[~held], items[held]
 
 
-def embedding_size(model: nn.Module, dataset: Dataset, cache: ImageCache | None, device: torch.device) -> int:
-    """Return D of the model's (B, D) output, by a forward pass of two items where the model does not say."""
+def example_inputs(
+    model: nn.Module, dataset: Dataset, item: int, count: int, cache: ImageCache | None, device: torch.device
+) -> Any:
+    """Return the model's input for a batch of `count` times the same item: enough to see shapes and speeds."""
+    content = item_content(dataset, item, cache)
+    return model_inputs(model, collate([content] * count, dataset.collate_fn), device)
+
+
+def embedding_size(model: nn.Module, inputs: Any) -> int:
+    """Return D of the model's (B, D) output, by a forward pass where the model does not say."""
     if isinstance(model, EmbeddingModel):
         return model.dim
     training = model.training
     model.eval()
     with torch.no_grad():
-        inputs = collate([item_content(dataset, 0, cache)] * 2, dataset.collate_fn)
-        size = embedding_of(model(model_inputs(model, inputs, device))).shape[1]
+        size = embedding_of(model(inputs)).shape[1]
     model.train(training)
     return int(size)

@@ -71,7 +71,7 @@ class FinetunerExecutor(Executor):
         super().__init__(*args, **jina_arguments)
         options = parse_executor_options(kwargs).with_roots()
         workspace = Workspace(Path(self.workspace).resolve())
-        self._lock = WorkspaceLock(workspace)
+        self._workspace_lock = WorkspaceLock(workspace)  # `_lock` is Jina's
         self._store = RunStore(workspace)
         self._embedder = Embedder(workspace, options, self._store.promoted)
         self._supervisor = Supervisor(
@@ -161,7 +161,7 @@ class FinetunerExecutor(Executor):
         self._embedder.close()
         self._receiver.close()
         self._store.close()
-        self._lock.release()
+        self._workspace_lock.release()
 
     def _serve(self, version: str) -> None:
         self._embedder.version(version)  # loaded first, so that no request waits for it

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from .cache import ImageCache
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -31,10 +32,11 @@ from .memmap import DocumentArrayMemmap
 from .metrics import Scores
 from .models import EmbeddingModel, load_model, save_model
 from .parameters import ExecutorOptions, TrainingOptions
+from .precision import choose_bf16
 from .preprocessing import make_preprocess
-from .recipe import embedding_size, make_config, make_loader, make_loss, split_off
+from .recipe import embedding_size, example_inputs, make_config, make_loader, make_loss, split_off
 from .runs import Progress, RunState, RunStore, Workspace
-from .training import Interrupted, Meter, Step, TrainState, train
+from .training import Interrupted, Meter, NonFiniteLoss, Step, TrainState, train
 from .versions import ensure_base
 
 SUCCEEDED, REFUSED, CRASHED, INTERRUPTED = 0, 3, 1, 4  # exit codes
@@ -189,9 +191,10 @@ class Trainer:
         loader = make_loader(dataset, items, self._options, cache=cache, augment=augment)
         for note in loader.sampler.notes:
             self._store.event(self._run.name, "warning", note)
-        size = embedding_size(model, dataset, cache, device)
-        loss = make_loss(dataset, self._options, size, device)
-        config = make_config(self._options, scratch=model.config.model == "default", device=device)
+        inputs = example_inputs(model, dataset, int(items[0]), self._options.batch_size, cache, device)
+        loss = make_loss(dataset, self._options, embedding_size(model, inputs), device)
+        bf16 = self._choose_bf16(model, inputs, device)
+        config = make_config(self._options, scratch=model.config.model == "default", bf16=bf16)
         before = self._evaluate(base, eval_set, device)
         metrics = {f"base/{name}": value for name, value in before.mean().items()} if before else {}
         self.report(phase="training", metrics=metrics, steps=loader.sampler.steps(config.epochs))
@@ -212,31 +215,45 @@ class Trainer:
                     history=step.history,
                 )
 
-        def evaluate() -> dict[str, float]:
+        def evaluate(measured: nn.Module) -> dict[str, float]:
             self.report(phase="evaluating")
             assert eval_set is not None
-            return eval_set.score(model).mean()
+            return eval_set.score(measured).mean()
 
-        state = train(
-            model,
-            loss,
-            loader,
-            config,
-            device=device,
-            evaluate=None if before is None else evaluate,
-            report=on_step,
-            save=self._save,
-            stop=self._interrupted.is_set,
-            resume=resume,
-        )
+        try:
+            state = train(
+                model,
+                loss,
+                loader,
+                config,
+                device=device,
+                evaluate=None if before is None else evaluate,
+                report=on_step,
+                save=self._save,
+                stop=self._interrupted.is_set,
+                resume=resume,
+            )
+        except NonFiniteLoss as error:
+            ids = list(dict.fromkeys(dataset.document(int(item)).id for item in error.items))
+            self._store.event(self._run.name, "error", f"{error} Its documents: {', '.join(ids)}.")
+            some = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+            raise NotTrainable(f"{error} Its documents: {some}.") from error
         self.report(phase="evaluating", history=state.history, eta_seconds=0.0)
         if before is not None and eval_set is not None:
             after = eval_set.score(model)
-            better, sentence = verdict(before, after)
+            better, sentence = verdict(before, after, by=self._options.promote_by)
             metrics |= {f"tuned/{name}": value for name, value in after.mean().items()}
             self.report(metrics=metrics, better=better, verdict=sentence)
         self.report(phase="saving")
         save_model(model, self._store.workspace.model(self._run.name))
+
+    def _choose_bf16(self, model: EmbeddingModel, inputs: Any, device: torch.device) -> bool:
+        """Measured once a run and written down, so that a resumed run goes on in the same precision."""
+        chosen = self._folder / "precision"
+        if not chosen.exists():
+            bf16 = choose_bf16(self._options.precision, model, inputs, device)
+            chosen.write_text("bf16" if bf16 else "fp32")
+        return chosen.read_text() == "bf16"
 
     def _evaluate(self, base: Path, eval_set: EvalSet | None, device: torch.device) -> Scores | None:
         """Measure the version that the run starts from; None if there is nothing to measure on."""

@@ -7,14 +7,16 @@ bit for bit on a CPU.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .errors import FinetunerError
+from .gradients import compute_gradients
 from .loading import Loader, model_inputs
 
 PROXY_LEARNING_RATE = 1e-2  # of the parameters of a loss, which start from nothing (Kim et al. 2020, arXiv:2003.13911)
@@ -27,9 +29,13 @@ class TrainConfig:
 
     epochs: int = 10
     learning_rate: float = 1e-3  # peak, after the warm-up
+    backbone_rate: float = 1.0  # the backbone's rate as a share of that
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
     patience: int = 0  # epochs without improvement; 0: never stop early
+    micro_batch: int | None = None  # items in memory at a time; None: the whole batch
+    ema: float = 0.0  # decay of the moving average of the weights; 0: none is kept
+    wise_ft: float = 1.0  # share of the tuned weights in the final ones
     bf16: bool = False
     seed: int = 0
 
@@ -45,7 +51,7 @@ class TrainState:
     history: dict[str, list[float]] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int = 0
-    tensors: dict[str, Any] = field(default_factory=dict)  # model, loss, optimizer, schedule, random, best_model
+    tensors: dict[str, Any] = field(default_factory=dict)  # see `snapshot`; and best_model, average
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def train(
     config: TrainConfig,
     *,
     device: torch.device,
-    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
     score: str = "mean_average_precision_at_r",
     report: Callable[[Step], None] = lambda step: None,
     save: Callable[[Callable[[], TrainState], bool], None] = lambda state, epoch_ended: None,
@@ -89,7 +95,7 @@ def train(
     """Train `model` in place and return the final state; with `evaluate`, the weights of its best epoch are kept.
 
     Args:
-        evaluate: measures the model, higher is better; `score` names the value that decides.
+        evaluate: measures the model that it gets, higher is better; `score` names the value that decides.
         save: is offered the state after every step, as a function that makes it, and whether an epoch has ended.
         stop: asked after every step; true saves and raises Interrupted.
         resume: the state to go on from.
@@ -98,54 +104,66 @@ def train(
     total_steps = loader.sampler.steps(config.epochs)
     optimizer = torch.optim.AdamW(parameter_groups(model, loss, config))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(total_steps, config.warmup))
-    state = resume or TrainState()
-    best_model: dict[str, Tensor] = state.tensors.get("best_model", {})
+    base = copy(model.state_dict()) if config.wise_ft < 1 else {}
+    average = moving_average(model, config.ema)
+    state, best_model = TrainState(), {}
     torch.manual_seed(config.seed)
     if resume is not None:
         restore(resume, model, loss, optimizer, schedule)
+        if average is not None:
+            average.load_state_dict(resume.tensors["average"])
+        best_model = resume.tensors["best_model"]
+        state = replace(resume, history=copy(resume.history), tensors={})
+    measured_model: nn.Module = model if average is None else average.module
 
     def current() -> TrainState:
-        tensors = snapshot(model, loss, optimizer, schedule) | {"best_model": best_model}
-        return TrainState(**(vars(state) | {"history": copy(state.history), "tensors": tensors}))
+        tensors = snapshot(model, loss, optimizer, schedule)
+        tensors |= {"best_model": best_model, "average": copy(average.state_dict()) if average is not None else {}}
+        return replace(state, history=copy(state.history), tensors=tensors)
 
     model.train()
     loss.train()
     while state.epoch < config.epochs and not out_of_patience(state, config):
         for batch in loader.epoch(state.epoch, first=state.step):
-            images = model_inputs(model, batch.inputs, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                embeddings = embeddings_of(model, images)  # (B, D)
-            value = loss(embeddings.float(), batch.labels.to(device))
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(trained(model), GRADIENT_NORM)
-            if not math.isfinite(value.item()):
-                raise NonFiniteLoss(state.done + 1, value.item(), batch.items)
+            value = compute_gradients(
+                model,
+                loss,
+                model_inputs(model, batch.inputs, device),
+                batch.labels.to(device),
+                device=device,
+                bf16=config.bf16,
+                micro_batch=config.micro_batch,
+            )
+            norm = nn.utils.clip_grad_norm_(trained(model), GRADIENT_NORM)
+            if not (math.isfinite(value) and math.isfinite(norm)):
+                raise NonFiniteLoss(state.done + 1, value, batch.items)
             optimizer.step()
             schedule.step()
+            if average is not None:
+                average.update_parameters(model)
 
             state.done += 1
             state.step += 1
-            state.loss_sum += value.item()
-            report(Step(state.epoch, state.done, total_steps, value.item(), len(batch.items), state.history))
+            state.loss_sum += value
+            report(Step(state.epoch, state.done, total_steps, value, len(batch.items), state.history))
             save(current, False)
             if stop():
                 raise Interrupted
         note(state.history, "loss", state.loss_sum / state.step)
         note(state.history, "learning_rate", optimizer.param_groups[0]["lr"])
         if evaluate is not None:
-            model.eval()
-            measured = evaluate()
+            measured = evaluate(measured_model)
             model.train()
             for name, number in measured.items():
                 note(state.history, name, number)
             if state.best_score is None or measured[score] > state.best_score:
                 state.best_score, state.best_epoch = measured[score], state.epoch
-                best_model = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                best_model = copy(measured_model.state_dict())
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0
         save(current, True)
-    if best_model:
-        model.load_state_dict(best_model)
+    final = best_model or copy(measured_model.state_dict())
+    model.load_state_dict(interpolated(base, final, config.wise_ft) if base else final)
     model.eval()
     return state
 
@@ -157,15 +175,31 @@ def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
     )
 
 
+def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A copy of `model` whose weights follow the model's slowly; None without a decay."""
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def interpolated(base: dict[str, Tensor], tuned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights between the base's and the tuned ones (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903)."""
+    return {
+        name: torch.lerp(base[name], tensor, share) if tensor.is_floating_point() else tensor
+        for name, tensor in tuned.items()
+    }
+
+
 def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW's groups: decay on matrices and kernels only, not on biases and norms; a loss's own parameters apart."""
-    matrices = [parameter for parameter in trained(model) if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained(model) if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "lr": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": vectors, "lr": config.learning_rate, "weight_decay": 0.0},
-        {"params": trained(loss), "lr": PROXY_LEARNING_RATE, "weight_decay": 0.0},
-    ]
+    backbone = {id(parameter) for parameter in getattr(model, "backbone", nn.Module()).parameters()}
+    groups = [{"params": trained(loss), "lr": PROXY_LEARNING_RATE, "weight_decay": 0.0}]
+    for within, rate in ((True, config.backbone_rate * config.learning_rate), (False, config.learning_rate)):
+        part = [parameter for parameter in trained(model) if (id(parameter) in backbone) is within]
+        matrices = [parameter for parameter in part if parameter.ndim > 1]
+        vectors = [parameter for parameter in part if parameter.ndim <= 1]
+        groups.insert(0, {"params": matrices, "lr": rate, "weight_decay": config.weight_decay})
+        groups.insert(1, {"params": vectors, "lr": rate, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
 
 
@@ -184,13 +218,6 @@ def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))
 
     return factor
-
-
-def embeddings_of(model: nn.Module, images: Any) -> Tensor:
-    """The model's output as (B, D)."""
-    from .models import embedding_of
-
-    return embedding_of(model(images))
 
 
 def snapshot(

@@ -1,0 +1,237 @@
+"""Images a second of the trainer, against its limit and against a plain PyTorch DataLoader.
+
+    .venv/bin/python -m benchmarks.train [--quick]
+
+Measured: the trainer of the service itself (`executor.trainer.Trainer`), on documents that name 640×480 JPEG files by
+`uri`, all of them in the spool already: default model, loss, augmentation and batch size. The first epoch counts from
+nothing to its end: loading the model, decoding every image, its steps and its checkpoint. In the service, decoding
+overlaps with receiving, so that this is the worst case. Later epochs count their checkpoint too. Not counted: the
+imports of the trainer process.
+
+Its limit: the same model, loss, precision and batch size on tensors that lie in memory, in a bare loop. No input
+pipeline can be faster than that, so 1.0 is the best ratio.
+
+The peer: torch's DataLoader with Pillow decoding, the same augmentation, batches, model and loss, in fp32, as scripts
+usually do it; with 0, 1 and 2 worker processes, of which the best is compared.
+
+After every epoch of the trainer the limit runs for an epoch and so does a peer, in the same process; what is compared
+has therefore had the same machine. Medians over all rounds.
+"""
+
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.common import (
+    median,
+    options,
+    print_headline,
+    print_machine,
+    print_table,
+    seconds_of,
+    spread,
+    write_jpegs,
+)
+from executor.documents import Document
+from executor.loading import default_augmentation
+from executor.losses import build_loss
+from executor.memmap import DocumentArrayMemmap
+from executor.models import ModelConfig, build_model
+from executor.parameters import ExecutorOptions, TrainingOptions
+from executor.runs import RunState, RunStore, Workspace
+from executor.samplers import ClassSampler
+from executor.trainer import Trainer
+from executor.training import TrainConfig, TrainState, parameter_groups
+
+BATCH = 64
+CLASSES = 32
+WORKERS = (0, 1, 2)
+
+
+class TimedTrainer(Trainer):
+    """The trainer, with the time of each epoch; `between` runs after each, and its time is not counted."""
+
+    def __init__(self, store: RunStore, name: str, between: Callable[[], None]) -> None:
+        super().__init__(store, name)
+        self.decoded = 0.0  # seconds until the first step
+        self.epochs: list[float] = []  # seconds each; the first with everything before it
+        self._between = between
+        self._began = time.perf_counter()
+
+    def report(self, **changes: Any) -> None:
+        """Note when training begins."""
+        super().report(**changes)
+        if changes.get("phase") == "training" and not self.decoded:
+            self.decoded = time.perf_counter() - self._began
+
+    def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
+        super()._save(state, epoch_ended)
+        if epoch_ended:
+            self.epochs.append(time.perf_counter() - self._began)
+            self._between()
+            self._began = time.perf_counter()
+
+
+class Steps:
+    """A model, a loss and an optimizer like the trainer's, and a bare loop over batches."""
+
+    def __init__(self, size: int, precision: str, *, channels_last: bool) -> None:
+        self.bf16 = precision == "bf16"
+        self.model = build_model(ModelConfig(input_size=size)).train()
+        if not channels_last:
+            self.model.to(memory_format=torch.contiguous_format)
+        self.loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self.model.dim)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.loss, TrainConfig()))
+
+    def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Train on the batches: images (B, 3, H, W) float32 and labels (B,) int64."""
+        for images, labels in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                embeddings = self.model(images)
+            value = self.loss(embeddings.float(), labels)
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            self.optimizer.step()
+
+
+class Limit:
+    """Steps on a batch that lies in memory."""
+
+    def __init__(self, size: int, precision: str, batches: int) -> None:
+        self._steps = Steps(size, precision, channels_last=True)
+        images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
+        self._batch = images, torch.arange(BATCH) % CLASSES
+        self._batches = batches
+        self._steps.run(iter([self._batch]))  # the first step allocates
+
+    def epoch(self) -> float:
+        """Seconds of one epoch."""
+        return seconds_of(lambda: self._steps.run(iter([self._batch] * self._batches)))
+
+
+class PlainDataset(Dataset[tuple[Tensor, int]]):
+    """Image files, decoded by Pillow and augmented anew at each access."""
+
+    def __init__(self, files: list[tuple[str, int]], size: int) -> None:
+        self._files = files
+        self._size = size
+        self._augment = default_augmentation("class", size)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self._files[index]
+        image = np.asarray(Image.open(path).convert("RGB").resize((self._size, self._size), Image.Resampling.BILINEAR))
+        pixels = torch.from_numpy(self._augment(image)).permute(2, 0, 1).float().div_(255)
+        return pixels.sub_(0.45).div_(0.225), label
+
+
+class Plain:
+    """Steps on what a DataLoader makes."""
+
+    def __init__(self, files: list[tuple[str, int]], size: int, workers: int) -> None:
+        self._steps = Steps(size, "fp32", channels_last=False)
+        labels = np.asarray([label for _, label in files])
+        batches = ClassSampler(labels, batch_size=BATCH, num_items_per_class=4).batches(0)
+        self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
+            PlainDataset(files, size),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+        self._steps.run(batch for batch, _ in zip(self._loader, range(1), strict=False))  # starts the workers
+
+    def epoch(self) -> float:
+        """Seconds of one epoch."""
+        return seconds_of(lambda: self._steps.run(iter(self._loader)))
+
+
+def prepare_run(
+    folder: Path, name: str, files: list[tuple[str, int]], size: int, epochs: int, precision: str
+) -> RunStore:
+    """A workspace with one run that is complete and has the trainer's turn."""
+    store = RunStore(Workspace(folder / name))
+    executor = ExecutorOptions(input_size=size, allowed_roots=(str(folder),)).with_roots()
+    training = TrainingOptions(epochs=epochs, batch_size=BATCH, precision=precision)  # type: ignore[arg-type]
+    configuration = {"options": executor.model_dump(mode="json"), "directory": os.getcwd(), "path": []}
+    store.create(name, training.model_dump(mode="json"), configuration)
+    with DocumentArrayMemmap(store.workspace.spool(name)) as spool:
+        spool.extend(Document(uri=path, tags={"finetuner_label": label}) for path, label in files)
+    store.advance(name, RunState.QUEUED, train_rows=len(files), eval_rows=0)
+    store.advance(name, RunState.TRAINING)
+    return store
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = options(__doc__).parse_args()
+    images, epochs, rounds, size = 1024, 5, 3, 128
+    if arguments.quick:
+        images, epochs, rounds = 192, 3, 1
+    if arguments.tiny:
+        images, epochs, rounds, size = 128, 2, 1, 32
+    print_machine()
+    torch.set_num_threads(os.cpu_count() or 1)
+    precisions = ["fp32", "bf16"]
+    rates: dict[str, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
+        folder = Path(name)
+        files = write_jpegs(folder / "images", images, CLASSES)
+        limits = {precision: Limit(size, precision, images // BATCH) for precision in precisions}
+        peers = cycle([(workers, Plain(files, size, workers)) for workers in WORKERS])
+        for number in range(rounds):
+            for precision in precisions:
+
+                def between(precision: str = precision) -> None:
+                    rates[f"limit {precision}"].append(images / limits[precision].epoch())
+                    workers, peer = next(peers)
+                    rates[f"DataLoader, {workers} workers"].append(images / peer.epoch())
+
+                run = f"{precision}-{number}"
+                trainer = TimedTrainer(prepare_run(folder, run, files, size, epochs, precision), run, between)
+                trainer.run()
+                rates[f"first {precision}"].append(images / trainer.epochs[0])
+                rates[f"decoding {precision}"].append(images / trainer.decoded)
+                rates[f"later {precision}"] += [images / seconds for seconds in trainer.epochs[1:]]
+    print_rates(rates, precisions, f"{images} images to {size}×{size}, {epochs} epochs, {rounds} rounds")
+
+
+def print_rates(rates: dict[str, list[float]], precisions: list[str], what: str) -> None:
+    """Print the table and the headline."""
+    figure = {name: median(values) for name, values in rates.items()}
+    best = max((name for name in rates if name.startswith("DataLoader")), key=figure.__getitem__)
+    print(f"{what}; the best DataLoader is the one with {best.removeprefix('DataLoader, ')}.\n")
+    rows: list[tuple[object, ...]] = []
+    for precision in precisions:
+        limit = figure[f"limit {precision}"]
+        for label in ("limit", "first", "later", "decoding"):
+            values = rates[f"{label} {precision}"]
+            title = {
+                "limit": f"limit, {precision}",
+                "first": f"trainer, {precision}, from nothing to the end of the first epoch",
+                "later": f"trainer, {precision}, later epochs",
+                "decoding": f"trainer, {precision}, decoding before the first step",
+            }[label]
+            shown = "–" if label == "decoding" else figure[f"{label} {precision}"] / limit
+            rows.append((title, median(values), spread(values), shown, median(values) / figure[best]))
+    for name in sorted(name for name in rates if name.startswith("DataLoader")):
+        rows.append((f"{name}, fp32", figure[name], spread(rates[name]), figure[name] / figure["limit fp32"], "–"))
+    print_table(("", "images/s", "range", "of the limit", "× the best DataLoader"), rows)
+    faster = max(precisions, key=lambda precision: figure[f"later {precision}"])
+    print_headline(f"later_epochs_of_limit_{faster}", figure[f"later {faster}"] / figure[f"limit {faster}"])
+
+
+if __name__ == "__main__":
+    main()

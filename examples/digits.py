@@ -1,0 +1,201 @@
+"""Fine-tune on scikit-learn's handwritten digits through a real Flow, and see what it does to the nearest neighbours.
+
+Run it by ./scripts/demo; --help names its options. All that it writes lies in ./digits-demo, or where --output says.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # so that `python examples/digits.py` finds the package, too
+os.environ["JINA_LOG_LEVEL"] = "ERROR"
+os.environ["JINA_OPTOUT_TELEMETRY"] = "1"
+warnings.simplefilter("ignore")  # what the packages have to say to each other
+
+import numpy as np
+from docarray import DocList
+from jina import Client, Flow
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, track
+from rich.table import Table
+from sklearn.datasets import load_digits
+
+from examples.neighbours import draw_neighbours
+from executor import Document, DocumentArray
+from executor.documents import Evaluation, RunQuery, RunStatus
+
+HELD_OUT = 400
+METRICS = {"recall@1": "recall_at_1", "mAP@R": "mean_average_precision_at_r"}
+FLOW = """\
+jtype: Flow
+with:
+  protocol: [grpc, http]
+  port: [{grpc}, {http}]
+  host: 127.0.0.1
+executors:
+  - name: finetuner
+    uses: {root}/config.yml
+    workspace: {output}/workspace
+    uses_with:
+      model: default
+      input_size: 32
+      allowed_roots: [{output}]
+"""
+
+console = Console()
+
+
+def main() -> None:
+    """Write the images, serve, train, compare."""
+    options = parse_options()
+    output = options.output.resolve()
+    docs = write_images(output / "images", count=800 if options.quick else None)
+    train, held_out = docs[:-HELD_OUT], docs[-HELD_OUT:]
+    ports = [options.port + 1, options.port] if options.port else free_ports(2)
+    flow_file = output / "flow.yml"
+    flow_file.write_text(FLOW.format(grpc=ports[0], http=ports[1], root=ROOT, output=output))
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the Flow ends its processes
+    console.print(f"[bold]Starting the Flow[/] of {flow_file}")
+    with served(flow_file):
+        client = Client(port=ports[0])
+        run = fit(client, train, epochs=3 if options.quick else 12)
+        status = asyncio.run(watch(ports[0], run))
+        if status.state != "succeeded":
+            sys.exit(f"Run {run} {status.state}: {status.error}")
+        compare(client, held_out, run)
+        picture = draw_neighbours(output / "neighbours.png", *(embed(client, held_out, of) for of in ("base", run)))
+    console.print(f"\n{status.verdict}\nNearest neighbours before and after: [bold]{picture}[/]\n")
+    print_next_steps(flow_file, ports[1], held_out[0], run)
+
+
+def write_images(folder: Path, count: int | None) -> DocumentArray:
+    """Write each digit as a PNG file; return documents that carry it as `uri`, `buffer` and `blob` in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = load_digits()
+    docs = DocumentArray()
+    for number in np.random.default_rng(0).permutation(len(digits.target))[:count]:
+        pixels = (255 - digits.images[number] * 15.9).astype(np.uint8)  # 16 shades, dark on light
+        image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")
+        file = folder / f"{number:04d}.png"
+        image.save(file)
+        contents = {"uri": str(file)}, {"buffer": file.read_bytes()}, {"blob": np.asarray(image)}
+        label = int(digits.target[number])
+        docs.append(Document(id=file.stem, tags={"finetuner_label": label}, **contents[len(docs) % 3]))
+    return docs
+
+
+@contextlib.contextmanager
+def served(flow_file: Path) -> Iterator[None]:
+    """Serve a Flow, without the banner that it prints."""
+    flow = Flow.load_config(str(flow_file))
+    with contextlib.redirect_stdout(io.StringIO()):
+        flow.start()
+    try:
+        yield
+    finally:
+        flow.close()
+
+
+def fit(client: Client, train: DocumentArray, epochs: int) -> str:
+    """Stream the documents to a new run, which keeps a tenth of them back to prove its model; return its name."""
+    statuses = client.post(
+        "/fit",
+        track(train, f"Sending {len(train)} documents to /fit", console=console),
+        parameters={"total": len(train), "epochs": epochs, "val_split": 0.1},
+        return_type=DocList[RunStatus],
+    )
+    return statuses[0].run
+
+
+async def watch(port: int, run: str) -> RunStatus:
+    """Show the progress of a run until it ends; return its last status."""
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(run, figures="")
+        client = Client(port=port, asyncio=True)
+        async for status in client.stream_doc("/watch", RunQuery(run=run), return_type=RunStatus):
+            figures = f"epoch {status.epoch} of {status.epochs}"
+            if status.loss is not None:
+                figures += f"  loss {status.loss:.2f}  {status.images_per_second or 0:.0f} images/s"
+            progress.update(
+                task,
+                total=status.steps or None,
+                completed=status.step,
+                description=f"{run}: {status.phase or status.state}",
+                figures=figures,
+            )
+    return status
+
+
+def compare(client: Client, held_out: DocumentArray, run: str) -> None:
+    """Print the retrieval metrics of both models on images that no run has seen."""
+    before, after = (
+        client.post(
+            "/evaluate",
+            held_out,
+            parameters={"model": model},
+            request_size=len(held_out),  # each request is scored by itself
+            return_type=DocList[Evaluation],
+        )[0]
+        for model in ("base", run)
+    )
+    table = Table(title=f"{before.queries} held-out images, each a query among the others")
+    for heading in ("metric", "before", "after"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    for heading, name in METRICS.items():
+        table.add_row(heading, f"{before.metrics[name]:.3f}", f"[bold]{after.metrics[name]:.3f}[/]")
+    console.print(table)
+
+
+def embed(client: Client, docs: DocumentArray, model: str) -> DocumentArray:
+    """Return the documents with the embeddings of one model version."""
+    return client.post("/embed", docs, parameters={"model": model}, return_type=DocumentArray)
+
+
+def print_next_steps(flow_file: Path, port: int, doc: Document, run: str) -> None:
+    """Print commands to paste one after the other."""
+    jina = Path(sys.executable).with_name("jina")
+    post = "curl -s -H 'Content-Type: application/json' -d"
+    url = f"http://127.0.0.1:{port}"
+    console.print("[bold]Next, serve the tuned model[/] (the first line, left running) [bold]and ask it[/] (the others):")
+    for line in (
+        f"{jina} flow --uses {flow_file}",
+        f"{post} '{{\"data\": []}}' {url}/status",
+        f'{post} \'{{"data": [{{"uri": "{doc.uri}"}}]}}\' {url}/embed',
+        f'{post} \'{{"data": [], "parameters": {{"run": "base"}}}}\' {url}/promote  # roll back',
+        f'{post} \'{{"data": [], "parameters": {{"run": "{run}"}}}}\' {url}/promote  # and forward',
+    ):
+        console.print(f"  {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("digits-demo"), help="folder for all that is written")
+    parser.add_argument("--port", type=int, help="HTTP port, gRPC has the one after it; by default free ones")
+    parser.add_argument("--quick", action="store_true", help="fewer images and epochs")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""One picture of query images and their nearest neighbours by two models."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from executor import DocumentArray, load_uri_to_image_blob
+
+NEIGHBOURS = 6
+TILE, GAP, BORDER, MARGIN, TOP = 56, 12, 4, 28, 104
+WHITE, INK, GREY, RED, GREEN = "#ffffff", "#1f2328", "#6e7781", "#d1242f", "#2da44e"
+
+
+def draw_neighbours(path: Path, before: DocumentArray, after: DocumentArray) -> Path:
+    """Draw a query of each class and its nearest neighbours, framed green if of the same class, else red.
+
+    Args: before, after: the same labelled documents, embedded by two models.
+    """
+    labels = np.array([int(doc.tags["finetuner_label"]) for doc in before])
+    queries = [int(np.argmax(labels == label)) for label in np.unique(labels)]
+    step = TILE + GAP
+    lefts = MARGIN + step + GAP * 2, MARGIN + step * (NEIGHBOURS + 1) + GAP * 5
+    picture = Image.new("RGB", (lefts[1] + step * NEIGHBOURS - GAP + MARGIN, TOP + step * len(queries) + MARGIN), WHITE)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, 24), "Nearest neighbours of held-out digits", INK, ImageFont.load_default(24))
+    for left, heading in ((MARGIN, "query"), (lefts[0], "before"), (lefts[1], "after fine-tuning")):
+        draw.text((left, TOP - 30), heading, GREY, ImageFont.load_default(16))
+
+    for row, query in enumerate(queries):
+        top = TOP + row * step
+        paste(picture, before[query], MARGIN, top, GREY)
+        for left, docs in zip(lefts, (before, after), strict=True):
+            for column, found in enumerate(nearest(docs, query)):
+                right = labels[found] == labels[query]
+                paste(picture, docs[found], left + column * step, top, GREEN if right else RED)
+    picture.save(path)
+    return path
+
+
+def nearest(docs: DocumentArray, query: int) -> Iterator[int]:
+    """The documents most similar to one of them, nearest first."""
+    embeddings = np.stack([doc.embedding for doc in docs])  # (N, D), of unit length
+    similarity = embeddings @ embeddings[query]
+    similarity[query] = -np.inf
+    return np.argsort(-similarity)[:NEIGHBOURS]
+
+
+def paste(picture: Image.Image, doc: object, left: int, top: int, colour: str) -> None:
+    """Put the image of a document into the picture, with a frame."""
+    image = Image.fromarray(load_uri_to_image_blob(doc)).resize((TILE - 2 * BORDER, TILE - 2 * BORDER))
+    ImageDraw.Draw(picture).rounded_rectangle((left, top, left + TILE - 1, top + TILE - 1), BORDER, colour)
+    picture.paste(image, (left + BORDER, top + BORDER))

@@ -1,0 +1,53 @@
+"""Whether to train in mixed precision: by measurement, where the hardware computes in bf16 at all."""
+
+import copy
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+
+WORTHWHILE = 1.15  # a smaller gain drowns in the noise of the measurement, and fp32 is the safer choice
+PAIRS = 3
+
+
+def choose_bf16(asked: str, model: nn.Module, images: Tensor, device: torch.device) -> bool:
+    """Return whether to train `model` in bf16, for the option `precision`; `auto` tries both on `images`.
+
+    Args: images: a typical batch of the model's input, (B, …) float32. The model is left as it is.
+    """
+    if asked != "auto":
+        return asked == "bf16"
+    if not computes_in_bf16(device) or not isinstance(images, Tensor):
+        return False
+    trial = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _seconds(trial, images, device, bf16=False)
+        _seconds(trial, images, device, bf16=True)
+        gains = [
+            _seconds(trial, images, device, bf16=False) / _seconds(trial, images, device, bf16=True)
+            for _ in range(PAIRS)
+        ]
+    return statistics.median(gains) >= WORTHWHILE
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _seconds(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> float:
+    """The time of one forward and backward pass."""
+    from .models import embedding_of
+
+    began = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        embeddings = embedding_of(model(images))
+    if embeddings.requires_grad:
+        embeddings.float().square().sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
