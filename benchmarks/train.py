@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import (
@@ -134,7 +134,7 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         path, label = self._files[index]
         image = np.asarray(Image.open(path).convert("RGB").resize((self._size, self._size), Image.Resampling.BILINEAR))
-        pixels = torch.from_numpy(self._augment(image)).permute(2, 0, 1).float().div_(255)
+        pixels = torch.tensor(self._augment(image)).permute(2, 0, 1).float().div_(255)
         return pixels.sub_(0.45).div_(0.225), label
 
 
@@ -158,15 +158,14 @@ class Plain:
         return seconds_of(lambda: self._steps.run(iter(self._loader)))
 
 
-def prepare_run(
-    folder: Path, name: str, files: list[tuple[str, int]], size: int, epochs: int, precision: str
-) -> RunStore:
+def prepare_run(folder: Path, name: str, files: list[tuple[str, int]], size: int, **training: Any) -> RunStore:
     """A workspace with one run that is complete and has the trainer's turn."""
     store = RunStore(Workspace(folder / name))
-    executor = ExecutorOptions(input_size=size, allowed_roots=(str(folder),)).with_roots()
-    training = TrainingOptions(epochs=epochs, batch_size=BATCH, precision=precision)  # type: ignore[arg-type]
+    executor = ExecutorOptions(
+        input_size=size, allowed_roots=(str(folder),), trainer_threads=torch.get_num_threads()
+    ).with_roots()
     configuration = {"options": executor.model_dump(mode="json"), "directory": os.getcwd(), "path": []}
-    store.create(name, training.model_dump(mode="json"), configuration)
+    store.create(name, TrainingOptions(batch_size=BATCH, **training).model_dump(mode="json"), configuration)
     with DocumentArrayMemmap(store.workspace.spool(name)) as spool:
         spool.extend(Document(uri=path, tags={"finetuner_label": label}) for path, label in files)
     store.advance(name, RunState.QUEUED, train_rows=len(files), eval_rows=0)
@@ -177,13 +176,13 @@ def prepare_run(
 def main() -> None:
     """Measure and print."""
     arguments = options(__doc__).parse_args()
-    images, epochs, rounds, size = 1024, 5, 3, 128
+    images, epochs, rounds, size, threads = 1024, 5, 3, 128, os.cpu_count() or 1
     if arguments.quick:
         images, epochs, rounds = 192, 3, 1
     if arguments.tiny:
-        images, epochs, rounds, size = 128, 2, 1, 32
+        images, epochs, rounds, size, threads = 128, 3, 1, 16, 1
+    torch.set_num_threads(threads)
     print_machine()
-    torch.set_num_threads(os.cpu_count() or 1)
     precisions = ["fp32", "bf16"]
     rates: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
@@ -200,7 +199,8 @@ def main() -> None:
                     rates[f"DataLoader, {workers} workers"].append(images / peer.epoch())
 
                 run = f"{precision}-{number}"
-                trainer = TimedTrainer(prepare_run(folder, run, files, size, epochs, precision), run, between)
+                store = prepare_run(folder, run, files, size, epochs=epochs, precision=precision)
+                trainer = TimedTrainer(store, run, between)
                 trainer.run()
                 rates[f"first {precision}"].append(images / trainer.epochs[0])
                 rates[f"decoding {precision}"].append(images / trainer.decoded)
@@ -226,8 +226,11 @@ def print_rates(rates: dict[str, list[float]], precisions: list[str], what: str)
             }[label]
             shown = "–" if label == "decoding" else figure[f"{label} {precision}"] / limit
             rows.append((title, median(values), spread(values), shown, median(values) / figure[best]))
-    for name in sorted(name for name in rates if name.startswith("DataLoader")):
-        rows.append((f"{name}, fp32", figure[name], spread(rates[name]), figure[name] / figure["limit fp32"], "–"))
+    rows += [
+        (f"{name}, fp32", figure[name], spread(rates[name]), figure[name] / figure["limit fp32"], "–")
+        for name in sorted(rates)
+        if name.startswith("DataLoader")
+    ]
     print_table(("", "images/s", "range", "of the limit", "× the best DataLoader"), rows)
     faster = max(precisions, key=lambda precision: figure[f"later {precision}"])
     print_headline(f"later_epochs_of_limit_{faster}", figure[f"later {faster}"] / figure[f"limit {faster}"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .documents import Label, label_of
+from .documents import Label, content_of, label_of
 from .errors import BadDocument, MissingLabel, NotTrainable
 from .memmap import label_rows, sorts_of
 
@@ -37,7 +37,7 @@ class _Dataset:
         """The content of `doc` as an item. Raises: BadDocument: it has none."""
         if self.preprocess_fn is not None:
             return self.preprocess_fn(doc)
-        content = doc.content
+        content = content_of(doc)
         if content is None:
             raise BadDocument(
                 f"Document {doc.id!r} has no content (blob, text or buffer); to load its uri when it is needed, "
@@ -64,11 +64,12 @@ class ClassDataset(_Dataset):
     ) -> None:
         super().__init__(docs, preprocess_fn, collate_fn)
         numbers: dict[Label, int] = {}
-        self.labels = np.empty(len(docs), dtype=np.int64)
+        labels: list[int] = []  # as many as were read: others may append to the documents meanwhile
         for index, row in enumerate(label_rows(docs)):
             if row.label is None:
                 label_of(docs[index])  # raises, naming the document
-            self.labels[index] = numbers.setdefault(row.label, len(numbers))  # type: ignore[arg-type]
+            labels.append(numbers.setdefault(row.label, len(numbers)))  # type: ignore[arg-type]
+        self.labels = np.asarray(labels, np.int64)
         self.classes: list[Label] = list(numbers)
 
     def __len__(self) -> int:

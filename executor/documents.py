@@ -42,10 +42,7 @@ class Match(BaseDoc):
     @property
     def content(self) -> Union[np.ndarray, str, bytes, None]:
         """The first of `blob`, `text` and `buffer` that is set, or None."""
-        for value in (self.blob, self.text, self.buffer):
-            if value is not None:
-                return value
-        return None
+        return content_of(self)
 
     def load_uri_to_image_blob(self) -> "Match":
         """Read `uri` (or `buffer`) into `blob` as H×W×3 uint8 RGB, upright by its EXIF orientation.
@@ -191,6 +188,11 @@ def label_of(doc: Any) -> Label:
 def has_label(doc: Any) -> bool:
     """Whether `doc` carries the label tag at all (a null counts as absent)."""
     return doc.tags.get(LABEL_TAG) is not None
+
+
+def content_of(doc: Any) -> Union[np.ndarray, str, bytes, None]:
+    """The first of `blob`, `text` and `buffer` that is set, or None: of any class of documents."""
+    return next((value for value in (doc.blob, doc.text, doc.buffer) if value is not None), None)
 
 
 def with_id(doc: Any) -> Any:

@@ -109,7 +109,10 @@ class Embedder:
 
         Raises: UnknownModel. Overloaded: more images wait than `max_queued_images`.
         """
-        version = await asyncio.to_thread(self.version, model or self._promoted())
+        name = model or self._promoted()
+        version = self._versions.get(name)
+        if version is None:
+            version = await asyncio.to_thread(self.version, name)
         parts = [part for doc in docs for part in (doc, *(doc.matches if matches else ()))]
         if self._waiting and self._waiting + len(parts) > self._options.max_queued_images:
             raise Overloaded(

@@ -16,7 +16,16 @@ from .loading import Augmentation, collate, default_augmentation, fit_to_model, 
 from .models import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
 from .precision import choose_bf16
-from .recipe import embedding_size, example_inputs, make_config, make_loader, make_loss, split_off
+from .recipe import (
+    embedding_size,
+    example_inputs,
+    finish_model,
+    make_config,
+    make_loader,
+    make_loss,
+    prepare_model,
+    split_off,
+)
 from .training import Meter, Step, train
 
 PreprocessFn = Callable[[Any], Any]
@@ -38,9 +47,8 @@ def train_here(
     where = choose_device(ExecutorOptions(device=device))
     dataset = _dataset(model, train_data, options.kind, preprocess_fn, collate_fn)
     items = np.arange(len(dataset))
+    prepare_model(model, options)
     model.to(where)
-    if isinstance(model, EmbeddingModel):
-        model.freeze(options.freeze)
     eval_set = None
     if eval_data is not None:
         held = _dataset(model, eval_data, "auto", preprocess_fn, collate_fn)
@@ -66,6 +74,7 @@ def train_here(
             evaluate=None if eval_set is None else lambda measured: eval_set.score(measured).mean(),
             report=bar.update,
         )
+        finish_model(model, options)
         if before is not None and eval_set is not None and before.queries:
             after = eval_set.score(model).mean()[DECIDING]
             bar.say(f"mAP@R on the eval documents: {before.mean()[DECIDING]:.3f} before, {after:.3f} after.")

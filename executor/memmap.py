@@ -214,7 +214,7 @@ def label_rows(docs: Iterable[Any]) -> Iterator[LabelRow]:
     """Iterate over the labels of any documents. Raises: BadDocument: a label is no label."""
     if isinstance(docs, DocumentArrayMemmap):
         return docs.labels()
-    return (LabelRow(doc.id, label_of(doc) if has_label(doc) else None, len(doc.matches)) for doc in docs)
+    return (LabelRow(doc.id, label_of(doc) if has_label(doc) else None, len(doc.matches or ())) for doc in docs)
 
 
 def sorts_of(docs: Iterable[Any]) -> Sorts:

@@ -153,6 +153,8 @@ class TrainingOptions(_Parameters):
 
     @model_validator(mode="after")
     def _fit_together(self) -> "TrainingOptions":
+        if self.wise_ft < 1 and self.lora_rank:
+            raise ValueError("wise_ft mixes weights and lora_rank trains updates of them; use one of the two")
         if self.memory_size and self.memory_size < self.batch_size:
             raise ValueError(f"memory_size is {self.memory_size}, but a batch of {self.batch_size} has to fit into it")
         if self.kind != "auto" and self.loss not in LOSS_NAMES[self.kind]:

@@ -8,8 +8,9 @@ from torch import nn
 
 from .cache import ImageCache
 from .datasets import ClassDataset, Dataset, SessionDataset, check_trainable
-from .errors import NotTrainable
+from .errors import ConfigurationError, NotTrainable
 from .loading import Augmentation, Loader, collate, item_content, model_inputs
+from .lora import add_lora, merge_lora
 from .losses import build_loss
 from .models import EmbeddingModel, embedding_of
 from .parameters import TrainingOptions
@@ -19,6 +20,30 @@ from .training import TrainConfig
 SCRATCH_LEARNING_RATE = 1e-3
 PRETRAINED_LEARNING_RATE = 1e-4
 VIEWS = 2  # of each unlabeled document
+
+
+def prepare_model(model: nn.Module, options: TrainingOptions) -> None:
+    """Freeze what is to be frozen and add low-rank updates; a module that is not ours is trained whole.
+
+    Raises: ConfigurationError: `freeze` or `lora_rank` does not fit the model.
+    """
+    if isinstance(model, EmbeddingModel):
+        model.freeze(options.freeze)
+        if options.lora_rank:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(options.seed)
+                add_lora(model, options.lora_rank)
+    elif options.freeze or options.lora_rank:
+        raise ConfigurationError(
+            f"freeze and lora_rank need a model of this package, not {type(model).__name__}; "
+            "set requires_grad of its parameters yourself."
+        )
+
+
+def finish_model(model: nn.Module, options: TrainingOptions) -> None:
+    """Make a trained model a plain one again."""
+    if isinstance(model, EmbeddingModel) and options.lora_rank:
+        merge_lora(model)
 
 
 def make_sampler(dataset: Dataset, items: np.ndarray, options: TrainingOptions) -> Sampler:

@@ -175,6 +175,8 @@ class RunStore:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             self._migrate()
+            rows = self._rows("SELECT value FROM settings WHERE name = 'promoted'")
+            self._promoted = str(rows[0][0]) if rows else "base"
         except (OSError, sqlite3.Error) as error:
             raise WorkspaceError(
                 f"The workspace {workspace.root} cannot be used: {error}. Check its permissions and its disk."
@@ -384,9 +386,8 @@ class RunStore:
     # the promoted version -----------------------------------------------------------------------------------------
 
     def promoted(self) -> str:
-        """The version now served: `base` or a run's name."""
-        rows = self._rows("SELECT value FROM settings WHERE name = 'promoted'")
-        return rows[0][0] if rows else "base"
+        """The version now served: `base` or a run's name. The service alone changes it, so it is kept in memory."""
+        return self._promoted
 
     def promote(self, version: str) -> None:
         """Serve `version` from now on."""
@@ -394,3 +395,4 @@ class RunStore:
             db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES ('promoted', ?)", (version,))
             if version != "base":
                 self._append_event(version, "promoted", "this version is served now")
+        self._promoted = version

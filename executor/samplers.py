@@ -81,9 +81,10 @@ class ClassSampler(_Sampler):
     def batches(self, epoch: int) -> list[np.ndarray]:
         random = self._random(epoch)
         waiting = [self._cut(members, random) for members in self._members]
-        total = sum(len(groups) for groups in waiting)
+        left = np.asarray([len(groups) for groups in waiting])
+        total = int(left.sum())
         sizes = [len(part) for part in np.array_split(np.arange(total), max(1, -(-total // self.groups)))]
-        return [self.indices[np.concatenate(self._deal(waiting, size, random))] for size in sizes]
+        return [self.indices[np.concatenate(self._deal(waiting, left, size, random))] for size in sizes]
 
     def _cut(self, members: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         shuffled = random.permutation(members)
@@ -94,16 +95,23 @@ class ClassSampler(_Sampler):
             shuffled = np.concatenate([shuffled, random.choice(pool, short, replace=len(pool) < short)])
         return list(shuffled.reshape(-1, self.items))
 
-    def _deal(self, waiting: list[list[np.ndarray]], size: int, random: np.random.Generator) -> list[np.ndarray]:
-        """Take `size` groups, of the labels with the most groups left first, one a label as long as that goes."""
+    def _deal(
+        self, waiting: list[list[np.ndarray]], left: np.ndarray, size: int, random: np.random.Generator
+    ) -> list[np.ndarray]:
+        """Take `size` groups, of the labels with the most groups left first, one a label as long as that goes.
+
+        Args: left: how many groups of each label are `waiting`.
+        """
         batch: list[np.ndarray] = []
         labels: set[int] = set()
         while len(batch) < size:
-            left = np.asarray([len(groups) for groups in waiting])
-            order = np.lexsort((random.random(len(left)), -left))
-            for label in order[: size - len(batch)]:
+            key = random.random(len(left)) - left  # ties in random order
+            wanted = min(size - len(batch), len(left))
+            first = np.argpartition(key, wanted - 1)[:wanted]  # sorting them all would take most of the time
+            for label in first[np.argsort(key[first])]:
                 if waiting[label]:
                     batch.append(waiting[label].pop())
+                    left[label] -= 1
                     labels.add(int(label))
         if len(labels) == 1:  # a batch of one label has no negatives: lend it a group of another one
             other = random.choice([label for label in range(len(waiting)) if label not in labels])

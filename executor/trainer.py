@@ -34,7 +34,16 @@ from .models import EmbeddingModel, load_model, save_model
 from .parameters import ExecutorOptions, TrainingOptions
 from .precision import choose_bf16
 from .preprocessing import make_preprocess
-from .recipe import embedding_size, example_inputs, make_config, make_loader, make_loss, split_off
+from .recipe import (
+    embedding_size,
+    example_inputs,
+    finish_model,
+    make_config,
+    make_loader,
+    make_loss,
+    prepare_model,
+    split_off,
+)
 from .runs import Progress, RunState, RunStore, Workspace
 from .training import Interrupted, Meter, NonFiniteLoss, Step, TrainState, train
 from .versions import ensure_base
@@ -111,7 +120,9 @@ class Trainer:
         if self._options.base == "base":
             ensure_base(self._store.workspace, self._configuration)
         base = self._store.workspace.model(self._options.base)
-        model = load_model(base, freeze=self._options.freeze, embedding_dim=self._options.embedding_dim).to(device)
+        model = load_model(base, freeze=False, embedding_dim=self._options.embedding_dim)
+        prepare_model(model, self._options)
+        model.to(device)
 
         train_docs, eval_docs = self._decoded("train", model), self._decoded("eval", model)
         self._receive(train_docs, eval_docs)
@@ -238,6 +249,7 @@ class Trainer:
             self._store.event(self._run.name, "error", f"{error} Its documents: {', '.join(ids)}.")
             some = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
             raise NotTrainable(f"{error} Its documents: {some}.") from error
+        finish_model(model, self._options)
         self.report(phase="evaluating", history=state.history, eta_seconds=0.0)
         if before is not None and eval_set is not None:
             after = eval_set.score(model)

@@ -2,6 +2,7 @@
 
 import base64
 import struct
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,11 +39,11 @@ def run(service: Service, request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def busy(service: Service) -> Iterator[str]:
     """A run that holds the trainer, so that runs started meanwhile stay queued."""
-    send(service, pixels(12), run="busy", total=12, epochs=100_000)
-    service.wait("busy", until=lambda status: status.state == "training")
-    yield "busy"
-    cancel(service, "busy")
-    service.http("/status")
+    name = f"busy-{uuid.uuid4().hex}"
+    send(service, pixels(12), run=name, total=12, epochs=100_000)
+    service.wait(name, seconds=20, until=lambda status: status.state == "training")
+    yield name
+    cancel(service, name)
 
 
 def cancel(service: Service, run: str) -> None:

@@ -1,0 +1,216 @@
+"""Images a second and latency of `/embed`, idle and while a run trains; and what the traffic costs the trainer.
+
+    .venv/bin/python -m benchmarks.embed [--quick] [--nice N] [--trainer-threads N]
+
+Measured: one asyncio client process, over gRPC; requests of one image with 1, 8 and 32 under way at a time, and one
+at a time of 100 and 500 images, as JPEG buffers of 640×480 and as 224×224 uint8 blobs. Images a second, and p50 and
+p99 of the latency of a request.
+
+Its limit: the bare model's forward pass of batches in memory, in evaluation mode, with the same number of threads.
+The round trip to an Executor that does nothing is what Jina costs. The peer: an Executor that decodes and embeds one
+document after the other, as they are usually written, with the same model and image loading.
+
+The trainer's images a second, from the steps that `/status` reports: windows without and with traffic in turns.
+
+All that is compared takes turns; medians over the rounds, and percentiles over all requests of a cell.
+"""
+
+import os
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from docarray import DocList
+from jina import Client
+
+from benchmarks.clients import ClientProcess
+from benchmarks.common import median, options, print_headline, print_machine, print_table, write_jpegs
+from benchmarks.serving import Served
+from executor.documents import Document, DocumentArray, RunStatus
+from executor.models import EmbeddingModel, ModelConfig, build_model
+
+CLASSES = 16
+BATCH = 64
+
+
+class Traffic(NamedTuple):
+    """Requests of so many images, so many at a time."""
+
+    form: str
+    images: int
+    concurrency: int
+
+    def __str__(self) -> str:
+        return f"{self.images} × {self.form}, {self.concurrency} at a time"
+
+
+SINGLE = [Traffic("jpeg", 1, concurrency) for concurrency in (1, 8, 32)]
+LARGE = [Traffic(form, images, 1) for images in (100, 500) for form in ("jpeg", "blob")]
+
+
+class Cell:
+    """What was measured of one target under one traffic."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.latencies: list[float] = []
+
+    def add(self, rate: float, latencies: list[float]) -> None:
+        """Add one window."""
+        self.rates.append(rate)
+        self.latencies += latencies
+
+    def percentile(self, share: int) -> float:
+        """Of the latency, in ms."""
+        return 1000 * float(np.percentile(self.latencies, share))
+
+
+Cells = dict[tuple[str, Traffic], Cell]
+
+
+def forward_rate(model: EmbeddingModel, size: int, batch: int, seconds: float) -> float:
+    """Images a second of the bare model."""
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    done, began = 0, time.perf_counter()
+    with torch.inference_mode():
+        model(images)
+        began = time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            model(images)
+            done += batch
+    return done / (time.perf_counter() - began)
+
+
+class Trainer:
+    """A run of the service that trains as long as the benchmark needs it."""
+
+    def __init__(self, port: int, files: list[tuple[str, int]]) -> None:
+        self._client = Client(host="127.0.0.1", port=port)
+        docs = DocumentArray(Document(uri=path, tags={"finetuner_label": label}) for path, label in files)
+        parameters = {"run": "load", "total": len(docs), "epochs": 100_000, "batch_size": BATCH}
+        self._client.post("/fit", docs, parameters=parameters, return_type=DocList[RunStatus])
+        while self._status().step < 2:
+            time.sleep(0.2)
+
+    def _status(self) -> RunStatus:
+        found = self._client.post("/status", parameters={"run": "load"}, return_type=DocList[RunStatus])[0]
+        if found.ended_at is not None:
+            raise RuntimeError(f"the run has {found.state}: {found.error}")
+        return found
+
+    def _next_step(self) -> tuple[int, float]:
+        """The number of the next step that is reported, and when."""
+        step = self._status().step
+        while (reached := self._status().step) == step:
+            time.sleep(0.02)
+        return reached, time.perf_counter()
+
+    def rate(self, during: Any) -> tuple[float, Any]:
+        """Images a second of the trainer while a function runs, and what that returned."""
+        first, began = self._next_step()
+        result = during()
+        last, ended = self._next_step()
+        return BATCH * (last - first) / (ended - began), result
+
+    def cancel(self) -> None:
+        """End it."""
+        self._client.post("/cancel", parameters={"run": "load"}, return_type=DocList[RunStatus])
+
+
+def measure_idle(
+    client: ClientProcess, targets: dict[str, Served], traffics: list[Traffic], seconds: float, rounds: int
+) -> Cells:
+    """Every target under every traffic, in turns."""
+    cells: Cells = defaultdict(Cell)
+    for round_number in range(rounds + 1):
+        for traffic in traffics:
+            for name, served in targets.items():
+                window = seconds if round_number else 0.01  # the first round loads models and connects
+                measured = client.measure(served.port, **traffic._asdict(), seconds=window)
+                if round_number:
+                    cells[name, traffic].add(*measured)
+    return cells
+
+
+def measure_training(
+    client: ClientProcess, ours: Served, trainer: Trainer, traffics: list[Traffic], seconds: float, rounds: int
+) -> tuple[Cells, dict[str, list[float]]]:
+    """Our target under every traffic beside the trainer, and the trainer's images a second by traffic."""
+    cells: Cells = defaultdict(Cell)
+    trained: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for traffic in traffics:
+            rate, _ = trainer.rate(lambda: time.sleep(seconds))
+            trained["no traffic"].append(rate)
+            rate, measured = trainer.rate(
+                lambda traffic=traffic: client.measure(ours.port, **traffic._asdict(), seconds=seconds)
+            )
+            trained[str(traffic)].append(rate)
+            cells["beside a trainer", traffic].add(*measured)
+    return cells, trained
+
+
+def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
+    """A row a cell."""
+    return [
+        (str(traffic), name, median(cell.rates), median(cell.rates) / limit, cell.percentile(50), cell.percentile(99))
+        for (name, traffic), cell in sorted(cells.items(), key=lambda item: str(item[0][1]))
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = options(__doc__)
+    parser.add_argument("--nice", type=int, default=None, help="the executor's option trainer_nice")
+    parser.add_argument("--trainer-threads", type=int, default=None, help="the executor's option trainer_threads")
+    arguments = parser.parse_args()
+    seconds, rounds, size, images, traffics = 8.0, 3, 128, 512, SINGLE + LARGE
+    if arguments.quick:
+        seconds, rounds, images, traffics = 0.8, 1, 128, [SINGLE[0], SINGLE[2], LARGE[0]]
+    if arguments.tiny:
+        seconds, rounds, size, images, traffics = 0.2, 1, 32, 128, [Traffic("jpeg", 1, 4), Traffic("blob", 16, 1)]
+    torch.set_num_threads(os.cpu_count() or 1)
+    print_machine()
+    chosen = {"trainer_nice": arguments.nice, "trainer_threads": arguments.trainer_threads}
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    model = build_model(ModelConfig(input_size=size))
+    with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
+        folder = Path(name).resolve()
+        files = write_jpegs(folder / "images", images, CLASSES)
+        forward: dict[int, list[float]] = defaultdict(list)
+        with (
+            Served("ours", folder, input_size=size, allowed_roots=[str(folder)], **settings) as ours,
+            Served("sequential", folder, input_size=size) as sequential,
+            Served("noop", folder) as noop,
+            ClientProcess() as client,
+        ):
+            targets = {"/embed": ours, "sequential": sequential, "no-op": noop}
+            cells: Cells = defaultdict(Cell)
+            for _ in range(rounds):
+                for batch in (1, BATCH):
+                    forward[batch].append(forward_rate(model, size, batch, seconds))
+                for key, cell in measure_idle(client, targets, traffics, seconds, 1).items():
+                    cells[key].rates += cell.rates
+                    cells[key].latencies += cell.latencies
+            trainer = Trainer(ours.port, files)
+            busy, trained = measure_training(client, ours, trainer, traffics, seconds, rounds)
+            trainer.cancel()
+    limit = median(forward[BATCH])
+    print(
+        f"Bare forward, {size}×{size}: {limit:.4g} images/s in batches of {BATCH}, {median(forward[1]):.4g} one by one"
+    )
+    print(f"Options: {settings or 'the defaults'}; windows of {seconds} s, {rounds} rounds\n")
+    columns = ("traffic", "target", "images/s", "of the bare forward", "p50 ms", "p99 ms")
+    print_table(columns, rows_of(cells | busy, limit))
+    alone = median(trained["no traffic"])
+    rows = [(traffic, median(values), median(values) / alone) for traffic, values in trained.items()]
+    print_table(("the trainer beside", "images/s", "of that without traffic"), rows)
+    print_headline("embed_of_forward_large_requests", median(cells["/embed", traffics[-1]].rates) / limit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Documents a second into `/fit`, against an Executor that does nothing; where the time goes, and how much memory.
+
+    .venv/bin/python -m benchmarks.ingest [--quick]
+
+Measured: one gRPC client posting requests of 100 documents, of two sorts: a path as `uri`, and a JPEG of 20 KB as
+`buffer`. Every answered request is synced to disk. Its limit: the same calls to an Executor with the same schema that
+stores nothing, so 1.0 is the best ratio. A first request starts the run's trainer, as always; the trainer decodes
+what arrives, at its usual low priority, while documents are still sent. The two take turns; medians.
+
+Where the time goes: the same pieces called one by one in this process, in milliseconds for 100 documents; the rest is
+the client's and the wire's.
+
+Memory: the resident set of the service and of the trainer after so many documents with a `uri`, and the largest the
+trainer ever had, up to its first steps.
+"""
+
+import itertools
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docarray import DocList
+from jina import Client
+
+from benchmarks.common import (
+    jpeg,
+    median,
+    options,
+    print_headline,
+    print_machine,
+    print_table,
+    seconds_of,
+    spread,
+    textured,
+)
+from benchmarks.serving import Served
+from executor.documents import Document, DocumentArray, RunStatus
+from executor.memmap import DocumentArrayMemmap
+from executor.parameters import ExecutorOptions, FitParameters
+from executor.receiving import Receiver
+from executor.runs import RunStore, Workspace
+
+REQUEST = 100
+CLASSES = 32
+SMALL = 32  # pixels: decoding is not what is measured here
+BUFFER_BYTES = 20_000
+_numbers = itertools.count()
+
+
+def uri_documents(count: int, paths: list[str]) -> Iterator[Document]:
+    """Documents with a path."""
+    for number in itertools.islice(_numbers, count):
+        yield Document(uri=paths[number % len(paths)], tags={"finetuner_label": number % CLASSES})
+
+
+def buffer_documents(count: int, images: list[bytes]) -> Iterator[Document]:
+    """Documents with an encoded image."""
+    for number in itertools.islice(_numbers, count):
+        yield Document(buffer=images[number % len(images)], tags={"finetuner_label": number % CLASSES})
+
+
+def large_jpegs() -> list[bytes]:
+    """Images of about `BUFFER_BYTES` each."""
+    quality = next(
+        quality for quality in range(95, 5, -5) if len(jpeg(textured(0, 0, 320, 240), quality)) <= BUFFER_BYTES
+    )
+    return [jpeg(textured(label, 0, 320, 240), quality) for label in range(CLASSES)]
+
+
+class Caller:
+    """A client of one Flow."""
+
+    def __init__(self, served: Served) -> None:
+        self._client = Client(host="127.0.0.1", port=served.port)
+
+    def post(self, endpoint: str, docs: Any = None, **parameters: Any) -> Any:
+        """Call an endpoint that returns statuses."""
+        return self._client.post(
+            endpoint, docs, request_size=REQUEST, parameters=parameters, return_type=DocList[RunStatus]
+        )
+
+    def rate(self, docs: list[Document], run: str) -> float:
+        """Documents a second into a run that is receiving already."""
+        return len(docs) / seconds_of(lambda: self.post("/fit", DocumentArray(docs), run=run))
+
+
+def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tuple[dict[str, list[float]], list[Any]]:
+    """Documents a second by "sort, target", and the rows of the table."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    with Served("ours", folder, **quiet(folder)) as ours, Served("noop", folder) as noop:
+        for sort, make in sorts.items():
+            callers = {"no-op": Caller(noop), "/fit": Caller(ours)}
+            run = sort.split()[0]
+            for caller in callers.values():
+                caller.rate(list(make(REQUEST)), run)  # connects, and starts the run
+            for _ in range(rounds):
+                for target, caller in callers.items():
+                    rates[f"{sort}, {target}"].append(caller.rate(list(make(count)), run))
+            callers["/fit"].post("/cancel", run=run)
+    rows = []
+    for sort in sorts:
+        limit = median(rates[f"{sort}, no-op"])
+        for target in ("no-op", "/fit"):
+            values = rates[f"{sort}, {target}"]
+            rows.append((f"{sort}, {target}", median(values), spread(values), median(values) / limit))
+    return rates, rows
+
+
+def quiet(folder: Path) -> dict[str, Any]:
+    """Options of a service that goes on receiving until it is told to start."""
+    return {"input_size": SMALL, "allowed_roots": [str(folder)], "receive_timeout": 3600.0}
+
+
+def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
+    """Milliseconds for one request's documents, by piece."""
+    store = RunStore(Workspace(folder / "pieces"))
+    executor = ExecutorOptions.model_validate(quiet(folder)).with_roots()
+    receiver = Receiver(store, executor, arrived=lambda run, train: None, start_soon=lambda run: None)
+    receiver.receive(DocumentArray(make(1)), FitParameters(run="pieces"))
+    spool = DocumentArrayMemmap(folder / "pieces" / "spool.sqlite")
+    spent: dict[str, list[float]] = defaultdict(list)
+
+    def timed(piece: str, function: Any) -> None:
+        spent[piece].append(1000 * seconds_of(function))
+
+    for _ in range(repeats):
+        docs = DocumentArray(make(REQUEST))
+        proto = docs.to_protobuf()
+        timed("serialise (client)", docs.to_protobuf)
+        timed("deserialise", lambda proto=proto: DocumentArray.from_protobuf(proto))
+        timed("validate", lambda docs=docs: [receiver._fault(doc, "auto", "train") for doc in docs])
+        timed("encode and insert, synced", lambda docs=docs: spool.extend(docs))
+        docs = DocumentArray(make(REQUEST))
+        timed("all of `receive`", lambda docs=docs: receiver.receive(docs, FitParameters(run="pieces")))
+    spool.close()
+    receiver.close()
+    store.close()
+    return {piece: median(values) for piece, values in spent.items()}
+
+
+def memory(folder: Path, paths: list[str], counts: list[int], patience: float) -> list[tuple[object, ...]]:
+    """Resident memory in MB after so many documents: one row a count."""
+    rows: list[tuple[object, ...]] = []
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=folder) as place, Served("ours", Path(place), **quiet(folder)) as ours:
+            caller = Caller(ours)
+            executor = ours.executor_pid()
+            before = resident(executor)
+            caller.post("/fit", uri_documents(count, paths), run="memory", epochs=1000, kind="class")
+            after = resident(executor)
+            trainer = next(child for child in children(executor) if "--run" in command(child))
+            caller.post("/fit", run="memory")
+            wait_for_steps(caller, patience)
+            rows.append((count, before, after, resident(trainer), resident(trainer, "VmHWM")))
+            caller.post("/cancel", run="memory")
+    return rows
+
+
+def wait_for_steps(caller: Caller, patience: float) -> None:
+    """Wait until the run has made its first steps."""
+    deadline = time.monotonic() + patience
+    while (status := caller.post("/status", run="memory")[0]).step == 0:
+        if status.ended_at is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the run is {status.state} ({status.phase}): {status.error}")
+        time.sleep(0.5)
+
+
+def resident(pid: int, field: str = "VmRSS") -> float:
+    """Memory of a process in MB; `VmHWM` is its peak."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def command(pid: int) -> str:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = options(__doc__).parse_args()
+    count, rounds, repeats, counts = 5000, 5, 50, [10_000, 200_000]
+    if arguments.quick:
+        count, rounds, repeats, counts = 1000, 3, 20, [1000, 10_000]
+    if arguments.tiny:
+        count, rounds, repeats, counts = 200, 1, 3, [200]
+    print_machine()
+    with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
+        folder = Path(name).resolve()
+        paths = []
+        for label in range(CLASSES):
+            paths.append(str(folder / f"{label}.jpg"))
+            Path(paths[-1]).write_bytes(jpeg(textured(label, 0, SMALL, SMALL)))
+        images = large_jpegs()
+        sorts = {
+            "uri": lambda count: uri_documents(count, paths),
+            f"buffer of {len(images[0]) // 1000} KB": lambda count: buffer_documents(count, images),
+        }
+        rates, rows = compare(folder, sorts, count, rounds)
+        print(f"Requests of {REQUEST}, {count} documents a call, {rounds} rounds:\n")
+        print_table(("documents", "documents/s", "range", "of the limit"), rows)
+        print(f"Milliseconds for {REQUEST} documents:\n")
+        pieces = {sort: breakdown(folder / sort.split()[0], make, repeats) for sort, make in sorts.items()}
+        names = list(next(iter(pieces.values())))
+        print_table(("piece", *pieces), [(name, *(piece[name] for piece in pieces.values())) for name in names])
+        print("Memory in MB:\n")
+        columns = ("documents", "service before", "service after", "trainer at its first steps", "trainer's peak")
+        print_table(columns, memory(folder, paths, counts, patience=60 + max(counts) / 200))
+    print_headline("fit_of_noop_uri", median(rates["uri, /fit"]) / median(rates["uri, no-op"]))
+
+
+if __name__ == "__main__":
+    main()

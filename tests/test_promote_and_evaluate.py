@@ -1,0 +1,364 @@
+"""`/promote`, `/evaluate` and `/cancel`: which version is served and why, how good it is, and how to end a run."""
+
+import base64
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from jina.excepts import BadServer
+
+from conftest import coloured, encoded
+from executor import Document, DocumentArray
+from executor.documents import Evaluation, Match, RunStatus
+from serving import Service
+
+METRICS = {"recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr"}
+PROMOTION_RUNS = ("better", "not-better", "always", "never", "unproven")
+
+
+def striped(label: int, seed: int) -> np.ndarray:
+    """An image, 16 × 16 × 3, whose label is the direction of its stripes; colours and noise say nothing."""
+    random = np.random.default_rng([label, seed])
+    rows, columns = np.mgrid[0:16, 0:16]
+    along = (rows, columns, rows + columns)[label]
+    bright = (along + random.integers(6)) // 3 % 2
+    one, other = random.integers(0, 255, (2, 3))
+    image = np.where(bright[..., None] == 1, one, other) + random.integers(-10, 10, (16, 16, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def stripes(count: int, prefix: str, first_seed: int) -> DocumentArray:
+    return DocumentArray(
+        Document(
+            id=f"{prefix}{number}",
+            blob=striped(number % 3, first_seed + number),
+            tags={"finetuner_label": number % 3},
+        )
+        for number in range(count)
+    )
+
+
+def colours(count: int, prefix: str = "c") -> DocumentArray:
+    return DocumentArray(
+        Document(id=f"{prefix}{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+        for number in range(count)
+    )
+
+
+def evaluate(service: Service, docs: DocumentArray | None = None, **parameters: Any) -> Evaluation:
+    (evaluation,) = service.post("/evaluate", docs, returns=Evaluation, **parameters)
+    return evaluation
+
+
+def trainers(service: Service) -> list[psutil.Process]:
+    """The trainer processes of a service."""
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    return [child for child in children if "train" in child.cmdline()]
+
+
+# --- promotion by proof ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def outcomes(service: Service) -> dict[str, tuple[RunStatus, str]]:
+    """The status of each run at its end, and the version that was served at that moment."""
+    held = stripes(60, "held", 10_000)
+    learning: dict[str, Any] = {"epochs": 15, "batch_size": 24, "num_items_per_class": 8}
+    standing_still: dict[str, Any] = {"learning_rate": 1e-9}
+    plans: dict[str, tuple[DocumentArray, dict[str, Any]]] = {
+        "better": (held, learning),
+        "not-better": (held, standing_still),
+        "always": (held, standing_still | {"promote": "always"}),
+        "never": (DocumentArray(), {"promote": "never", "epochs": 1}),
+        "unproven": (DocumentArray(), {"epochs": 1}),
+    }
+    seen = {}
+    for run, (evaluation, parameters) in plans.items():
+        if evaluation:
+            service.post("/fit", evaluation, returns=RunStatus, run=run, split="eval", **parameters)
+        train = stripes(96 if run == "better" else 12, "train", 0)
+        service.post("/fit", train, returns=RunStatus, run=run, total=len(train), **parameters)
+        status = service.wait(run)
+        seen[run] = (status, status.model)
+    return seen
+
+
+@pytest.mark.parametrize("run", PROMOTION_RUNS)
+def test_the_run_succeeds(outcomes: dict[str, tuple[RunStatus, str]], run: str) -> None:
+    status, _ = outcomes[run]
+    assert (status.state, status.error) == ("succeeded", None)
+
+
+def test_a_model_that_is_proven_better_is_promoted(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
+    status, served = outcomes["better"]
+    name = "mean_average_precision_at_r"
+    assert status.metrics[f"tuned/{name}"] > status.metrics[f"base/{name}"]
+    assert (status.promoted, served) == (True, "better")
+    assert "which is better. It was promoted." in status.verdict
+
+
+def test_a_model_that_is_not_proven_better_is_not_promoted(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
+    status, served = outcomes["not-better"]
+    assert (status.promoted, served) == (False, "better")
+    assert "does not prove it better. It was not promoted (promote=if_better)." in status.verdict
+
+
+def test_promote_always_promotes_without_proof(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
+    status, served = outcomes["always"]
+    assert (status.promoted, served) == (True, "always")
+    assert "does not prove it better. It was promoted." in status.verdict
+
+
+def test_promote_never_leaves_the_served_version_alone(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
+    status, served = outcomes["never"]
+    assert (status.promoted, served) == (False, "always")
+    assert "It was not promoted (promote=never)." in status.verdict
+
+
+def test_without_eval_documents_a_model_is_promoted_and_said_to_be_unproven(
+    outcomes: dict[str, tuple[RunStatus, str]],
+) -> None:
+    status, served = outcomes["unproven"]
+    assert (status.promoted, served, status.metrics) == (True, "unproven", {})
+    assert "unproven" in status.verdict
+
+
+# --- /promote --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+def test_promoting_a_run_serves_it_and_promoting_base_rolls_back(
+    service: Service, outcomes: dict[str, tuple[RunStatus, str]], protocol: str
+) -> None:
+    (status,) = service.post("/promote", protocol=protocol, returns=RunStatus, run="never")
+    assert (status.run, status.promoted, status.model) == ("never", True, "never")
+    assert service.post("/embed", colours(1), returns=Document)[0].tags["finetuner_model"] == "never"
+    statuses = service.post("/promote", protocol=protocol, returns=RunStatus, run="base")
+    assert {status.model for status in statuses} == {"base"}
+    assert service.post("/embed", colours(1), returns=Document)[0].tags["finetuner_model"] == "base"
+
+
+@pytest.mark.parametrize("name", ["nobody", "half-way"])
+def test_promoting_what_has_no_model_is_refused_by_name_and_changes_nothing(
+    service: Service, outcomes: dict[str, tuple[RunStatus, str]], name: str
+) -> None:
+    if name == "half-way":
+        service.post("/fit", colours(2), returns=RunStatus, run=name)
+        service.post("/cancel", returns=RunStatus, run=name)
+    service.post("/promote", returns=RunStatus, run="base")
+    with pytest.raises(BadServer, match=name):
+        service.post("/promote", returns=RunStatus, run=name)
+    assert service.status("better").model == "base"
+
+
+def test_promote_needs_to_be_told_what(service: Service) -> None:
+    response = service.http("/promote")
+    assert response.status_code >= 400
+    assert response.json()["detail"] == "/promote needs the parameter 'run'; it accepts: run."
+
+
+# --- /evaluate -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_returns_exactly_the_six_metrics(service: Service) -> None:
+    evaluation = evaluate(service, colours(12), model="base")
+    assert set(evaluation.metrics) == METRICS
+    assert all(0 <= value <= 1 for value in evaluation.metrics.values())
+    assert (evaluation.model, evaluation.queries, evaluation.skipped) == ("base", 12, 0)
+
+
+def test_evaluate_over_http_returns_one_plain_document(service: Service) -> None:
+    data = [
+        {"uri": "data:image/png;base64," + base64.b64encode(encoded(doc.blob)).decode(), "tags": doc.tags}
+        for doc in colours(12)
+    ]
+    (answer,) = service.http("/evaluate", data, model="base").json()["data"]
+    over_grpc = evaluate(service, colours(12), model="base")
+    assert (answer["model"], answer["queries"], answer["skipped"]) == ("base", 12, 0)
+    assert answer["metrics"] == pytest.approx(over_grpc.metrics, abs=1e-4)
+
+
+def test_the_query_itself_is_in_neither_ranking_nor_relevant_set(service: Service) -> None:
+    same, other = coloured(0), coloured(2)
+    docs = DocumentArray(
+        Document(id=str(number), blob=image, tags={"finetuner_label": label})
+        for number, (image, label) in enumerate([(same, 0), (other, 0), (same, 1), (other, 1)])
+    )
+    metrics = evaluate(service, docs, model="base").metrics
+    assert metrics["recall_at_1"] == metrics["precision_at_1"] == metrics["mean_average_precision_at_r"] == 0.0
+
+
+def test_a_label_with_one_document_is_skipped_as_a_query(service: Service) -> None:
+    docs = colours(6)
+    docs.append(Document(id="single", blob=coloured(3), tags={"finetuner_label": 99}))
+    evaluation = evaluate(service, docs, model="base")
+    assert (evaluation.queries, evaluation.skipped) == (6, 1)
+
+
+def test_a_document_that_cannot_be_embedded_is_skipped(service: Service) -> None:
+    docs = colours(6)
+    docs.append(Document(id="bad", uri="nowhere.png", tags={"finetuner_label": 0}))
+    evaluation = evaluate(service, docs, model="base")
+    assert (evaluation.queries, evaluation.skipped) == (6, 1)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_1_and_1_0_and_true_are_one_label_and_the_text_1_is_another(service: Service, protocol: str) -> None:
+    labels: tuple[Any, ...] = (1, 1.0, True, "1", 2, 2.0)
+    data = [
+        {
+            "id": f"d{number}",
+            "uri": "data:image/png;base64," + base64.b64encode(encoded(coloured(number))).decode(),
+            "tags": {"finetuner_label": label},
+        }
+        for number, label in enumerate(labels)
+    ]
+    if protocol == "http":
+        answer = service.http("/evaluate", data, model="base").json()["data"][0]
+        counts = answer["queries"], answer["skipped"]
+    else:
+        evaluation = evaluate(service, DocumentArray(Document(**fields) for fields in data), model="base")
+        counts = evaluation.queries, evaluation.skipped
+    assert counts == (5, 1)
+
+
+def test_the_parameter_run_evaluates_on_the_eval_documents_of_that_run(
+    service: Service, outcomes: dict[str, tuple[RunStatus, str]]
+) -> None:
+    status, _ = outcomes["better"]
+    for version, which in (("better", "tuned"), ("base", "base")):
+        evaluation = evaluate(service, run="better", model=version)
+        assert (evaluation.model, evaluation.queries) == (version, 60)
+        of_the_run = {name: status.metrics[f"{which}/{name}"] for name in METRICS}
+        assert evaluation.metrics == pytest.approx(of_the_run, abs=1e-4)
+
+
+def test_evaluate_measures_the_promoted_version_by_default(
+    service: Service, outcomes: dict[str, tuple[RunStatus, str]]
+) -> None:
+    service.post("/promote", returns=RunStatus, run="better")
+    assert evaluate(service, colours(6)).model == "better"
+    service.post("/promote", returns=RunStatus, run="base")
+    assert evaluate(service, colours(6)).model == "base"
+
+
+def test_sessions_are_evaluated_with_their_matches_as_candidates(service: Service) -> None:
+    docs = DocumentArray(
+        Document(
+            id=f"s{number}",
+            blob=coloured(number, 1),
+            matches=[
+                Match(blob=coloured(number + other, 2), tags={"finetuner_label": 1 if other == 0 else -1})
+                for other in range(3)
+            ],
+        )
+        for number in range(4)
+    )
+    evaluation = evaluate(service, docs, model="base")
+    assert set(evaluation.metrics) == METRICS
+    assert (evaluation.queries, evaluation.skipped) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("docs", "parameters", "reason"),
+    [
+        (None, {}, "no documents"),
+        (None, {"run": "nobody"}, "nobody"),
+        (None, {"run": "unproven"}, "has no eval documents"),
+        ([{}, {"tags": {}}], {}, "finetuner_label"),
+        ([{"tags": {"finetuner_label": 1}}, {}], {}, "mixture"),
+        ([{"tags": {"finetuner_label": 1}}], {"model": "nobody"}, "nobody"),
+        (None, {"k": 3}, "has no parameter 'k'"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_with_the_reason(
+    service: Service,
+    outcomes: dict[str, tuple[RunStatus, str]],
+    docs: list[dict[str, Any]] | None,
+    parameters: dict[str, Any],
+    reason: str,
+) -> None:
+    response = service.http("/evaluate", [fields | {"uri": "data:,"} for fields in docs or ()], **parameters)
+    assert response.status_code >= 400
+    assert reason in response.json()["detail"]
+
+
+# --- /cancel ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def training(service: Service, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A run that would train for hours."""
+    name = f"long-{request.node.name[-40:].replace('[', '-').replace(']', '')}"
+    service.post("/fit", colours(12), returns=RunStatus, run=name, total=12, epochs=100_000)
+    service.wait(name, until=lambda status: status.state == "training")
+    yield name
+    service.post("/cancel", returns=RunStatus, run=name)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+def test_a_run_in_training_is_cancelled_and_its_trainer_is_gone(
+    service: Service, training: str, protocol: str
+) -> None:
+    (trainer,) = trainers(service)
+    (status,) = service.post("/cancel", protocol=protocol, returns=RunStatus, run=training)
+    assert (status.run, status.state) == (training, "cancelled")
+    assert status.ended_at
+    trainer.wait(5)  # raises if it still runs
+    assert trainers(service) == []
+
+
+def test_a_run_that_has_made_steps_is_cancelled_for_good(service: Service, training: str) -> None:
+    service.wait(training, until=lambda status: status.step > 2)
+    service.post("/cancel", returns=RunStatus, run=training)
+    assert trainers(service) == []
+    assert service.status(training).state == "cancelled"
+
+
+def test_a_receiving_run_is_cancelled_and_takes_no_more_documents(service: Service) -> None:
+    service.post("/fit", colours(3), returns=RunStatus, run="receiving")
+    (status,) = service.post("/cancel", returns=RunStatus, run="receiving")
+    assert status.state == "cancelled"
+    with pytest.raises(BadServer, match="is cancelled and takes no more documents"):
+        service.post("/fit", colours(4), returns=RunStatus, run="receiving")
+
+
+def test_a_queued_run_is_cancelled_and_the_one_in_training_goes_on(service: Service, training: str) -> None:
+    service.post("/fit", colours(3), returns=RunStatus, run="queued", total=3)
+    assert service.status("queued").state == "queued"
+    (status,) = service.post("/cancel", returns=RunStatus, run="queued")
+    assert (status.state, status.attempts, status.started_at) == ("cancelled", 0, None)
+    assert service.status(training).state == "training"
+    assert len(trainers(service)) == 1
+
+
+def test_cancelling_again_changes_nothing(service: Service) -> None:
+    service.post("/fit", colours(3), returns=RunStatus, run="twice")
+    first = service.post("/cancel", returns=RunStatus, run="twice")[0]
+    assert service.post("/cancel", returns=RunStatus, run="twice")[0] == first
+
+
+def test_cancelling_an_ended_run_leaves_it_as_it_is(
+    service: Service, outcomes: dict[str, tuple[RunStatus, str]]
+) -> None:
+    assert service.post("/cancel", returns=RunStatus, run="better")[0].state == "succeeded"
+
+
+@pytest.mark.parametrize(("parameters", "reason"), [({"run": "nobody"}, "There is no run 'nobody'"), ({}, "needs the")])
+def test_cancelling_nothing_in_particular_is_refused(
+    service: Service, parameters: dict[str, Any], reason: str
+) -> None:
+    response: requests.Response = service.http("/cancel", **parameters)
+    assert response.status_code >= 400
+    assert reason in response.json()["detail"]
+
+
+def test_after_a_cancelled_run_the_next_one_trains(
+    service: Service, training: str, labelled: Callable[..., DocumentArray]
+) -> None:
+    service.post("/fit", labelled(12), returns=RunStatus, run="next", total=12, epochs=1, promote="never")
+    service.post("/cancel", returns=RunStatus, run=training)
+    assert service.wait("next").state == "succeeded"

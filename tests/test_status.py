@@ -1,0 +1,220 @@
+"""`/status`: what a run says of itself, while it goes on and after."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from jina.excepts import BadServer
+
+from conftest import coloured
+from executor import Document, DocumentArray
+from executor.documents import RunStatus
+from serving import Service
+
+METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
+STATES = ("receiving", "queued", "training", "succeeded")
+PHASES = {"starting", "loading", "training", "evaluating", "saving"}
+TEXT, WHOLE, NUMBER, TIME = (str,), (int,), (int, float), (str,)
+FIELDS: dict[str, tuple[type, ...]] = {
+    "run": TEXT,
+    "state": TEXT,
+    "phase": TEXT,
+    "kind": TEXT,
+    "train_documents": WHOLE,
+    "eval_documents": WHOLE,
+    "skipped": WHOLE,
+    "epoch": WHOLE,
+    "epochs": WHOLE,
+    "step": WHOLE,
+    "steps": WHOLE,
+    "loss": NUMBER,
+    "images_per_second": NUMBER,
+    "eta_seconds": NUMBER,
+    "promoted": (bool,),
+    "model": TEXT,
+    "error": TEXT,
+    "attempts": WHOLE,
+    "device": TEXT,
+    "created_at": TIME,
+    "started_at": TIME,
+    "ended_at": TIME,
+}
+WHILE_TRAINING = {"phase", "eta_seconds"}
+OF_A_FAILURE = {"error"}
+
+
+@pytest.fixture(scope="module")
+def seen(service: Service) -> list[RunStatus]:
+    """All statuses of one run that differ, from its first request to its end; nothing but time starts it."""
+
+    def documents(prefix: str, count: int) -> DocumentArray:
+        return DocumentArray(
+            Document(id=f"{prefix}{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+            for number in range(count)
+        )
+
+    service.post("/fit", documents("held", 9), returns=RunStatus, run="followed", split="eval", epochs=40)
+    train = documents("train", 30)
+    train.append(Document(id="broken", uri="nowhere.png", tags={"finetuner_label": 0}))
+    statuses = list(service.post("/fit", train, returns=RunStatus, run="followed"))
+
+    def note(status: RunStatus) -> Any:
+        if status != statuses[-1]:
+            statuses.append(status)
+        return status.ended_at
+
+    service.wait("followed", until=note)
+    return statuses
+
+
+@pytest.fixture(scope="module")
+def ended(seen: list[RunStatus]) -> RunStatus:
+    return seen[-1]
+
+
+def test_a_run_starts_when_no_document_has_arrived_for_receive_timeout_seconds(
+    service: Service, seen: list[RunStatus], ended: RunStatus
+) -> None:
+    assert seen[0].state == "receiving"
+    waited = datetime.fromisoformat(ended.started_at) - datetime.fromisoformat(ended.created_at)
+    assert waited >= timedelta(seconds=service.options["receive_timeout"])
+    assert ended.state == "succeeded", ended.error
+
+
+def test_the_states_follow_each_other_in_the_legal_order(seen: list[RunStatus]) -> None:
+    states = [status.state for status in seen]
+    order = [state for number, state in enumerate(states) if number == 0 or state != states[number - 1]]
+    assert order == [state for state in STATES if state in order]
+    assert {"receiving", "training", "succeeded"} <= set(order)
+
+
+def test_there_is_a_phase_while_training_and_only_then(seen: list[RunStatus]) -> None:
+    assert {status.phase for status in seen if status.state == "training"} <= PHASES
+    assert {status.phase for status in seen if status.state != "training"} == {None}
+
+
+def test_steps_and_epochs_never_go_back_and_end_complete(seen: list[RunStatus], ended: RunStatus) -> None:
+    steps = [status.step for status in seen]
+    assert steps == sorted(steps)
+    assert (ended.epoch, ended.step) == (ended.epochs, ended.steps)
+    assert (ended.epochs, ended.attempts) == (40, 1)
+    assert ended.steps >= 40
+
+
+def test_the_counts_are_of_documents_that_can_be_used(ended: RunStatus) -> None:
+    assert (ended.train_documents, ended.eval_documents, ended.skipped) == (30, 9, 1)
+    assert [problem.id for problem in ended.problems] == ["broken"]
+
+
+def test_metrics_are_given_before_and_after(ended: RunStatus) -> None:
+    assert set(ended.metrics) == {f"{which}/{name}" for which in ("base", "tuned") for name in METRICS}
+    assert all(0 <= value <= 1 for value in ended.metrics.values())
+
+
+def test_history_has_one_entry_for_each_epoch(ended: RunStatus) -> None:
+    assert "loss" in ended.history
+    assert {name: len(values) for name, values in ended.history.items()} == dict.fromkeys(ended.history, 40)
+
+
+def test_times_are_iso_8601_in_utc_and_in_order(ended: RunStatus) -> None:
+    times = [datetime.fromisoformat(time) for time in (ended.created_at, ended.started_at, ended.ended_at)]
+    assert [time.utcoffset() for time in times] == [timedelta(0)] * 3
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - WHILE_TRAINING - OF_A_FAILURE))
+def test_a_field_has_its_type_over_grpc_and_over_http(service: Service, ended: RunStatus, field: str) -> None:
+    over_http = service.http("/status", run="followed").json()["data"][0]
+    assert type(getattr(ended, field)) in FIELDS[field]
+    assert type(over_http[field]) in FIELDS[field]
+
+
+@pytest.mark.parametrize("field", sorted(WHILE_TRAINING))
+def test_a_field_of_a_run_in_training_has_its_type(seen: list[RunStatus], field: str) -> None:
+    types = {type(getattr(status, field)) for status in seen if status.state == "training"}
+    assert types - {type(None)}
+    assert types <= {*FIELDS[field], type(None)}
+
+
+def test_history_metrics_and_problems_are_plain_json_over_http(service: Service, ended: RunStatus) -> None:
+    status = service.http("/status", run="followed").json()["data"][0]
+    assert status["metrics"] == pytest.approx(ended.metrics)
+    assert status["history"]["loss"] == pytest.approx(ended.history["loss"])
+    assert [(problem["id"], bool(problem["reason"])) for problem in status["problems"]] == [("broken", True)]
+
+
+def test_a_failed_run_says_why(service: Service) -> None:
+    docs = DocumentArray([Document(id="only", blob=coloured(0), tags={"finetuner_label": 0})])
+    service.post("/fit", docs, returns=RunStatus, run="failing", total=1)
+    status = service.wait("failing")
+    assert status.state == "failed"
+    assert type(status.error) in FIELDS["error"]
+    assert service.http("/status", run="failing").json()["data"][0]["error"] == status.error
+
+
+def test_promoted_and_model_name_the_version_that_is_served(service: Service, ended: RunStatus) -> None:
+    service.post("/promote", returns=RunStatus, run="followed")
+    assert (service.status("followed").promoted, service.status("followed").model) == (True, "followed")
+    service.post("/promote", returns=RunStatus, run="base")
+    assert (service.status("followed").promoted, service.status("followed").model) == (False, "base")
+
+
+@pytest.fixture
+def three_runs(service: Service, labelled: Callable[..., DocumentArray]) -> list[str]:
+    """Names of three runs, oldest first, all cancelled."""
+    names = ["z-first", "a-second", "m-third"]
+    known = {status.run for status in service.post("/status", returns=RunStatus)}
+    for name in names:
+        if name not in known:
+            service.post("/fit", labelled(2), returns=RunStatus, run=name)
+            service.post("/cancel", returns=RunStatus, run=name)
+    return names
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+def test_all_runs_are_listed_newest_first(service: Service, three_runs: list[str], protocol: str) -> None:
+    listed = [status.run for status in service.post("/status", protocol=protocol, returns=RunStatus)]
+    assert [name for name in listed if name in three_runs] == three_runs[::-1]
+
+
+@pytest.mark.parametrize("body", [{"data": []}, {}, {"data": [], "parameters": {}}, {"parameters": {"run": "m-third"}}])
+def test_a_bare_post_needs_no_documents(service: Service, three_runs: list[str], body: dict[str, Any]) -> None:
+    import requests
+
+    response = requests.post(f"http://127.0.0.1:{service.ports['http']}/status", json=body, timeout=30)
+    assert response.status_code == 200, response.text
+    assert three_runs[-1] in {status["run"] for status in response.json()["data"]}
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "websocket"])
+def test_an_unknown_run_is_refused_in_one_sentence_without_a_traceback(
+    service: Service, three_runs: list[str], protocol: str
+) -> None:
+    with pytest.raises(BadServer) as refused:
+        service.post("/status", protocol=protocol, returns=RunStatus, run="nobody")
+    answer = str(refused.value)
+    assert "There is no run \\'nobody\\'; there are: " in answer
+    assert "m-third" in answer
+    assert "Traceback" not in answer
+    assert ".py" not in answer
+
+
+def test_an_unknown_run_is_refused_in_one_sentence_over_http(service: Service, three_runs: list[str]) -> None:
+    response = service.http("/status", run="nobody")
+    assert response.status_code >= 400
+    assert response.json().keys() == {"detail"}
+    assert response.json()["detail"].startswith("There is no run 'nobody'; there are: ")
+
+
+def test_an_unknown_parameter_is_refused_by_name(service: Service) -> None:
+    response = service.http("/status", name="followed")
+    assert response.status_code >= 400
+    assert response.json()["detail"] == "/status has no parameter 'name'; it accepts: run."
+
+
+@pytest.mark.parametrize("run", [3, ["a"], "", "a b", "../x"])
+def test_an_ill_typed_run_is_refused_by_name(service: Service, run: Any) -> None:
+    response = service.http("/status", run=run)
+    assert response.status_code >= 400
+    assert response.json()["detail"].startswith("Parameter 'run' of /status is ")
