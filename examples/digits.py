@@ -49,6 +49,7 @@ executors:
     uses_with:
       model: default
       input_size: 32
+      trainer_nice: 0
       allowed_roots: [{output}]
 """
 
@@ -59,7 +60,7 @@ def main() -> None:
     """Write the images, serve, train, compare."""
     options = parse_options()
     output = options.output.resolve()
-    docs = write_images(output / "images", count=800 if options.quick else None)
+    docs = write_images(output / "images", count=700 if options.quick else None)
     train, held_out = docs[:-HELD_OUT], docs[-HELD_OUT:]
     ports = [options.port + 1, options.port] if options.port else free_ports(2)
     flow_file = output / "flow.yml"
@@ -69,7 +70,7 @@ def main() -> None:
     console.print(f"[bold]Starting the Flow[/] of {flow_file}")
     with served(flow_file):
         client = Client(port=ports[0])
-        run = fit(client, train, epochs=3 if options.quick else 12)
+        run = fit(client, train, epochs=3 if options.quick else 6)
         status = asyncio.run(watch(ports[0], run))
         if status.state != "succeeded":
             sys.exit(f"Run {run} {status.state}: {status.error}")
@@ -168,7 +169,9 @@ def print_next_steps(flow_file: Path, port: int, doc: Document, run: str) -> Non
     jina = Path(sys.executable).with_name("jina")
     post = "curl -s -H 'Content-Type: application/json' -d"
     url = f"http://127.0.0.1:{port}"
-    console.print("[bold]Next, serve the tuned model[/] (the first line, left running) [bold]and ask it[/] (the others):")
+    console.print(
+        "[bold]Next, serve the tuned model[/] (the first line, left running) [bold]and ask it[/] (the others):"
+    )
     for line in (
         f"{jina} flow --uses {flow_file}",
         f"{post} '{{\"data\": []}}' {url}/status",

@@ -1,7 +1,7 @@
 """Checkpoints of a run: a folder each, complete or absent; a damaged one is refused and the one before it used.
 
     checkpoints/0000000042/tensors.safetensors   every tensor of the state, named 0, 1, 2, …
-    checkpoints/0000000042/state.json            the rest, with a SHA-256 of the tensors
+    checkpoints/0000000042/state.json            the rest, with a SHA-256 of both
 
 Nothing is pickled: the state's nested dicts and lists are JSON in which a tensor stands as its number.
 """
@@ -33,8 +33,8 @@ def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
         tensors: dict[str, Tensor] = {}
         encoded = _encode(vars(state), tensors)
         save_file(tensors, place / _TENSORS)
-        digest = hashlib.sha256((place / _TENSORS).read_bytes()).hexdigest()
-        (place / _STATE).write_text(json.dumps({"done": done, "sha256": digest, "state": encoded}))
+        written = {"done": done, "sha256": _digest(place, encoded), "state": encoded}
+        (place / _STATE).write_text(json.dumps(written))
 
     publish_folder(folder / f"{done:010d}", write)
     for old in _newest_first(folder)[KEPT:]:
@@ -46,12 +46,19 @@ def load_checkpoint(folder: Path) -> TrainState | None:
     for place in _newest_first(folder):
         try:
             written = json.loads((place / _STATE).read_text())
-            if hashlib.sha256((place / _TENSORS).read_bytes()).hexdigest() != written["sha256"]:
+            if _digest(place, written["state"]) != written["sha256"]:
                 raise ValueError("its checksum does not fit")
             return TrainState(**_decode(written["state"], load_file(place / _TENSORS)))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("Checkpoint %s is damaged (%s); the one before it is used.", place, error)
     return None
+
+
+def _digest(place: Path, encoded: Any) -> str:
+    """The SHA-256 of the tensors of a checkpoint and of the rest of its state."""
+    digest = hashlib.sha256((place / _TENSORS).read_bytes())
+    digest.update(json.dumps(encoded).encode())
+    return digest.hexdigest()
 
 
 def _newest_first(folder: Path) -> list[Path]:

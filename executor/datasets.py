@@ -4,6 +4,7 @@ Each is a map-style dataset: `len(dataset)` items, `dataset[i] -> (content, labe
 `preprocess_fn(document)` if there is one, computed anew at each access, else `document.content`.
 """
 
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,7 +164,9 @@ def match_label(root: Any, match: Any) -> int:
     except MissingLabel as error:
         raise MissingLabel(f"Session {root.id!r}: {error} A match is labelled 1 or -1.") from None
     if label not in (1, -1):
-        raise BadDocument(f"Session {root.id!r}: match {match.id!r} is labelled {label!r}; it must be 1 or -1.")
+        raise BadDocument(
+            f"Session {root.id!r}: match {match.id!r} is labelled {reprlib.repr(label)}; it must be 1 or -1."
+        )
     return int(label)
 
 
@@ -223,8 +226,8 @@ def check_trainable(dataset: Dataset, items: np.ndarray) -> None:
         present, counts = np.unique(labels, return_counts=True)
         if len(counts) < 2:
             raise NotTrainable(
-                f"All {len(items)} documents have the label {dataset.classes[present[0]]!r}; training needs at least "
-                "2 labels. Send documents of another label, or train without labels: kind='unlabeled'."
+                f"All {len(items)} documents have the label {reprlib.repr(dataset.classes[present[0]])}; training needs "
+                "at least 2 labels. Send documents of another label, or train without labels: kind='unlabeled'."
             )
         if counts.max() < 2:
             raise NotTrainable(

@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: Jina reads these annotations at ru
 defaults, because a `default_factory` makes a field required behind the HTTP gateway.
 """
 
+import reprlib
 import uuid
 from collections.abc import Iterable
 from typing import Any, Dict, List, Optional, Union
@@ -170,7 +171,8 @@ def normalise_label(value: Any) -> Label:
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return int(value)
     raise BadDocument(
-        f"tags['{LABEL_TAG}'] is {value!r}, of type {type(value).__name__}; a label is an integer or a string"
+        f"tags['{LABEL_TAG}'] is {reprlib.repr(value)}, of type {type(value).__name__}; "
+        "a label is an integer or a string"
     )
 
 

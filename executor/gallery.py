@@ -26,10 +26,10 @@ class Choice(NamedTuple):
 def choose_queries(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, count: int = 12, neighbours: int = 6, seed: int = 0
 ) -> list[Choice]:
-    """Choose queries of class data: `count` at random, every class in turn, then up to a quarter as many that got worse.
+    """Choose queries of class data: `count` at random, then up to a quarter as many that got worse.
 
-    Those that got worse are the ones whose neighbours lost most, among `POOL` random queries. A query whose class
-    has no other member is never chosen.
+    The random ones take every class in turn. Those that got worse are the ones whose neighbours lost most, among
+    `POOL` random queries. A query whose class has no other member is never chosen.
 
     Args: before, after: (N, D) and (N, E) embeddings by the two models. labels: (N,) classes.
     """
@@ -100,7 +100,7 @@ def make_gallery(
 def _chosen(pool: np.ndarray, found: list[list[list[int]]], change: np.ndarray, count: int) -> list[Choice]:
     """The first `count` of the pool, and after them up to a quarter as many whose `change` is the most negative."""
     order = np.argsort(change, kind="stable")
-    worst = [number for number in order.tolist() if change[number] < 0 and number >= count][: count // 4]
+    worst = [number for number in order.tolist() if number >= count][: count // 4]
     return [
         Choice(int(pool[number]), found[0][number], found[1][number], number >= count)
         for number in [*range(min(count, len(pool))), *worst]
@@ -137,7 +137,7 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _precision(fits: np.ndarray) -> np.ndarray:
-    """The sum of the precisions at each hit, (Q,): comparable for one query, as it finds the same number each time."""
+    """The sum of the precisions at each hit, (Q,) of `fits` (Q, neighbours): larger is a better ranking."""
     hits = np.cumsum(fits, axis=1) / np.arange(1, fits.shape[1] + 1)
     total: np.ndarray = (hits * fits).sum(axis=1)
     return total

@@ -1,10 +1,11 @@
 """Errors on the wire: one sentence, no traceback, and over HTTP a status of their own.
 
 Jina answers an exception over HTTP with status 500 and `repr(exception)`, and sends gRPC clients its traceback.
-A `Refusal` is a sentence to both. Where the executor itself serves HTTP, `answer_with_status` puts the error's own
+A `Refusal` is a sentence to both. Where the executor itself serves HTTP, `extend_http` puts the error's own
 status in place of the 500. Behind a Flow's HTTP gateway that is another process: see `gateway.py`.
 """
 
+import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from types import TracebackType
@@ -12,10 +13,17 @@ from typing import Any
 
 import jina.helper
 from fastapi import FastAPI
+from starlette.requests import Request
 
 from .errors import FinetunerError, InternalError
 
 Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents: it is not worth parsing twice
+
 _statuses: ContextVar[list[int] | None] = ContextVar("statuses", default=None)
 
 
@@ -51,13 +59,13 @@ class Refusal(Exception):
         """Ignore what `raise` records."""
 
 
-class _StatusMiddleware:
-    """Replaces the status 500 of a response by that of the `Refusal` raised meanwhile."""
+class OwnStatus:
+    """Replaces the status 500 of a response by that of the `Refusal` raised meanwhile (ASGI middleware)."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
 
-    async def __call__(self, scope: Message, receive: Any, send: Callable[[Message], Awaitable[None]]) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         statuses: list[int] = []
         token = _statuses.set(statuses)
 
@@ -72,11 +80,42 @@ class _StatusMiddleware:
             _statuses.reset(token)
 
 
-def answer_with_status() -> None:
-    """Let the HTTP server of this process, if Jina starts one, answer refusals with their status."""
+class OptionalData:
+    """Lets a body leave out `data`, which Jina wants in each, where there are no documents (ASGI middleware)."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        request = Request(scope, receive)
+        chunked = "transfer-encoding" in request.headers
+        if chunked or int(request.headers.get("content-length", 0)) > MAX_BYTES_WITHOUT_DOCUMENTS:
+            return await self._app(scope, receive, send)
+        messages = [{"type": "http.request", "body": with_data(await request.body()), "more_body": False}]
+
+        async def receive_again() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return await self._app(scope, receive_again, send)
+
+
+def with_data(body: bytes) -> bytes:
+    """Return a JSON body with an empty `data`, should it have none; what is no JSON object stays as it is."""
+    try:
+        value = json.loads(body or b"{}")
+    except (ValueError, RecursionError):  # refused further on
+        return body
+    return json.dumps(value | {"data": []}).encode() if isinstance(value, dict) and "data" not in value else body
+
+
+def extend_http() -> None:
+    """Let the HTTP server of this process, if Jina starts one, answer refusals with their status, and spare `data`."""
 
     def extended(app: FastAPI) -> FastAPI:
-        app.add_middleware(_StatusMiddleware)
+        app.add_middleware(OwnStatus)
+        app.add_middleware(OptionalData)
         return app
 
     jina.helper.extend_rest_interface = extended

@@ -192,7 +192,9 @@ def _read_file(path: str, policy: ImagePolicy) -> bytes:
             _check_bytes(status.st_size, policy)
             return file.read(status.st_size)
     except OSError as error:
-        raise BadDocument(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+        raise BadDocument(
+            f"{shown(path)} cannot be read: {error.strerror or error}; give the path of an image file there"
+        ) from error
 
 
 def _read_data_uri(uri: str, policy: ImagePolicy) -> bytes:
@@ -324,11 +326,11 @@ _channels_first_warning = threading.Lock()  # held by the one who warned, for go
 
 
 def warn_channels_first(shape: tuple[int, ...]) -> None:
-    """Warn, once per process, that an array of `shape` was taken for C×H×W."""
+    """Warn, once per process, that an array of `shape` looks like C×H×W."""
     if _channels_first_warning.acquire(blocking=False):
         warnings.warn(
-            f"A blob of shape {tuple(shape)} looks like C×H×W and was transposed to H×W×C, the order that "
-            "albumentations expects; send H×W×C. Further ones are transposed without a warning.",
+            f"A blob of shape {tuple(shape)} looks like C×H×W, but images are H×W×C, for albumentations too: the "
+            "default loading transposes it, a preprocess_fn gets it as it is. Send H×W×C.",
             stacklevel=3,
         )
 

@@ -7,11 +7,7 @@ protobuf (docarray's `DocProto`). Everything but `document` can be read without 
 
 import operator
 import os
-import sqlite3
-import threading
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,27 +20,14 @@ from google.protobuf.message import DecodeError, EncodeError
 from pydantic import ValidationError
 from typing_extensions import Self
 
+from .document_file import Connections, create_file
 from .documents import LABEL_TAG, Document, DocumentArray, Label, Match, has_label, label_of, with_id
-from .errors import BadDocument, WorkspaceError
+from .errors import BadDocument
 
-_APPLICATION_ID = 0x46544D44  # "FTMD", in the file's header
-_SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE documents (
-    row INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    split TEXT NOT NULL,
-    position INTEGER NOT NULL,
-    label,  -- no type, so that 1 and '1' stay two labels
-    matches INTEGER NOT NULL,
-    document BLOB NOT NULL,  -- last, so that the other columns are read without it
-    UNIQUE (split, position)
-)"""
 _INSERT = """
 INSERT INTO documents (id, split, position, label, matches, document)
 VALUES (?1, ?2, (SELECT coalesce(max(position), -1) + 1 FROM documents WHERE split = ?2), ?3, ?4, ?5)
 ON CONFLICT (id) DO NOTHING"""
-_BUSY_SECONDS = 60  # how long to wait for another process's transaction
 _CHUNK = 1000  # documents a transaction,
 _CHUNK_BYTES = 64 << 20  # or fewer if they are large: a chunk is held in memory
 _MAX_BYTES = 999_000_000  # SQLite holds no row above 10**9 bytes
@@ -91,8 +74,8 @@ class DocumentArrayMemmap(Sequence[Document]):
     def __init__(self, path: str | os.PathLike[str], *, split: str = "train") -> None:
         self.path = Path(path).absolute()
         self.split = split
-        _create(self.path)
-        self._connections = _Connections(self.path)
+        create_file(self.path)
+        self._connections = Connections(self.path)
 
     def append(self, doc: Any) -> bool:
         """Store one document durably; return whether it was new. See `extend`."""
@@ -132,7 +115,10 @@ class DocumentArrayMemmap(Sequence[Document]):
     def __getitem__(self, index: Any) -> Any:
         """Return a document, or for a slice a `DocumentArray`. Raises: IndexError."""
         if isinstance(index, slice):
-            return DocumentArray(self[position] for position in range(*index.indices(len(self))))
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return DocumentArray(self._documents(start, stop))
+            return DocumentArray(self[position] for position in range(start, stop, step))
         position = operator.index(index)
         if position < 0:
             position += len(self)
@@ -143,7 +129,10 @@ class DocumentArrayMemmap(Sequence[Document]):
 
     def __iter__(self) -> Iterator[Document]:
         """Iterate in order, in constant memory, over the documents that are there now."""
-        pages = self._pages("document", len(self), _PAGE)
+        return self._documents(0, len(self))
+
+    def _documents(self, start: int, stop: int) -> Iterator[Document]:
+        pages = self._pages("document", start, stop, _PAGE)
         return (_decoded(Document, DocProto.FromString(document)) for (document,) in pages)
 
     def __contains__(self, doc: object) -> bool:
@@ -153,11 +142,11 @@ class DocumentArrayMemmap(Sequence[Document]):
 
     def ids(self) -> Iterator[str]:
         """Iterate over the ids in order, without decoding documents."""
-        return (id for (id,) in self._pages("id", len(self), _ROWS_PAGE))
+        return (id for (id,) in self._pages("id", 0, len(self), _ROWS_PAGE))
 
     def labels(self) -> Iterator[LabelRow]:
         """Iterate over the labels in order, without decoding documents."""
-        return map(LabelRow._make, self._pages("id, label, matches", len(self), _ROWS_PAGE))
+        return map(LabelRow._make, self._pages("id, label, matches", 0, len(self), _ROWS_PAGE))
 
     def sorts(self) -> Sorts:
         """Count the sorts of documents, without decoding them."""
@@ -181,11 +170,11 @@ class DocumentArrayMemmap(Sequence[Document]):
         with self._connections.use() as connection:
             return connection.execute(query, values).fetchall()
 
-    def _pages(self, columns: str, length: int, size: int) -> Iterator[tuple[Any, ...]]:
-        """Yield rows of positions 0 to `length`. No statement stays open between pages: it would stop checkpoints."""
+    def _pages(self, columns: str, first: int, last: int, size: int) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of these positions. No statement stays open between pages: it would stop checkpoints."""
         query = f"SELECT {columns} FROM documents WHERE split = ? AND position >= ? AND position < ? ORDER BY position"
-        for start in range(0, length, size):
-            yield from self._select(query, self.split, start, min(start + size, length))
+        for start in range(first, last, size):
+            yield from self._select(query, self.split, start, min(start + size, last))
 
     def close(self) -> None:
         """Close the file in all threads, once what they are doing with it is done. Closing again does nothing."""
@@ -204,7 +193,7 @@ class DocumentArrayMemmap(Sequence[Document]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._connections = _Connections(self.path)
+        self._connections = Connections(self.path)
 
     def __repr__(self) -> str:
         return f"DocumentArrayMemmap({str(self.path)!r}, split={self.split!r})"
@@ -334,163 +323,3 @@ def _decoded(cls: type[Any], proto: Any) -> Any:
         elif kind is not None:
             fields[name] = cls._get_content_from_node_proto(node, name)
     return cls(**fields)
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly: it closes when its thread ends."""
-
-
-class _Connections:
-    """One connection a thread to one file, opened when first used; none is open across a fork.
-
-    SQLite forbids to use, or even to close, a connection in a child that was opened in its parent, and its locks
-    would be wrong in one opened beside it. So all are closed before a fork, and opened again by who needs them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._closed = False
-        self._local = threading.local()
-        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
-        self._in_child()
-        with _forking:
-            _all_connections.add(self)
-
-    @contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]:
-        """Lend this thread's connection. Not to be nested: a fork or `close` waits for the end of each."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._paused)
-            if self._closed:
-                raise WorkspaceError(f"This DocumentArrayMemmap of {self._path} was closed. Make another to go on.")
-            self._users += 1
-        try:
-            with _explained(self._path):
-                yield self._mine()
-        finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
-
-    def _mine(self) -> sqlite3.Connection:
-        connection: _Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection not in self._open:
-            connection = self._local.connection = _connect(self._path, "rw")
-            self._open.add(connection)
-        return connection
-
-    def close(self) -> None:
-        self.pause()
-        self._closed = True
-        self.resume()
-
-    def pause(self) -> None:
-        """Close all connections once nobody uses one, and lend none until `resume`."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._paused)
-            self._paused = True
-            self._changed.wait_for(lambda: not self._users)
-        for connection in list(self._open):
-            connection.close()
-        self._open.clear()
-
-    def resume(self) -> None:
-        with self._changed:
-            self._paused = False
-            self._changed.notify_all()
-
-    def _in_child(self) -> None:
-        self._changed = threading.Condition()  # a new one: a thread that the fork left behind may hold the old
-        self._paused = False
-        self._users = 0
-
-
-_forking = threading.Lock()
-_all_connections: weakref.WeakSet[_Connections] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    _forking.acquire()
-    for connections in list(_all_connections):
-        connections.pause()
-
-
-def _after_fork_in_parent() -> None:
-    for connections in list(_all_connections):
-        connections.resume()
-    _forking.release()
-
-
-def _after_fork_in_child() -> None:
-    for connections in list(_all_connections):
-        connections._in_child()
-    _forking.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        if "not a database" in str(error):
-            message = f"{path} is not a file of documents. Move it away, or name another."
-        else:
-            message = (
-                f"{path} cannot be used ({error}). See that it and its folder can be written and the disk has room."
-            )
-        raise WorkspaceError(message) from error
-
-
-def _connect(path: Path, mode: str) -> _Connection:
-    """Open an existing file (`mode` rw) or make it (rwc), and check that it is ours or empty."""
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?mode={mode}",
-        uri=True,
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,  # transactions are written out
-        check_same_thread=False,  # `close` closes those of other threads
-        factory=_Connection,
-    )
-    try:
-        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages, 16 MB
-        connection.execute("PRAGMA journal_size_limit = 67108864")
-        _check_version(connection, path)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _check_version(connection: sqlite3.Connection, path: Path) -> None:
-    ((application,),) = connection.execute("PRAGMA application_id")
-    ((version,),) = connection.execute("PRAGMA user_version")
-    ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
-    if tables and application != _APPLICATION_ID:
-        raise WorkspaceError(f"{path} is another program's database. Move it away, or name another file.")
-    if tables and version != _SCHEMA_VERSION:
-        raise WorkspaceError(
-            f"{path} has schema version {version}; this program reads {_SCHEMA_VERSION}. "
-            "Open it with the version that wrote it, or name another file."
-        )
-
-
-def _create(path: Path) -> None:
-    """Make the file and its folders, unless it is there."""
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = _connect(path, "rwc")
-        try:
-            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # the last step below is not done
-                connection.execute("BEGIN IMMEDIATE")  # another process may be making it too
-                if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    connection.execute(_SCHEMA)
-                    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-                connection.execute("COMMIT")
-                connection.execute("PRAGMA journal_mode = WAL")
-        finally:
-            connection.close()

@@ -66,6 +66,14 @@ def _names(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _frozen(value: Any) -> Any:
+    """True, false, or names of layers."""
+    names = _names(value)
+    if not isinstance(value, bool) and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+        raise ValueError("must be true, false or names of layers")
+    return names
+
+
 def _loss_name(value: Any) -> Any:
     known = sorted({name for names in LOSS_NAMES.values() for name in names})
     if value not in known:
@@ -78,6 +86,7 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 RunName = Annotated[str, BeforeValidator(_run_name)]
 NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
+Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
@@ -130,14 +139,14 @@ class TrainingOptions(_Parameters):
     lora_rank: Annotated[Whole, Field(ge=0, le=1024)] = Field(
         0, description="train low-rank updates of a transformers backbone instead of its weights; 0: off"
     )
-    freeze: Flag | Names = Field(False, description="true: the backbone; or names of its layers")
+    freeze: Frozen = Field(False, description="true: the backbone; or names of its layers")
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
     )
     val_split: Annotated[Number, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the train documents to hold out when no eval documents are given"
     )
-    patience: Annotated[Whole, Field(ge=0)] = Field(
+    patience: Annotated[Whole, Field(ge=0, le=100_000)] = Field(
         0, description="stop after so many epochs without a better mAP@R on the eval documents; 0: never"
     )
     promote: Literal["if_better", "always", "never"] = Field(
@@ -158,9 +167,8 @@ class TrainingOptions(_Parameters):
         if self.memory_size and self.memory_size < self.batch_size:
             raise ValueError(f"memory_size is {self.memory_size}, but a batch of {self.batch_size} has to fit into it")
         if self.kind != "auto" and self.loss not in LOSS_NAMES[self.kind]:
-            raise ValueError(
-                f"the loss {self.loss!r} is not for {self.kind} data; {', '.join(LOSS_NAMES[self.kind])} are"
-            )
+            known = ", ".join(LOSS_NAMES[self.kind])
+            raise ValueError(f"the loss {self.loss!r} is not for {self.kind} data; choose one of: {known}.")
         return self
 
 
@@ -169,7 +177,9 @@ class FitParameters(TrainingOptions):
 
     run: NewRunName | None = Field(None, description="which run; by default the one now receiving, else a new one")
     split: Split = Field("train", description="`train` or `eval`")
-    total: Annotated[Whole, Field(ge=1)] | None = Field(None, description="train documents to expect; then it starts")
+    total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
+        None, description="train documents to expect; then it starts"
+    )
     start: Flag = Field(False, description="start with what is there; so does a request without documents")
 
     def training_options(self) -> dict[str, Any]:
@@ -222,7 +232,7 @@ class ExecutorOptions(_Parameters):
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; by default the model's own"
     )
-    freeze: Flag | Names = Field(False, description="default of the training option `freeze`")
+    freeze: Frozen = Field(False, description="default of the training option `freeze`")
     device: Text = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
     devices: Names | None = Field(None, description="the devices to train on; one at present")
     preprocess_fn: Text | None = Field(
@@ -304,16 +314,26 @@ def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
         raise ConfigurationError(str(error)) from None
 
 
+_PLAINER = {
+    "Input should be": "must be",
+    "a valid boolean": "true or false",
+    "a valid dictionary": "an object of names and values",
+    "a valid string": "a string",
+    "String should have at least 1 character": "must not be empty",
+}
+
+
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     accepted = ", ".join(model.model_fields)
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        return f"{where} has no parameter {name!r}; it accepts: {accepted}."
+        return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."
     if first["type"] == "missing":
         return f"{where} needs the parameter {name!r}; it accepts: {accepted}."
     reason = first["msg"].removeprefix("Value error, ")
-    reason = reason[0].lower() + reason[1:]
+    for pydantics, plain in _PLAINER.items():
+        reason = reason.replace(pydantics, plain)
     if not name:
         return f"{where}: {reason}"
     return f"Parameter {name!r} of {where} is {_shown(first['input'])}, but {reason}. It accepts: {accepted}."

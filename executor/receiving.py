@@ -45,7 +45,8 @@ class Receiver:
             LimitExceeded: a limit, named.
         """
         for doc in docs:
-            with_id(doc)
+            for part in (doc, *doc.matches):
+                with_id(part)
         with self._lock:
             run = self._run_for(docs, parameters)
             if run.state is not RunState.RECEIVING:

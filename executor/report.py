@@ -10,17 +10,17 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
+from .charts import Curve
 from .errors import NotFound, WorkspaceError
 from .files import sync
 from .images import image_from_array
@@ -110,10 +110,9 @@ class Report:
         classes: Different labels; None unless it is class data.
         options: The training options by name; JSON values.
         history: One list per measured value, one entry per epoch.
-        metrics: By name; empty if nothing was measured.
-        difference: Of mAP@R, after - before, paired by query; None if nothing was measured.
+        metrics: Those of `METRICS`; empty if nothing was measured, and then `difference` and `outcomes` are None.
+        difference: Of mAP@R, after - before, paired by query.
         queries: Scored ones; `queries_skipped` had nothing to find.
-        outcomes: None if nothing was measured.
         promoted: None: not decided.
     """
 
@@ -271,14 +270,15 @@ def _base64(picture: Image.Image, form: str, **options: Any) -> str:
 
 def render(report: Report) -> str:
     """Return the report as one HTML page."""
+    before = report.metrics[DECIDING].before.mean if report.metrics else None
     charts = [
         Curve("Loss", report.history.get("loss", [])),
-        Curve("mAP@R on the eval documents", report.history.get(DECIDING, []), _before(report)),
+        Curve("mAP@R on the eval documents", report.history.get(DECIDING, []), before),
         Curve("Learning rate", report.history.get("learning_rate", [])),
     ]
     return _template().render(
         report=report,
-        deciding=report.metrics.get(DECIDING),
+        deciding=report.metrics.get(DECIDING),  # none without a difference
         standing=_standing(report.difference),
         titles=TITLES,
         charts=[curve for curve in charts if curve.segments],
@@ -287,10 +287,6 @@ def render(report: Report) -> str:
         worst=[query for query in report.gallery if query.worst],
         reach=_reach(report.difference),
     )
-
-
-def _before(report: Report) -> float | None:
-    return report.metrics[DECIDING].before.mean if DECIDING in report.metrics else None
 
 
 def _standing(difference: Interval | None) -> tuple[str, str]:
@@ -309,7 +305,7 @@ def _reach(difference: Interval | None) -> float:
 
 
 @cache
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -333,74 +329,10 @@ def _value(value: Any) -> str:
 
 
 def _moment(text: str) -> str:
-    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _duration(started: str, ended: str) -> str:
     seconds = round((datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds())
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
-
-
-class Curve:
-    """A value per epoch, laid out as a line chart in a box of `WIDTH` × `HEIGHT`.
-
-    Args: reference: a value to compare with, drawn as a line across.
-    """
-
-    WIDTH, HEIGHT = 340, 190
-    LEFT, RIGHT, TOP, BOTTOM = 46, 330, 12, 160
-
-    def __init__(self, title: str, values: Sequence[float], reference: float | None = None) -> None:
-        self.title = title
-        self.epochs = len(values)
-        self.points = [
-            (self._x(epoch), value, epoch) for epoch, value in enumerate(values, 1) if math.isfinite(value)
-        ]  # (x, value, epoch)
-        self.gaps = self.epochs - len(self.points)
-        shown = [value for _, value, _ in self.points] + ([] if reference is None else [reference])
-        self.y_ticks = _ticks(min(shown), max(shown)) if self.points else []
-        self.x_ticks = [(self._x(epoch), epoch) for epoch in _epoch_ticks(self.epochs)]
-        self.reference = None if reference is None or not self.points else (self.y(reference), reference)
-        self.segments = [[(x, self.y(value)) for x, value, _ in segment] for segment in self._unbroken()]
-
-    def y(self, value: float) -> float:
-        """The height of `value`; downwards, as in SVG."""
-        low, high = self.y_ticks[0], self.y_ticks[-1]
-        return round(self.BOTTOM - (value - low) / (high - low) * (self.BOTTOM - self.TOP), 1)
-
-    def _x(self, epoch: int) -> float:
-        if self.epochs == 1:
-            return (self.LEFT + self.RIGHT) / 2
-        return round(self.LEFT + 8 + (epoch - 1) / (self.epochs - 1) * (self.RIGHT - self.LEFT - 16), 1)
-
-    def _unbroken(self) -> list[list[tuple[float, float, int]]]:
-        """The points, cut where an epoch has no finite value."""
-        parts: list[list[tuple[float, float, int]]] = []
-        for point in self.points:
-            if parts and parts[-1][-1][2] == point[2] - 1:
-                parts[-1].append(point)
-            else:
-                parts.append([point])
-        return parts
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers that enclose the range."""
-    if low == high:  # one value, or always the same: in the middle
-        low, high = low - (abs(low) or 1) / 4, high + (abs(high) or 1) / 4
-    span = high - low
-    size = 10.0 ** math.floor(math.log10(span / 3))
-    step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= 4)
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def _epoch_ticks(epochs: int) -> list[int]:
-    """The first epoch, the last, and round ones between: six or so in all."""
-    step = next(
-        step for digits in range(9) for step in (10**digits, 2 * 10**digits, 5 * 10**digits) if epochs / step <= 6
-    )
-    between = [epoch for epoch in range(step, epochs, step) if 1 < epoch and epochs - epoch >= step / 2]
-    return sorted({1, *between, epochs}) if epochs else []

@@ -247,9 +247,8 @@ class RunStore:
         if not runs:
             known = [run.name for run in self.all()]
             some = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
-            raise UnknownRun(
-                f"There is no run {name!r}; " + (f"there are: {some}." if known else "there are none yet.")
-            )
+            there_are = f"there are: {some}" if known else "there are none yet: post documents to /fit"
+            raise UnknownRun(f"There is no run {name!r}; {there_are}.")
         return runs[0]
 
     def exists(self, name: str) -> bool:

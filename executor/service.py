@@ -17,7 +17,7 @@ from jina import Executor, requests
 from .documents import DocumentArray, Evaluation, RunQuery, RunStatus
 from .embedder import Embedder
 from .errors import FinetunerError
-from .http import Refusal, answer_with_status
+from .http import Refusal, extend_http
 from .locking import WorkspaceLock
 from .parameters import (
     CancelParameters,
@@ -86,7 +86,7 @@ class FinetunerExecutor(Executor):
         )
         self._supervisor.start()
         self._embedder.warm()
-        answer_with_status()
+        extend_http()
 
     @requests(on="/fit")
     @endpoint

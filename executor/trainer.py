@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from torch import nn
 
 from .cache import ImageCache
 from .checkpoints import load_checkpoint, save_checkpoint
-from .datasets import DATASETS, Dataset, kind_of
+from .datasets import Dataset, kind_of
+from .decoding import Decoded
 from .device import choose_device
-from .errors import BadDocument, FinetunerError, NotTrainable
+from .errors import FinetunerError, NotTrainable
 from .evaluation import EvalSet, verdict
 from .loading import load_augmentation
 from .memmap import DocumentArrayMemmap
@@ -143,7 +143,7 @@ class Trainer:
             eval_set = EvalSet(dataset, held, device=device, cache=train_docs.cache)
         self._train(model, base, dataset, items, eval_set, train_docs.cache, device)
 
-    def _decoded(self, split: str, model: EmbeddingModel) -> "Decoded":
+    def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
         cache = None
         if self._configuration.preprocess_fn is None:  # only the default loading is known to give the same each time
             size = model.preprocessing.size
@@ -165,7 +165,7 @@ class Trainer:
         found = kind_of(docs)
         return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found
 
-    def _receive(self, *splits: "Decoded") -> None:
+    def _receive(self, *splits: Decoded) -> None:
         """Decode what arrives until the service says to train."""
         while True:
             self._check_interrupted()
@@ -178,7 +178,7 @@ class Trainer:
             if not any(advanced):
                 time.sleep(POLL_SECONDS)
 
-    def _decode(self, split: "Decoded") -> None:
+    def _decode(self, split: Decoded) -> None:
         while split.advance():
             self._check_interrupted()
 
@@ -289,80 +289,3 @@ class Trainer:
             written = state()
             save_checkpoint(self._store.workspace.checkpoints(self._run.name), written, written.done)
             self._saved = time.monotonic()
-
-
-class Decoded:
-    """One split of a run's spool: its documents, each tried once, the unusable ones quarantined.
-
-    Args: preprocess: from a document to its content; `cache` keeps that.
-    """
-
-    CHUNK = 64
-
-    def __init__(
-        self,
-        split: str,
-        store: RunStore,
-        run: str,
-        preprocess: Callable[[Any], Any],
-        cache: ImageCache | None,
-        *,
-        with_matches: bool,
-    ) -> None:
-        self.docs = DocumentArrayMemmap(store.workspace.spool(run), split=split)
-        self.cache = cache
-        self._split = split
-        self._store = store
-        self._run = run
-        self._preprocess = preprocess
-        self._with_matches = with_matches
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
-        self._next_doc = 0
-        self._next_item = 0
-        self._bad_items: set[int] = set()
-
-    def advance(self) -> bool:
-        """Try the next few documents; false if there are none waiting."""
-        docs = self.docs[self._next_doc : self._next_doc + self.CHUNK]
-        if not docs:
-            return False
-        parts: list[tuple[Any, Any]] = [
-            (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
-        ]
-        faults = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
-        for split, bad in ((self._split, True), (f"{self._split} match", False)):
-            problems = [
-                (part.id, fault)
-                for (root, part), fault in zip(parts, faults, strict=True)
-                if fault is not None and (part is root) is bad
-            ]
-            if problems:
-                self._store.quarantine(self._run, split, problems, spooled=True)
-        self._bad_items |= {self._next_item + number for number, fault in enumerate(faults) if fault is not None}
-        self._next_doc += len(docs)
-        self._next_item += len(parts)
-        return True
-
-    def _try(self, item: int, pair: tuple[Any, Any]) -> str | None:
-        """Return why the document cannot be used, or None."""
-        if self.cache is not None and self.cache.get(item) is not None:
-            return None
-        try:
-            content = self._preprocess(pair[1])
-        except BadDocument as error:
-            return str(error)
-        except Exception as error:  # a custom preprocess_fn may raise anything
-            return f"preprocess_fn raised {type(error).__name__}: {error}"
-        if self.cache is not None:
-            self.cache.put(item, content)
-        return None
-
-    def dataset(self, kind: str) -> tuple[Dataset, np.ndarray]:
-        """Return all documents as a dataset, and the items that can be used: whole sessions need their root."""
-        dataset = DATASETS[kind](self.docs, self._preprocess)
-        items = np.arange(len(dataset))
-        bad = np.isin(items, list(self._bad_items))
-        if kind == "session":
-            roots = dataset.labels[:, 1] == 0
-            bad |= np.isin(dataset.labels[:, 0], dataset.labels[roots & bad, 0])
-        return dataset, items[~bad]

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +63,10 @@ class Service:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.strip() == "ready":
+                # Read on: once a pipe that nobody reads is full, whoever logs to it waits for ever.
+                copy = (self.process.stdout, self.log)
+                self._reader = threading.Thread(target=shutil.copyfileobj, args=copy, daemon=True)
+                self._reader.start()
                 return self
         raise RuntimeError(f"the service did not start:\n{(self.directory / 'service.log').read_text()[-4000:]}")
 
@@ -69,9 +75,7 @@ class Service:
         assert self.process is not None
         self.process.send_signal(how)
         code = self.process.wait(60)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self.log.close()
+        self._close_log()
         return code
 
     def kill(self) -> None:
@@ -80,6 +84,14 @@ class Service:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._close_log()
+
+    def _close_log(self) -> None:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        self._reader.join(10)
+        self.process.stdout.close()
+        self.log.close()
 
     def __enter__(self) -> "Service":
         return self.start()

@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import requests
+from conftest import coloured, encoded
 from docarray import DocList
 from jina import Client
+from serving import Service
 
-from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
-from serving import Service
 
 PROTOCOLS = ("grpc", "http", "websocket")
 DIM = 128  # of the default model
@@ -61,9 +61,7 @@ def inline(count: int) -> DocumentArray:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_the_same_documents_come_back_in_order_over_every_protocol(
-    service: Service, base: str, protocol: str
-) -> None:
+def test_the_same_documents_come_back_in_order_over_every_protocol(service: Service, base: str, protocol: str) -> None:
     docs = inline(20)
     answer = embed(service, docs, protocol=protocol)
     assert [doc.id for doc in answer] == [doc.id for doc in docs]

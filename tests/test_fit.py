@@ -1,6 +1,7 @@
 """`/fit`: documents become runs, and runs become models. Real Flow, real clients, real trainers."""
 
 import base64
+import contextlib
 import struct
 import uuid
 import zlib
@@ -11,14 +12,14 @@ import numpy as np
 import pytest
 import requests
 import safetensors.numpy
+from conftest import coloured, encoded
 from docarray import DocList
 from jina import Client
 from jina.excepts import BadServer
+from serving import Service, served
 
-from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
-from serving import Service, served
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,15 @@ def busy(service: Service) -> Iterator[str]:
     service.wait(name, seconds=20, until=lambda status: status.state == "training")
     yield name
     cancel(service, name)
+
+
+@contextlib.contextmanager
+def refusal(*parts: str) -> Iterator[None]:
+    """The calls within are refused over gRPC, in a sentence that has all `parts` in it."""
+    with pytest.raises(BadServer) as refused:
+        yield
+    sentence = refused.value.args[0].status.description
+    assert [part for part in parts if part not in sentence] == [], sentence
 
 
 def cancel(service: Service, run: str) -> None:
@@ -255,7 +265,7 @@ def test_a_repeated_request_with_quarantined_documents_is_answered(service: Serv
 
 def test_new_documents_are_refused_after_the_start_with_the_state(service: Service, run: str, busy: str) -> None:
     send(service, pixels(8), run=run, total=8)
-    with pytest.raises(BadServer, match="is queued and takes no more documents"):
+    with refusal(repr(run), "is queued and takes no more documents"):
         send(service, pixels(9), run=run)
     assert service.status(run).train_documents == 8
 
@@ -265,7 +275,7 @@ def test_new_documents_are_refused_after_the_start_with_the_state(service: Servi
 
 def test_a_later_contradiction_of_a_training_option_is_refused_by_name(service: Service, run: str) -> None:
     send(service, pixels(3), run=run, learning_rate=0.01)
-    with pytest.raises(BadServer, match="'learning_rate'.*0.01.*not 0.02"):
+    with refusal("'learning_rate'", "is 0.01 since its first request, not 0.02"):
         send(service, pixels(6), run=run, learning_rate=0.02)
     assert service.status(run).train_documents == 3
 
@@ -308,9 +318,8 @@ def test_whole_floats_are_taken_as_integers(service: Service, run: str) -> None:
 )
 def test_a_wrong_parameter_is_refused_by_name(service: Service, parameters: dict[str, Any], named: str) -> None:
     before = len(service.post("/status", returns=RunStatus))
-    with pytest.raises(BadServer) as refused:
+    with refusal(named):
         send(service, pixels(2), **parameters)
-    assert named in refused.value.args[0].status.description
     assert len(service.post("/status", returns=RunStatus)) == before
 
 
@@ -412,9 +421,7 @@ def test_embedding_dim_is_the_length_of_the_embeddings(service: Service, session
 
 def weights(service: Service, run: str) -> dict[str, np.ndarray]:
     file = service.run_folder(run) / "model" / "weights.safetensors"
-    return {
-        name: value for name, value in safetensors.numpy.load_file(file).items() if name.startswith("backbone.")
-    }
+    return {name: value for name, value in safetensors.numpy.load_file(file).items() if name.startswith("backbone.")}
 
 
 def test_a_run_starts_from_the_run_named_as_base_and_freeze_keeps_its_backbone(
@@ -449,12 +456,12 @@ def test_base_promoted_is_the_version_served_when_the_run_was_made(
     service.post("/promote", returns=RunStatus, run="class-run")
     send(service, pixels(3), run=run, base="promoted")
     service.post("/promote", returns=RunStatus, run="base")
-    with pytest.raises(BadServer, match="'base'.*is 'class-run'"):
+    with refusal("'base'", "is 'class-run' since its first request"):
         send(service, pixels(3), run=run, base="base")
 
 
 def test_a_run_that_has_ended_takes_no_more_documents_and_says_so(service: Service, class_run: RunStatus) -> None:
-    with pytest.raises(BadServer, match="is succeeded and takes no more documents"):
+    with refusal("is succeeded and takes no more documents"):
         send(service, pixels(2, prefix="late"), run="class-run")
 
 

@@ -692,7 +692,7 @@ def test_channels_first_is_warned_of_once_per_process():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stderr.count("UserWarning") == 1
-    assert "A blob of shape (3, 24, 40) looks like C×H×W and was transposed to H×W×C" in done.stderr
+    assert "A blob of shape (3, 24, 40) looks like C×H×W, but images are H×W×C" in done.stderr
     assert "albumentations" in done.stderr
 
 

@@ -5,12 +5,12 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from jina.excepts import BadServer
-
 from conftest import coloured
+from jina.excepts import BadServer
+from serving import Service
+
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
-from serving import Service
 
 METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
 STATES = ("receiving", "queued", "training", "succeeded")

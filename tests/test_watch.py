@@ -1,18 +1,19 @@
 """`/watch`: the statuses of a run as they change, over gRPC and as server-sent events."""
 
 import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 import requests
-from jina import Client
-
 from conftest import coloured
+from jina import Client
+from serving import Service
+
 from executor import Document, DocumentArray
 from executor.documents import RunQuery, RunStatus
-from serving import Service
 
 STATES = ["receiving", "queued", "training", "succeeded"]
 
@@ -106,7 +107,7 @@ def test_the_statuses_of_the_stream_are_of_that_run_and_in_the_legal_order(
 def test_a_status_is_streamed_when_something_has_changed(watched: dict[str, list[RunStatus]], protocol: str) -> None:
     statuses = watched[protocol]
     assert len(statuses) >= 4
-    assert all(one != other for one, other in zip(statuses, statuses[1:], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(statuses))
 
 
 @pytest.mark.parametrize("watcher", WATCHERS)

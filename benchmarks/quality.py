@@ -1,0 +1,267 @@
+"""How good the tuned embeddings are: mAP@R of our defaults, of each of our losses, and of peers, side by side.
+
+    .venv/bin/python benchmarks/quality.py [--quick] [--seeds 3]
+
+Data: scikit-learn's digits, with held-out images of seen classes, and with unseen classes (trained on 0-4, measured on
+5-9); and generated textured shapes at 64 pixels (`shapes.py`), 25 classes seen and 25 unseen, whose one training is
+measured on both. Every method starts from the same untrained network and makes the same number of steps on the same
+augmented images; a seed draws the split, the network, the order and the augmentation. Baselines: the untrained network
+and the raw pixels. Sessions are made of the same data by simulated clicks, 10 % of them wrong; unlabeled runs see no
+label at all.
+
+The peer is pytorch-metric-learning by hand: its MPerClassSampler, miner and loss, AdamW with weight decay 0.01, a
+linear warm-up and a cosine, as its examples and papers have it. open-metric-learning needs torchvision, which the
+CPU-only builds of torch that these figures were made with lack.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from common import options, print_headline, print_machine, print_table
+from pytorch_metric_learning import losses as pml_losses
+from pytorch_metric_learning import miners as pml_miners
+from pytorch_metric_learning.samplers import MPerClassSampler
+from shapes import classes as shape_classes
+from shapes import make as make_shapes
+from sklearn.datasets import load_digits
+
+from executor import Document, DocumentArray
+from executor.datasets import make_dataset
+from executor.evaluation import embed_batches
+from executor.images import load_uri_to_image_blob
+from executor.loading import default_augmentation
+from executor.metrics import score_classes
+from executor.models import EmbeddingModel, ModelConfig, build_model
+from executor.parameters import LOSS_NAMES, TrainingOptions
+from executor.precision import computes_in_bf16
+from executor.recipe import make_config, make_loader, make_loss
+from executor.training import train, warmup_cosine
+
+DEVICE = torch.device("cpu")
+BATCH = 64
+WRONG_CLICKS = 0.1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training images (N, S, S, 3) uint8 with labels (N,), and test sets by name."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    tests: dict[str, tuple[np.ndarray, np.ndarray]]
+    epochs: int
+
+
+def digits(seed: int, epochs: int) -> Iterator[Split]:
+    """The digits at 32 pixels: seen classes, then unseen ones."""
+    data = load_digits()
+    images = np.stack([cv2.resize((image * 255 / 16).astype(np.uint8), (32, 32)) for image in data.images])
+    images = np.repeat(images[..., None], 3, axis=3)
+    order = np.random.default_rng(seed).permutation(len(images))
+    train_part, test_part = order[:1200], order[1200:]
+    yield Split(
+        images[train_part],
+        data.target[train_part],
+        {"digits, seen": (images[test_part], data.target[test_part])},
+        epochs,
+    )
+    seen = data.target < 5
+    yield Split(images[seen], data.target[seen], {"digits, unseen": (images[~seen], data.target[~seen])}, epochs)
+
+
+def shapes(seed: int, epochs: int) -> Iterator[Split]:
+    """Textured shapes: one training, measured on seen and on unseen classes."""
+    kinds = shape_classes(50, seed)
+    images, labels = make_shapes(kinds[:25], 24, seed * 10)
+    yield Split(
+        images,
+        labels,
+        {
+            "shapes, seen": make_shapes(kinds[:25], 10, seed * 10 + 1),
+            "shapes, unseen": make_shapes(kinds[25:], 10, seed * 10 + 2),
+        },
+        epochs,
+    )
+
+
+# methods: (split, seed, model) trains the model in place -----------------------------------------------------------
+
+
+def ours(split: Split, seed: int, model: EmbeddingModel, *, kind: str = "class", loss: str = "auto") -> None:
+    """Our recipe as the trainer process runs it, but for files and processes."""
+    chosen = TrainingOptions(epochs=split.epochs, batch_size=BATCH, seed=seed, loss=loss)
+    makers = {"class": labelled, "session": sessions, "unlabeled": unlabelled}
+    dataset = make_dataset(makers[kind](split, seed), kind, load_uri_to_image_blob)
+    augment = default_augmentation(kind, split.images.shape[1])
+    loader = make_loader(dataset, np.arange(len(dataset)), chosen, augment=augment)
+    criterion = make_loss(dataset, chosen, model.dim, DEVICE)
+    train(model, criterion, loader, make_config(chosen, scratch=True, bf16=computes_in_bf16(DEVICE)), device=DEVICE)
+
+
+def labelled(split: Split, seed: int) -> DocumentArray:
+    """One document an image, with its label."""
+    return DocumentArray(
+        Document(blob=image, tags={"finetuner_label": int(label)})
+        for image, label in zip(split.images, split.labels, strict=True)
+    )
+
+
+def unlabelled(split: Split, seed: int) -> DocumentArray:
+    """The images alone."""
+    return DocumentArray(Document(blob=image) for image in split.images)
+
+
+def sessions(split: Split, seed: int) -> DocumentArray:
+    """Simulated clicks: a query, 2 results that fit it and 5 that do not; each is judged wrongly by a chance of 10 %."""
+    random = np.random.default_rng([seed, 7])
+    docs = DocumentArray()
+    for query in random.permutation(len(split.images))[: len(split.images) // 4]:
+        same = np.flatnonzero(split.labels == split.labels[query])
+        other = np.flatnonzero(split.labels != split.labels[query])
+        results = [(index, 1) for index in random.choice(same, 2)] + [(index, -1) for index in random.choice(other, 5)]
+        doc = Document(blob=split.images[query])
+        doc.matches = [
+            Document(
+                blob=split.images[index], tags={"finetuner_label": -fits if random.random() < WRONG_CLICKS else fits}
+            )
+            for index, fits in results
+        ]
+        docs.append(doc)
+    return docs
+
+
+def by_hand(
+    split: Split,
+    seed: int,
+    model: EmbeddingModel,
+    *,
+    make: Callable[[int, int], tuple[torch.nn.Module, Callable[..., object] | None]],
+) -> None:
+    """pytorch-metric-learning as its users write it, with the same steps, images and network."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    criterion, miner = make(int(split.labels.max()) + 1, model.dim)
+    each = 4
+    while each * len(np.unique(split.labels)) < BATCH:  # the sampler insists on filling a batch with different labels
+        each *= 2
+    sampler = MPerClassSampler(split.labels, m=each, batch_size=BATCH, length_before_new_iter=len(split.labels))
+    augment = default_augmentation("class", split.images.shape[1])
+    augment.seed(seed)
+    own = list(criterion.parameters())
+    groups = [{"params": list(model.parameters()), "lr": 1e-3}] + ([{"params": own, "lr": 1e-2}] if own else [])
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    steps = split.epochs * -(-len(split.labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(steps, 0.1))
+    model.train()
+    done = 0
+    while done < steps:
+        order = list(sampler)
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            batch = torch.from_numpy(np.stack([augment(split.images[index]) for index in part]))
+            labels = torch.from_numpy(split.labels[part])
+            with torch.autocast("cpu", torch.bfloat16, enabled=computes_in_bf16(DEVICE)):
+                embeddings = model(model.preprocessing.normalise(batch))
+            value = criterion(embeddings.float(), labels, miner(embeddings, labels) if miner else None)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if done == steps:
+                break
+    model.eval()
+
+
+PEERS = {
+    "PML triplet, semihard": lambda classes, dim: (
+        pml_losses.TripletMarginLoss(margin=0.2),
+        pml_miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard"),
+    ),
+    "PML multi-similarity": lambda classes, dim: (pml_losses.MultiSimilarityLoss(), pml_miners.MultiSimilarityMiner()),
+    "PML SupCon": lambda classes, dim: (pml_losses.SupConLoss(), None),
+    "PML ProxyAnchor": lambda classes, dim: (pml_losses.ProxyAnchorLoss(classes, dim), None),
+}
+
+
+def methods() -> dict[str, Callable[[Split, int, EmbeddingModel], None] | None]:
+    """Every row of the table; None trains nothing."""
+    rows: dict[str, Callable[[Split, int, EmbeddingModel], None] | None] = {"raw pixels": None, "untrained": None}
+    rows["ours: class, default"] = ours
+    for loss in LOSS_NAMES["class"][1:]:
+        if loss != "proxy_anchor":  # the default
+            rows[f"ours: class, {loss}"] = lambda *a, loss=loss: ours(*a, loss=loss)
+    for name, make in PEERS.items():
+        rows[name] = lambda *a, make=make: by_hand(*a, make=make)
+    for loss in LOSS_NAMES["session"][1:]:
+        rows[f"ours: sessions, {loss}"] = lambda *a, loss=loss: ours(*a, kind="session", loss=loss)
+    rows["ours: unlabeled, default"] = lambda *a: ours(*a, kind="unlabeled")
+    return rows
+
+
+def measure(
+    rows: dict[str, Callable[[Split, int, EmbeddingModel], None] | None], seeds: int, epochs: int
+) -> dict[str, dict[str, list[float]]]:
+    """Return mAP@R by row, test set and seed. All rows of a seed run before the next seed."""
+    found: dict[str, dict[str, list[float]]] = {row: {} for row in rows}
+    for seed in range(seeds):
+        for split in [*digits(seed, epochs), *shapes(seed, epochs * 2)]:
+            for row, method in rows.items():
+                began = time.perf_counter()
+                model = build_model(ModelConfig(input_size=split.images.shape[1], seed=seed))
+                if method is not None:
+                    method(split, seed, model)
+                for test, (images, labels) in split.tests.items():
+                    if row == "raw pixels":
+                        embeddings = images.reshape(len(images), -1).astype(np.float32)
+                        embeddings -= embeddings.mean(axis=1, keepdims=True)
+                    else:
+                        batches = (torch.from_numpy(part) for part in np.array_split(images, -(-len(images) // 64)))
+                        embeddings = embed_batches(model, batches, DEVICE)
+                    value = score_classes(embeddings, labels.tolist()).mean()["mean_average_precision_at_r"]
+                    found[row].setdefault(test, []).append(value)
+                print(
+                    f"  seed {seed}, {', '.join(split.tests)}, {row}: "
+                    + ", ".join(f"{found[row][test][-1]:.3f}" for test in split.tests)
+                    + f" ({time.perf_counter() - began:.0f} s)",
+                    flush=True,
+                )
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = options(__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="only the rows whose name has this in it")
+    arguments: argparse.Namespace = parser.parse_args()
+    print_machine()
+    rows = {row: method for row, method in methods().items() if arguments.only in row}
+    if arguments.quick or arguments.tiny:
+        keep = ("raw pixels", "untrained", "ours: class, default", "PML ProxyAnchor")
+        rows = {row: method for row, method in rows.items() if row in keep}
+    epochs = 1 if arguments.tiny else 2 if arguments.quick else 8
+    found = measure(rows, 1 if arguments.quick or arguments.tiny else arguments.seeds, epochs)
+    tests = list(next(iter(found.values())))
+    print(f"\nmAP@R, mean ± standard deviation of {len(next(iter(found.values()))[tests[0]])} seeds\n")
+    print_table(["method", *tests], ([row, *(shown(values[test]) for test in tests)] for row, values in found.items()))
+    if "ours: class, default" in found:
+        best = max(statistics.mean(v[tests[-1]]) for row, v in found.items() if row.startswith("PML"))
+        print_headline(
+            "ours / best peer, shapes unseen", statistics.mean(found["ours: class, default"][tests[-1]]) / best
+        )
+
+
+def shown(values: list[float]) -> str:
+    """Mean ± standard deviation."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
+
+
+if __name__ == "__main__":
+    main()

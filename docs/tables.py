@@ -1,0 +1,74 @@
+"""Writes the parameter tables of README.md and docs/parameters.md from the code: `python docs/tables.py`.
+
+A table stands between `<!-- table: CLASS -->`, or `<!-- table: CLASS NAME NAME … -->` for some of its parameters, and
+`<!-- end -->`. A test says when one is out of date.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pydantic import BaseModel
+
+from executor import parameters
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "parameters.md")
+SECTION = re.compile(r"(<!-- table: (\w+)([\w ]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true, false",
+    "string": "text",
+    "array": "names",
+    "object": "object",
+}
+
+
+def main() -> None:
+    """Bring the tables of all pages up to date."""
+    for page in PAGES:
+        page.write_text(up_to_date(page.read_text()))
+
+
+def up_to_date(text: str) -> str:
+    """Return a page with its tables written anew."""
+    return SECTION.sub(lambda found: found[1] + table(getattr(parameters, found[2]), found[3].split()) + found[5], text)
+
+
+def table(model: type[BaseModel], names: list[str]) -> str:
+    """One line a parameter, for these or, without names, for all: name, values, default, meaning."""
+    properties = model.model_json_schema()["properties"]
+    lines = ["| name | values | default | meaning |", "|---|---|---|---|"]
+    for name in names or model.model_fields:
+        field = model.model_fields[name]
+        default = "needed" if field.is_required() else shown(field.default)
+        lines.append(f"| `{name}` | {values(properties[name])} | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def values(schema: dict[str, Any]) -> str:
+    """What a parameter accepts, in words."""
+    if "anyOf" in schema:
+        return " or ".join(values(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    return TYPES[schema["type"]]
+
+
+def shown(default: Any) -> str:
+    """A default as one would write it in JSON; nothing for None."""
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, (int, float)):
+        return f"{default:,}"
+    return f"`{default}`"
+
+
+if __name__ == "__main__":
+    main()

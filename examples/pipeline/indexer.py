@@ -1,0 +1,49 @@
+"""A small index in memory, to stand behind the FinetunerExecutor.
+
+It keeps the name of the model beside each embedding, because embeddings of two models cannot be compared.
+"""
+
+from typing import Any
+
+import numpy as np
+from jina import Executor, requests
+
+from executor import Document, DocumentArray
+from executor.documents import Match
+
+
+class Indexer(Executor):
+    """Exact search by cosine similarity, as embeddings are of unit length."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._docs: dict[str, Document] = {}
+
+    @requests(on="/index")
+    async def index(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Keep the documents; one with the id of an earlier one replaces it."""
+        self._docs |= {doc.id: doc for doc in docs if doc.embedding is not None}
+        return docs
+
+    @requests(on="/search")
+    async def search(self, docs: DocumentArray, parameters: dict, **_: Any) -> DocumentArray:
+        """Fill the matches of each document, nearest first, with `tags['similarity']`; parameter `limit`."""
+        for doc in docs:
+            if doc.embedding is not None:
+                doc.matches = self._nearest(doc, int(parameters.get("limit", 5)))
+        return docs
+
+    def _nearest(self, query: Document, limit: int) -> list[Match]:
+        model = query.tags["finetuner_model"]
+        candidates = [doc for doc in self._docs.values() if doc.tags["finetuner_model"] == model]
+        if not candidates:
+            return []
+        similarities = np.stack([doc.embedding for doc in candidates]) @ query.embedding  # (N, D) @ (D,)
+        return [
+            Match(
+                id=candidates[found].id,
+                uri=candidates[found].uri,
+                tags=candidates[found].tags | {"similarity": float(similarities[found])},
+            )
+            for found in np.argsort(-similarities)[:limit]
+        ]

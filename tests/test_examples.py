@@ -1,0 +1,57 @@
+"""The examples run as their comments say, as processes of their own. The demonstration: test_demo.py."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flows import served_by
+from jina import Client
+from serving import ROOT, free_ports
+
+from executor import Document, DocumentArray
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A client of examples/pipeline/flow.yml, on free ports and with its workspace in a folder of the test."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    grpc, http = free_ports(2)
+    flow = (ROOT / "examples/pipeline/flow.yml").read_text()
+    assert "[54321, 8080]" in flow
+    flow = flow.replace("[54321, 8080]", f"[{grpc}, {http}]").replace("../..", str(ROOT))
+    (folder / "flow.yml").write_text(flow)
+    (folder / "indexer.py").symlink_to(ROOT / "examples/pipeline/indexer.py")
+    command = [Path(sys.executable).with_name("jina"), "flow", "--uses", "flow.yml"]
+    with served_by(command, folder, http, os.environ | {"PYTHONPATH": str(ROOT)}):
+        yield Client(host="127.0.0.1", port=grpc)
+
+
+def test_the_pipeline_finds_what_it_indexed_by_its_image(search, labelled):
+    docs = labelled(12)
+    indexed = search.post("/index", docs, return_type=DocumentArray)
+    assert [doc.id for doc in indexed] == [doc.id for doc in docs]
+    assert all(doc.tags["finetuner_model"] == "base" for doc in indexed)
+
+    queries = DocumentArray(Document(id=f"query-{doc.id}", blob=doc.blob) for doc in docs[:4])
+    found = search.post("/search", queries, parameters={"indexer__limit": 3}, return_type=DocumentArray)
+    assert [doc.matches[0].id for doc in found] == [doc.id for doc in docs[:4]]
+    assert [len(doc.matches) for doc in found] == [3] * 4
+    for doc in found:
+        similarities = [match.tags["similarity"] for match in doc.matches]
+        assert similarities == sorted(similarities, reverse=True)
+        assert similarities[0] == pytest.approx(1, abs=1e-4)
+
+
+def test_the_pipeline_still_embeds_at_the_endpoint_of_its_own(search, labelled):
+    (doc,) = search.post("/embed", labelled(1), return_type=DocumentArray)
+    assert doc.embedding.shape == (128,)
+
+
+def test_the_pipeline_does_not_sink_with_an_unreadable_image(search, labelled):
+    docs = DocumentArray([Document(id="broken", buffer=b"no image"), *labelled(1)])
+    broken, good = search.post("/search", docs, return_type=DocumentArray)
+    assert "finetuner_error" in broken.tags
+    assert not broken.matches
+    assert good.embedding is not None

@@ -1,0 +1,190 @@
+"""The HTTP status of a refused call, wherever HTTP is served: by the executor, by our gateway, by Jina's own."""
+
+import base64
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from conftest import coloured, encoded
+from serving import ROOT, free_ports
+
+FLOW = """
+jtype: Flow
+with: {{protocol: http, port: {port}, host: 127.0.0.1, quiet_error: true}}
+{gateway}
+executors:
+  - {{uses: {root}/config.yml, workspace: {workspace}, uses_with: {{input_size: 16}}}}
+"""
+BY_CLASS = """
+import sys
+from jina import Flow
+from executor.gateway import FinetunerGateway
+
+flow = Flow(protocol="http", port=int(sys.argv[1]), host="127.0.0.1", quiet_error=True)
+flow = flow.config_gateway(uses=FinetunerGateway)
+with flow.add(uses=sys.argv[2], workspace=sys.argv[3], uses_with={"input_size": 16}) as served:
+    served.block()
+"""
+WITH_STATUSES = ("executor", "gateway by class", "gateway by yaml")
+
+
+def command(front: str, port: int, folder: Path) -> list[str]:
+    """What serves HTTP on `port` in the way called `front`."""
+    config, workspace = str(ROOT / "config.yml"), str(folder / "workspace")
+    if front == "executor":
+        options = ["--port", str(port), "--host", "127.0.0.1", "--workspace", workspace, "--quiet-error"]
+        return [sys.executable, "-m", "jina", "executor", "--uses", config, "--protocol", "http", *options]
+    if front == "gateway by class":
+        script = folder / "flow.py"
+        script.write_text(BY_CLASS)
+        return [sys.executable, str(script), str(port), config, workspace]
+    gateway = "gateway: {uses: executor.gateway.FinetunerGateway}" if front == "gateway by yaml" else ""
+    flow = folder / "flow.yml"
+    flow.write_text(FLOW.format(port=port, gateway=gateway, root=ROOT, workspace=workspace))
+    return [sys.executable, "-m", "jina", "flow", "--uses", str(flow)]
+
+
+@contextlib.contextmanager
+def serving(front: str, folder: Path) -> Iterator[str]:
+    """Serve; the value is the address."""
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(
+            command(front, port, folder),
+            cwd=folder,
+            env=os.environ | {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(address):
+                assert process.poll() is None, (folder / "log").read_text()[-3000:]
+                assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+                time.sleep(0.2)
+            yield address
+        finally:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(address: str) -> bool:
+    with contextlib.suppress(requests.ConnectionError):
+        return requests.post(f"{address}/status", json={"data": []}, timeout=30).status_code == 200
+    return False
+
+
+@pytest.fixture(scope="module", params=WITH_STATUSES)
+def address(request, tmp_path_factory) -> Iterator[str]:
+    with serving(request.param, tmp_path_factory.mktemp("front")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Iterator[str]:
+    """Jina's own gateway."""
+    with serving("stock", tmp_path_factory.mktemp("stock")) as running:
+        yield running
+
+
+def post(address: str, endpoint: str, data=(), **parameters) -> requests.Response:
+    return requests.post(f"{address}{endpoint}", json={"data": list(data), "parameters": parameters}, timeout=60)
+
+
+def image(label: int = 0, **more) -> dict:
+    payload = base64.b64encode(encoded(coloured(label))).decode()
+    return {"uri": f"data:image/png;base64,{payload}", "tags": {"finetuner_label": label}} | more
+
+
+def test_an_unknown_parameter_is_a_400_with_the_sentence(address):
+    answer = post(address, "/fit", epoch=3)
+    assert answer.status_code == 400
+    assert answer.json()["detail"].startswith("/fit has no parameter 'epoch'; it accepts: kind, base, epochs,")
+
+
+@pytest.mark.parametrize("endpoint", ["/status", "/cancel", "/promote", "/evaluate"])
+def test_an_unknown_run_is_a_404(address, endpoint):
+    answer = post(address, endpoint, run="nowhere")
+    assert answer.status_code == 404
+    assert "'nowhere'" in answer.json()["detail"]
+
+
+def test_an_unknown_model_is_a_404(address):
+    answer = post(address, "/embed", [image()], model="nowhere")
+    assert (answer.status_code, answer.json()["detail"]) == (404, "There is no model 'nowhere'; there are: base.")
+
+
+def test_documents_for_a_run_past_receiving_are_a_409(address):
+    assert post(address, "/fit", [image(0), image(1)], run="over").status_code == 200
+    assert post(address, "/cancel", run="over").json()["data"][0]["state"] == "cancelled"
+    answer = post(address, "/fit", [image(2)], run="over")
+    assert answer.status_code == 409
+    assert answer.json()["detail"] == (
+        "Run 'over' is cancelled and takes no more documents; send them to another run (parameter 'run')."
+    )
+
+
+def test_a_good_call_is_a_200_with_the_documents(address):
+    answer = post(address, "/embed", [image(0, id="a"), image(1, id="b")])
+    assert answer.status_code == 200
+    assert [doc["id"] for doc in answer.json()["data"]] == ["a", "b"]
+    assert all(doc["tags"]["finetuner_model"] == "base" and doc["embedding"] for doc in answer.json()["data"])
+
+
+def test_a_large_body_arrives_whole(address):
+    docs = [image(0, id=str(number), text="x" * 20_000) for number in range(20)]
+    answer = post(address, "/embed", docs)
+    assert [doc["id"] for doc in answer.json()["data"]] == [doc["id"] for doc in docs]
+
+
+@pytest.mark.parametrize("body", ["{}", "", '{"parameters": {}}'])
+def test_a_body_may_leave_out_data(address, body):
+    headers = {"Content-Type": "application/json"}
+    answer = requests.post(f"{address}/status", data=body, headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert isinstance(answer.json()["data"], list)
+
+
+def test_parameters_are_read_from_a_body_without_data(address):
+    answer = requests.post(f"{address}/status", json={"parameters": {"run": "nowhere"}}, timeout=60)
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize("body", ["{", "[]", "3", '{"data": 3}', '{"parameters": 3}'])
+def test_a_malformed_body_is_a_422(address, body):
+    headers = {"Content-Type": "application/json"}
+    assert requests.post(f"{address}/status", data=body, headers=headers, timeout=60).status_code == 422
+
+
+def test_watch_streams_events(address):
+    answer = requests.get(f"{address}/watch", params={"run": "nowhere"}, timeout=60)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert "There is no run 'nowhere'" in answer.text
+    assert answer.text.rstrip().endswith("event: end")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parameters", "detail"),
+    [
+        ("/cancel", {}, "/cancel needs the parameter 'run'; it accepts: run."),
+        ("/embed", {"model": "nowhere"}, "There is no model 'nowhere'; there are: base."),
+        ("/status", {"runs": 1}, "/status has no parameter 'runs'; it accepts: run."),
+    ],
+)
+def test_jinas_own_gateway_answers_500_with_exactly_the_sentence(stock, endpoint, parameters, detail):
+    answer = post(stock, endpoint, **parameters)
+    assert (answer.status_code, answer.json()) == (500, {"detail": detail})

@@ -1,0 +1,295 @@
+"""The life of the service and its trainer: starting, ending, dying, and going on where they were."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from conftest import coloured
+from docarray import DocList
+from jina import Client
+from serving import ROOT, Service, free_ports
+
+from executor import Document, DocumentArray
+from executor.documents import RunStatus
+
+FOREVER = 100_000  # epochs
+SOME = 20  # epochs
+GONE_SECONDS = 10.0
+
+
+def documents(count: int) -> DocumentArray:
+    return DocumentArray(
+        Document(id=f"d{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+        for number in range(count)
+    )
+
+
+def trainer_of(service: Service) -> psutil.Process:
+    """The one trainer process of a service."""
+    assert service.process is not None
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    (trainer,) = (child for child in children if "train" in child.cmdline())
+    return trainer
+
+
+def train_for_ever(service: Service, run: str) -> psutil.Process:
+    """Start a run that would take days, wait until it makes steps, and return its trainer."""
+    service.post("/fit", documents(12), returns=RunStatus, run=run, total=12, epochs=FOREVER)
+    service.wait(run, until=lambda status: status.step > 0)
+    return trainer_of(service)
+
+
+def train_half(service: Service, run: str) -> psutil.Process:
+    """Start a run and return its trainer, halted between the first step and the last."""
+    service.post("/fit", documents(12), returns=RunStatus, run=run, total=12, epochs=SOME)
+    service.wait(run, until=lambda status: status.step > 0)
+    trainer = trainer_of(service)
+    trainer.suspend()
+    return trainer
+
+
+def embedding(service: Service) -> np.ndarray:
+    """The embedding of one image by the promoted version."""
+    return service.post("/embed", documents(1), returns=Document)[0].embedding
+
+
+def gone(*processes: psutil.Process) -> bool:
+    """Whether all of them end in time; a zombie has ended."""
+
+    def ended(process: psutil.Process) -> bool:
+        try:
+            return process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    deadline = time.monotonic() + GONE_SECONDS
+    while not all(map(ended, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+# --- one workspace through several lives of its service --------------------------------------------------------------
+
+
+class Lives:
+    """The lives of one service on one workspace, and what was seen on the way.
+
+    In the first, run `served` succeeds and is promoted; then every process of the service but the trainer gets
+    SIGKILL while run `interrupted` trains and run `receiving` has some of its documents. In the second, the trainer
+    of run `orphaned` gets SIGKILL. It ends by SIGINT while run `endless` trains.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        service.start()
+        service.post("/fit", documents(12), returns=RunStatus, run="served", total=12, epochs=1)
+        self.served = service.wait("served")
+        self.embedding = embedding(service)
+        trainer = train_half(service, "interrupted")
+        self.acknowledged = service.post("/fit", documents(5), returns=RunStatus, run="receiving", total=6)[0]
+        for process in everything_but(trainer, service):
+            process.kill()
+        service.stop(signal.SIGKILL)
+        trainer.resume()
+        self.trainer_died_by_itself = gone(trainer)
+
+        service.start()
+        self.statuses = list(service.post("/status", returns=RunStatus))
+        self.embedded = service.post("/embed", documents(1), returns=Document)[0]
+        service.post("/cancel", returns=RunStatus, run="receiving")
+        self.interrupted = service.wait("interrupted")
+
+        trainer = train_half(service, "orphaned")
+        trainer.kill()
+        self.orphaned = service.wait("orphaned")
+
+    def end(self) -> tuple[int, bool]:
+        """SIGINT while a run trains; return the exit code and whether no process is left."""
+        trainer = train_for_ever(self.service, "endless")
+        processes = [trainer, *everything_but(trainer, self.service)]
+        return self.service.stop(signal.SIGINT), gone(*processes)
+
+
+def everything_but(trainer: psutil.Process, service: Service) -> list[psutil.Process]:
+    """The processes of a service, without its trainer."""
+    assert service.process is not None
+    main = psutil.Process(service.process.pid)
+    return [process for process in (main, *main.children(recursive=True)) if process != trainer]
+
+
+@pytest.fixture(scope="module")
+def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    folder = tmp_path_factory.mktemp("lives")
+    with contextlib.ExitStack() as stack:
+        service = Service(folder / "workspace", folder / "cwd")
+        stack.push(service.__exit__)
+        yield Lives(service)
+
+
+def test_a_flow_serves_the_path_of_config_yml_from_another_directory(lives: Lives) -> None:
+    assert ROOT not in (lives.service.directory, *lives.service.directory.parents)
+    assert lives.served.state == "succeeded", lives.served.error
+
+
+def test_the_trainer_dies_by_itself_when_its_service_gets_sigkill(lives: Lives) -> None:
+    assert lives.trainer_died_by_itself
+
+
+def test_a_service_started_again_shows_the_earlier_runs(lives: Lives) -> None:
+    assert [status.run for status in lives.statuses] == ["receiving", "interrupted", "served"]
+    assert lives.statuses[-1].ended_at == lives.served.ended_at
+    assert lives.statuses[-1].history == lives.served.history
+
+
+def test_a_service_started_again_serves_the_promoted_model(lives: Lives) -> None:
+    assert lives.embedded.tags["finetuner_model"] == "served"
+    np.testing.assert_allclose(lives.embedded.embedding, lives.embedding, atol=1e-5)
+
+
+def test_documents_that_were_acknowledged_before_sigkill_are_there_after_it(lives: Lives) -> None:
+    assert lives.acknowledged.train_documents == 5
+    assert lives.statuses[0].train_documents == 5
+
+
+def test_a_run_that_trained_when_its_service_died_is_resumed_and_succeeds(lives: Lives) -> None:
+    assert (lives.interrupted.state, lives.interrupted.attempts) == ("succeeded", 2)
+
+
+def test_a_run_whose_trainer_is_killed_is_resumed_and_succeeds(lives: Lives) -> None:
+    assert (lives.orphaned.state, lives.orphaned.attempts) == ("succeeded", 2)
+
+
+@pytest.mark.parametrize("run", ["interrupted", "orphaned"])
+def test_a_resumed_run_makes_each_epoch_once(lives: Lives, run: str) -> None:
+    status: RunStatus = getattr(lives, run)
+    assert (status.epoch, status.step) == (SOME, status.steps)
+    assert len(status.history["loss"]) == SOME
+
+
+def test_a_second_service_on_the_workspace_is_refused_with_the_holder(lives: Lives, tmp_path: Path) -> None:
+    holder = (next(lives.service.workspace.glob("*/*/service.lock"))).read_text()
+    second = Service(lives.service.workspace, tmp_path)
+    with pytest.raises(RuntimeError, match="did not start"):
+        second.start()
+    log = " ".join((tmp_path / "service.log").read_text().split())
+    assert f"is in use by another service (process {holder})" in log
+    assert lives.service.status("served").state == "succeeded"
+
+
+def test_sigint_ends_the_service_its_trainer_and_every_other_process(lives: Lives) -> None:
+    code, no_process_is_left = lives.end()
+    assert no_process_is_left
+    assert code == 0
+
+
+# --- other ways to serve ---------------------------------------------------------------------------------------------
+
+
+CLASS_FLOW = """
+import sys
+from jina import Flow
+from executor import FinetunerExecutor
+options = {"input_size": 16, "fit_defaults": {"batch_size": 16}}
+port, workspace = int(sys.argv[1]), sys.argv[2]
+with Flow(port=port, host="127.0.0.1").add(uses=FinetunerExecutor, uses_with=options, workspace=workspace):
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def process(command: list[str], folder: Path, ready: Callable[[], object]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command in `folder` from when it is ready; it is killed in the end if it still runs."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JINA_OPTOUT_TELEMETRY": "1"}
+    with (
+        open(folder / "log", "wb") as log,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        ) as running,
+    ):
+        try:
+            deadline = time.monotonic() + 90
+            while True:
+                try:
+                    ready()
+                    break
+                except Exception as error:  # whatever a client makes of a port that nobody listens on yet
+                    if running.poll() is not None or time.monotonic() > deadline:
+                        raise RuntimeError((folder / "log").read_text()[-4000:]) from error
+                    time.sleep(0.2)
+            yield running
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+
+
+def over_grpc(port: int, endpoint: str, docs: DocumentArray | None, **parameters: object) -> list[RunStatus]:
+    client = Client(host="127.0.0.1", port=port, protocol="grpc")
+    return list(client.post(endpoint, docs, parameters=parameters, return_type=DocList[RunStatus]))
+
+
+def test_a_flow_serves_the_class_and_closing_it_ends_the_trainer(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, "-c", CLASS_FLOW, str(port), str(tmp_path / "workspace")]
+    with process(command, tmp_path, lambda: over_grpc(port, "/status", None)) as flow:
+        over_grpc(port, "/fit", documents(12), run="endless", total=12, epochs=FOREVER)
+        while over_grpc(port, "/status", None, run="endless")[0].step == 0:
+            time.sleep(0.2)
+        children = psutil.Process(flow.pid).children(recursive=True)
+        assert [child for child in children if "train" in child.cmdline()]
+        flow.stdin.close()
+        assert flow.wait(60) == 0
+        assert gone(*children)
+
+
+def executor_command(port: int, workspace: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "jina", "executor", "--uses", str(ROOT / "config.yml"), "--port", str(port)),
+        *("--host", "127.0.0.1", "--workspace", str(workspace), *more),
+    ]
+
+
+def test_jina_executor_serves_grpc_by_default(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with process(executor_command(port, tmp_path / "workspace"), tmp_path, lambda: over_grpc(port, "/status", None)):
+        (status,) = over_grpc(port, "/fit", documents(3), run="first")
+        assert (status.state, status.train_documents) == ("receiving", 3)
+        assert over_grpc(port, "/cancel", None, run="first")[0].state == "cancelled"
+
+
+def test_jina_executor_over_http_answers_a_callers_mistake_with_its_own_4xx(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+
+    def post(endpoint: str, **parameters: object) -> requests.Response:
+        return requests.post(f"{address}{endpoint}", json={"data": [], "parameters": parameters}, timeout=30)
+
+    command = executor_command(port, tmp_path / "workspace", "--protocol", "http")
+    with process(command, tmp_path, lambda: post("/status")):
+        assert (post("/status").status_code, post("/status").json()["data"]) == (200, [])
+        answers = {
+            "unknown parameter": post("/status", name="x"),
+            "ill-typed parameter": post("/fit", epochs="three"),
+            "nothing to start": post("/fit"),
+            "unknown run": post("/status", run="nobody"),
+            "unknown version": post("/embed", model="nobody"),
+        }
+        statuses = {name: answer.status_code for name, answer in answers.items()}
+        assert statuses == {
+            "unknown parameter": 400,
+            "ill-typed parameter": 400,
+            "nothing to start": 400,
+            "unknown run": 404,
+            "unknown version": 404,
+        }
+        assert answers["unknown run"].json() == {"detail": "There is no run 'nobody'; there are none yet."}

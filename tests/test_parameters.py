@@ -1,0 +1,199 @@
+"""What a caller may ask for and an operator configure, and how what is wrong is refused."""
+
+import pytest
+from pydantic import BaseModel
+
+from executor.errors import BadRequest, ConfigurationError, InvalidParameter
+from executor.parameters import (
+    LOSS_NAMES,
+    CancelParameters,
+    EmbedParameters,
+    EvaluateParameters,
+    ExecutorOptions,
+    FitParameters,
+    PromoteParameters,
+    StatusParameters,
+    TrainingOptions,
+    parse,
+    parse_executor_options,
+)
+
+
+def fit(**values):
+    return parse(FitParameters, values, where="/fit")
+
+
+def refusal(model: type[BaseModel] = FitParameters, **values) -> str:
+    with pytest.raises(InvalidParameter) as caught:
+        parse(model, values, where="/here")
+    return str(caught.value)
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    options = fit()
+    assert (options.run, options.split, options.total, options.start) == (None, "train", None, False)
+    assert (options.kind, options.base, options.val_split, options.promote) == ("auto", "base", 0.0, "if_better")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [FitParameters, StatusParameters, EmbedParameters, CancelParameters, PromoteParameters, EvaluateParameters],
+)
+def test_an_unknown_parameter_is_refused_by_name_with_the_accepted_ones(model):
+    message = refusal(model, **{"run": "a", "epocs": 3} if "run" in model.model_fields else {"epocs": 3})
+    assert message.startswith("/here has no parameter 'epocs'; it accepts: ")
+    assert all(name in message for name in model.model_fields)
+
+
+def test_a_parameter_that_is_needed_is_named():
+    assert "needs the parameter 'run'" in refusal(CancelParameters)
+
+
+def test_a_refusal_is_the_callers_mistake():
+    with pytest.raises(BadRequest) as caught:
+        fit(epochs="many")
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("epochs", 3.0, 3),
+        ("seed", 0.0, 0),
+        ("learning_rate", 1, 1.0),
+        ("freeze", True, True),
+        ("freeze", ["layer1", "layer2"], ("layer1", "layer2")),
+        ("freeze", "layer1", ("layer1",)),
+        ("total", 100.0, 100),
+        ("run", "a-b_c.1", "a-b_c.1"),
+    ],
+)
+def test_what_the_wire_made_of_a_value_is_undone(name, given, taken):
+    value = getattr(fit(**{name: given}), name)
+    assert value == taken
+    assert type(value) is type(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 3.5),
+        ("epochs", "3"),
+        ("epochs", True),
+        ("epochs", 0),
+        ("epochs", -1),
+        ("epochs", float("nan")),
+        ("epochs", float("inf")),
+        ("epochs", [3]),
+        ("batch_size", 1),
+        ("learning_rate", 0),
+        ("learning_rate", "1e-3"),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("val_split", 1),
+        ("val_split", -0.1),
+        ("warmup", 1.0),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("kind", "classes"),
+        ("split", "test"),
+        ("total", 0),
+        ("start", "yes"),
+        ("start", 1.0),
+        ("loss", "softmax"),
+        ("loss_options", [1]),
+        ("freeze", 1),
+        ("promote", True),
+        ("precision", "fp16"),
+        ("run", ""),
+        ("run", ".hidden"),
+        ("run", "../elsewhere"),
+        ("run", "a/b"),
+        ("run", "a" * 65),
+        ("run", "new\n"),
+        ("run", 3),
+        ("run", "base"),
+        ("run", "promoted"),
+    ],
+)
+def test_an_ill_typed_parameter_is_refused_by_name_and_value(name, value):
+    message = refusal(**{name: value})
+    assert repr(name) in message
+    assert repr(value)[:50] in message
+    assert "It accepts: " in message
+
+
+def test_a_long_value_is_shortened_in_the_message():
+    assert len(refusal(kind="x" * 10_000)) < 1000
+
+
+def test_keys_that_jina_adds_are_dropped_and_null_means_not_given():
+    assert fit(__results__={}, epochs=None) == fit()
+    assert parse(FitParameters, None, where="/fit") == fit()
+
+
+def test_null_for_an_unknown_parameter_is_still_refused():
+    assert "'epocs'" in refusal(epocs=None)
+
+
+@pytest.mark.parametrize("kind", sorted(LOSS_NAMES))
+def test_every_loss_of_a_kind_is_accepted_for_it(kind):
+    for loss in LOSS_NAMES[kind]:
+        assert fit(kind=kind, loss=loss).loss == loss
+
+
+def test_a_loss_of_another_kind_is_refused_with_those_that_fit():
+    message = refusal(kind="session", loss="proxy_anchor")
+    assert "'proxy_anchor' is not for session data; auto, triplet, contrastive are" in message
+
+
+def test_only_the_training_options_that_were_set_are_kept_with_a_run():
+    assert fit(run="a", start=True, epochs=3.0, kind="auto").training_options() == {"epochs": 3, "kind": "auto"}
+
+
+def test_parameters_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        fit().epochs = 3
+
+
+@pytest.mark.parametrize("model", [TrainingOptions, FitParameters, ExecutorOptions])
+def test_every_parameter_says_what_it_is(model):
+    assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+# --- the executor's options ---------------------------------------------------------------------------------------
+
+
+def test_the_executor_has_defaults_for_everything():
+    options = parse_executor_options({})
+    assert (options.model, options.receive_timeout, options.allow_remote_uris) == ("default", 5.0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("modle", "default"),
+        ("model", ""),
+        ("input_size", 4),
+        ("receive_timeout", 0),
+        ("receive_timeout", "5"),
+        ("allow_remote_uris", "no"),
+        ("fit_defaults", {"epocs": 3}),
+        ("fit_defaults", {"epochs": 0}),
+        ("fit_defaults", {"run": "a"}),
+        ("devices", ["cuda:0", "cuda:1"]),
+        ("devices", []),
+        ("trainer_nice", 20),
+        ("max_image_bytes", 0),
+        ("augment", 3),
+    ],
+)
+def test_a_wrong_option_of_the_executor_is_a_configuration_error_that_names_it(name, value):
+    with pytest.raises(ConfigurationError, match=name):
+        parse_executor_options({name: value})
+
+
+def test_the_allowed_roots_are_absolute_and_by_default_the_present_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ExecutorOptions().with_roots().allowed_roots == (str(tmp_path.resolve()),)
+    assert ExecutorOptions(allowed_roots="images").with_roots().allowed_roots == (str((tmp_path / "images").resolve()),)

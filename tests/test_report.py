@@ -1,0 +1,429 @@
+"""The report of a run: complete in one file, honest in what it shows, safe with any text."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+from executor.charts import Curve
+from executor.errors import NotFound, WorkspaceError
+from executor.gallery import choose_queries, make_gallery, rank_sessions
+from executor.images import ImagePolicy, decode_image, read_uri
+from executor.metrics import METRICS, score_classes
+from executor.report import Neighbour, Query, Report, compare, load, render, save
+
+HOSTILE = "</title></style><script>alert('x')</script><img src=https://example.com/x.png onerror=\"alert(1)\">&amp;"
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+SHAPES = {"rect", "line", "circle", "polyline"}  # may close themselves within an SVG
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements as (tag, attributes), its text; a tag closed out of order is an error."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.text += " "
+        self.elements.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> repeats an attribute"
+        assert tag not in SHAPES, f"<{tag}> does not close itself"
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        assert tag in SHAPES
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] not in ("style", "title"):
+            self.text += data
+
+    def having(self, style: str) -> list[str]:
+        """The tags of the elements of this class."""
+        return [tag for tag, attrs in self.elements if style in (attrs.get("class") or "").split()]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.text.split())
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Images (N, 8, 8, 3), labels, and their embeddings by 2 and by 16 principal components."""
+    values, labels = load_digits(return_X_y=True)
+    values, labels = values[:300], labels[:300]
+    images = np.repeat((values.reshape(-1, 8, 8, 1) * 15.9).astype(np.uint8), 3, axis=3)
+    poor, good = (PCA(size, random_state=0).fit_transform(values) for size in (2, 16))
+    return images, labels, poor, good
+
+
+@pytest.fixture(scope="module")
+def proven(digits) -> Report:
+    images, labels, poor, good = digits
+    before, after = score_classes(poor, labels.tolist()), score_classes(good, labels.tolist())
+    metrics, difference, outcomes = compare(before, after)
+    return Report(
+        run="digits-7",
+        kind="class",
+        base="base",
+        created_at="2026-11-22T14:30:01.100+00:00",
+        started_at="2026-11-22T14:30:05.000+00:00",
+        ended_at="2026-11-22T15:33:41.512+00:00",
+        train_documents=1234,
+        eval_documents=300,
+        held_out=0,
+        skipped=22,
+        problems=[("broken.jpg", "The JPEG image is damaged or truncated")],
+        classes=10,
+        options={"epochs": 3, "loss": "proxy_anchor", "freeze": ["layer1"], "embedding_dim": None},
+        device="cpu",
+        history={
+            "loss": [2.0, 1.0, 0.5],
+            "learning_rate": [1e-3, 5e-4, 0.0],
+            "mean_average_precision_at_r": [0.5, 0.6, 0.7],
+        },
+        metrics=metrics,
+        difference=difference,
+        outcomes=outcomes,
+        queries=after.queries,
+        queries_skipped=after.skipped,
+        verdict="mAP@R went up, which is better. It was promoted.",
+        promoted=True,
+        gallery=make_gallery(
+            choose_queries(poor, good, labels),
+            image=lambda item: images[item],
+            caption=lambda item: f"digit {labels[item]}",
+            fits=lambda query, item: bool(labels[query] == labels[item]),
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def unproven(proven) -> Report:
+    return dataclasses.replace(
+        proven, eval_documents=0, metrics={}, difference=None, outcomes=None, queries=0, verdict="", gallery=[]
+    )
+
+
+def hostile(report: Report) -> Report:
+    """The same with markup in every text, and with content that is no image."""
+    document = Neighbour(image=None, caption=HOSTILE, fits=False)
+    return dataclasses.replace(
+        report,
+        run=HOSTILE,
+        kind=HOSTILE,
+        base=HOSTILE,
+        device=HOSTILE,
+        verdict=HOSTILE,
+        problems=[(HOSTILE, HOSTILE), ("half a pair \ud800", "null \0")],
+        options={HOSTILE: HOSTILE, "nested": {HOSTILE: [HOSTILE]}},
+        history={HOSTILE: [1.0]},
+        gallery=[
+            Query(image=None, caption=HOSTILE, before=[document], after=[document]),
+            dataclasses.replace(report.gallery[0], caption=HOSTILE, worst=True),
+        ],
+    )
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_what_the_run_did(proven):
+    words = Page(render(proven)).words
+    change = proven.metrics["mean_average_precision_at_r"]
+    for said in (
+        "digits-7",
+        "Proven better",
+        "Promoted",
+        proven.verdict,
+        f"{change.before.mean:.3f}",
+        f"{change.after.mean:.3f}",
+        f"{change.after.low:.3f} to {change.after.high:.3f}",
+        "10 classes",
+        "1,234 documents",
+        "300 eval documents",
+        "1 h 3 min after its start",
+        "broken.jpg",
+        "And 21 more.",
+        "proxy_anchor",
+        '["layer1"]',
+        "Loss",
+        "Learning rate",
+    ):
+        assert said in words
+
+
+def test_every_metric_has_a_row_with_two_bars(proven):
+    page = Page(render(proven))
+    assert len([tag for tag in page.having("track") if tag == "rect"]) == len(METRICS)
+    for side in ("before", "after"):
+        assert len([tag for tag in page.having(side) if tag == "rect"]) == len(METRICS)
+
+
+def test_the_page_refers_to_nothing_outside_itself(proven):
+    html = render(proven)
+    page = Page(html)
+    references = [
+        value for _, attrs in page.elements for name, value in attrs.items() if name in ("src", "href", "srcset")
+    ]
+    assert references
+    assert all(value.startswith("data:") for value in references)
+    assert not re.search(r"@import|@font-face|url\(", html)
+    assert not {"script", "iframe", "object", "base", "form", "a"} & {tag for tag, _ in page.elements}
+
+
+def test_a_content_policy_forbids_what_is_not_inline(proven):
+    policies = [
+        attrs["content"] for tag, attrs in Page(render(proven)).elements if tag == "meta" and "http-equiv" in attrs
+    ]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_hostile_texts_stay_text(proven):
+    page = Page(render(hostile(proven)))
+    assert not [tag for tag, _ in page.elements if tag == "script"]
+    assert not [attrs for _, attrs in page.elements if any(attribute.startswith("on") for attribute in attrs)]
+    assert all((attrs.get("src") or "data:").startswith("data:") for _, attrs in page.elements)
+    assert page.words.count("<script>alert('x')</script>") > 10
+
+
+def test_a_run_without_eval_documents_is_called_unproven_and_shows_no_metrics(unproven):
+    words = Page(render(unproven)).words
+    assert "Unproven" in words
+    assert "There were no eval documents: nothing was measured" in words
+    assert "Before and after" not in words
+    assert "What queries find" not in words
+
+
+def test_eval_documents_that_cannot_be_queries_are_not_called_absent(unproven):
+    words = Page(render(dataclasses.replace(unproven, eval_documents=5, verdict="It was promoted."))).words
+    assert "None of the eval documents could be a query" in words
+    assert "It was promoted." in words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(0.01, 0.02, "Proven better"), (-0.01, 0.02, "Not proven better"), (-0.02, -0.01, "Proven worse")],
+)
+def test_the_interval_of_the_difference_decides_what_is_proven(proven, low, high, words):
+    difference = dataclasses.replace(proven.difference, mean=(low + high) / 2, low=low, high=high)
+    html = render(dataclasses.replace(proven, difference=difference))
+    assert re.findall(r'class="badge \w+">([^<]+)', html) == [words, "Promoted"]
+
+
+def test_held_out_documents_are_not_counted_as_trained_on(proven):
+    words = Page(render(dataclasses.replace(proven, eval_documents=0, held_out=34))).words
+    assert "Trained on 1,200 documents" in words
+    assert "34 held-out documents of 1,234 received for training" in words
+
+
+# --- charts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values", [[0.7], [0.5, 0.5, 0.5], [0.0], [-3.0, 5.0], [float("nan"), 1.0, float("inf"), 2.0], [1e-7] * 100]
+)
+def test_a_chart_keeps_every_finite_value_in_its_box(values):
+    curve = Curve("Loss", values, 0.25)
+    points = [point for segment in curve.segments for point in segment]
+    assert len(points) == np.isfinite(values).sum()
+    assert all(curve.LEFT <= x <= curve.RIGHT and curve.TOP <= y <= curve.BOTTOM for x, y in points)
+    assert curve.TOP <= curve.reference[0] <= curve.BOTTOM
+    assert 2 <= len(curve.y_ticks) <= 7
+    assert curve.x_ticks[-1][1] == len(values)
+
+
+def test_a_line_is_broken_where_a_value_is_not_finite():
+    assert [len(segment) for segment in Curve("Loss", [1, 2, float("nan"), 3]).segments] == [2, 1]
+
+
+def test_a_history_that_is_not_finite_leaves_no_nan_in_the_drawing(proven):
+    history = {"loss": [float("nan"), 2.0, float("inf")], "learning_rate": [float("nan")] * 3}
+    html = render(dataclasses.replace(proven, history=history))
+    drawn = " ".join(value or "" for tag, attrs in Page(html).elements if tag in SHAPES for value in attrs.values())
+    assert not re.search(r"nan|inf", drawn)
+    assert "2 epochs without a finite value are left out." in Page(html).words
+    assert "Learning rate</figcaption>" not in html
+
+
+def test_one_epoch_is_a_point(proven):
+    html = render(dataclasses.replace(proven, history={"loss": [1.5]}))
+    assert [tag for tag, _ in Page(html).elements].count("circle") == 1
+
+
+def test_an_empty_history_is_said_in_words(proven):
+    page = Page(render(dataclasses.replace(proven, history={})))
+    assert "No epoch was recorded." in page.words
+    assert not page.having("chart")
+
+
+# --- gallery -----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_neighbours_are_marked_by_more_than_colour(proven):
+    page = Page(render(proven))
+    found = [neighbour for query in proven.gallery for neighbour in (*query.before, *query.after)]
+    wrong = sum(not neighbour.fits for neighbour in found)
+    assert 0 < wrong < len(found)
+    assert len(page.having("wrong")) == page.text.count("does not fit") == wrong
+    assert len(page.having("fits")) == len(found) - wrong
+    assert page.text.count("✗") == wrong + 1  # one is the legend's
+
+
+def test_neighbours_that_nothing_is_known_of_are_not_marked(proven):
+    query = proven.gallery[0]
+    unknown = [dataclasses.replace(neighbour, fits=None) for neighbour in query.before]
+    page = Page(
+        render(dataclasses.replace(proven, gallery=[dataclasses.replace(query, before=unknown, after=unknown)]))
+    )
+    assert not page.having("wrong") + page.having("fits") + page.having("mark")
+    assert "nothing is marked" in page.words
+
+
+def test_content_that_is_no_image_is_shown_as_its_text(proven):
+    found = [Neighbour(image=None, caption="a red shoe", fits=True)]
+    page = Page(
+        render(dataclasses.replace(proven, gallery=[Query(image=None, caption="shoes", before=found, after=found)]))
+    )
+    assert page.words.count("a red shoe") == 2
+    assert not [tag for tag, _ in page.elements if tag == "img"]
+
+
+def test_neighbours_are_the_nearest_by_cosine_without_the_query(digits):
+    _, labels, poor, good = digits
+    for choice in choose_queries(poor, good, labels):
+        for embeddings, found in ((poor, choice.before), (good, choice.after)):
+            cosine = embeddings @ embeddings[choice.query]
+            cosine /= np.linalg.norm(embeddings, axis=1)
+            cosine[choice.query] = -np.inf
+            assert found == np.argsort(-cosine)[:6].tolist()
+
+
+def test_the_sample_takes_every_class_in_turn_and_does_not_look_at_results(digits):
+    _, labels, poor, good = digits
+    sample = [choice.query for choice in choose_queries(poor, good, labels, count=20) if not choice.worst]
+    assert np.bincount(labels[sample]).tolist() == [2] * 10
+    swapped = [choice.query for choice in choose_queries(good, poor, labels, count=20) if not choice.worst]
+    assert swapped == sample
+    assert sample != [choice.query for choice in choose_queries(poor, good, labels, count=20, seed=1)][:20]
+
+
+def test_what_got_worse_is_shown_beside_the_sample(digits):
+    _, labels, poor, good = digits
+    choices = choose_queries(good, poor, labels)  # a run that made it worse
+    worst = [choice for choice in choices if choice.worst]
+    assert len(worst) == 3
+    assert len({choice.query for choice in choices}) == len(choices) == 15
+    for choice in worst:
+        fits = [sum(labels[found] == labels[choice.query]) for found in (choice.before, choice.after)]
+        assert fits[1] < fits[0]
+
+
+def test_nothing_got_worse_between_a_model_and_itself(digits):
+    _, labels, poor, _ = digits
+    assert not any(choice.worst for choice in choose_queries(poor, poor, labels))
+
+
+def test_a_document_alone_in_its_class_is_no_query():
+    embeddings = np.eye(4, dtype=np.float32)
+    labels = np.array([0, 1, 0, 2])
+    assert sorted(choice.query for choice in choose_queries(embeddings, embeddings, labels)) == [0, 2]
+    assert choose_queries(embeddings[:2], embeddings[:2], labels[:2]) == []
+
+
+def test_sessions_rank_their_own_matches_only():
+    labels = np.array([[7, 0], [7, 1], [7, -1], [9, 0], [9, -1], [9, 1], [11, 0], [11, 1]])
+    angles = np.radians([0, 10, 20, 90, 85, 60, 180, 180])
+    before = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+    after = before.copy()
+    after[[1, 2]] = after[[2, 1]]
+    found = {choice.query: (choice.before, choice.after) for choice in rank_sessions(before, after, labels)}
+    assert found == {0: ([1, 2], [2, 1]), 3: ([4, 5], [4, 5])}
+
+
+def test_every_image_of_the_page_can_be_decoded(proven):
+    large = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    page = Page(render(dataclasses.replace(proven, gallery=[dataclasses.replace(proven.gallery[0], image=large)])))
+    images = [
+        decode_image(read_uri(attrs["src"], ImagePolicy()), ImagePolicy())
+        for tag, attrs in page.elements
+        if tag == "img"
+    ]
+    assert [image.shape for image in images] == [(96, 144, 3)] + [(8, 8, 3)] * 12
+    assert np.array_equal(images[1], proven.gallery[0].before[0].image)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["proven", "unproven", "hostile"])
+def test_a_saved_report_renders_the_same_again(name, proven, unproven, tmp_path):
+    report = {"proven": proven, "unproven": unproven, "hostile": hostile(proven)}[name]
+    path = save(report, tmp_path / "new" / "folder")
+    assert render(load(path.parent)) == render(report)
+    assert path.read_bytes() == render(report).encode("utf-8", errors="replace")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_large_images_are_saved_small_and_render_the_same_again(proven, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1000, 3), dtype=np.uint8)
+    query = dataclasses.replace(proven.gallery[0], image=noise)
+    report = dataclasses.replace(proven, gallery=[query])
+    path = save(report, tmp_path)
+    assert load(tmp_path).gallery[0].image.shape == (144, 96, 3)
+    assert render(load(tmp_path)) == path.read_text(encoding="utf-8")
+
+
+def test_a_loss_that_is_not_finite_survives_saving(proven, tmp_path):
+    report = dataclasses.replace(proven, history={"loss": [1.0, float("nan"), 2.0]})
+    save(report, tmp_path)
+    assert render(load(tmp_path)) == render(report)
+
+
+def test_a_second_report_replaces_the_first(proven, unproven, tmp_path):
+    save(proven, tmp_path)
+    save(unproven, tmp_path)
+    assert render(load(tmp_path)) == render(unproven)
+
+
+def test_a_folder_without_a_report_is_not_found(tmp_path):
+    with pytest.raises(NotFound, match="There is no report in"):
+        load(tmp_path)
+
+
+def test_a_report_of_another_format_is_refused(proven, tmp_path):
+    save(proven, tmp_path)
+    text = (tmp_path / "report.json").read_text()
+    (tmp_path / "report.json").write_text(text.replace('"format": 1', '"format": 2', 1))
+    with pytest.raises(WorkspaceError, match="has a format that this release does not read"):
+        load(tmp_path)
+
+
+# --- browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
+def test_a_browser_opens_the_page_without_an_error(proven, tmp_path):
+    path = save(hostile(proven), tmp_path)
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync --enable-logging=stderr --dump-dom"
+    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "</footer>" in done.stdout
+    assert "CONSOLE" not in done.stderr

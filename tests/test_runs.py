@@ -1,0 +1,307 @@
+"""The runs of a workspace: their states, the table of legal moves, their history."""
+
+import sqlite3
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from executor.errors import IllegalTransition, UnknownRun, WorkspaceError
+from executor.locking import WorkspaceLock
+from executor.runs import SCHEMA_VERSION, SHOWN_PROBLEMS, Progress, RunState, RunStore, Workspace
+
+ROOT = Path(__file__).parents[1]
+RECEIVING, QUEUED, TRAINING, SUCCEEDED, FAILED, CANCELLED = RunState
+# As drawn in the documentation: written out here, not taken from the code.
+LEGAL_MOVES = {
+    (RECEIVING, QUEUED),
+    (RECEIVING, CANCELLED),
+    (QUEUED, TRAINING),
+    (QUEUED, CANCELLED),
+    (TRAINING, SUCCEEDED),
+    (TRAINING, FAILED),
+    (TRAINING, CANCELLED),
+    (TRAINING, QUEUED),
+}
+WAY = {
+    RECEIVING: (),
+    QUEUED: (QUEUED,),
+    TRAINING: (QUEUED, TRAINING),
+    SUCCEEDED: (QUEUED, TRAINING, SUCCEEDED),
+    FAILED: (QUEUED, TRAINING, FAILED),
+    CANCELLED: (CANCELLED,),
+}
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = RunStore(Workspace(tmp_path / "workspace"))
+    yield opened
+    opened.close()
+
+
+def in_state(store: RunStore, state: RunState, name: str = "a") -> None:
+    store.create(name, {}, {})
+    for step in WAY[state]:
+        store.advance(name, step)
+
+
+@pytest.mark.parametrize(
+    ("state", "to"), [move for move in product(RunState, RunState) if move in LEGAL_MOVES], ids=lambda s: s.value
+)
+def test_a_run_makes_every_legal_move(store, state, to):
+    in_state(store, state)
+    assert store.advance("a", to).state is to
+    assert store.get("a").state is to
+
+
+@pytest.mark.parametrize(
+    ("state", "to"), [move for move in product(RunState, RunState) if move not in LEGAL_MOVES], ids=lambda s: s.value
+)
+def test_a_run_makes_no_other_move(store, state, to):
+    in_state(store, state)
+    before = store.get("a"), store.events("a")
+    with pytest.raises(IllegalTransition, match=f"'a' is {state.value}; it cannot become {to.value}"):
+        store.advance("a", to)
+    assert (store.get("a"), store.events("a")) == before
+
+
+@pytest.mark.parametrize("state", RunState)
+def test_a_run_has_ended_where_no_move_leads_on(state):
+    assert state.ended == (state in (SUCCEEDED, FAILED, CANCELLED))
+
+
+def test_the_events_of_a_run_are_numbered_from_one_and_tell_its_states(store):
+    in_state(store, SUCCEEDED)
+    store.create("b", {}, {})
+    store.event("a", "warning", "a note")
+    events = store.events("a")
+    assert [number for number, *_ in events] == [1, 2, 3, 4, 5]
+    assert [kind for _, _, kind, _ in events] == ["received", "queued", "training", "succeeded", "warning"]
+    assert [number for number, *_ in store.events("b")] == [1]
+
+
+def test_events_are_read_from_a_number_on_and_so_many_at_a_time(store):
+    store.create("a", {}, {})
+    for number in range(2, 8):
+        store.event("a", "note", str(number))
+    assert [message for *_, message in store.events("a", after=2, limit=3)] == ["3", "4", "5"]
+    assert store.events("a", after=7) == []
+
+
+def test_a_failure_is_told_with_its_reason(store):
+    in_state(store, TRAINING)
+    run = store.advance("a", FAILED, error="signal 9")
+    assert run.error == "signal 9"
+    assert store.events("a")[-1][2:] == ("failed", "signal 9")
+
+
+def test_an_attempt_is_counted_and_the_first_start_is_kept(store):
+    in_state(store, TRAINING)
+    first = store.get("a")
+    store.advance("a", QUEUED)
+    again = store.advance("a", TRAINING)
+    assert (first.attempts, again.attempts) == (1, 2)
+    assert again.started_at == first.started_at is not None
+
+
+def test_an_ended_run_has_a_time_of_its_end_and_no_process(store):
+    in_state(store, TRAINING)
+    store.set_pid("a", 4711)
+    run = store.advance("a", SUCCEEDED)
+    assert run.pid is None
+    assert run.ended_at is not None
+    assert run.created_at <= run.started_at <= run.ended_at
+
+
+def test_queued_runs_keep_the_order_in_which_they_were_queued(store):
+    for name in "abc":
+        store.create(name, {}, {})
+    for name in "cab":
+        store.advance(name, QUEUED)
+    assert [run.name for run in store.in_state(QUEUED)] == ["c", "a", "b"]
+
+
+def test_a_run_that_is_queued_again_is_the_first_in_the_queue(store):
+    for name in "ab":
+        in_state(store, QUEUED, name)
+    store.advance("a", TRAINING)
+    store.advance("a", QUEUED)
+    assert [run.name for run in store.in_state(QUEUED)] == ["a", "b"]
+
+
+def test_runs_are_listed_newest_first(store):
+    for name in "abc":
+        store.create(name, {}, {})
+    assert [run.name for run in store.all()] == ["c", "b", "a"]
+
+
+def test_a_run_without_a_name_gets_one_that_is_free(store):
+    store.create("run-2", {}, {})
+    name = store.create(None, {}, {}).name
+    assert name != "run-2"
+    assert store.exists(name)
+    assert store.create(None, {}, {}).name == "run-3"
+
+
+def test_an_unknown_run_is_refused_with_those_there_are(store):
+    with pytest.raises(UnknownRun, match="there are none yet"):
+        store.get("x")
+    store.create("a", {}, {})
+    with pytest.raises(UnknownRun, match="there are: a"):
+        store.advance("x", QUEUED)
+
+
+def test_a_run_keeps_its_options_and_its_configuration(store):
+    store.create("a", {"epochs": 3, "freeze": ["x"]}, {"options": {"model": "default"}})
+    run = store.get("a")
+    assert run.options == {"epochs": 3, "freeze": ["x"]}
+    assert run.configuration == {"options": {"model": "default"}}
+
+
+def test_the_base_is_served_until_a_run_is_promoted(store):
+    assert store.promoted() == "base"
+    in_state(store, SUCCEEDED)
+    store.promote("a")
+    assert store.promoted() == "a"
+    assert store.events("a")[-1][2] == "promoted"
+    store.promote("base")
+    assert store.promoted() == "base"
+
+
+def test_the_last_progress_is_the_one_that_is_read(store):
+    store.create("a", {}, {})
+    assert store.progress("a") == Progress()
+    store.report("a", Progress(phase="training", step=3, history={"loss": [0.5]}))
+    last = Progress(phase="saving", step=4, metrics={"base/mrr": 1.0}, better=True)
+    store.report("a", last)
+    assert store.progress("a") == last
+
+
+def test_a_document_is_quarantined_once(store):
+    store.create("a", {}, {})
+    for _ in range(2):
+        store.quarantine("a", "train", [("x", "truncated"), ("y", "no label")], spooled=True)
+    store.quarantine("a", "train", [("x", "another reason")], spooled=False)
+    assert store.problems("a") == [("x", "truncated"), ("y", "no label")]
+    assert store.count_problems("a") == 2
+    assert [kind for _, _, kind, _ in store.events("a")].count("skipped") == 2
+    assert store.quarantined("a") == {"x", "y"}
+
+
+def test_the_same_document_may_be_quarantined_in_two_runs(store):
+    for name in "ab":
+        store.create(name, {}, {})
+        store.quarantine(name, "train", [("x", "truncated")], spooled=True)
+    assert store.count_problems("a") == store.count_problems("b") == 1
+
+
+def test_quarantined_documents_are_counted_by_split_and_by_where_they_lie(store):
+    store.create("a", {}, {})
+    store.quarantine("a", "train", [("x", "bad"), ("y", "bad")], spooled=True)
+    store.quarantine("a", "eval", [("z", "bad")], spooled=False)
+    assert store.count_problems("a", "train") == 2
+    assert store.count_problems("a", "eval", spooled=True) == 0
+    assert store.count_problems("a", spooled=False) == 1
+
+
+def test_only_the_first_problems_are_shown(store):
+    store.create("a", {}, {})
+    store.quarantine("a", "train", [(f"d{number}", "bad") for number in range(30)], spooled=True)
+    assert [document for document, _ in store.problems("a")] == [f"d{number}" for number in range(SHOWN_PROBLEMS)]
+    assert store.count_problems("a") == 30
+
+
+def test_everything_is_there_again_after_a_restart(store):
+    in_state(store, FAILED)
+    store.promote("a")
+    reopened = RunStore(store.workspace)
+    assert reopened.get("a") == store.get("a")
+    assert reopened.events("a") == store.events("a")
+    assert reopened.promoted() == "a"
+    reopened.close()
+
+
+def test_a_workspace_of_a_newer_version_is_refused_and_left_alone(store):
+    store.close()
+    with sqlite3.connect(store.workspace.database) as db:
+        db.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    with pytest.raises(WorkspaceError, match=f"schema version {SCHEMA_VERSION + 1}.*newer release"):
+        RunStore(store.workspace)
+    with sqlite3.connect(store.workspace.database) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION + 1,)
+
+
+def test_a_workspace_that_is_no_database_is_refused(tmp_path):
+    (tmp_path / "runs.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(WorkspaceError, match="cannot be used"):
+        RunStore(Workspace(tmp_path))
+
+
+def test_a_workspace_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkspaceError, match="cannot be used"):
+        RunStore(Workspace(tmp_path / "file"))
+
+
+WRITER = """
+import sys
+sys.modules["torch"] = None  # a writer starts faster without it
+from pathlib import Path
+from executor.runs import RunStore, Workspace
+store = RunStore(Workspace(Path(sys.argv[1])))
+for number in range(40):
+    store.event("a", "note", f"{sys.argv[2]}{number}")
+    store.quarantine("a", "train", [(f"d{number}", "bad")], spooled=True)
+    store.create(None, {}, {})
+"""
+
+
+def test_several_processes_write_at_once_and_nothing_is_lost(store):
+    store.create("a", {}, {})
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(store.workspace.root), name], cwd=ROOT) for name in "xy"
+    ]
+    assert [writer.wait(120) for writer in writers] == [0, 0]
+    events = store.events("a", limit=1000)
+    assert [number for number, *_ in events] == list(range(1, len(events) + 1))
+    notes = [message for _, _, kind, message in events if kind == "note"]
+    assert sorted(notes) == sorted(f"{name}{number}" for name in "xy" for number in range(40))
+    assert [note for note in notes if note[0] == "x"] == [f"x{number}" for number in range(40)]
+    assert store.count_problems("a") == 40
+    assert len({run.name for run in store.all()}) == 81
+
+
+def test_stores_that_are_opened_at_once_make_the_workspace_once(tmp_path):
+    code = WRITER.replace("range(40)", "range(0)") + "store.create(sys.argv[2], {}, {})"
+    openers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "xyz"]
+    assert [opener.wait(120) for opener in openers] == [0, 0, 0]
+    store = RunStore(Workspace(tmp_path))
+    assert {run.name for run in store.all()} == set("xyz")
+    store.close()
+
+
+def test_a_second_service_on_a_workspace_is_refused_naming_the_holder(tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; "
+        "from executor.locking import WorkspaceLock; from executor.runs import Workspace; "
+        "lock = WorkspaceLock(Workspace(Path(sys.argv[1]))); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(WorkspaceError, match=rf"in use by another service \(process {holder.pid}\)"):
+            WorkspaceLock(Workspace(tmp_path))
+        holder.kill()
+        holder.wait()
+    WorkspaceLock(Workspace(tmp_path)).release()
+
+
+def test_the_newest_checkpoint_tells_the_steps_done(tmp_path):
+    workspace = Workspace(tmp_path)
+    assert workspace.latest_step("a") == 0
+    for name in ("0000000009", "0000000041", ".0000000050-tmp"):
+        (workspace.checkpoints("a") / name).mkdir(parents=True)
+    assert workspace.latest_step("a") == 41
