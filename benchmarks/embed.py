@@ -15,6 +15,7 @@ The trainer's images a second, from the steps that `/status` reports: windows wi
 All that is compared takes turns; medians over the rounds, and percentiles over all requests of a cell.
 """
 
+import contextlib
 import os
 import tempfile
 import time
@@ -172,6 +173,7 @@ def main() -> None:
     if arguments.quick:
         seconds, rounds, images, traffics = 0.8, 1, 128, [SINGLE[0], SINGLE[2], LARGE[0]]
     if arguments.tiny:
+        arguments.trainer_threads = 1
         seconds, rounds, size, images, traffics = 0.2, 1, 32, 128, [Traffic("jpeg", 1, 4), Traffic("blob", 16, 1)]
     torch.set_num_threads(os.cpu_count() or 1)
     print_machine()
@@ -182,13 +184,16 @@ def main() -> None:
         folder = Path(name).resolve()
         files = write_jpegs(folder / "images", images, CLASSES)
         forward: dict[int, list[float]] = defaultdict(list)
-        with (
-            Served("ours", folder, input_size=size, allowed_roots=[str(folder)], **settings) as ours,
-            Served("sequential", folder, input_size=size) as sequential,
-            Served("noop", folder) as noop,
-            ClientProcess() as client,
-        ):
-            targets = {"/embed": ours, "sequential": sequential, "no-op": noop}
+        ours = Served("ours", folder, input_size=size, allowed_roots=[str(folder)], **settings)
+        targets = {
+            "/embed": ours,
+            "sequential": Served("sequential", folder, input_size=size),
+            "no-op": Served("noop", folder),
+        }
+        with contextlib.ExitStack() as running:
+            for served in targets.values():
+                running.enter_context(served)
+            client = running.enter_context(ClientProcess())
             cells: Cells = defaultdict(Cell)
             for _ in range(rounds):
                 for batch in (1, BATCH):

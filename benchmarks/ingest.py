@@ -90,7 +90,8 @@ class Caller:
 def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tuple[dict[str, list[float]], list[Any]]:
     """Documents a second by "sort, target", and the rows of the table."""
     rates: dict[str, list[float]] = defaultdict(list)
-    with Served("ours", folder, **quiet(folder)) as ours, Served("noop", folder) as noop:
+    ours, noop = Served("ours", folder, **quiet(folder)), Served("noop", folder)
+    with ours, noop:
         for sort, make in sorts.items():
             callers = {"no-op": Caller(noop), "/fit": Caller(ours)}
             run = sort.split()[0]
@@ -215,7 +216,7 @@ def main() -> None:
         print_table(("piece", *pieces), [(name, *(piece[name] for piece in pieces.values())) for name in names])
         print("Memory in MB:\n")
         columns = ("documents", "service before", "service after", "trainer at its first steps", "trainer's peak")
-        print_table(columns, memory(folder, paths, counts, patience=60 + max(counts) / 200))
+        print_table(columns, memory(folder, paths, counts, patience=600 + max(counts) / 100))
     print_headline("fit_of_noop_uri", median(rates["uri, /fit"]) / median(rates["uri, no-op"]))
 
 

@@ -63,28 +63,29 @@ PEERS = {"noop": NoOp, "sequential": Sequential}
 
 
 class Served:
-    """A Flow over gRPC on a free port, in a process of its own.
+    """A Flow over gRPC on a free port, in a process of its own, which starts at once; entering waits until it serves.
 
     Args: what: `ours`, `noop` or `sequential`. folder: for its workspace and its log. options: `uses_with`.
     """
 
     def __init__(self, what: str, folder: Path, **options: Any) -> None:
         self._log = folder / f"{what}.log"
+        self._workspace = folder / what
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._settings = {"what": what, "port": self.port, "workspace": str(folder / what), "options": options}
-
-    def __enter__(self) -> "Served":
+        settings = {"what": what, "port": self.port, "workspace": str(self._workspace), "options": options}
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.serving", json.dumps(self._settings)],
+                [sys.executable, "-m", "benchmarks.serving", json.dumps(settings)],
                 cwd=ROOT,
                 env=os.environ | {"JINA_OPTOUT_TELEMETRY": "1"},
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
+
+    def __enter__(self) -> "Served":
         assert self._process.stdout is not None
         if not any(line.strip() == "ready" for line in self._process.stdout):
             raise RuntimeError(f"the Flow did not start:\n{self._log.read_text()[-4000:]}")
@@ -92,11 +93,11 @@ class Served:
 
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGINT)
-        self._process.wait(60)
+        self._process.communicate(timeout=60)
 
     def executor_pid(self) -> int:
         """The process of the executor, whatever Jina's other processes are: the one that holds the workspace."""
-        lock = next(Path(self._settings["workspace"]).rglob("service.lock"))
+        lock = next(self._workspace.rglob("service.lock"))
         return int(lock.read_text())
 
 

@@ -1,21 +1,18 @@
-"""Writes the parameter tables of README.md and docs/parameters.md from the code: `python docs/tables.py`.
+"""Writes the parameter tables of README.md and docs/parameters.md from the code: `python -m docs.tables`.
 
 A table stands between `<!-- table: CLASS -->`, or `<!-- table: CLASS NAME NAME … -->` for some of its parameters, and
 `<!-- end -->`. A test says when one is out of date.
 """
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from pydantic import BaseModel
 
 from executor import parameters
 
+ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "parameters.md")
 SECTION = re.compile(r"(<!-- table: (\w+)([\w ]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TYPES = {

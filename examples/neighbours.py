@@ -1,6 +1,5 @@
 """One picture of query images and their nearest neighbours by two models."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +23,24 @@ def draw_neighbours(path: Path, before: DocumentArray, after: DocumentArray) -> 
     lefts = MARGIN + step + GAP * 2, MARGIN + step * (NEIGHBOURS + 1) + GAP * 5
     picture = Image.new("RGB", (lefts[1] + step * NEIGHBOURS - GAP + MARGIN, TOP + step * len(queries) + MARGIN), WHITE)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, 24), "Nearest neighbours of held-out digits", INK, ImageFont.load_default(24))
-    for left, heading in ((MARGIN, "query"), (lefts[0], "before"), (lefts[1], "after fine-tuning")):
-        draw.text((left, TOP - 30), heading, GREY, ImageFont.load_default(16))
-
+    draw.text((MARGIN, 24), "Nearest neighbours of held-out images", INK, ImageFont.load_default(24))
+    draw.text((MARGIN, TOP - 30), "query", GREY, ImageFont.load_default(16))
     for row, query in enumerate(queries):
-        top = TOP + row * step
-        paste(picture, before[query], MARGIN, top, GREY)
-        for left, docs in zip(lefts, (before, after), strict=True):
+        paste(picture, before[query], MARGIN, TOP + row * step, GREY)
+    for left, docs, when in zip(lefts, (before, after), ("before", "after fine-tuning"), strict=True):
+        right = 0
+        for row, query in enumerate(queries):
             for column, found in enumerate(nearest(docs, query)):
-                right = labels[found] == labels[query]
-                paste(picture, docs[found], left + column * step, top, GREEN if right else RED)
+                same = labels[found] == labels[query]
+                right += same
+                paste(picture, docs[found], left + column * step, TOP + row * step, GREEN if same else RED)
+        heading = f"{when}: {right} of {len(queries) * NEIGHBOURS} are of the query's class"
+        draw.text((left, TOP - 30), heading, GREY, ImageFont.load_default(16))
     picture.save(path)
     return path
 
 
-def nearest(docs: DocumentArray, query: int) -> Iterator[int]:
+def nearest(docs: DocumentArray, query: int) -> np.ndarray:
     """The documents most similar to one of them, nearest first."""
     embeddings = np.stack([doc.embedding for doc in docs])  # (N, D), of unit length
     similarity = embeddings @ embeddings[query]

@@ -1,4 +1,4 @@
-"""Commands: `python -m executor train …` and `export …`."""
+"""Commands: `python -m executor train …`, `report …` and `export …`."""
 
 import argparse
 import os
@@ -22,7 +22,12 @@ def main() -> int:
         "--format", choices=("onnx", "safetensors", "transformers"), required=True, help="what to write"
     )
     export.add_argument("--output", type=Path, required=True, help="a new folder to write it into")
+    report = commands.add_parser("report", help="write the report of a run again and print its path")
+    report.add_argument("run", help="the name of the run")
+    report.add_argument("--workspace", type=Path, required=True, help="the workspace folder of the service")
     arguments = parser.parse_args()
+    if arguments.command == "report":
+        return _report(arguments)
     if arguments.command == "export":
         return _export(arguments)
     return _train(arguments)
@@ -40,6 +45,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from .export import main as run_export
 
     return run_export(arguments.run, arguments.workspace, arguments.format, arguments.output)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .reporting import main as write_report
+
+    return write_report(arguments.run, arguments.workspace)
 
 
 if __name__ == "__main__":

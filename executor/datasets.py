@@ -226,8 +226,8 @@ def check_trainable(dataset: Dataset, items: np.ndarray) -> None:
         present, counts = np.unique(labels, return_counts=True)
         if len(counts) < 2:
             raise NotTrainable(
-                f"All {len(items)} documents have the label {reprlib.repr(dataset.classes[present[0]])}; training needs "
-                "at least 2 labels. Send documents of another label, or train without labels: kind='unlabeled'."
+                f"All {len(items)} documents have the label {reprlib.repr(dataset.classes[present[0]])}; training "
+                "needs at least 2 labels. Send documents of another label, or train without labels: kind='unlabeled'."
             )
         if counts.max() < 2:
             raise NotTrainable(

@@ -43,6 +43,7 @@ class Decoded:
         self._next_doc = 0
         self._next_item = 0
         self._bad_items: set[int] = set()
+        self._bad_docs = 0
 
     def advance(self) -> bool:
         """Try the next few documents; false if there are none waiting."""
@@ -61,6 +62,7 @@ class Decoded:
             ]
             if problems:
                 self._store.quarantine(self._run, split, problems, spooled=True)
+            self._bad_docs += len(problems) if bad else 0
         self._bad_items |= {self._next_item + number for number, fault in enumerate(faults) if fault is not None}
         self._next_doc += len(docs)
         self._next_item += len(parts)
@@ -79,6 +81,10 @@ class Decoded:
         if self.cache is not None:
             self.cache.put(item, content)
         return None
+
+    def __len__(self) -> int:
+        """The documents that can be used, as far as they have been tried."""
+        return self._next_doc - self._bad_docs
 
     def dataset(self, kind: str) -> tuple[Dataset, np.ndarray]:
         """Return all documents as a dataset, and the items that can be used: whole sessions need their root."""

@@ -1,6 +1,7 @@
 """Embed a dataset's items and score them as queries: the proof of a better model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,20 @@ from torch import nn
 
 from .cache import ImageCache
 from .datasets import Dataset
-from .loading import ahead, collate, default_augmentation, item_content, model_inputs
+from .loading import ahead, collate, default_augmentation, is_image, item_content, model_inputs
 from .metrics import Scores, paired_difference, score_classes, score_instances, score_sessions
 from .models import embedding_of
 
 DECIDING = "mean_average_precision_at_r"
 BATCH = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model did on an eval set: its scores, and the embeddings (N, D) float32 of its items."""
+
+    scores: Scores
+    embeddings: np.ndarray
 
 
 class EvalSet:
@@ -38,17 +47,39 @@ class EvalSet:
         self._cache = cache
         self._seed = seed
 
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the items, as the dataset has them."""
+        labels: np.ndarray = self.dataset.labels[self.items]
+        return labels
+
+    @property
+    def documents(self) -> int:
+        """How many documents the items come from; the matches of a session are not counted."""
+        return int((self.labels[:, 1] == 0).sum()) if self.dataset.kind == "session" else len(self.items)
+
+    def image(self, position: int) -> np.ndarray | None:
+        """The image of an item as the model sees it; None: its content is no uint8 image."""
+        content = item_content(self.dataset, int(self.items[position]), self._cache)
+        return content if is_image(content) else None
+
     def score(self, model: nn.Module) -> Scores:
         """Measure `model`; it is left in evaluation mode."""
+        return self.measure(model).scores
+
+    def measure(self, model: nn.Module) -> Measured:
+        """The same with the embeddings."""
         if self.dataset.kind == "unlabeled":
-            return score_instances(self._embed(model, view=1), self._embed(model, view=2))
-        return score_embeddings(self.dataset.kind, self._embed(model), self.dataset.labels[self.items])
+            first = self._embed(model, view=1)
+            return Measured(score_instances(first, self._embed(model, view=2)), first)
+        embeddings = self._embed(model)
+        return Measured(score_embeddings(self.dataset.kind, embeddings, self.labels), embeddings)
 
     def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
         """(N, D) float32; with a `view`, of images augmented as in training, the same for every model."""
         augment: Callable[[Any], Any] = lambda content: content  # noqa: E731
-        if view and self._cache is not None:
-            pipeline = default_augmentation("unlabeled", self._cache.size)
+        if view and is_image(first := item_content(self.dataset, int(self.items[0]), self._cache)):
+            pipeline = default_augmentation("unlabeled", first.shape[0])
             pipeline.seed(self._seed + view)
             augment = pipeline
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
 from .files import sync
 from .models import EmbeddingModel, Preprocessing, load_model, save_model
-from .runs import Workspace
+from .runs import find_workspace
 from .versions import check_version
 
 OPSET = 18
@@ -49,7 +49,7 @@ def find_model(folder: Path, version: str) -> Path:
 
     Raises: WorkspaceError: there is no workspace, or several. UnknownModel: it has no such version.
     """
-    workspace = _find_workspace(folder)
+    workspace = find_workspace(folder)
     check_version(workspace, version)
     if not workspace.model(version).is_dir():
         raise UnknownModel(f"{workspace.root} has no base model yet; the service makes it at its first run or /embed.")
@@ -85,17 +85,6 @@ def export(model_folder: Path, output: Path, form: str) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return output
-
-
-def _find_workspace(folder: Path) -> Workspace:
-    """Jina puts the workspace into WORKSPACE/FinetunerExecutor/0: accept what lies above it too."""
-    places = [folder] if Workspace(folder).database.is_file() else []
-    places = places or sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/runs.sqlite"))
-    if len(places) == 1:
-        return Workspace(places[0])
-    if places:
-        raise WorkspaceError(f"{folder} holds several workspaces; name one: {', '.join(map(str, places))}.")
-    raise WorkspaceError(f"{folder} is no workspace: there is no runs.sqlite in it, nor up to two folders below.")
 
 
 def _publish(unfinished: Path, output: Path) -> None:
@@ -308,8 +297,8 @@ def _transformers_readme(model: EmbeddingModel) -> str:
         load_head = "from safetensors.torch import load_file\n"
         apply_head = 'features = features @ load_file("head.safetensors")["weight"].T\n'
         mention = f"""
-It was trained for embeddings of {model.dim} values, which a linear projection head makes of the backbone's {model.features}
-features. The head is `head.safetensors`; leave out the line that reads it, and you have the features.
+It was trained for embeddings of {model.dim} values, made from the backbone's {model.features} features by a linear
+projection head, `head.safetensors`. Leave out the line that reads this file, and you have the features.
 """
     normalised = "torch.nn.functional.normalize(features, dim=1)" if model.normalise else "features"
     return f"""# An image embedding model, for transformers

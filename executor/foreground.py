@@ -10,9 +10,11 @@ from torch import nn
 
 from .datasets import Dataset, InstanceDataset, make_dataset
 from .device import choose_device
+from .errors import BadRequest, InvalidParameter, NotTrainable
 from .evaluation import DECIDING, EvalSet, embed_batches
 from .images import looks_channels_first, warn_channels_first
 from .loading import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
+from .memmap import DocumentArrayMemmap
 from .models import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
 from .precision import choose_bf16
@@ -30,6 +32,7 @@ from .training import Meter, Step, train
 
 PreprocessFn = Callable[[Any], Any]
 CollateFn = Callable[[list[Any]], Any]
+SERVICE_OPTIONS = {"base", "embedding_dim", "promote", "promote_by"}  # what they choose is given or done by the caller
 
 
 def train_here(
@@ -44,6 +47,8 @@ def train_here(
     progress: bool,
 ) -> nn.Module:
     """See `api.fit`."""
+    for name in SERVICE_OPTIONS & options.model_fields_set:
+        raise InvalidParameter(f"fit has no option {name!r}: it trains the model that it is given, as it is.")
     where = choose_device(ExecutorOptions(device=device))
     dataset = _dataset(model, train_data, options.kind, preprocess_fn, collate_fn)
     items = np.arange(len(dataset))
@@ -62,6 +67,10 @@ def train_here(
     bf16 = choose_bf16(options.precision, model, inputs, where)
     config = make_config(options, scratch=not _is_pretrained(model), bf16=bf16)
     before = eval_set.score(model) if eval_set is not None else None
+    if before is not None and not before.queries:
+        raise NotTrainable(
+            f"None of the {before.skipped} eval documents can be a query: each needs another one that fits it."
+        )
     with ProgressBar(config.epochs, visible=progress) as bar:
         for note in loader.sampler.notes:
             bar.say(note)
@@ -75,7 +84,7 @@ def train_here(
             report=bar.update,
         )
         finish_model(model, options)
-        if before is not None and eval_set is not None and before.queries:
+        if before is not None and eval_set is not None:
             after = eval_set.score(model).mean()[DECIDING]
             bar.say(f"mAP@R on the eval documents: {before.mean()[DECIDING]:.3f} before, {after:.3f} after.")
     return model
@@ -93,6 +102,8 @@ def embed_here(
     """See `api.embed`."""
     if not len(docs):
         return
+    if isinstance(docs, DocumentArrayMemmap):
+        raise BadRequest("A DocumentArrayMemmap cannot be filled in place; embed a part of it, such as docs[:1000].")
     where = choose_device(ExecutorOptions(device=device))
     dataset = InstanceDataset(docs, _fitted(model, preprocess_fn), collate_fn)
     model.to(where)

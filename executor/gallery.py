@@ -7,7 +7,7 @@ import numpy as np
 
 from .report import Neighbour, Query
 
-POOL = 2000  # queries looked through for what got worse; all of a large eval set would take minutes
+POOL = 1000  # queries looked through for what got worse; all of a large eval set would take minutes
 _ROWS = 256  # queries whose similarities are held at a time
 
 
@@ -100,7 +100,7 @@ def make_gallery(
 def _chosen(pool: np.ndarray, found: list[list[list[int]]], change: np.ndarray, count: int) -> list[Choice]:
     """The first `count` of the pool, and after them up to a quarter as many whose `change` is the most negative."""
     order = np.argsort(change, kind="stable")
-    worst = [number for number in order.tolist() if number >= count][: count // 4]
+    worst = [number for number in order.tolist() if change[number] < 0 and number >= count][: count // 4]
     return [
         Choice(int(pool[number]), found[0][number], found[1][number], number >= count)
         for number in [*range(min(count, len(pool))), *worst]

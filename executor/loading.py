@@ -101,9 +101,10 @@ def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: 
             form = "json" if Path(configured).suffix == ".json" else "yaml"
             pipeline = albumentations.load(configured, data_format=form)
     except Exception as error:  # whatever albumentations and the parsers raise, the remedy is one
+        reason = " ".join(str(error).split())  # a parser's has several lines
         raise ConfigurationError(
-            f"augment is not a pipeline that albumentations can load ({error}); give albumentations.to_dict(pipeline), "
-            "the path of a file written by albumentations.save, or 'none'."
+            f"augment is not a pipeline that albumentations can load ({reason}); give "
+            "albumentations.to_dict(pipeline), the path of a file written by albumentations.save, or 'none'."
         ) from error
     return Augmentation(pipeline)
 

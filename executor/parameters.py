@@ -206,6 +206,12 @@ class CancelParameters(_Parameters):
     run: RunName = Field(description="the run to cancel")
 
 
+class ReportParameters(_Parameters):
+    """Parameters of `/report`."""
+
+    run: RunName = Field(description="the run whose report to return")
+
+
 class PromoteParameters(_Parameters):
     """Parameters of `/promote`."""
 

@@ -131,6 +131,20 @@ class Workspace:
         return self.run(name) / "trainer.log"
 
 
+def find_workspace(folder: Path) -> Workspace:
+    """Return the workspace in or below `folder`: Jina puts it into FOLDER/FinetunerExecutor/0.
+
+    Raises: WorkspaceError: there is none, or there are several.
+    """
+    places = [folder] if Workspace(folder).database.is_file() else []
+    places = places or sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/runs.sqlite"))
+    if len(places) == 1:
+        return Workspace(places[0])
+    if places:
+        raise WorkspaceError(f"{folder} holds several workspaces; name one: {', '.join(map(str, places))}.")
+    raise WorkspaceError(f"{folder} is no workspace: there is no runs.sqlite in it, nor up to two folders below.")
+
+
 _SCHEMA = """
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL,

@@ -14,7 +14,8 @@ from typing import Any, Dict, Optional
 from docarray import DocList
 from jina import Executor, requests
 
-from .documents import DocumentArray, Evaluation, RunQuery, RunStatus
+from . import reporting
+from .documents import Document, DocumentArray, Evaluation, RunQuery, RunStatus
 from .embedder import Embedder
 from .errors import FinetunerError
 from .http import Refusal, extend_http
@@ -25,6 +26,7 @@ from .parameters import (
     EvaluateParameters,
     FitParameters,
     PromoteParameters,
+    ReportParameters,
     StatusParameters,
     parse,
     parse_executor_options,
@@ -131,6 +133,13 @@ class FinetunerExecutor(Executor):
         """Return the retrieval metrics of a version on labelled documents, or on a run's eval documents."""
         wanted = parse(EvaluateParameters, parameters, where="/evaluate")
         return DocList[Evaluation]([await evaluate(self._embedder, self._store, docs, wanted)])
+
+    @requests(on="/report")
+    @endpoint
+    async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
+        run = parse(ReportParameters, parameters, where="/report").run
+        return DocumentArray([Document(id=run, text=await asyncio.to_thread(reporting.read, self._store, run))])
 
     @requests(on="/watch")
     async def watch(self, doc: RunQuery, **_: Any) -> RunStatus:  # type: ignore[misc]  # Jina wants the item's class

@@ -1,6 +1,7 @@
 """Starts, watches, resumes and cancels the trainer process. One run trains at a time; the others wait in order."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from .reporting import UNPROVEN, settle
 from .runs import Run, RunState, RunStore
 
 PACKAGE = Path(__file__).resolve().parent
@@ -142,6 +144,9 @@ class Supervisor:
             self._process = subprocess.Popen(
                 [*command, "--tied", "--nice", str(self._nice)],
                 cwd=PACKAGE.parent,
+                # Its threads sleep while they wait for each other: spinning, as is the default, would take the
+                # cores from the service, and from themselves (an eighth of the images a second on busy cores).
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -168,11 +173,12 @@ class Supervisor:
         progress = self._store.progress(run.name)
         policy = run.options["promote"]
         promoted = policy == "always" or (policy == "if_better" and progress.better is not False)
-        reason = progress.verdict or "There were no eval documents, so the model is unproven."
+        reason = progress.verdict or UNPROVEN
         if promoted:
             self._promote(run.name)
         outcome = "It was promoted." if promoted else f"It was not promoted (promote={policy})."
-        self._store.advance(run.name, RunState.SUCCEEDED, verdict=f"{reason} {outcome}")
+        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=f"{reason} {outcome}")
+        settle(self._store, ended, promoted=promoted)
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
         step = self._store.workspace.latest_step(run.name)

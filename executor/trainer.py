@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from . import reporting
 from .cache import ImageCache
 from .checkpoints import load_checkpoint, save_checkpoint
-from .datasets import Dataset, kind_of
+from .datasets import ClassDataset, Dataset, kind_of
 from .decoding import Decoded
 from .device import choose_device
 from .errors import FinetunerError, NotTrainable
-from .evaluation import EvalSet, verdict
+from .evaluation import EvalSet, Measured, verdict
 from .loading import load_augmentation
 from .memmap import DocumentArrayMemmap
-from .metrics import Scores
 from .models import EmbeddingModel, load_model, save_model
 from .parameters import ExecutorOptions, TrainingOptions
 from .precision import choose_bf16
@@ -134,14 +134,16 @@ class Trainer:
         kind = self._options.kind if self._options.kind != "auto" else kind_of(train_docs.docs)
         self.report(kind=kind)
         dataset, items = train_docs.dataset(kind)
-        eval_set = None
+        eval_set, held_out = None, 0
         if len(eval_docs.docs):
             eval_kind = self._eval_kind(eval_docs.docs)
             eval_set = EvalSet(*eval_docs.dataset(eval_kind), device=device, cache=eval_docs.cache)
         elif self._options.val_split:
             items, held = split_off(dataset, items, self._options.val_split, self._options.seed)
             eval_set = EvalSet(dataset, held, device=device, cache=train_docs.cache)
-        self._train(model, base, dataset, items, eval_set, train_docs.cache, device)
+            held_out = eval_set.documents
+        counts = (len(train_docs), len(eval_docs), held_out)
+        self._train(model, base, dataset, items, eval_set, train_docs.cache, counts, device)
 
     def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
         cache = None
@@ -194,6 +196,7 @@ class Trainer:
         items: np.ndarray,
         eval_set: EvalSet | None,
         cache: ImageCache | None,
+        counts: tuple[int, int, int],
         device: torch.device,
     ) -> None:
         augment = None
@@ -207,7 +210,7 @@ class Trainer:
         bf16 = self._choose_bf16(model, inputs, device)
         config = make_config(self._options, scratch=model.config.model == "default", bf16=bf16)
         before = self._evaluate(base, eval_set, device)
-        metrics = {f"base/{name}": value for name, value in before.mean().items()} if before else {}
+        metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
         self.report(phase="training", metrics=metrics, steps=loader.sampler.steps(config.epochs))
 
         resume = load_checkpoint(self._store.workspace.checkpoints(self._run.name))
@@ -251,13 +254,27 @@ class Trainer:
             raise NotTrainable(f"{error} Its documents: {some}.") from error
         finish_model(model, self._options)
         self.report(phase="evaluating", history=state.history, eta_seconds=0.0)
+        after, sentence = None, reporting.UNPROVEN
         if before is not None and eval_set is not None:
-            after = eval_set.score(model)
-            better, sentence = verdict(before, after, by=self._options.promote_by)
-            metrics |= {f"tuned/{name}": value for name, value in after.mean().items()}
+            after = eval_set.measure(model)
+            better, sentence = verdict(before.scores, after.scores, by=self._options.promote_by)
+            metrics |= {f"tuned/{name}": value for name, value in after.scores.mean().items()}
             self.report(metrics=metrics, better=better, verdict=sentence)
         self.report(phase="saving")
         save_model(model, self._store.workspace.model(self._run.name))
+        reporting.write(
+            self._store,
+            self._run,
+            kind=dataset.kind,
+            classes=len(dataset.classes) if isinstance(dataset, ClassDataset) else None,
+            counts=counts,
+            history=state.history,
+            device=str(device),
+            eval_set=eval_set,
+            before=before,
+            after=after,
+            verdict=sentence,
+        )
 
     def _choose_bf16(self, model: EmbeddingModel, inputs: Any, device: torch.device) -> bool:
         """Measured once a run and written down, so that a resumed run goes on in the same precision."""
@@ -267,12 +284,13 @@ class Trainer:
             chosen.write_text("bf16" if bf16 else "fp32")
         return chosen.read_text() == "bf16"
 
-    def _evaluate(self, base: Path, eval_set: EvalSet | None, device: torch.device) -> Scores | None:
+    def _evaluate(self, base: Path, eval_set: EvalSet | None, device: torch.device) -> Measured | None:
         """Measure the version that the run starts from; None if there is nothing to measure on."""
         if eval_set is None:
             return None
         self.report(phase="evaluating")
-        scores = eval_set.score(load_model(base).to(device))
+        measured = eval_set.measure(load_model(base).to(device))
+        scores = measured.scores
         if scores.queries == 0:
             self._store.event(
                 self._run.name,
@@ -280,7 +298,7 @@ class Trainer:
                 f"None of the {scores.skipped} eval documents can be a query: each needs another one that fits it.",
             )
             return None
-        return scores
+        return measured
 
     def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
         due = time.monotonic() - self._saved >= CHECKPOINT_SECONDS

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
+# Threads that wait for one another at every small matrix cost more than they gain, most of all on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
 from collections.abc import Callable, Iterator

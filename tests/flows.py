@@ -1,22 +1,26 @@
 """A Flow served by a command, as a user would start it."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import requests
 
+# Threads of torch that wait for each other sleep, so that tests do not starve on a busy machine.
+PATIENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @contextlib.contextmanager
 def served_by(
-    command: Sequence[str | Path], folder: Path, http_port: int, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path], folder: Path, http_port: int, environment: dict[str, str] | None = None
 ) -> Iterator[None]:
     """Start a command in a folder, go on when the Flow answers over HTTP, and end it as Ctrl-C would."""
     with open(folder / "flow.log", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=folder, env=PATIENT | (environment or {}), stdout=log, stderr=log)
     try:
         wait_until_served(http_port, process)
         yield

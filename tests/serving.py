@@ -19,7 +19,13 @@ import requests
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOLS = ("grpc", "http", "websocket")
 # A small model and little patience: what is tested is the service, not the quality of the model.
-QUICK = {"input_size": 16, "receive_timeout": 2.0, "trainer_nice": 0, "fit_defaults": {"epochs": 2, "batch_size": 16}}
+QUICK = {
+    "input_size": 16,
+    "receive_timeout": 2.0,
+    "trainer_nice": 0,
+    "trainer_threads": 1,
+    "fit_defaults": {"epochs": 2, "batch_size": 16},
+}
 
 
 def free_ports(count: int) -> list[int]:
@@ -49,12 +55,17 @@ class Service:
         self.ports = dict(zip(PROTOCOLS, free_ports(len(PROTOCOLS)), strict=True))
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = {"workspace": str(self.workspace), "ports": self.ports, "options": self.options}
-        environment = os.environ | {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        environment = os.environ | {
+            "JINA_OPTOUT_TELEMETRY": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        }
         self.log = open(self.directory / "service.log", "a+")  # noqa: SIM115  (closed in stop)
         self.process = subprocess.Popen(
             [sys.executable, __file__, json.dumps(settings)],
             cwd=self.directory,
             env=environment,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -91,6 +102,8 @@ class Service:
         assert self.process.stdout is not None
         self._reader.join(10)
         self.process.stdout.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         self.log.close()
 
     def __enter__(self) -> "Service":
@@ -146,6 +159,7 @@ def _serve(settings: dict[str, Any]) -> None:
     from jina import Flow
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    threading.Thread(target=_die_with_the_tests, daemon=True).start()
     told = os.dup(sys.stdout.fileno())  # the pipe to the test is read up to the word "ready" only: what is
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # printed to it later would fill it and block the service
     flow = Flow(
@@ -154,6 +168,13 @@ def _serve(settings: dict[str, Any]) -> None:
     with flow:
         os.write(told, b"ready\n")
         flow.block()
+
+
+def _die_with_the_tests() -> None:
+    """Standard input ends when the process of the tests does, however it ends."""
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

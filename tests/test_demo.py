@@ -1,22 +1,20 @@
-"""./scripts/demo, run for real with few images and epochs."""
+"""./scripts/demo, run for real with fewer images."""
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from flows import served_by, wait_until_served
+from flows import PATIENT, served_by, wait_until_served
 from PIL import Image
 from serving import ROOT, free_ports
 
-DEMO = [sys.executable, str(ROOT / "examples/digits.py"), "--quick"]
+DEMO = [str(ROOT / "scripts/demo"), "--quick"]
 
 
 def row(name: str, output: str) -> tuple[float, float]:
@@ -30,9 +28,7 @@ def row(name: str, output: str) -> tuple[float, float]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo wrote, and what it printed."""
     output = tmp_path_factory.mktemp("demo") / "digits"
-    done = subprocess.run(
-        [*DEMO, "--output", output], capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"}
-    )
+    done = subprocess.run([*DEMO, "--output", output], capture_output=True, text=True, env=PATIENT | {"COLUMNS": "100"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     return output, done.stdout

@@ -129,7 +129,7 @@ BAD = {
     "no-image": ({"buffer": b"not an image"}, "unknown format"),
     "truncated": ({"buffer": encoded(coloured(0, size=64))[:-3000]}, "truncated"),
     "empty": ({}, "uri"),
-    "shape": ({"blob": np.zeros((4, 4, 7), np.uint8)}, "shape"),
+    "shape": ({"blob": np.zeros((5, 5, 7), np.uint8)}, "shape"),
 }
 
 
@@ -274,7 +274,7 @@ def test_concurrent_requests_get_the_embeddings_of_their_own_documents(service: 
 
     async def post(part: DocumentArray) -> list[Document]:
         answer = client.post("/embed", part, request_size=3, return_type=DocList[Document])
-        return [doc async for doc in answer]
+        return [doc async for response in answer for doc in response]
 
     async def all_at_once() -> list[list[Document]]:
         return await asyncio.gather(*(post(docs[start::8]) for start in range(8)))

@@ -1,16 +1,18 @@
 """The examples run as their comments say, as processes of their own. The demonstration: test_demo.py."""
 
-import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docarray import DocList
 from flows import served_by
 from jina import Client
 from serving import ROOT, free_ports
 
 from executor import Document, DocumentArray
+from executor.documents import RunStatus
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     (folder / "flow.yml").write_text(flow)
     (folder / "indexer.py").symlink_to(ROOT / "examples/pipeline/indexer.py")
     command = [Path(sys.executable).with_name("jina"), "flow", "--uses", "flow.yml"]
-    with served_by(command, folder, http, os.environ | {"PYTHONPATH": str(ROOT)}):
+    with served_by(command, folder, http, {"PYTHONPATH": str(ROOT)}):
         yield Client(host="127.0.0.1", port=grpc)
 
 
@@ -47,6 +49,25 @@ def test_the_pipeline_finds_what_it_indexed_by_its_image(search, labelled):
 def test_the_pipeline_still_embeds_at_the_endpoint_of_its_own(search, labelled):
     (doc,) = search.post("/embed", labelled(1), return_type=DocumentArray)
     assert doc.embedding.shape == (128,)
+
+
+def test_the_pipeline_trains_and_then_refuses_to_mix_the_models(search, labelled):
+    docs = labelled(24)
+    search.post("/index", docs, return_type=DocumentArray)
+    parameters = {"run": "tuned", "total": len(docs), "epochs": 1, "batch_size": 8}
+    (started,) = search.post("/fit", docs, parameters=parameters, return_type=DocList[RunStatus])
+    assert started.train_documents == len(docs)
+    while not (
+        status := search.post("/status", parameters={"run": "tuned"}, return_type=DocList[RunStatus])[0]
+    ).ended_at:
+        time.sleep(0.2)
+    assert (status.state, status.model) == ("succeeded", "tuned")
+
+    (query,) = search.post("/search", docs[:1], return_type=DocumentArray)
+    assert not query.matches
+    search.post("/index", docs, return_type=DocumentArray)
+    (query,) = search.post("/search", docs[:1], return_type=DocumentArray)
+    assert query.matches[0].id == docs[0].id
 
 
 def test_the_pipeline_does_not_sink_with_an_unreadable_image(search, labelled):

@@ -282,7 +282,7 @@ def test_the_exported_folder_can_be_configured_as_a_model_again(saved, tmp_path,
 def test_a_projection_head_is_a_file_of_its_own_that_the_readme_explains(saved, tmp_path):
     with_head = export(saved("ViTModel", embedding_dim=5), tmp_path / "with", "transformers")
     assert (with_head / "head.safetensors").exists()
-    assert "linear projection head: `head.safetensors`" in (with_head / "README.md").read_text()
+    assert "projection head, `head.safetensors`" in (with_head / "README.md").read_text()
     without = export(saved("ViTModel"), tmp_path / "without", "transformers")
     assert not (without / "head.safetensors").exists()
     assert "head" not in (without / "README.md").read_text()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 import safetensors.numpy
 from conftest import coloured, encoded
 from docarray import DocList
@@ -508,13 +507,3 @@ def test_a_mixture_with_kind_auto_fails_with_the_count_and_a_document_of_each_so
     assert "1 with matches (such as 'session-0')" in error
     assert "2 with neither label nor matches (such as 'bare-0')" in error
     assert "Set kind" in error
-
-
-def test_the_name_of_a_failed_run_is_taken(service: Service) -> None:
-    failed(service, "taken", DocumentArray([Document(id="a", uri="nowhere.png")]))
-    response = requests.post(
-        f"http://127.0.0.1:{service.ports['http']}/fit",
-        json={"data": [{"uri": inline(1)[0].uri}], "parameters": {"run": "taken"}},
-        timeout=30,
-    )
-    assert "is failed and takes no more documents" in response.text

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import requests
-
 from conftest import coloured, encoded
 from serving import ROOT, free_ports
 

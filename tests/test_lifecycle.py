@@ -22,7 +22,7 @@ from executor import Document, DocumentArray
 from executor.documents import RunStatus
 
 FOREVER = 100_000  # epochs
-SOME = 20  # epochs
+SOME = 6  # epochs
 GONE_SECONDS = 10.0
 
 
@@ -57,11 +57,6 @@ def train_half(service: Service, run: str) -> psutil.Process:
     return trainer
 
 
-def embedding(service: Service) -> np.ndarray:
-    """The embedding of one image by the promoted version."""
-    return service.post("/embed", documents(1), returns=Document)[0].embedding
-
-
 def gone(*processes: psutil.Process) -> bool:
     """Whether all of them end in time; a zombie has ended."""
 
@@ -83,7 +78,7 @@ def gone(*processes: psutil.Process) -> bool:
 
 
 class Lives:
-    """The lives of one service on one workspace, and what was seen on the way.
+    """The lives of one service on one workspace, and what was seen on the way; each method is a part of it.
 
     In the first, run `served` succeeds and is promoted; then every process of the service but the trainer gets
     SIGKILL while run `interrupted` trains and run `receiving` has some of its documents. In the second, the trainer
@@ -92,10 +87,12 @@ class Lives:
 
     def __init__(self, service: Service) -> None:
         self.service = service
-        service.start()
+
+    def live_once(self) -> None:
+        service = self.service.start()
         service.post("/fit", documents(12), returns=RunStatus, run="served", total=12, epochs=1)
         self.served = service.wait("served")
-        self.embedding = embedding(service)
+        self.embedding = service.post("/embed", documents(1), returns=Document)[0].embedding
         trainer = train_half(service, "interrupted")
         self.acknowledged = service.post("/fit", documents(5), returns=RunStatus, run="receiving", total=6)[0]
         for process in everything_but(trainer, service):
@@ -104,15 +101,17 @@ class Lives:
         trainer.resume()
         self.trainer_died_by_itself = gone(trainer)
 
-        service.start()
+    def live_again(self) -> None:
+        service = self.service.start()
         self.statuses = list(service.post("/status", returns=RunStatus))
         self.embedded = service.post("/embed", documents(1), returns=Document)[0]
         service.post("/cancel", returns=RunStatus, run="receiving")
         self.interrupted = service.wait("interrupted")
 
-        trainer = train_half(service, "orphaned")
+    def lose_the_trainer(self) -> None:
+        trainer = train_half(self.service, "orphaned")
         trainer.kill()
-        self.orphaned = service.wait("orphaned")
+        self.orphaned = self.service.wait("orphaned")
 
     def end(self) -> tuple[int, bool]:
         """SIGINT while a run trains; return the exit code and whether no process is left."""
@@ -129,66 +128,83 @@ def everything_but(trainer: psutil.Process, service: Service) -> list[psutil.Pro
 
 
 @pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    """After the first life."""
     folder = tmp_path_factory.mktemp("lives")
     with contextlib.ExitStack() as stack:
         service = Service(folder / "workspace", folder / "cwd")
         stack.push(service.__exit__)
-        yield Lives(service)
+        lives = Lives(service)
+        lives.live_once()
+        yield lives
 
 
-def test_a_flow_serves_the_path_of_config_yml_from_another_directory(lives: Lives) -> None:
-    assert ROOT not in (lives.service.directory, *lives.service.directory.parents)
-    assert lives.served.state == "succeeded", lives.served.error
+@pytest.fixture(scope="module")
+def restarted(killed: Lives) -> Lives:
+    """In the second life."""
+    killed.live_again()
+    return killed
 
 
-def test_the_trainer_dies_by_itself_when_its_service_gets_sigkill(lives: Lives) -> None:
-    assert lives.trainer_died_by_itself
+@pytest.fixture(scope="module")
+def recovered(restarted: Lives) -> Lives:
+    """After the loss of a trainer."""
+    restarted.lose_the_trainer()
+    return restarted
 
 
-def test_a_service_started_again_shows_the_earlier_runs(lives: Lives) -> None:
-    assert [status.run for status in lives.statuses] == ["receiving", "interrupted", "served"]
-    assert lives.statuses[-1].ended_at == lives.served.ended_at
-    assert lives.statuses[-1].history == lives.served.history
+def test_a_flow_serves_the_path_of_config_yml_from_another_directory(killed: Lives) -> None:
+    assert ROOT not in (killed.service.directory, *killed.service.directory.parents)
+    assert killed.served.state == "succeeded", killed.served.error
 
 
-def test_a_service_started_again_serves_the_promoted_model(lives: Lives) -> None:
-    assert lives.embedded.tags["finetuner_model"] == "served"
-    np.testing.assert_allclose(lives.embedded.embedding, lives.embedding, atol=1e-5)
+def test_the_trainer_dies_by_itself_when_its_service_gets_sigkill(killed: Lives) -> None:
+    assert killed.trainer_died_by_itself
 
 
-def test_documents_that_were_acknowledged_before_sigkill_are_there_after_it(lives: Lives) -> None:
-    assert lives.acknowledged.train_documents == 5
-    assert lives.statuses[0].train_documents == 5
+def test_a_service_started_again_shows_the_earlier_runs(restarted: Lives) -> None:
+    assert [status.run for status in restarted.statuses] == ["receiving", "interrupted", "served"]
+    assert restarted.statuses[-1].ended_at == restarted.served.ended_at
+    assert restarted.statuses[-1].history == restarted.served.history
 
 
-def test_a_run_that_trained_when_its_service_died_is_resumed_and_succeeds(lives: Lives) -> None:
-    assert (lives.interrupted.state, lives.interrupted.attempts) == ("succeeded", 2)
+def test_a_service_started_again_serves_the_promoted_model(restarted: Lives) -> None:
+    assert restarted.embedded.tags["finetuner_model"] == "served"
+    np.testing.assert_allclose(restarted.embedded.embedding, restarted.embedding, atol=1e-5)
 
 
-def test_a_run_whose_trainer_is_killed_is_resumed_and_succeeds(lives: Lives) -> None:
-    assert (lives.orphaned.state, lives.orphaned.attempts) == ("succeeded", 2)
+def test_documents_that_were_acknowledged_before_sigkill_are_there_after_it(restarted: Lives) -> None:
+    assert restarted.acknowledged.train_documents == 5
+    assert restarted.statuses[0].train_documents == 5
+
+
+def test_a_run_that_trained_when_its_service_died_is_resumed_and_succeeds(restarted: Lives) -> None:
+    assert (restarted.interrupted.state, restarted.interrupted.attempts) == ("succeeded", 2)
+
+
+def test_a_run_whose_trainer_is_killed_is_resumed_and_succeeds(recovered: Lives) -> None:
+    assert (recovered.orphaned.state, recovered.orphaned.attempts) == ("succeeded", 2)
 
 
 @pytest.mark.parametrize("run", ["interrupted", "orphaned"])
-def test_a_resumed_run_makes_each_epoch_once(lives: Lives, run: str) -> None:
-    status: RunStatus = getattr(lives, run)
+def test_a_resumed_run_makes_each_epoch_once(recovered: Lives, run: str) -> None:
+    status: RunStatus = getattr(recovered, run)
     assert (status.epoch, status.step) == (SOME, status.steps)
     assert len(status.history["loss"]) == SOME
 
 
-def test_a_second_service_on_the_workspace_is_refused_with_the_holder(lives: Lives, tmp_path: Path) -> None:
-    holder = (next(lives.service.workspace.glob("*/*/service.lock"))).read_text()
-    second = Service(lives.service.workspace, tmp_path)
+def test_a_second_service_on_the_workspace_is_refused_with_the_holder(restarted: Lives, tmp_path: Path) -> None:
+    holder = (next(restarted.service.workspace.glob("*/*/service.lock"))).read_text()
+    second = Service(restarted.service.workspace, tmp_path)
     with pytest.raises(RuntimeError, match="did not start"):
         second.start()
     log = " ".join((tmp_path / "service.log").read_text().split())
     assert f"is in use by another service (process {holder})" in log
-    assert lives.service.status("served").state == "succeeded"
+    assert restarted.service.status("served").state == "succeeded"
 
 
-def test_sigint_ends_the_service_its_trainer_and_every_other_process(lives: Lives) -> None:
-    code, no_process_is_left = lives.end()
+def test_sigint_ends_the_service_its_trainer_and_every_other_process(recovered: Lives) -> None:
+    code, no_process_is_left = recovered.end()
     assert no_process_is_left
     assert code == 0
 
@@ -292,4 +308,5 @@ def test_jina_executor_over_http_answers_a_callers_mistake_with_its_own_4xx(tmp_
             "unknown run": 404,
             "unknown version": 404,
         }
-        assert answers["unknown run"].json() == {"detail": "There is no run 'nobody'; there are none yet."}
+        assert answers["unknown run"].json().keys() == {"detail"}
+        assert answers["unknown run"].json()["detail"].startswith("There is no run 'nobody'")

@@ -83,7 +83,9 @@ def test_the_names_that_parameters_accept_are_those_of_the_losses():
     assert set(DEFAULT_LOSS) == set(LOSSES)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("class", "softmax"), ("session", "proxy_anchor"), ("unlabeled", "arcface")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("class", "softmax"), ("session", "proxy_anchor"), ("unlabeled", "arcface")]
+)
 def test_a_loss_that_a_kind_does_not_have_is_refused_with_those_it_has(kind, name):
     with pytest.raises(InvalidParameter, match=rf"no loss '{name}' for {kind} data; there are: auto, .*triplet"):
         built(name, kind)

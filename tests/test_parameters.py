@@ -144,7 +144,7 @@ def test_every_loss_of_a_kind_is_accepted_for_it(kind):
 
 def test_a_loss_of_another_kind_is_refused_with_those_that_fit():
     message = refusal(kind="session", loss="proxy_anchor")
-    assert "'proxy_anchor' is not for session data; auto, triplet, contrastive are" in message
+    assert "'proxy_anchor' is not for session data; choose one of: auto, triplet, contrastive" in message
 
 
 def test_only_the_training_options_that_were_set_are_kept_with_a_run():

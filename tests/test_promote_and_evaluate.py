@@ -16,25 +16,21 @@ from executor import Document, DocumentArray
 from executor.documents import Evaluation, Match, RunStatus
 
 METRICS = {"recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr"}
-PROMOTION_RUNS = ("better", "not-better", "always", "never", "unproven")
 
 
-def striped(label: int, seed: int) -> np.ndarray:
-    """An image, 16 × 16 × 3, whose label is the direction of its stripes; colours and noise say nothing."""
+def tinted(label: int, seed: int) -> np.ndarray:
+    """An image, 16 × 16 × 3, whose label is the difference of its red and its blue; brightness and green vary more."""
     random = np.random.default_rng([label, seed])
-    rows, columns = np.mgrid[0:16, 0:16]
-    along = (rows, columns, rows + columns)[label]
-    bright = (along + random.integers(6)) // 3 % 2
-    one, other = random.integers(0, 255, (2, 3))
-    image = np.where(bright[..., None] == 1, one, other) + random.integers(-10, 10, (16, 16, 3))
+    grey, green, tint = random.integers(60, 190), random.integers(0, 255), 45 * (label - 1)
+    image = np.array([grey + tint, green, grey - tint]) + random.integers(-10, 10, (16, 16, 3))
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def stripes(count: int, prefix: str, first_seed: int) -> DocumentArray:
+def tints(count: int, prefix: str, first_seed: int) -> DocumentArray:
     return DocumentArray(
         Document(
             id=f"{prefix}{number}",
-            blob=striped(number % 3, first_seed + number),
+            blob=tinted(number % 3, first_seed + number),
             tags={"finetuner_label": number % 3},
         )
         for number in range(count)
@@ -62,68 +58,70 @@ def trainers(service: Service) -> list[psutil.Process]:
 # --- promotion by proof ----------------------------------------------------------------------------------------------
 
 
+def train(service: Service, run: str, *, documents: int, held: int, **parameters: Any) -> RunStatus:
+    """A run to its end, with `held` eval documents; the status shows the version that is served then."""
+    if held:
+        service.post("/fit", tints(held, "held", 10_000), returns=RunStatus, run=run, split="eval", **parameters)
+    docs = tints(documents, "train", 0)
+    service.post("/fit", docs, returns=RunStatus, run=run, total=documents, **parameters)
+    status = service.wait(run)
+    assert status.state == "succeeded", status.error
+    return status
+
+
+# Each run follows the one before, so that the version served before it is known.
+
+
 @pytest.fixture(scope="module")
-def outcomes(service: Service) -> dict[str, tuple[RunStatus, str]]:
-    """The status of each run at its end, and the version that was served at that moment."""
-    held = stripes(60, "held", 10_000)
-    learning: dict[str, Any] = {"epochs": 15, "batch_size": 24, "num_items_per_class": 8}
-    standing_still: dict[str, Any] = {"learning_rate": 1e-9}
-    plans: dict[str, tuple[DocumentArray, dict[str, Any]]] = {
-        "better": (held, learning),
-        "not-better": (held, standing_still),
-        "always": (held, standing_still | {"promote": "always"}),
-        "never": (DocumentArray(), {"promote": "never", "epochs": 1}),
-        "unproven": (DocumentArray(), {"epochs": 1}),
-    }
-    seen = {}
-    for run, (evaluation, parameters) in plans.items():
-        if evaluation:
-            service.post("/fit", evaluation, returns=RunStatus, run=run, split="eval", **parameters)
-        train = stripes(96 if run == "better" else 12, "train", 0)
-        service.post("/fit", train, returns=RunStatus, run=run, total=len(train), **parameters)
-        status = service.wait(run)
-        seen[run] = (status, status.model)
-    return seen
+def better(service: Service) -> RunStatus:
+    return train(service, "better", documents=48, held=60, epochs=8, batch_size=24, num_items_per_class=8)
 
 
-@pytest.mark.parametrize("run", PROMOTION_RUNS)
-def test_the_run_succeeds(outcomes: dict[str, tuple[RunStatus, str]], run: str) -> None:
-    status, _ = outcomes[run]
-    assert (status.state, status.error) == ("succeeded", None)
+@pytest.fixture(scope="module")
+def not_better(service: Service, better: RunStatus) -> RunStatus:
+    return train(service, "not-better", documents=12, held=12, epochs=1, learning_rate=1e-9)
 
 
-def test_a_model_that_is_proven_better_is_promoted(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
-    status, served = outcomes["better"]
+@pytest.fixture(scope="module")
+def always(service: Service, not_better: RunStatus) -> RunStatus:
+    return train(service, "always", documents=12, held=12, epochs=1, learning_rate=1e-9, promote="always")
+
+
+@pytest.fixture(scope="module")
+def never(service: Service, always: RunStatus) -> RunStatus:
+    return train(service, "never", documents=12, held=0, epochs=1, promote="never")
+
+
+@pytest.fixture(scope="module")
+def unproven(service: Service, never: RunStatus) -> RunStatus:
+    return train(service, "unproven", documents=12, held=0, epochs=1)
+
+
+def test_a_model_that_is_proven_better_is_promoted(better: RunStatus) -> None:
     name = "mean_average_precision_at_r"
-    assert status.metrics[f"tuned/{name}"] > status.metrics[f"base/{name}"]
-    assert (status.promoted, served) == (True, "better")
-    assert "which is better. It was promoted." in status.verdict
+    assert better.metrics[f"tuned/{name}"] > better.metrics[f"base/{name}"]
+    assert (better.promoted, better.model) == (True, "better")
+    assert "which is better. It was promoted." in better.verdict
 
 
-def test_a_model_that_is_not_proven_better_is_not_promoted(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
-    status, served = outcomes["not-better"]
-    assert (status.promoted, served) == (False, "better")
-    assert "does not prove it better. It was not promoted (promote=if_better)." in status.verdict
+def test_a_model_that_is_not_proven_better_is_not_promoted(not_better: RunStatus) -> None:
+    assert (not_better.promoted, not_better.model) == (False, "better")
+    assert "does not prove it better. It was not promoted (promote=if_better)." in not_better.verdict
 
 
-def test_promote_always_promotes_without_proof(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
-    status, served = outcomes["always"]
-    assert (status.promoted, served) == (True, "always")
-    assert "does not prove it better. It was promoted." in status.verdict
+def test_promote_always_promotes_without_proof(always: RunStatus) -> None:
+    assert (always.promoted, always.model) == (True, "always")
+    assert "does not prove it better. It was promoted." in always.verdict
 
 
-def test_promote_never_leaves_the_served_version_alone(outcomes: dict[str, tuple[RunStatus, str]]) -> None:
-    status, served = outcomes["never"]
-    assert (status.promoted, served) == (False, "always")
-    assert "It was not promoted (promote=never)." in status.verdict
+def test_promote_never_leaves_the_served_version_alone(never: RunStatus) -> None:
+    assert (never.promoted, never.model) == (False, "always")
+    assert "It was not promoted (promote=never)." in never.verdict
 
 
-def test_without_eval_documents_a_model_is_promoted_and_said_to_be_unproven(
-    outcomes: dict[str, tuple[RunStatus, str]],
-) -> None:
-    status, served = outcomes["unproven"]
-    assert (status.promoted, served, status.metrics) == (True, "unproven", {})
-    assert "unproven" in status.verdict
+def test_without_eval_documents_a_model_is_promoted_and_said_to_be_unproven(unproven: RunStatus) -> None:
+    assert (unproven.promoted, unproven.model, unproven.metrics) == (True, "unproven", {})
+    assert "unproven" in unproven.verdict
 
 
 # --- /promote --------------------------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ def test_without_eval_documents_a_model_is_promoted_and_said_to_be_unproven(
 
 @pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
 def test_promoting_a_run_serves_it_and_promoting_base_rolls_back(
-    service: Service, outcomes: dict[str, tuple[RunStatus, str]], protocol: str
+    service: Service, never: RunStatus, protocol: str
 ) -> None:
     (status,) = service.post("/promote", protocol=protocol, returns=RunStatus, run="never")
     assert (status.run, status.promoted, status.model) == ("never", True, "never")
@@ -143,7 +141,7 @@ def test_promoting_a_run_serves_it_and_promoting_base_rolls_back(
 
 @pytest.mark.parametrize("name", ["nobody", "half-way"])
 def test_promoting_what_has_no_model_is_refused_by_name_and_changes_nothing(
-    service: Service, outcomes: dict[str, tuple[RunStatus, str]], name: str
+    service: Service, better: RunStatus, name: str
 ) -> None:
     if name == "half-way":
         service.post("/fit", colours(2), returns=RunStatus, run=name)
@@ -225,20 +223,15 @@ def test_1_and_1_0_and_true_are_one_label_and_the_text_1_is_another(service: Ser
     assert counts == (5, 1)
 
 
-def test_the_parameter_run_evaluates_on_the_eval_documents_of_that_run(
-    service: Service, outcomes: dict[str, tuple[RunStatus, str]]
-) -> None:
-    status, _ = outcomes["better"]
+def test_the_parameter_run_evaluates_on_the_eval_documents_of_that_run(service: Service, better: RunStatus) -> None:
     for version, which in (("better", "tuned"), ("base", "base")):
         evaluation = evaluate(service, run="better", model=version)
         assert (evaluation.model, evaluation.queries) == (version, 60)
-        of_the_run = {name: status.metrics[f"{which}/{name}"] for name in METRICS}
+        of_the_run = {name: better.metrics[f"{which}/{name}"] for name in METRICS}
         assert evaluation.metrics == pytest.approx(of_the_run, abs=1e-4)
 
 
-def test_evaluate_measures_the_promoted_version_by_default(
-    service: Service, outcomes: dict[str, tuple[RunStatus, str]]
-) -> None:
+def test_evaluate_measures_the_promoted_version_by_default(service: Service, better: RunStatus) -> None:
     service.post("/promote", returns=RunStatus, run="better")
     assert evaluate(service, colours(6)).model == "better"
     service.post("/promote", returns=RunStatus, run="base")
@@ -276,7 +269,7 @@ def test_sessions_are_evaluated_with_their_matches_as_candidates(service: Servic
 )
 def test_what_cannot_be_evaluated_is_refused_with_the_reason(
     service: Service,
-    outcomes: dict[str, tuple[RunStatus, str]],
+    unproven: RunStatus,
     docs: list[dict[str, Any]] | None,
     parameters: dict[str, Any],
     reason: str,
@@ -339,9 +332,7 @@ def test_cancelling_again_changes_nothing(service: Service) -> None:
     assert service.post("/cancel", returns=RunStatus, run="twice")[0] == first
 
 
-def test_cancelling_an_ended_run_leaves_it_as_it_is(
-    service: Service, outcomes: dict[str, tuple[RunStatus, str]]
-) -> None:
+def test_cancelling_an_ended_run_leaves_it_as_it_is(service: Service, better: RunStatus) -> None:
     assert service.post("/cancel", returns=RunStatus, run="better")[0].state == "succeeded"
 
 

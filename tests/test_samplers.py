@@ -84,7 +84,7 @@ def test_class_batches_are_a_pure_function_of_seed_and_epoch(labels, batch_size,
 
     used = sampler()
     used.batches(epoch + 1)
-    np.random.seed(epoch)  # noqa: NPY002  (a global state that must not matter)
+    np.random.seed(epoch)
     for first, second in zip(used.batches(epoch), sampler().batches(epoch), strict=True):
         np.testing.assert_array_equal(first, second)
 
@@ -173,7 +173,7 @@ def test_a_session_is_in_an_epoch_once_and_whole(numbers, batch_size, seed, epoc
 def test_a_session_batch_is_no_larger_than_asked_unless_one_session_is(numbers, batch_size, seed, epoch):
     batches = SessionSampler(numbers, batch_size=batch_size, seed=seed).batches(epoch)
     for batch in batches:
-        assert 0 < len(batch)
+        assert len(batch) > 0
         assert len(batch) <= batch_size or len(np.unique(numbers[batch])) == 1
     for batch, following in pairwise(batches):  # and no smaller than it has to be
         assert len(batch) + (numbers[following] == numbers[following[0]]).sum() > batch_size

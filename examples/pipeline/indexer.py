@@ -6,10 +6,11 @@ It keeps the name of the model beside each embedding, because embeddings of two 
 from typing import Any
 
 import numpy as np
+from docarray import DocList
 from jina import Executor, requests
 
 from executor import Document, DocumentArray
-from executor.documents import Match
+from executor.documents import Evaluation, Match, RunStatus
 
 
 class Indexer(Executor):
@@ -32,6 +33,28 @@ class Indexer(Executor):
             if doc.embedding is not None:
                 doc.matches = self._nearest(doc, int(parameters.get("limit", 5)))
         return docs
+
+    # Jina starts a Flow only if an executor takes what the one before it answers, at each of that one's endpoints.
+
+    @requests(on="/embed")
+    async def pass_documents(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Leave embedded documents as they are."""
+        return docs
+
+    @requests(on=["/fit", "/status", "/cancel", "/promote"])
+    async def pass_statuses(self, docs: DocList[RunStatus], **_: Any) -> DocList[RunStatus]:
+        """Leave statuses as they are."""
+        return docs
+
+    @requests(on="/evaluate")
+    async def pass_evaluation(self, docs: DocList[Evaluation], **_: Any) -> DocList[Evaluation]:
+        """Leave an evaluation as it is."""
+        return docs
+
+    @requests(on="/watch")
+    async def pass_watched(self, doc: RunStatus, **_: Any) -> RunStatus:
+        """Leave a watched status as it is."""
+        yield doc
 
     def _nearest(self, query: Document, limit: int) -> list[Match]:
         model = query.tags["finetuner_model"]
