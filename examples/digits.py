@@ -146,7 +146,7 @@ def compare(client: Client, held_out: DocumentArray, run: str) -> None:
         )[0]
         for model in ("base", run)
     )
-    table = Table(title=f"Seen classes, {before.queries} held-out images: each a query among the others", min_width=60)
+    table = Table(title=f"{before.queries} held-out images of seen classes", min_width=44)
     for heading in ("metric", "before", "after"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     for heading, name in METRICS.items():

@@ -201,8 +201,8 @@ def kind_of(docs: Sequence[Any]) -> str:
     keys = {"class": "labelled", "session": "sessions", "unlabeled": "unlabelled"}
     parts = [f"{counts[kind]} {names[kind]} (such as {sorts.examples[keys[kind]]!r})" for kind in present]
     raise NotTrainable(
-        f"The documents are a mixture: {', '.join(parts)}. Set kind to class, session or unlabeled; "
-        "documents that do not fit it are then left out, and said to be."
+        f"The documents are a mixture: {', '.join(parts)}. Set kind to class, session or unlabeled, "
+        "and send documents that fit it."
     )
 
 

@@ -331,7 +331,8 @@ _PLAINER = {
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     accepted = ", ".join(model.model_fields)
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # a misspelt name, likely
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."

@@ -60,6 +60,12 @@ class Receiver:
             self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
             return run.name
 
+    def go_on(self) -> None:
+        """Let the runs that an earlier service was receiving wait for further documents, or time out, as before."""
+        for run in self._store.in_state(RunState.RECEIVING):
+            if self.counts(run.name)[0]:
+                self._arrived(run.name, True)
+
     def queue(self, name: str) -> None:
         """End the receiving of a run: it waits for its turn from now on."""
         with self._lock:

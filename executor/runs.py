@@ -6,6 +6,7 @@ Both may quarantine documents and append events. `Workspace` knows where everyth
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -125,6 +126,12 @@ class Workspace:
     def latest_step(self, name: str) -> int:
         """The steps done at the newest checkpoint; 0 if there is none."""
         return next((int(place.name) for place in self.checkpoints_of(name)), 0)
+
+    def prune(self, name: str, *, keep_checkpoints: bool) -> None:
+        """Remove what an ended run needs no more: its decoded images, and its checkpoints unless they may help."""
+        shutil.rmtree(self.run(name) / "images", ignore_errors=True)
+        if not keep_checkpoints:
+            shutil.rmtree(self.checkpoints(name), ignore_errors=True)
 
     def log(self, name: str) -> Path:
         """What the trainer of one run printed."""

@@ -86,6 +86,7 @@ class FinetunerExecutor(Executor):
         self._receiver = Receiver(
             self._store, options, arrived=self._supervisor.arrived, start_soon=self._supervisor.start_soon
         )
+        self._receiver.go_on()
         self._supervisor.start()
         self._embedder.warm()
         extend_http()

@@ -63,8 +63,6 @@ class Supervisor:
         for run in self._store.in_state(RunState.TRAINING):
             self._store.advance(run.name, RunState.QUEUED, pid=None)
             self._store.event(run.name, "resumed", "the service was started again")
-        for run in self._store.in_state(RunState.RECEIVING):
-            self._arrivals[run.name] = time.monotonic()
         self._thread.start()
 
     def close(self) -> None:
@@ -95,6 +93,8 @@ class Supervisor:
                 self._store.advance(run, RunState.CANCELLED)
             if self._of == run:
                 self._end_trainer(signal.SIGKILL)
+            if self._store.get(run).state is RunState.CANCELLED:
+                self._store.workspace.prune(run, keep_checkpoints=False)
 
     # the thread ---------------------------------------------------------------------------------------------------
 
@@ -179,6 +179,7 @@ class Supervisor:
         outcome = "It was promoted." if promoted else f"It was not promoted (promote={policy})."
         ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=f"{reason} {outcome}")
         settle(self._store, ended, promoted=promoted)
+        self._store.workspace.prune(run.name, keep_checkpoints=False)
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
         step = self._store.workspace.latest_step(run.name)
@@ -200,6 +201,7 @@ class Supervisor:
 
     def _fail(self, run: Run, error: str) -> None:
         self._store.advance(run.name, RunState.FAILED, error=error)
+        self._store.workspace.prune(run.name, keep_checkpoints=True)
 
     def _end_of_log(self, name: str) -> str:
         lines = self._store.workspace.log(name).read_text(errors="replace").splitlines()

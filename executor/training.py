@@ -147,8 +147,9 @@ def train(
             state.step += 1
             state.loss_sum += value
             report(Step(state.epoch, state.done, total_steps, value, len(batch.items), state.history))
+            stopping = stop()  # asked before `save` is, which then knows of it too
             save(current, False)
-            if stop():
+            if stopping:
                 raise Interrupted
         note(state.history, "loss", state.loss_sum / state.step)
         note(state.history, "learning_rate", optimizer.param_groups[0]["lr"])

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -128,7 +129,7 @@ def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
     assert embedded.startswith("(128,) ")
     (query,) = json.loads(embedded_by_curl)["data"]
     assert (query["id"], len(query["embedding"]), query["tags"]) == ("query", 128, {"finetuner_model": "base"})
-    assert trained.split("\n")[-1] == "(64,)"
+    assert trained.split()[-1] == "(64,)"
     for run, kind in {"clicks": "session", "views": "unlabeled"}.items():
         last = followed(reader.run(["curl", "-sN", f"http://127.0.0.1:{reader.ports['8080']}/watch?run={run}"]))
         assert (last["state"], last["error"], last["kind"]) == ("succeeded", None, kind)

@@ -36,9 +36,9 @@ class Indexer(Executor):
 
     # Jina starts a Flow only if an executor takes what the one before it answers, at each of that one's endpoints.
 
-    @requests(on="/embed")
+    @requests(on=["/embed", "/report"])
     async def pass_documents(self, docs: DocumentArray, **_: Any) -> DocumentArray:
-        """Leave embedded documents as they are."""
+        """Leave documents as they are."""
         return docs
 
     @requests(on=["/fit", "/status", "/cancel", "/promote"])
