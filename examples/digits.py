@@ -60,7 +60,6 @@ def main() -> None:
     flow_file = output / "flow.yml"
     flow_file.write_text(FLOW.format(grpc=ports[0], http=ports[1], root=ROOT, output=output))
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the Flow ends its processes
     console.print(f"[bold]Starting the Flow[/] of {flow_file}")
     with served(flow_file):
         client = Client(port=ports[0])
@@ -93,11 +92,18 @@ def write_images(folder: Path, count: int | None) -> DocumentArray:
 
 @contextlib.contextmanager
 def served(flow_file: Path) -> Iterator[None]:
-    """Serve a Flow, without the banner that it prints."""
+    """Serve a Flow, without the banner that it prints, and end all its processes whatever happens."""
     flow = Flow.load_config(str(flow_file))
+    signals: list[int] = []
+    for each in (signal.SIGINT, signal.SIGTERM):  # one that came while the Flow starts would leave processes behind
+        signal.signal(each, lambda number, _: signals.append(number))
     with contextlib.redirect_stdout(io.StringIO()):
         flow.start()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda number, _: sys.exit(128 + number))
     try:
+        if signals:
+            sys.exit(128 + signals[0])
         yield
     finally:
         flow.close()

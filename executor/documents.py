@@ -47,7 +47,7 @@ class Match(BaseDoc):
 
     @classmethod
     def from_protobuf(cls, pb_msg: Any) -> Any:
-        """Do what docarray does, six times as fast: it builds a schema anew for each default `id` and `matches`."""
+        """Do what docarray does, but faster: it builds a schema anew for each default `id` and `matches`."""
         fields: Dict[str, Any] = {}
         for name, node in pb_msg.data.items():
             kind = node.WhichOneof("content")

@@ -144,8 +144,8 @@ class Supervisor:
             self._process = subprocess.Popen(
                 [*command, "--tied", "--nice", str(self._nice)],
                 cwd=PACKAGE.parent,
-                # Its threads sleep while they wait for each other: spinning, as is the default, would take the
-                # cores from the service, and from themselves (an eighth of the images a second on busy cores).
+                # Its threads sleep while they wait for each other: spinning, as is the default, takes cores
+                # that others want, and where they are busy slows the training itself several times.
                 env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -67,10 +67,11 @@ class Step:
 
 
 class NonFiniteLoss(FinetunerError):
-    """The loss became infinite or not a number; `items` are the dataset indices of the batch."""
+    """The loss or its gradient became infinite or not a number; `items` are the dataset indices of the batch."""
 
-    def __init__(self, step: int, value: float, items: np.ndarray) -> None:
-        super().__init__(f"The loss became {value} at step {step}; lower the learning_rate or look at the batch.")
+    def __init__(self, step: int, value: float, norm: float, items: np.ndarray) -> None:
+        what = f"The gradient became {norm:g}" if math.isfinite(value) else f"The loss became {value:g}"
+        super().__init__(f"{what} at step {step}; lower the learning_rate, or look at the documents of the batch.")
         self.items = items
 
 
@@ -135,9 +136,9 @@ def train(
                 bf16=config.bf16,
                 micro_batch=config.micro_batch,
             )
-            norm = nn.utils.clip_grad_norm_(trained(model), GRADIENT_NORM)
+            norm = float(nn.utils.clip_grad_norm_(trained(model), GRADIENT_NORM))
             if not (math.isfinite(value) and math.isfinite(norm)):
-                raise NonFiniteLoss(state.done + 1, value, batch.items)
+                raise NonFiniteLoss(state.done + 1, value, norm, batch.items)
             optimizer.step()
             schedule.step()
             if average is not None:

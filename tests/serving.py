@@ -58,7 +58,7 @@ class Service:
         environment = os.environ | {
             "JINA_OPTOUT_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+            "PYTHONPATH": os.pathsep.join([str(self.directory), os.environ.get("PYTHONPATH", "")]),
         }
         self.log = open(self.directory / "service.log", "a+")  # noqa: SIM115  (closed in stop)
         self.process = subprocess.Popen(
