@@ -10,7 +10,8 @@ FROM python:3.11-slim
 
 ENV JINA_OPTOUT_TELEMETRY=1 \
     NO_ALBUMENTATIONS_UPDATE=1 \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    GOMP_SPINCOUNT=10000
 
 # First what changes seldom, so that a change of ours does not install everything again.
 ARG PIP_EXTRA_INDEX_URL

@@ -31,9 +31,9 @@ def print_machine() -> None:
 
     capabilities = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
     print(f"processor: {_processor()}, {os.cpu_count()} cores ({', '.join(capabilities)})")
-    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
+    waiting = os.environ.get("GOMP_SPINCOUNT", "not set")
     print(f"python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
-    print(f", OMP_WAIT_POLICY {waiting}")
+    print(f", GOMP_SPINCOUNT {waiting}")
     print(f"load average at the start: {os.getloadavg()[0]:.1f} (should be near 0)\n", flush=True)
 
 

@@ -23,14 +23,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from common import options, print_headline, print_machine, print_table
 from pytorch_metric_learning import losses as pml_losses
 from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.samplers import MPerClassSampler
-from shapes import classes as shape_classes
-from shapes import make as make_shapes
 from sklearn.datasets import load_digits
 
+from common import options, print_headline, print_machine, print_table
 from executor import Document, DocumentArray
 from executor.datasets import make_dataset
 from executor.evaluation import embed_batches
@@ -42,6 +40,8 @@ from executor.parameters import LOSS_NAMES, TrainingOptions
 from executor.precision import computes_in_bf16
 from executor.recipe import make_config, make_loader, make_loss
 from executor.training import train, warmup_cosine
+from shapes import classes as shape_classes
+from shapes import make as make_shapes
 
 DEVICE = torch.device("cpu")
 BATCH = 64
@@ -118,7 +118,7 @@ def unlabelled(split: Split, seed: int) -> DocumentArray:
 
 
 def sessions(split: Split, seed: int) -> DocumentArray:
-    """Simulated clicks: a query, 2 results that fit it and 5 that do not; each is judged wrongly by a chance of 10 %."""
+    """Simulated clicks: a query, 2 results that fit it and 5 that do not; 10 % are judged wrongly."""
     random = np.random.default_rng([seed, 7])
     docs = DocumentArray()
     for query in random.permutation(len(split.images))[: len(split.images) // 4]:

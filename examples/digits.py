@@ -130,13 +130,8 @@ async def watch(port: int, run: str) -> RunStatus:
             figures = f"epoch {status.epoch} of {status.epochs}"
             if status.loss is not None:
                 figures += f"  loss {status.loss:.2f}  {status.images_per_second or 0:.0f} images/s"
-            progress.update(
-                task,
-                total=status.steps or None,
-                completed=status.step,
-                description=f"{run}: {status.phase or status.state}",
-                figures=figures,
-            )
+            what = f"{run}: {status.phase or status.state}"
+            progress.update(task, total=status.steps or None, completed=status.step, description=what, figures=figures)
     return status
 
 

@@ -125,7 +125,7 @@ class DocumentArrayMemmap(Sequence[Document]):
         rows = self._select("SELECT document FROM documents WHERE split = ? AND position = ?", self.split, position)
         if not rows:
             raise IndexError(f"Index {index} is out of range: split {self.split!r} has {len(self)} documents.")
-        return _decoded(Document, DocProto.FromString(rows[0][0]))
+        return Document.from_protobuf(DocProto.FromString(rows[0][0]))
 
     def __iter__(self) -> Iterator[Document]:
         """Iterate in order, in constant memory, over the documents that are there now."""
@@ -133,7 +133,7 @@ class DocumentArrayMemmap(Sequence[Document]):
 
     def _documents(self, start: int, stop: int) -> Iterator[Document]:
         pages = self._pages("document", start, stop, _PAGE)
-        return (_decoded(Document, DocProto.FromString(document)) for (document,) in pages)
+        return (Document.from_protobuf(DocProto.FromString(document)) for (document,) in pages)
 
     def __contains__(self, doc: object) -> bool:
         """Whether a document, or one of this id, is in this split."""
@@ -309,17 +309,3 @@ def _encoded(document: Document) -> bytes:
         raise ValueError(f"{len(payload)} bytes; a document holds {_MAX_BYTES}")
     DocProto.FromString(payload)  # protobuf writes deeper nesting than it reads: what is stored can be read
     return payload
-
-
-def _decoded(cls: type[Any], proto: Any) -> Any:
-    """Do what `cls.from_protobuf` does, without the schema it builds anew for each id and default `matches`."""
-    fields: dict[str, Any] = {}
-    for name, node in proto.data.items():
-        kind = node.WhichOneof("content")
-        if kind in ("text", "blob"):
-            fields[name] = getattr(node, kind)
-        elif kind == "doc_array":
-            fields[name] = DocList[Match](_decoded(Match, match) for match in node.doc_array.docs)
-        elif kind is not None:
-            fields[name] = cls._get_content_from_node_proto(node, name)
-    return cls(**fields)

@@ -49,7 +49,8 @@ from .training import Interrupted, Meter, NonFiniteLoss, Step, TrainState, train
 from .versions import ensure_base
 
 SUCCEEDED, REFUSED, CRASHED, INTERRUPTED = 0, 3, 1, 4  # exit codes
-CHECKPOINT_SECONDS = 30.0
+CHECKPOINT_SECONDS = 30.0  # within an epoch
+EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint: what is lost is done again, with the same result
 REPORT_SECONDS = 0.2
 POLL_SECONDS = 0.05
 
@@ -301,8 +302,8 @@ class Trainer:
         return measured
 
     def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
-        due = time.monotonic() - self._saved >= CHECKPOINT_SECONDS
-        if epoch_ended or due or self._interrupted.is_set():
+        due = time.monotonic() - self._saved >= (EPOCH_SECONDS if epoch_ended else CHECKPOINT_SECONDS)
+        if due or self._interrupted.is_set():
             self.report(phase="saving")
             written = state()
             save_checkpoint(self._store.workspace.checkpoints(self._run.name), written, written.done)

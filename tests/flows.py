@@ -10,25 +10,39 @@ from pathlib import Path
 
 import requests
 
-# Threads of torch that wait for each other sleep, so that tests do not starve on a busy machine.
-PATIENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+# Threads of torch wait for each other briefly before they sleep, so that tests do not starve on a busy machine.
+ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "10000", "PYTHONUNBUFFERED": "1"}
 
 
 @contextlib.contextmanager
 def served_by(
     command: Sequence[str | Path], folder: Path, http_port: int, environment: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """Start a command in a folder, go on when the Flow answers over HTTP, and end it as Ctrl-C would."""
-    with open(folder / "flow.log", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=PATIENT | (environment or {}), stdout=log, stderr=log)
+    """Start a command in a folder, go on when its Flow is ready, and end it as Ctrl-C would."""
+    log_file = folder / "flow.log"
+    with open(log_file, "w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=ENVIRONMENT | (environment or {}),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         wait_until_served(http_port, process)
+        while "ready to serve" not in log_file.read_text():  # Jina does not survive Ctrl-C while it starts
+            time.sleep(0.05)
         yield
     except ChildProcessError as error:
-        raise AssertionError((folder / "flow.log").read_text()[-4000:]) from error
+        raise AssertionError(log_file.read_text()[-4000:]) from error
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 def wait_until_served(http_port: int, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:

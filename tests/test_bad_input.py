@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from conftest import coloured, encoded
 from docarray import DocList
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jina import Client
 from jina.excepts import BadServer
-from serving import PROTOCOLS, Service
 
+from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.documents import LABEL_TAG, RunQuery, RunStatus
 from executor.errors import InvalidParameter
@@ -33,6 +32,7 @@ from executor.parameters import (
     StatusParameters,
     parse,
 )
+from serving import PROTOCOLS, Service
 
 LEAKS = ("Traceback", 'File "', "site-packages", ".py", "user_module", "object at 0x", "\n")
 PARAMETERS = {

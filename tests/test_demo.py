@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from flows import PATIENT, served_by, wait_until_served
 from PIL import Image
+
+from flows import ENVIRONMENT, served_by, wait_until_served
 from serving import ROOT, free_ports
 
 DEMO = [str(ROOT / "scripts/demo"), "--quick"]
@@ -28,7 +29,9 @@ def row(name: str, output: str) -> tuple[float, float]:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder that the demo wrote, and what it printed."""
     output = tmp_path_factory.mktemp("demo") / "digits"
-    done = subprocess.run([*DEMO, "--output", output], capture_output=True, text=True, env=PATIENT | {"COLUMNS": "100"})
+    done = subprocess.run(
+        [*DEMO, "--output", output], capture_output=True, text=True, env=ENVIRONMENT | {"COLUMNS": "100"}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     return output, done.stdout

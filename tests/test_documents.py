@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coloured, encoded
 from docarray import DocList
 from PIL import Image
 
+from conftest import coloured, encoded
 from executor import Document, DocumentArray, load_uri_to_image_blob
 from executor.documents import Match, has_label, label_of, normalise_label, with_id
 from executor.errors import BadDocument, MissingLabel

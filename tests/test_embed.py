@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import requests
-from conftest import coloured, encoded
 from docarray import DocList
 from jina import Client
-from serving import Service
 
+from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
+from serving import Service
 
 PROTOCOLS = ("grpc", "http", "websocket")
 DIM = 128  # of the default model

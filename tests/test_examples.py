@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from docarray import DocList
-from flows import served_by
 from jina import Client
-from serving import ROOT, free_ports
 
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
+from flows import served_by
+from serving import ROOT, free_ports
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import coloured
 from PIL import Image
 
+from conftest import coloured
 from executor.__main__ import main
 from executor.errors import ConfigurationError, UnknownModel, WorkspaceError
 from executor.export import export, find_model

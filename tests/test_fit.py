@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import coloured, encoded
 from docarray import DocList
 from jina import Client
 from jina.excepts import BadServer
-from serving import Service, served
 
+from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
+from serving import Service, served
 
 
 @pytest.fixture(scope="module")

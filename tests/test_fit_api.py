@@ -13,11 +13,11 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from conftest import coloured, encoded
 from docarray import BaseDoc
 from docarray.typing import NdArray
 from torch import nn
 
+from conftest import coloured, encoded
 from executor import (
     ClassDataset,
     Document,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import requests
+
 from conftest import coloured, encoded
 from serving import ROOT, free_ports
 

@@ -13,13 +13,13 @@ import numpy as np
 import psutil
 import pytest
 import requests
-from conftest import coloured
 from docarray import DocList
 from jina import Client
-from serving import ROOT, Service, free_ports
 
+from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
+from serving import ROOT, Service, free_ports
 
 FOREVER = 100_000  # epochs
 SOME = 12  # epochs: enough to be caught between the first step and the last

@@ -9,9 +9,9 @@ import albumentations
 import numpy as np
 import pytest
 import torch
-from conftest import coloured
 from torch import nn
 
+from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray, InstanceDataset
 from executor.cache import ImageCache
 from executor.errors import BadDocument, ConfigurationError

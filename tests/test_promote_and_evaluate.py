@@ -8,12 +8,12 @@ import numpy as np
 import psutil
 import pytest
 import requests
-from conftest import coloured, encoded
 from jina.excepts import BadServer
-from serving import Service
 
+from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.documents import Evaluation, Match, RunStatus
+from serving import Service
 
 METRICS = {"recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr"}
 

@@ -20,7 +20,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def patterns(count: int, *, shuffled: bool, seed: int, prefix: str) -> DocumentArray:
-    """Images of stripes in 4 directions, in random colours: an untrained network confuses them, a tuned one does not."""
+    """Images of stripes in 4 directions, in random colours: an untrained network confuses them, a tuned one less."""
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 4
     y, x = np.mgrid[:16, :16]

@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import coloured
-from flows import served_by
 from PIL import Image
-from serving import ROOT, free_ports
 
+from conftest import coloured
 from docs import tables
 from executor.documents import Problem, RunStatus
 from executor.parameters import LOSS_NAMES, parse_executor_options
 from executor.runs import LEGAL, RunState
+from flows import served_by
+from serving import ROOT, free_ports
 
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "parameters.md").read_text()

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import requests
-from conftest import coloured
 from docarray import DocList
 from jina import Client
-from serving import Service
 
+from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
+from serving import Service
 
 METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
 STATES = ("receiving", "queued", "training", "succeeded")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import requests
-from conftest import coloured
 from jina import Client
-from serving import Service
 
+from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import RunQuery, RunStatus
+from serving import Service
 
 STATES = ["receiving", "queued", "training", "succeeded"]
 
