@@ -1,6 +1,6 @@
 """How good the tuned embeddings are: mAP@R of our defaults, of each of our losses, and of peers, side by side.
 
-    .venv/bin/python benchmarks/quality.py [--quick] [--seeds 3]
+    .venv/bin/python -m benchmarks.quality [--quick] [--seeds 3] [--epochs 4]
 
 Data: scikit-learn's digits, with held-out images of seen classes, and with unseen classes (trained on 0-4, measured on
 5-9); and generated textured shapes at 64 pixels (`shapes.py`), 25 classes seen and 25 unseen, whose one training is
@@ -28,7 +28,9 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.samplers import MPerClassSampler
 from sklearn.datasets import load_digits
 
-from common import options, print_headline, print_machine, print_table
+from benchmarks.common import options, print_headline, print_machine, print_table
+from benchmarks.shapes import classes as shape_classes
+from benchmarks.shapes import make as make_shapes
 from executor import Document, DocumentArray
 from executor.datasets import make_dataset
 from executor.evaluation import embed_batches
@@ -40,8 +42,6 @@ from executor.parameters import LOSS_NAMES, TrainingOptions
 from executor.precision import computes_in_bf16
 from executor.recipe import make_config, make_loader, make_loss
 from executor.training import train, warmup_cosine
-from shapes import classes as shape_classes
-from shapes import make as make_shapes
 
 DEVICE = torch.device("cpu")
 BATCH = 64
@@ -239,6 +239,7 @@ def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4, help="over the digits; over the shapes twice as many")
     parser.add_argument("--only", default="", help="only the rows whose name has this in it")
     arguments: argparse.Namespace = parser.parse_args()
     print_machine()
@@ -246,7 +247,7 @@ def main() -> None:
     if arguments.quick or arguments.tiny:
         keep = ("raw pixels", "untrained", "ours: class, default", "PML ProxyAnchor")
         rows = {row: method for row, method in rows.items() if row in keep}
-    epochs = 1 if arguments.tiny else 2 if arguments.quick else 8
+    epochs = 1 if arguments.tiny else 2 if arguments.quick else arguments.epochs
     found = measure(rows, 1 if arguments.quick or arguments.tiny else arguments.seeds, epochs)
     tests = list(next(iter(found.values())))
     print(f"\nmAP@R, mean ± standard deviation of {len(next(iter(found.values()))[tests[0]])} seeds\n")

@@ -175,8 +175,11 @@ def prepare_run(folder: Path, name: str, files: list[tuple[str, int]], size: int
 
 def main() -> None:
     """Measure and print."""
-    arguments = options(__doc__).parse_args()
-    images, epochs, rounds, size, threads = 1024, 5, 3, 128, os.cpu_count() or 1
+    parser = options(__doc__)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    images, epochs, rounds, size, threads = arguments.images, 5, arguments.rounds, 128, os.cpu_count() or 1
     if arguments.quick:
         images, epochs, rounds = 192, 3, 1
     if arguments.tiny:

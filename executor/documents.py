@@ -1,4 +1,4 @@
-"""The documents that travel: `Document` in, `Document`, `RunStatus` and `Evaluation` out.
+"""The documents that travel: `Document` in, `Document`, `RunStatus`, `Evaluation` and `Event` out.
 
 No `from __future__ import annotations` here: Jina reads these annotations at run time. Only literal
 defaults, because a `default_factory` makes a field required behind the HTTP gateway.
@@ -166,6 +166,16 @@ class Evaluation(BaseDoc):
     metrics: Dict[str, float] = {}
     queries: int = 0
     skipped: int = 0
+
+
+class Event(BaseDoc):
+    """One entry of a run's history: `number` counts from 1, `at` is ISO 8601 in UTC, `kind` and `message` say what."""
+
+    run: str = ""
+    number: int = 0
+    at: str = ""
+    kind: str = ""
+    message: str = ""
 
 
 Label = Union[int, str]

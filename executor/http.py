@@ -12,8 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import jina.helper
-from fastapi import FastAPI
-from starlette.requests import Request
+from fastapi import FastAPI, Request
 
 from .errors import FinetunerError, InternalError
 

@@ -206,6 +206,14 @@ class CancelParameters(_Parameters):
     run: RunName = Field(description="the run to cancel")
 
 
+class EventsParameters(_Parameters):
+    """Parameters of `/events`."""
+
+    run: RunName = Field(description="the run whose history to return")
+    after: Annotated[Whole, Field(ge=0)] = Field(0, description="the number of the last event that is known already")
+    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(100, description="at most so many events")
+
+
 class ReportParameters(_Parameters):
     """Parameters of `/report`."""
 

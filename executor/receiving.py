@@ -19,7 +19,8 @@ from .runs import Run, RunState, RunStore
 class Receiver:
     """Appends documents durably to the spools of runs that are receiving.
 
-    Args: arrived, start_soon: told when documents arrive for a run, and when one shall start.
+    Args: arrived, start_soon, options_changed: told when documents arrive for a run, when one shall start, and when a
+        later request has set options of one.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class Receiver:
         *,
         arrived: Callable[[str, bool], None],
         start_soon: Callable[[str], None],
+        options_changed: Callable[[str], None],
     ) -> None:
         self._store = store
         self._options = options
         self._policy = options.image_policy()
         self._arrived = arrived
         self._start_soon = start_soon
+        self._options_changed = options_changed
         self._lock = threading.RLock()  # between a run's state and its spool
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
 
@@ -51,7 +54,7 @@ class Receiver:
             run = self._run_for(docs, parameters)
             if run.state is not RunState.RECEIVING:
                 return self._repeated(run, docs, parameters)
-            self._check_options(run, parameters)
+            self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
             if docs:
@@ -113,6 +116,7 @@ class Receiver:
         options["base"] = self._version(options["base"])
         configuration = {
             "options": self._options.model_dump(mode="json"),
+            "given": sorted(asked),
             "directory": os.getcwd(),
             "path": [entry or os.getcwd() for entry in sys.path],
         }
@@ -127,18 +131,30 @@ class Receiver:
             )
         return version
 
-    def _check_options(self, run: Run, parameters: FitParameters) -> None:
-        asked: dict[str, Any] = FitParameters.model_dump(parameters, mode="json")
-        for name in parameters.training_options():
-            if asked[name] != run.options[name] and not (name == "base" and asked[name] == "promoted"):
+    def _settle_options(self, run: Run, parameters: FitParameters) -> None:
+        """Take over the options that this request is the first to name. Raises: InvalidParameter: a contradiction."""
+        asked = parameters.model_dump(mode="json")
+        names = parameters.training_options().keys()
+        if "base" in names and asked["base"] == "promoted":
+            asked["base"] = run.options["base"] if "base" in run.configuration["given"] else self._version("promoted")
+        changed = [name for name in names if asked[name] != run.options[name]]
+        for name in changed:
+            if name in run.configuration["given"]:
                 raise InvalidParameter(
-                    f"Parameter {name!r} of run {run.name!r} is {run.options[name]!r} since its first request, not "
+                    f"Parameter {name!r} of run {run.name!r} is {run.options[name]!r} since an earlier request, not "
                     f"{asked[name]!r}; leave it out, or name another run."
                 )
         if None not in (run.total, parameters.total) and run.total != parameters.total:
             raise InvalidParameter(
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
+        if changed:
+            merged = run.options | {name: asked[name] for name in changed}
+            options = parse(TrainingOptions, merged, where="/fit").model_dump(mode="json")
+            options["base"] = self._version(options["base"])
+            given = [*run.configuration["given"], *changed]
+            self._store.set_options(run.name, options, run.configuration | {"given": given})
+            self._options_changed(run.name)
 
     def _repeated(self, run: Run, docs: Sequence[Document], parameters: FitParameters) -> str:
         """A repeated request changes nothing; new documents are too late."""

@@ -335,6 +335,14 @@ class RunStore:
         with self._transaction() as db:
             db.execute("UPDATE runs SET total = ? WHERE name = ?", (total, name))
 
+    def set_options(self, name: str, options: dict[str, Any], configuration: dict[str, Any]) -> None:
+        """Replace the options of a run that is receiving."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET options = ?, configuration = ? WHERE name = ?",
+                (json.dumps(options), json.dumps(configuration), name),
+            )
+
     def set_pid(self, name: str, pid: int | None) -> None:
         """Record the trainer process of a run."""
         with self._transaction() as db:

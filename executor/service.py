@@ -15,7 +15,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from . import reporting
-from .documents import Document, DocumentArray, Evaluation, RunQuery, RunStatus
+from .documents import Document, DocumentArray, Evaluation, Event, RunQuery, RunStatus
 from .embedder import Embedder
 from .errors import FinetunerError
 from .http import Refusal, extend_http
@@ -24,6 +24,7 @@ from .parameters import (
     CancelParameters,
     EmbedParameters,
     EvaluateParameters,
+    EventsParameters,
     FitParameters,
     PromoteParameters,
     ReportParameters,
@@ -84,7 +85,11 @@ class FinetunerExecutor(Executor):
             promote=self._serve,
         )
         self._receiver = Receiver(
-            self._store, options, arrived=self._supervisor.arrived, start_soon=self._supervisor.start_soon
+            self._store,
+            options,
+            arrived=self._supervisor.arrived,
+            start_soon=self._supervisor.start_soon,
+            options_changed=self._supervisor.warm_again,
         )
         self._receiver.go_on()
         self._supervisor.start()
@@ -134,6 +139,17 @@ class FinetunerExecutor(Executor):
         """Return the retrieval metrics of a version on labelled documents, or on a run's eval documents."""
         wanted = parse(EvaluateParameters, parameters, where="/evaluate")
         return DocList[Evaluation]([await evaluate(self._embedder, self._store, docs, wanted)])
+
+    @requests(on="/events")
+    @endpoint
+    async def events(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Event]:
+        """Return the history of a run, oldest first."""
+        wanted = parse(EventsParameters, parameters, where="/events")
+        run = await asyncio.to_thread(self._store.get, wanted.run)
+        found = await asyncio.to_thread(self._store.events, run.name, wanted.after, wanted.limit)
+        return DocList[Event](
+            Event(run=run.name, number=number, at=at, kind=kind, message=message) for number, at, kind, message in found
+        )
 
     @requests(on="/report")
     @endpoint

@@ -57,6 +57,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._of = ""  # the run that the process is for
         self._warmed: set[str] = set()  # runs a trainer was started for before they were queued
+        self._stale: set[str] = set()  # runs whose options have changed since their trainer was started
         self._arrivals: dict[str, float] = {}  # of the last train document, by a clock that never jumps
         self._starts: dict[str, float] = {}  # when to start, once `start` was asked for with documents
         self._barren: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
@@ -88,6 +89,11 @@ class Supervisor:
     def start_soon(self, run: str) -> None:
         """Queue a run as soon as no further request of the same call follows."""
         self._starts[run] = time.monotonic() + START_GRACE_SECONDS
+        self._wake.set()
+
+    def warm_again(self, run: str) -> None:
+        """Note that the trainer of a run, if it has one already, knows old options."""
+        self._stale.add(run)
         self._wake.set()
 
     def cancel(self, run: str) -> None:
@@ -131,15 +137,19 @@ class Supervisor:
         receiving = [run for run in self._store.in_state(RunState.RECEIVING) if run.name not in self._warmed]
         if queued:
             first = queued[0]
-            if self._of != first.name:
-                self._end_trainer(signal.SIGKILL)  # it was only warming up for another run
+            if self._of != first.name or first.name in self._stale:
+                self._end_trainer(signal.SIGKILL)  # it was only warming up: for another run, or with old options
                 self._spawn(first)
             self._store.advance(first.name, RunState.TRAINING)
+        elif self._of in self._stale:
+            self._warmed.discard(self._of)
+            self._end_trainer(signal.SIGKILL)
         elif receiving and self._process is None:
             self._warmed.add(receiving[0].name)
             self._spawn(receiving[0])
 
     def _spawn(self, run: Run) -> None:
+        self._stale.discard(run.name)
         workspace = self._store.workspace
         workspace.run(run.name).mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", PACKAGE.name, "train", "--workspace", str(workspace.root), "--run", run.name]

@@ -274,7 +274,7 @@ def test_new_documents_are_refused_after_the_start_with_the_state(service: Servi
 
 def test_a_later_contradiction_of_a_training_option_is_refused_by_name(service: Service, run: str) -> None:
     send(service, pixels(3), run=run, learning_rate=0.01)
-    with refusal("'learning_rate'", "is 0.01 since its first request, not 0.02"):
+    with refusal("'learning_rate'", "is 0.01 since an earlier request, not 0.02"):
         send(service, pixels(6), run=run, learning_rate=0.02)
     assert service.status(run).train_documents == 3
 
@@ -455,7 +455,7 @@ def test_base_promoted_is_the_version_served_when_the_run_was_made(
     service.post("/promote", returns=RunStatus, run="class-run")
     send(service, pixels(3), run=run, base="promoted")
     service.post("/promote", returns=RunStatus, run="base")
-    with refusal("'base'", "is 'class-run' since its first request"):
+    with refusal("'base'", "is 'class-run' since an earlier request"):
         send(service, pixels(3), run=run, base="base")
 
 
@@ -507,3 +507,19 @@ def test_a_mixture_with_kind_auto_fails_with_the_count_and_a_document_of_each_so
     assert "1 with matches (such as 'session-0')" in error
     assert "2 with neither label nor matches (such as 'bare-0')" in error
     assert "Set kind" in error
+
+
+def test_an_option_may_be_named_by_a_later_request_and_holds_from_then_on(
+    service: Service, labelled: Callable[..., DocumentArray]
+) -> None:
+    service.post("/fit", labelled(6, prefix="e"), returns=RunStatus, run="late", split="eval")
+    first = service.post("/fit", labelled(9), returns=RunStatus, run="late", epochs=3, embedding_dim=8)[-1]
+    assert first.epochs == 3
+    answer = service.http("/fit", run="late", epochs=4)
+    assert "'epochs' of run 'late' is 3 since an earlier request, not 4" in answer.json()["detail"]
+    service.post("/fit", returns=RunStatus, run="late")
+    status = service.wait("late")
+    assert status.state == "succeeded", status.error
+    assert status.epochs == status.epoch == 3
+    (doc,) = service.post("/embed", labelled(1), returns=Document, model="late")
+    assert doc.embedding.shape == (8,)

@@ -11,7 +11,7 @@ from jina import Client
 
 from conftest import coloured
 from executor import Document, DocumentArray
-from executor.documents import RunStatus
+from executor.documents import Event, RunStatus
 from serving import Service
 
 METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
@@ -221,3 +221,21 @@ def test_an_ill_typed_run_is_refused_by_name(service: Service, run: Any) -> None
     response = service.http("/status", run=run)
     assert response.status_code >= 400
     assert response.json()["detail"].startswith("Parameter 'run' of /status is ")
+
+
+def test_events_tell_the_history_of_a_run_in_order(service: Service, labelled: Any) -> None:
+    service.post("/fit", labelled(5, classes=2), returns=RunStatus, run="told", total=5, batch_size=4)
+    service.wait("told")
+    events = service.post("/events", returns=Event, run="told")
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    kinds = [event.kind for event in events]
+    assert [kind for kind in kinds if kind in ("received", "queued", "training", "promoted", "succeeded")] == [
+        "received",
+        "queued",
+        "training",
+        "promoted",
+        "succeeded",
+    ]
+    assert any(event.kind == "warning" and "num_items_per_class is 2" in event.message for event in events)
+    later = service.http("/events", run="told", after=2, limit=1).json()["data"]
+    assert [event["number"] for event in later] == [3]

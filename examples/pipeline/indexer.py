@@ -10,7 +10,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from executor import Document, DocumentArray
-from executor.documents import Evaluation, Match, RunStatus
+from executor.documents import Evaluation, Event, Match, RunStatus
 
 
 class Indexer(Executor):
@@ -49,6 +49,11 @@ class Indexer(Executor):
     @requests(on="/evaluate")
     async def pass_evaluation(self, docs: DocList[Evaluation], **_: Any) -> DocList[Evaluation]:
         """Leave an evaluation as it is."""
+        return docs
+
+    @requests(on="/events")
+    async def pass_events(self, docs: DocList[Event], **_: Any) -> DocList[Event]:
+        """Leave events as they are."""
         return docs
 
     @requests(on="/watch")
