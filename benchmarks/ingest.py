@@ -119,7 +119,8 @@ def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
     """Milliseconds for one request's documents, by piece."""
     store = RunStore(Workspace(folder / "pieces"))
     executor = ExecutorOptions.model_validate(quiet(folder)).with_roots()
-    receiver = Receiver(store, executor, arrived=lambda run, train: None, start_soon=lambda run: None)
+    ignore = {name: lambda *_: None for name in ("arrived", "start_soon", "options_changed")}
+    receiver = Receiver(store, executor, **ignore)
     receiver.receive(DocumentArray(make(1)), FitParameters(run="pieces"))
     spool = DocumentArrayMemmap(folder / "pieces" / "spool.sqlite")
     spent: dict[str, list[float]] = defaultdict(list)
