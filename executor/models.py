@@ -7,10 +7,7 @@ from a factory needs that factory importable.
 
 import importlib
 import json
-import os
 import re
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -32,6 +29,7 @@ from .backbones import (
     transformers_backbone,
 )
 from .errors import ConfigurationError, WorkspaceError
+from .files import publish_folder
 
 __all__ = [
     "EmbeddingModel",
@@ -192,18 +190,17 @@ def save_model(model: EmbeddingModel, folder: Path) -> None:
         "head": model.head is not None,
         "normalise": model.normalise,
     }
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        unfinished.mkdir(parents=True)
-        safetensors.torch.save_model(model, str(unfinished / "weights.safetensors"))
-        _write_json(unfinished / "model.json", settings)
+
+    def write(place: Path) -> None:
+        safetensors.torch.save_model(model, str(place / "weights.safetensors"))
+        _write_json(place / "model.json", settings)
         if model.description:
-            _write_json(unfinished / "backbone_config.json", model.description)
-        _publish(unfinished, folder)
+            _write_json(place / "backbone_config.json", model.description)
+
+    try:
+        publish_folder(folder, write)
     except (OSError, SafetensorError) as error:
         raise WorkspaceError(f"The model cannot be saved to {folder}: {error}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def load_model(
@@ -364,24 +361,3 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
-def _publish(unfinished: Path, folder: Path) -> None:
-    """Give a finished folder its name, durably; what had that name before is deleted."""
-    for path in (*unfinished.iterdir(), unfinished):
-        _sync(path)
-    replaced = unfinished.with_name(f"{unfinished.name}.replaced")
-    if folder.exists():
-        folder.rename(replaced)
-    unfinished.rename(folder)
-    _sync(folder.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
