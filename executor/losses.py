@@ -42,7 +42,7 @@ LOSSES: dict[str, dict[str, LossFactory]] = {
     "session": SESSION_LOSSES,
     "unlabeled": BATCH_LOSSES,
 }
-# Measured: benchmarks/README.md.
+# How they compare: docs/training.md.
 DEFAULT_LOSS = {"class": "proxy_anchor", "session": "triplet", "unlabeled": "ntxent"}
 DEFAULT_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("unlabeled", "ntxent"): {"temperature": 0.2},

@@ -118,7 +118,7 @@ class TrainingOptions(_Parameters):
     )
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="of order, augmentation and dropout")
     loss: Annotated[str, BeforeValidator(_loss_name)] = Field(
-        "auto", description="a loss by name; by default the best measured for the kind"
+        "auto", description="a loss by name; by default `proxy_anchor`, `triplet` or `ntxent`, by the kind"
     )
     loss_options: dict[str, Any] = Field({}, description="arguments of the loss, checked by name")
     memory_size: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
