@@ -11,10 +11,9 @@ from torch import nn
 from .cache import ImageCache
 from .datasets import Dataset
 from .loading import ahead, collate, default_augmentation, is_image, item_content, model_inputs
-from .metrics import Scores, paired_difference, score_classes, score_instances, score_sessions
+from .metrics import DECIDING, Scores, paired_difference, score_classes, score_instances, score_sessions
 from .models import embedding_of
 
-DECIDING = "mean_average_precision_at_r"
 BATCH = 64
 
 

@@ -11,10 +11,11 @@ from torch import nn
 from .datasets import Dataset, InstanceDataset, make_dataset
 from .device import choose_device
 from .errors import BadRequest, InvalidParameter, NotTrainable
-from .evaluation import DECIDING, EvalSet, embed_batches
+from .evaluation import EvalSet, embed_batches
 from .images import looks_channels_first, warn_channels_first
 from .loading import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
 from .memmap import DocumentArrayMemmap
+from .metrics import DECIDING
 from .models import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
 from .precision import choose_bf16

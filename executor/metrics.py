@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
+DECIDING = "mean_average_precision_at_r"  # the one that says whether a model is better
 
 _NDCG_DEPTH = 10
 _TIE = 1e-12  # cosines closer than this are equal: products of the same vectors differ by about 1e-16

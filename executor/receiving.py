@@ -75,8 +75,7 @@ class Receiver:
             if self._store.get(name).state is RunState.RECEIVING:
                 train, held = self.counts(name)
                 self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=held)
-                for spool in self._spools.pop(name, {}).values():
-                    spool.close()
+                self._drop_spool(name)
 
     def counts(self, name: str) -> tuple[int, int]:
         """The documents in the spool of a run that is receiving: (train, eval)."""
@@ -86,9 +85,8 @@ class Receiver:
     def close(self) -> None:
         """Close the spools."""
         with self._lock:
-            for splits in self._spools.values():
-                for spool in splits.values():
-                    spool.close()
+            for name in list(self._spools):
+                self._drop_spool(name)
 
     # which run ----------------------------------------------------------------------------------------------------
 
@@ -148,12 +146,14 @@ class Receiver:
             raise InvalidParameter(
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
-        if changed:
+        named = [name for name in names if name not in run.configuration["given"]]
+        if named:  # also those that are as they were: from now on they hold
             merged = run.options | {name: asked[name] for name in changed}
             options = parse(TrainingOptions, merged, where="/fit").model_dump(mode="json")
             options["base"] = self._version(options["base"])
-            given = [*run.configuration["given"], *changed]
-            self._store.set_options(run.name, options, run.configuration | {"given": given})
+            configuration = run.configuration | {"given": [*run.configuration["given"], *named]}
+            self._store.set_options(run.name, options, configuration)
+        if changed:
             self._options_changed(run.name)
 
     def _repeated(self, run: Run, docs: Sequence[Document], parameters: FitParameters) -> str:

@@ -24,10 +24,9 @@ from .charts import Curve
 from .errors import NotFound, WorkspaceError
 from .files import sync
 from .images import image_from_array
-from .metrics import METRICS, Scores, paired_difference
+from .metrics import DECIDING, METRICS, Scores, paired_difference
 
 FORMAT = 1  # of report.json
-DECIDING = "mean_average_precision_at_r"
 TITLES = {
     "mean_average_precision_at_r": ("mAP@R", "how well the R documents that fit fill the first R places"),
     "recall_at_1": ("Recall@1", "share of queries whose nearest neighbour fits"),

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,15 @@ LEGAL: dict[RunState, set[RunState]] = {
     RunState.QUEUED: {RunState.TRAINING, RunState.CANCELLED},
     RunState.TRAINING: {RunState.QUEUED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED},
 }
+
+
+class TrainerExit(IntEnum):
+    """How the trainer process ends by itself; the service reads it."""
+
+    SUCCEEDED = 0
+    CRASHED = 1
+    REFUSED = 3  # the run cannot be trained, and another attempt would not help
+    INTERRUPTED = 4  # it was told to stop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`/evaluate`: embed documents with a version and score them as queries."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,18 +30,27 @@ async def evaluate(
         if docs:
             raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
         store.get(parameters.run)
-        docs = DocumentArrayMemmap(store.workspace.spool(parameters.run), split="eval")
-        if not len(docs):
-            raise BadRequest(f"Run {parameters.run!r} has no eval documents; send labelled documents to /evaluate.")
+        with DocumentArrayMemmap(store.workspace.spool(parameters.run), split="eval") as held:
+            if not len(held):
+                raise BadRequest(f"Run {parameters.run!r} has no eval documents; send labelled documents to /evaluate.")
+            return await _evaluate_on(embedder, store, held, parameters)
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
-    kind = kind_of(docs)
+    return await _evaluate_on(embedder, store, docs, parameters)
+
+
+async def _evaluate_on(
+    embedder: Embedder, store: RunStore, docs: Sequence[Any], parameters: EvaluateParameters
+) -> Evaluation:
+    """What takes long goes to threads: the event loop answers `/embed` meanwhile."""
+    kind = await asyncio.to_thread(kind_of, docs)
     if kind == "unlabeled":
         raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")
     model = parameters.model or store.promoted()
     good = DocumentArray()
     failed = 0
-    for chunk in _chunks(docs):
+    for start in range(0, len(docs), CHUNK):
+        chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
         await embedder.embed(chunk, model=model, matches=kind == "session")
         for doc in chunk:
             doc.matches = [match for match in doc.matches if ERROR_TAG not in match.tags]
@@ -50,7 +60,7 @@ async def evaluate(
                 good.append(_light(doc))
     if not good:
         raise BadRequest(f"None of the {failed} documents could be embedded; /embed says of each why.")
-    return _scored(model, kind, good, failed)
+    return await asyncio.to_thread(_scored, model, kind, good, failed)
 
 
 def _scored(model: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
@@ -60,11 +70,6 @@ def _scored(model: str, kind: str, docs: DocumentArray, failed: int) -> Evaluati
     embeddings = np.stack([dataset.document(item).embedding for item in range(len(dataset))])
     scores = score_embeddings(kind, embeddings, dataset.labels)
     return Evaluation(model=model, metrics=scores.mean(), queries=scores.queries, skipped=scores.skipped + failed)
-
-
-def _chunks(docs: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(docs), CHUNK):
-        yield docs[start : start + CHUNK]
 
 
 def _light(doc: Any) -> Any:

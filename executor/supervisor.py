@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .reporting import UNPROVEN, settle
-from .runs import Run, RunState, RunStore
+from .runs import Run, RunState, RunStore, TrainerExit
 
 PACKAGE = Path(__file__).resolve().parent
 TICK_SECONDS = 0.05
@@ -23,7 +23,6 @@ LOG_LINES = 20
 # away the time that the one waited for needs: a step took 20 times as long. With this many rounds an idle machine is
 # as fast as ever (with none, OMP_WAIT_POLICY=PASSIVE, a third slower).
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "10000"}
-_REFUSED, _INTERRUPTED = 3, 4  # exit codes of the trainer
 
 _log = logging.getLogger(__name__)
 
@@ -174,9 +173,9 @@ class Supervisor:
         run = self._store.get(name)
         if run.state is not RunState.TRAINING:
             return  # it was cancelled, or failed to warm up: it is tried again once the run is queued
-        if code == 0 and self._store.workspace.model(name).is_dir():
+        if code == TrainerExit.SUCCEEDED and self._store.workspace.model(name).is_dir():
             self._succeed(run)
-        elif code == _REFUSED:
+        elif code == TrainerExit.REFUSED:
             self._fail(run, self._store.progress(name).error or "the trainer refused the run")
         else:
             self._resume_or_fail(run, code)
@@ -242,6 +241,6 @@ def how_it_ended(code: int) -> str:
     """Say how a process ended: negative exit codes are signal numbers."""
     if code < 0:
         return f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    if code == _INTERRUPTED:
+    if code == TrainerExit.INTERRUPTED:
         return "was told to stop"
     return f"ended with exit code {code}"

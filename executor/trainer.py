@@ -44,11 +44,10 @@ from .recipe import (
     prepare_model,
     split_off,
 )
-from .runs import Progress, RunState, RunStore, Workspace
+from .runs import Progress, RunState, RunStore, TrainerExit, Workspace
 from .training import Interrupted, Meter, NonFiniteLoss, Step, TrainState, train
 from .versions import ensure_base
 
-SUCCEEDED, REFUSED, CRASHED, INTERRUPTED = 0, 3, 1, 4  # exit codes
 CHECKPOINT_SECONDS = 30.0  # within an epoch
 EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint: what is lost is done again, with the same result
 REPORT_SECONDS = 0.2
@@ -68,17 +67,17 @@ def main(workspace: Path, name: str, *, tied: bool) -> int:
     signal.signal(signal.SIGTERM, lambda *_: trainer.interrupt())
     try:
         trainer.run()
-        return SUCCEEDED
+        return TrainerExit.SUCCEEDED
     except Interrupted:
-        return INTERRUPTED
+        return TrainerExit.INTERRUPTED
     except FinetunerError as error:
         _log.exception("The run cannot go on")
         trainer.report(error=str(error))
-        return REFUSED
+        return TrainerExit.REFUSED
     except Exception as error:
         _log.exception("The trainer failed")
         trainer.report(error=f"{type(error).__name__}: {error}")
-        return CRASHED
+        return TrainerExit.CRASHED
 
 
 def _die_with_the_service() -> None:

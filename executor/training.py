@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from .errors import FinetunerError
 from .gradients import compute_gradients
 from .loading import Loader, model_inputs
+from .metrics import DECIDING
 
 PROXY_LEARNING_RATE = 1e-2  # of the parameters of a loss, which start from nothing (Kim et al. 2020, arXiv:2003.13911)
 GRADIENT_NORM = 5.0  # larger gradients are scaled down to it
@@ -87,7 +88,7 @@ def train(
     *,
     device: torch.device,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    score: str = "mean_average_precision_at_r",
+    score: str = DECIDING,
     report: Callable[[Step], None] = lambda step: None,
     save: Callable[[Callable[[], TrainState], bool], None] = lambda state, epoch_ended: None,
     stop: Callable[[], bool] = lambda: False,

@@ -523,3 +523,17 @@ def test_an_option_may_be_named_by_a_later_request_and_holds_from_then_on(
     assert status.epochs == status.epoch == 3
     (doc,) = service.post("/embed", labelled(1), returns=Document, model="late")
     assert doc.embedding.shape == (8,)
+
+
+def test_an_option_named_with_its_default_holds_too(service: Service, labelled: Callable[..., DocumentArray]) -> None:
+    service.post("/fit", labelled(4), returns=RunStatus, run="named", total=9)
+    service.post(
+        "/fit",
+        labelled(4, prefix="x"),
+        returns=RunStatus,
+        run="named",
+        epochs=service.options["fit_defaults"]["epochs"],
+    )
+    answer = service.http("/fit", run="named", epochs=7)
+    assert "'epochs' of run 'named' is 2 since an earlier request, not 7" in answer.json()["detail"]
+    service.http("/cancel", run="named")
