@@ -1,6 +1,8 @@
-"""An HTTP gateway for a Flow that answers a caller's mistake with its own 4xx instead of Jina's 500.
+"""A gateway for a Flow, over any of Jina's protocols, that knows our refusals and our token.
 
-It also takes a body without `data` where there are no documents to send. In Python:
+Over HTTP it answers a caller's mistake with its own 4xx instead of Jina's 500, and takes a body without `data` where
+there are no documents to send. With a token, in the environment or in a `token_file`, it asks every client for it, over
+HTTP, websocket and gRPC, and presents it to the executors of the Flow. In Python:
 
     Flow(protocol="http").config_gateway(uses=FinetunerGateway).add(uses="config.yml")
 
@@ -8,33 +10,103 @@ In YAML, by its dotted path. The package must be importable in the gateway's pro
 with `PYTHONPATH` naming the directory that holds the package (`PYTHONPATH=. jina flow --uses flow.yml`).
 
     jtype: Flow
-    with: {protocol: http, port: 54321, host: 127.0.0.1}
+    with: {protocol: [grpc, http], port: [54321, 8080], host: 127.0.0.1}
     gateway: {uses: executor.gateway.FinetunerGateway}
     executors:
       - uses: config.yml
 """
 
-from collections.abc import AsyncIterator
+import math
+import re
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
 from jina.proto import jina_pb2
-from jina.serve.runtimes.gateway.http import HTTPGateway
+from jina.serve.runtimes.gateway.gateway import BaseGateway
+from jina.serve.runtimes.servers.composite import CompositeBaseServer
+from jina.serve.runtimes.servers.grpc import GRPCServer
+from jina.serve.runtimes.servers.http import HTTPServer
+from jina.serve.runtimes.servers.websocket import WebSocketServer
 
 from . import errors
-from .http import OptionalData
+from .bearer import App, TokenRequired, TokenRequiredByServer, presenting, read_token
+from .ending import answer_before_the_end
+from .http import OptionalData, malformed
 
 
-class FinetunerGateway(HTTPGateway):
-    """Jina's HTTP gateway, but for the status of refused requests and for bodies without `data`."""
+class FinetunerGateway(CompositeBaseServer, BaseGateway):
+    """Jina's gateway, but for the status of refused requests, bodies without `data`, and the token.
 
+    Args: token_file: a file that holds the token, if it is not in the environment.
+    Raises: ConfigurationError: the token cannot be used.
+    """
+
+    def __init__(self, token_file: str | None = None, **kwargs: Any) -> None:
+        self._token = read_token(token_file)
+        answer_before_the_end()
+        super().__init__(**kwargs)
+        self.servers = [
+            _SERVERS[str(settings["runtime_args"]["protocol"]).lower()](token=self._token, **settings)
+            for settings in self._server_kwargs
+        ]
+
+    def aio_tracing_client_interceptors(self) -> list[Any]:
+        """Those of the channels to the executors."""
+        return [*(super().aio_tracing_client_interceptors() or []), *(presenting(self._token) if self._token else [])]
+
+    @property
+    def _should_exit(self) -> bool:
+        """Whether a server was told to end; Jina's own would say so of one that speaks gRPC alone."""
+        return any(getattr(server, "should_exit", False) for server in self.servers)
+
+
+class _Guarded:
+    """What the servers have in common: the token, if there is one."""
+
+    def __init__(self, token: str | None, **kwargs: Any) -> None:
+        self._token = token
+        super().__init__(**kwargs)
+
+
+class _OverGrpc(_Guarded, GRPCServer):
+    def aio_tracing_server_interceptors(self) -> list[Any]:
+        tracing = super().aio_tracing_server_interceptors() or []
+        return [*tracing, *([TokenRequiredByServer(self._token)] if self._token else [])]
+
+
+class _OverHttp(_Guarded, HTTPServer):
     @property
     def app(self) -> FastAPI:
         """Jina's app, with its streamer watched for refusals."""
         self._request_handler.streamer = _Watched(self._request_handler.streamer)
         app: FastAPI = super().app
+        app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
+        if self._token is not None:
+            app.add_middleware(TokenRequired, token=self._token)
         return app
+
+
+class _OverWebsocket(_Guarded, WebSocketServer):
+    @property
+    def app(self) -> App:
+        """What is served; Jina assigns it once it has been made."""
+        return self._app
+
+    @app.setter
+    def app(self, app: App) -> None:
+        self._app = app if self._token is None else TokenRequired(app, self._token)
+
+
+_SERVERS = {"grpc": _OverGrpc, "http": _OverHttp, "websocket": _OverWebsocket}
+
+
+# What Jina's messages carry from a gateway to an executor. What they do not breaks its gateway, which then answers 500
+# and waits for ever when it shall end.
+MAX_INTEGER = 2**31 - 1
+MAX_DEPTH = 16
 
 
 class _Watched:
@@ -46,9 +118,11 @@ class _Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._streamer, name)
 
-    async def stream_docs(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Like the streamer's own. Raises: HTTPException: an executor refused the request."""
-        async for response in self._streamer.stream_docs(*args, **kwargs):
+    async def stream_docs(self, docs: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Like the streamer's own. Raises: HTTPException: an executor refused the request, or none could get it."""
+        if reason := unsendable(docs, kwargs.get("parameters"), kwargs.get("target_executor")):
+            raise HTTPException(errors.BadRequest.status, reason)
+        async for response in self._streamer.stream_docs(docs, **kwargs):
             refused = getattr(response, "header", None)  # a dry run asks for documents, not for responses
             if refused is not None and refused.status.code == jina_pb2.StatusProto.ERROR:
                 raise HTTPException(_status(refused.status.exception.args), refused.status.description)
@@ -59,3 +133,41 @@ def _status(arguments: Any) -> int:
     """The HTTP status of the error whose class a `Refusal` names as its second argument."""
     error = getattr(errors, arguments[1], None) if len(arguments) == 2 else None
     return error.status if isinstance(error, type) and issubclass(error, errors.FinetunerError) else 500
+
+
+def unsendable(docs: Iterable[Any], parameters: dict[str, Any] | None, target_executor: str | None) -> str | None:
+    """Say what of a request Jina could not pass on to an executor; None where it can."""
+    for doc in docs:
+        for each in (doc, *(getattr(doc, "matches", None) or ())):
+            texts = [getattr(each, name, None) for name in ("id", "uri", "text", "run")]
+            reason = _unsendable(getattr(each, "tags", None), MAX_INTEGER, "tags")
+            if reason := reason or _unsendable(texts, MAX_INTEGER, "a document"):
+                return reason
+    if reason := _unsendable(parameters, 10**300, "parameters"):
+        return reason
+    try:
+        re.compile(target_executor or "")
+    except re.error:
+        return "target_executor must be a regular expression; leave it away."
+    return None
+
+
+def _unsendable(value: Any, largest: int, where: str, depth: int = 0) -> str | None:
+    if depth > MAX_DEPTH:
+        return f"{where} must not be nested deeper than {MAX_DEPTH} levels."
+    if isinstance(value, int) and abs(value) > largest:
+        return f"An integer in {where} is larger than {largest:.4g}; send it as text."
+    if isinstance(value, float) and where == "parameters" and not math.isfinite(value):
+        return f"A number in {where} is not finite; JSON has no such numbers."
+    if isinstance(value, str) and not _is_unicode(value):
+        return f"A text in {where} has half a surrogate pair, which is no Unicode."
+    inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next((found for each in inner if (found := _unsendable(each, largest, where, depth + 1))), None)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,162 @@
+"""Each way of serving the executor, by the command a user would give, with its doors: see `serving`."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import requests
+import yaml
+from docarray import DocList
+from jina import Client
+from jina.proto import jina_pb2_grpc
+from jina.types.request.data import SingleDocumentRequest
+
+from executor.bearer import VARIABLE
+from executor.documents import DocumentArray, RunQuery, RunStatus
+from serving import ROOT, free_ports
+
+DEPLOYMENT = """
+import json, sys
+from jina import Deployment
+
+if __name__ == "__main__":
+    with Deployment(**json.loads(sys.argv[1])) as served:
+        served.block()
+"""
+
+
+@dataclass
+class Served:
+    """What is served, on which ports by protocol, and where its log and workspace are."""
+
+    ports: dict[str, int]
+    folder: Path
+    process: "subprocess.Popen[bytes]"
+    certificate: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self.certificate else ''}://localhost:{self.ports['http']}"
+
+    def get(self, path: str, authorization: Any = None) -> requests.Response:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        return requests.get(self.url + path, headers=headers, timeout=60, verify=str(self.certificate or True))
+
+    def post(self, path: str, authorization: Any = None, **body: Any) -> requests.Response:
+        headers = {} if authorization is None else {"Authorization": authorization}
+        body = {"data": [], **body}
+        address = self.url + path
+        return requests.post(address, json=body, headers=headers, timeout=60, verify=str(self.certificate or True))
+
+    def client(self, protocol: str, authorization: str | None, path: str = "/status", docs: Any = None) -> Any:
+        """Call through Jina's client, with the token where each of its kinds takes it."""
+        presented = {}
+        if authorization is not None and protocol == "grpc":
+            presented = {"metadata": (("authorization", authorization),)}
+        elif authorization is not None:
+            presented = {"headers": {"Authorization": authorization}}
+        client = Client(host="localhost", port=self.ports[protocol], protocol=protocol, tls=bool(self.certificate))
+        returns = DocumentArray if path == "/embed" else DocList[RunStatus]
+        return client.post(path, docs, return_type=returns, on_error=_raise, **presented)
+
+    def watch(self, authorization: str | None) -> list[RunStatus]:
+        """Follow a run over gRPC; Jina's client has no way to send metadata there."""
+        request = SingleDocumentRequest()
+        request.header.exec_endpoint = "/watch"
+        request.document_cls = RunQuery
+        request.data.doc = RunQuery(run="absent")
+        metadata = () if authorization is None else (("authorization", authorization),)
+        found = []
+        with grpc.insecure_channel(f"localhost:{self.ports['grpc']}") as channel:
+            stub = jina_pb2_grpc.JinaSingleDocumentRequestRPCStub(channel)
+            for answer in stub.stream_doc(request, metadata=metadata, timeout=30):
+                answer.document_cls = RunStatus
+                found.append(answer.data.doc)
+        return found
+
+
+def _raise(response: Any) -> None:
+    """Over a websocket Jina's client loses errors, unless a callback raises them."""
+    raise RuntimeError(response.header.status.description)
+
+
+def flow(folder: Path, ports: dict[str, int], gateway: dict[str, Any], options: dict[str, Any]) -> list[str]:
+    """What serves a Flow with this gateway."""
+    settings = {
+        "jtype": "Flow",
+        "with": {"protocol": [*ports], "port": [*ports.values()], "host": "127.0.0.1", "quiet_error": True},
+        **({"gateway": gateway} if gateway else {}),
+        "executors": [{"uses": str(ROOT / "config.yml"), "workspace": str(folder / "workspace"), "uses_with": options}],
+    }
+    (folder / "flow.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return [sys.executable, "-m", "jina", "flow", "--uses", str(folder / "flow.yml")]
+
+
+def deployment(folder: Path, ports: dict[str, int]) -> list[str]:
+    """What serves the executor itself, over several protocols."""
+    (folder / "deployment.py").write_text(DEPLOYMENT)
+    settings = {"uses": str(ROOT / "config.yml"), "workspace": str(folder / "workspace"), "host": "127.0.0.1"}
+    settings |= {"protocol": [*ports], "port": [*ports.values()], "include_gateway": False, "quiet_error": True}
+    return [
+        sys.executable,
+        str(folder / "deployment.py"),
+        json.dumps(settings),
+    ]
+
+
+def executor(folder: Path, ports: dict[str, int]) -> list[str]:
+    """What serves the executor over HTTP by Jina's command."""
+    options = ["--port", str(ports["http"]), "--host", "127.0.0.1", "--workspace", str(folder / "workspace")]
+    config = str(ROOT / "config.yml")
+    return [sys.executable, "-m", "jina", "executor", "--uses", config, "--protocol", "http", *options]
+
+
+def ports_for(*protocols: str) -> dict[str, int]:
+    return dict(zip(protocols, free_ports(len(protocols)), strict=True))
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path, ports: dict[str, int], command: list[str], token: str | None = None, certificate: Path | None = None
+) -> Iterator[Served]:
+    """Serve until the end of the block."""
+    environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    if token is not None:
+        environment[VARIABLE] = token
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        served = Served(ports, folder, process, certificate)
+        try:
+            _wait(served)
+            yield served
+        finally:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(served: Served) -> None:
+    """Return when all protocols are served; health needs no token."""
+    deadline = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(requests.ConnectionError):
+            if served.get("/").ok:
+                break
+        assert served.process.poll() is None, (served.folder / "log").read_text()[-3000:]
+        assert time.monotonic() < deadline, (served.folder / "log").read_text()[-3000:]
+        time.sleep(0.1)
+    if "grpc" in served.ports and served.certificate is None:
+        with grpc.insecure_channel(f"localhost:{served.ports['grpc']}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=60)
