@@ -11,6 +11,7 @@ from .cache import ImageCache
 from .datasets import DATASETS, Dataset
 from .errors import BadDocument
 from .memmap import DocumentArrayMemmap
+from .memory import is_out_of_memory
 from .runs import RunStore
 
 
@@ -42,7 +43,7 @@ class Decoded:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._next_doc = 0
         self._next_item = 0
-        self._bad_items: set[int] = set()
+        self.bad_items: set[int] = set()  # those found so far that cannot be used
         self._bad_docs = 0
 
     def advance(self) -> bool:
@@ -63,7 +64,7 @@ class Decoded:
             if problems:
                 self._store.quarantine(self._run, split, problems, spooled=True)
             self._bad_docs += len(problems) if bad else 0
-        self._bad_items |= {self._next_item + number for number, fault in enumerate(faults) if fault is not None}
+        self.bad_items |= {self._next_item + number for number, fault in enumerate(faults) if fault is not None}
         self._next_doc += len(docs)
         self._next_item += len(parts)
         return True
@@ -77,6 +78,8 @@ class Decoded:
         except BadDocument as error:
             return str(error)
         except Exception as error:  # a custom preprocess_fn may raise anything
+            if is_out_of_memory(error):
+                raise  # which is not the document's fault
             return f"preprocess_fn raised {type(error).__name__}: {error}"
         if self.cache is not None:
             self.cache.put(item, content)
@@ -90,7 +93,7 @@ class Decoded:
         """Return all documents as a dataset, and the items that can be used: whole sessions need their root."""
         dataset = DATASETS[kind](self.docs, self._preprocess)
         items = np.arange(len(dataset))
-        bad = np.isin(items, list(self._bad_items))
+        bad = np.isin(items, list(self.bad_items))
         if kind == "session":
             roots = dataset.labels[:, 1] == 0
             bad |= np.isin(dataset.labels[:, 0], dataset.labels[roots & bad, 0])

@@ -1,5 +1,7 @@
 """Which device to compute on."""
 
+import os
+
 import torch
 
 from .errors import ConfigurationError
@@ -7,10 +9,11 @@ from .parameters import ExecutorOptions
 
 
 def choose_device(options: ExecutorOptions) -> torch.device:
-    """Return the configured device. Raises: ConfigurationError: torch does not have it."""
-    name = options.devices[0] if options.devices else options.device
+    """Return the configured device; of several, that of this process. Raises: ConfigurationError: torch lacks it."""
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    name = options.devices[rank % len(options.devices)] if options.devices else options.device
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

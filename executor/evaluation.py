@@ -10,6 +10,7 @@ from torch import nn
 
 from .cache import ImageCache
 from .datasets import Dataset
+from .distributed import ALONE, Ranks
 from .loading import ahead, collate, default_augmentation, is_image, item_content, model_inputs
 from .metrics import DECIDING, Scores, paired_difference, score_classes, score_instances, score_sessions
 from .models import embedding_of
@@ -29,6 +30,7 @@ class EvalSet:
     """A frozen set of items that one model after another is measured on.
 
     Args: items: (N,) indices into `dataset`, whole sessions for session data. cache: of the items' content.
+        batch: items embedded at a time. ranks: that embed a share each, and of which the first one scores.
     """
 
     def __init__(
@@ -39,12 +41,16 @@ class EvalSet:
         device: torch.device,
         cache: ImageCache | None = None,
         seed: int = 0,
+        batch: int = BATCH,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.dataset = dataset
         self.items = np.asarray(items)
         self._device = device
         self._cache = cache
         self._seed = seed
+        self._batch = batch
+        self._ranks = ranks
 
     @property
     def labels(self) -> np.ndarray:
@@ -70,9 +76,11 @@ class EvalSet:
         """The same with the embeddings."""
         if self.dataset.kind == "unlabeled":
             first = self._embed(model, view=1)
-            return Measured(score_instances(first, self._embed(model, view=2)), first)
+            second = self._embed(model, view=2)
+            return Measured(self._ranks.agree(lambda: score_instances(first, second)), first)
         embeddings = self._embed(model)
-        return Measured(score_embeddings(self.dataset.kind, embeddings, self.labels), embeddings)
+        scores = self._ranks.agree(lambda: score_embeddings(self.dataset.kind, embeddings, self.labels))
+        return Measured(scores, embeddings)
 
     def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
         """(N, D) float32; with a `view`, of images augmented as in training, the same for every model."""
@@ -83,12 +91,14 @@ class EvalSet:
             augment = pipeline
 
         def batches() -> Any:
-            for start in range(0, len(self.items), BATCH):
-                part = self.items[start : start + BATCH]
+            mine = self._ranks.items(self.items)
+            for start in range(0, len(mine), self._batch):
+                part = mine[start : start + self._batch]
                 contents = [augment(item_content(self.dataset, int(item), self._cache)) for item in part]
                 yield collate(contents, self.dataset.collate_fn)
 
-        return embed_batches(model, ahead(batches()), self._device)
+        embeddings = embed_batches(model, ahead(batches()), self._device)
+        return self._ranks.gather(torch.from_numpy(embeddings), len(self.items)).numpy()
 
 
 def score_embeddings(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> Scores:
@@ -102,10 +112,11 @@ def score_embeddings(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> S
 
 
 @torch.inference_mode()
-def embed_batches(model: nn.Module, batches: Any, device: torch.device) -> np.ndarray:
+def embed_batches(model: nn.Module, batches: Any, device: torch.device, *, bf16: bool = False) -> np.ndarray:
     """Return the embeddings of all batches, (N, D) float32. The model is put into evaluation mode."""
     model.eval()
-    parts = [embedding_of(model(model_inputs(model, inputs, device))).float().cpu().numpy() for inputs in batches]
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        parts = [embedding_of(model(model_inputs(model, inputs, device))).float().cpu().numpy() for inputs in batches]
     return np.concatenate(parts)
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from .distributed import ALONE, Ranks
 from .errors import FinetunerError
-from .gradients import compute_gradients
-from .loading import Loader, model_inputs
+from .gradients import Gradients
+from .loading import Loader
+from .memory import MicroBatch
 from .metrics import DECIDING
 
 PROXY_LEARNING_RATE = 1e-2  # of the parameters of a loss, which start from nothing (Kim et al. 2020, arXiv:2003.13911)
@@ -93,6 +95,8 @@ def train(
     save: Callable[[Callable[[], TrainState], bool], None] = lambda state, epoch_ended: None,
     stop: Callable[[], bool] = lambda: False,
     resume: TrainState | None = None,
+    micro_batch: MicroBatch | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Train `model` in place and return the final state; with `evaluate`, the weights of its best epoch are kept.
 
@@ -101,7 +105,9 @@ def train(
         save: is offered the state after every step, as a function that makes it, and whether an epoch has ended.
         stop: asked after every step; true saves and raises Interrupted.
         resume: the state to go on from.
-    Raises: NonFiniteLoss. Interrupted.
+        micro_batch: items in memory at a time, of a run that may have been resumed; by default the configured number.
+        ranks: the processes that train this together, each calling this with a loader of its own share.
+    Raises: NonFiniteLoss. Interrupted. OutOfMemory: an accelerator does not hold even one item.
     """
     total_steps = loader.sampler.steps(config.epochs)
     optimizer = torch.optim.AdamW(parameter_groups(model, loss, config))
@@ -123,20 +129,21 @@ def train(
         tensors |= {"best_model": best_model, "average": copy(average.state_dict()) if average is not None else {}}
         return replace(state, history=copy(state.history), tensors=tensors)
 
+    gradients = Gradients(
+        model,
+        loss,
+        device=device,
+        bf16=config.bf16,
+        micro_batch=micro_batch or MicroBatch(config.micro_batch),
+        ranks=ranks,
+    )
     model.train()
     loss.train()
     while state.epoch < config.epochs and not out_of_patience(state, config):
         for batch in loader.epoch(state.epoch, first=state.step):
+            ranks.seed(config.seed, state.done)
             optimizer.zero_grad(set_to_none=True)
-            value = compute_gradients(
-                model,
-                loss,
-                model_inputs(model, batch.inputs, device),
-                batch.labels.to(device),
-                device=device,
-                bf16=config.bf16,
-                micro_batch=config.micro_batch,
-            )
+            value = gradients(batch.inputs, batch.labels, step=state.done)
             norm = float(nn.utils.clip_grad_norm_(trained(model), GRADIENT_NORM))
             if not (math.isfinite(value) and math.isfinite(norm)):
                 raise NonFiniteLoss(state.done + 1, value, norm, batch.items)
@@ -149,7 +156,7 @@ def train(
             state.step += 1
             state.loss_sum += value
             report(Step(state.epoch, state.done, total_steps, value, len(batch.items), state.history))
-            stopping = stop()  # asked before `save` is, which then knows of it too
+            stopping = ranks.any(stop())  # asked before `save` is, which then knows of it too
             save(current, False)
             if stopping:
                 raise Interrupted

@@ -1,0 +1,254 @@
+"""Several processes train one run together: as one process would, and they live and die as one."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from conftest import coloured
+from executor import Document, DocumentArray
+from executor.distributed import Ranks
+from executor.gradients import Gradients
+from executor.losses import build_loss
+from executor.memory import MicroBatch
+from executor.runs import RunState
+from serving import ROOT
+from workshop import Workshop, kill
+
+CPU = torch.device("cpu")
+torch.set_num_threads(1)  # the tensors are tiny
+BATCH = 11  # which two do not share evenly
+
+
+# --- the gradient ----------------------------------------------------------------------------------------------------
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8))
+
+
+def three_steps(ranks: Ranks, loss_name: str, kind: str, micro_batch: int | None) -> dict[str, torch.Tensor]:
+    """The gradients of all steps of plain descent, by parameter and step, and the weights in the end."""
+    model = network()
+    torch.manual_seed(1)
+    memory = BATCH * 2 if loss_name == "triplet" and kind == "class" else 0
+    loss = build_loss(loss_name, kind, num_classes=4, embedding_size=8, memory_size=memory)
+    gradients = Gradients(model, loss, device=CPU, bf16=False, micro_batch=MicroBatch(micro_batch), ranks=ranks)
+    found = {}
+    for step in range(3):
+        random = torch.Generator().manual_seed(step)
+        inputs = torch.randn(BATCH, 6, generator=random)
+        labels = torch.arange(BATCH) % 4
+        if kind == "session":
+            labels = torch.stack([torch.arange(BATCH) // 4, torch.tensor([0, 1, -1, 1] * 3)[:BATCH]], dim=1)
+        model.zero_grad()
+        loss.zero_grad()
+        found[f"{step} value"] = torch.tensor(gradients(inputs[ranks.items(np.arange(BATCH))], labels, step=step))
+        for name, parameter in (*model.named_parameters(), *loss.named_parameters()):
+            assert parameter.grad is not None
+            found[f"{step} {name}"] = parameter.grad.clone()
+            parameter.data -= 0.1 * parameter.grad
+    return found
+
+
+CASES = [
+    ("proxy_anchor", "class", None),
+    ("proxy_anchor", "class", 2),
+    ("multi_similarity", "class", None),
+    ("triplet", "class", None),
+    ("ntxent", "unlabeled", None),
+    ("triplet", "session", 3),
+]
+
+
+def rank_main() -> None:
+    """What each rank of `gradients_of_two` does: three steps of each case, all gradients into a file of its own."""
+    ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    ranks.join(CPU)
+    torch.save([three_steps(ranks, *case) for case in CASES], f"{sys.argv[1]}/{ranks.rank}")
+    ranks.leave()
+
+
+@pytest.fixture(scope="module")
+def gradients_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, torch.Tensor]]]:
+    """By rank and case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run(
+        [*torchrun(), str(Path(__file__)), str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / str(rank)) for rank in range(2)]
+
+
+def torchrun(*more: str) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case)) for case in CASES])
+def test_the_gradient_of_two_processes_is_that_of_one_with_the_whole_batch(
+    number: int, gradients_of_two: list[list[dict[str, torch.Tensor]]]
+) -> None:
+    alone = three_steps(Ranks(), *CASES[number])
+    for rank in range(2):
+        together = gradients_of_two[rank][number]
+        assert together.keys() == alone.keys()
+        for name, gradient in alone.items():
+            torch.testing.assert_close(together[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
+    assert all(torch.equal(*pair) for pair in zip(*(rank[number].values() for rank in gradients_of_two), strict=True))
+
+
+@pytest.mark.parametrize(("count", "items"), [(2, 11), (3, 2), (4, 1), (3, 9)])
+def test_every_item_is_in_one_share_and_every_rank_has_something_to_compute(count: int, items: int) -> None:
+    all_items = np.arange(items)
+    shares = [all_items[Ranks(rank, count).share(items)] for rank in range(count)]
+    np.testing.assert_array_equal(np.concatenate(shares), all_items)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert all(len(Ranks(rank, count).items(all_items)) for rank in range(count))
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def documents(count: int, prefix: str = "d") -> DocumentArray:
+    return DocumentArray(
+        Document(id=f"{prefix}{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+        for number in range(count)
+    )
+
+
+OPTIONS = {"batch_size": 7, "epochs": 2, "promote": "always", "precision": "fp32"}
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Iterator[Workshop]:
+    made = Workshop(tmp_path / "workspace", devices=["cpu", "cpu"], fit_defaults=OPTIONS)
+    yield made
+    made.close()
+
+
+def queue(workshop: Workshop, run: str, **options: object) -> None:
+    workshop.receive(run, documents(10, "e"), split="eval", **options)
+    workshop.receive(run, documents(20))
+    workshop.queue(run)
+
+
+def ranks_of(pid: int) -> list[psutil.Process]:
+    """The trainer and the ranks it has started."""
+    trainer = psutil.Process(pid)
+    return [trainer, *(child for child in trainer.children() if "train" in child.cmdline())]
+
+
+def weights(workshop: Workshop, run: str) -> dict[str, torch.Tensor]:
+    return load_file(workshop.store.workspace.model(run) / "weights.safetensors")
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+
+
+def killed_at_first_step(workshop: Workshop, run: str, rank: int) -> list[psutil.Process]:
+    """Kill a rank while it trains and return what were the processes of the run."""
+    pid = workshop.wait(run, lambda found: found.pid and workshop.store.progress(run).step > 0).pid
+    assert pid is not None
+    processes = ranks_of(pid)
+    assert len(processes) == 2
+    kill(processes[rank].pid)
+    return processes
+
+
+def test_a_run_on_two_devices_succeeds_and_reports_as_one(workshop: Workshop) -> None:
+    queue(workshop, "two")
+    with workshop.supervised():
+        run = workshop.wait("two")
+    assert run.state is RunState.SUCCEEDED, workshop.log("two")
+    progress = workshop.store.progress("two")
+    assert len(progress.history["loss"]) == 2
+    assert progress.step == progress.steps
+    assert {"base/mean_average_precision_at_r", "tuned/mean_average_precision_at_r"} <= progress.metrics.keys()
+    assert (workshop.store.workspace.run("two") / "report.html").exists()
+
+
+def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_same_weights(workshop: Workshop) -> None:
+    queue(workshop, "undisturbed", epochs=5)
+    queue(workshop, "disturbed", epochs=5)
+    with workshop.supervised():
+        workshop.wait("undisturbed")
+        processes = killed_at_first_step(workshop, "disturbed", rank=1)
+        run = workshop.wait("disturbed")
+        assert all_gone(processes)
+    assert (run.state, run.attempts) == (RunState.SUCCEEDED, 2), workshop.log("disturbed")
+    assert "was killed by signal 9" in workshop.events("disturbed", "resumed")[0]
+    same = weights(workshop, "undisturbed")
+    assert all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, "disturbed").items())
+
+
+def test_no_rank_outlives_the_trainer(workshop: Workshop) -> None:
+    queue(workshop, "endless", epochs=100_000)
+    with workshop.supervised() as supervisor:
+        processes = killed_at_first_step(workshop, "endless", rank=0)
+        assert all_gone(processes)
+        supervisor.cancel("endless")
+
+
+def test_all_ranks_stop_together_with_a_checkpoint_when_the_service_ends(workshop: Workshop) -> None:
+    queue(workshop, "interrupted", epochs=100_000)
+    with workshop.supervised():
+        pid = workshop.wait("interrupted", lambda run: workshop.store.progress("interrupted").step > 0).pid
+        assert pid is not None
+        processes = ranks_of(pid)
+    assert len(processes) == 2
+    assert all_gone(processes)
+    assert workshop.store.workspace.latest_step("interrupted") > 0
+
+
+def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_path: Path) -> None:
+    """The last document of the one batch is the second rank's; it can be loaded at first, and not in the training."""
+    (tmp_path / "fading.py").write_text(
+        "import os, numpy\n"
+        "def load(doc):\n"
+        "    if doc.id == 'd1' and int(os.environ['RANK']) == 1:\n"
+        "        raise ValueError('it has faded')\n"
+        "    return doc.blob\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    faded = Workshop(
+        workshop.store.workspace.root, devices=["cpu", "cpu"], fit_defaults=OPTIONS, preprocess_fn="fading:load"
+    )
+    faded.receive("faded", documents(20))
+    sys.path.remove(str(tmp_path))
+    faded.queue("faded")
+    with faded.supervised():
+        run = faded.wait("faded")
+    assert run.state is RunState.FAILED
+    assert run.error == "Document 'd1': preprocess_fn raised ValueError: it has faded"
+    faded.close()
+
+
+def test_torchrun_trains_a_run_by_hand_as_the_service_does(workshop: Workshop, tmp_path: Path) -> None:
+    queue(workshop, "service")
+    with workshop.supervised():
+        workshop.wait("service")
+    queue(workshop, "hand")
+    done = workshop.train("hand", *torchrun("-m"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    same = weights(workshop, "service")
+    assert all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, "hand").items())
+
+
+if __name__ == "__main__":
+    rank_main()

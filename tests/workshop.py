@@ -1,0 +1,110 @@
+"""Runs of a workspace without a Flow: made, supervised, or trained by a command."""
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from executor.documents import DocumentArray
+from executor.parameters import FitParameters, parse_executor_options
+from executor.receiving import Receiver
+from executor.runs import Run, RunState, RunStore
+from executor.supervisor import Supervisor
+from executor.trainer_process import TrainerProcesses
+from executor.workspace import Workspace
+from serving import QUICK, ROOT
+
+
+class Workshop:
+    """A workspace and what a service does with its runs, in this process.
+
+    Args: folder: the workspace. options: of the executor, over `QUICK`.
+    """
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.store = RunStore(Workspace(folder))
+        self.options = parse_executor_options(QUICK | options).with_roots()
+        self.supervisor: Supervisor | None = None
+
+    def receive(self, run: str, docs: DocumentArray, *, split: str = "train", **parameters: Any) -> None:
+        """Store documents of a run; it stays in `receiving`."""
+        receiver = self._receiver()
+        receiver.receive(docs, FitParameters(run=run, split=split, **parameters))
+        receiver.close()
+
+    def queue(self, run: str) -> None:
+        """End the receiving of a run."""
+        receiver = self._receiver()
+        receiver.queue(run)
+        receiver.close()
+
+    def _receiver(self) -> Receiver:
+        def nothing(*_: object) -> None:
+            return
+
+        return Receiver(self.store, self.options, arrived=nothing, start_soon=nothing, options_changed=nothing)
+
+    @contextlib.contextmanager
+    def supervised(self) -> Iterator[Supervisor]:
+        """Train what is queued, as the service does."""
+        self.supervisor = Supervisor(
+            self.store,
+            TrainerProcesses(self.store.workspace, nice=0, standby_seconds=0),
+            last_request=lambda: -math.inf,
+            receive_timeout=1e6,
+            queue=self.queue,
+            delete=self.store.delete,
+            promote=self.store.promote,
+        )
+        self.supervisor.start()
+        try:
+            yield self.supervisor
+        finally:
+            self.supervisor.close()
+
+    def wait(self, run: str, until: Callable[[Run], object] = lambda run: run.state.ended, seconds: float = 120) -> Run:
+        """Poll until a run has ended, or until `until` holds, and return it."""
+        deadline = time.monotonic() + seconds
+        while not until(found := self.store.get(run)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"run {run} is still {found.state}: {self.log(run)}")
+            time.sleep(0.02)
+        return found
+
+    def events(self, run: str, kind: str) -> list[str]:
+        """The messages of one kind in the history of a run."""
+        return [message for _, _, found, message in self.store.events(run, limit=1000) if found == kind]
+
+    def log(self, run: str) -> str:
+        """The end of what the trainer printed."""
+        log = self.store.workspace.log(run)
+        return log.read_text()[-4000:] if log.exists() else ""
+
+    def train(self, run: str, *launcher: str) -> subprocess.CompletedProcess[str]:
+        """Train a queued run by the command, as an operator would, by Python or by a `launcher`; it stays open."""
+        self.store.advance(run, RunState.TRAINING)
+        # Without the two dashes torchrun takes `--run` for an option of its own.
+        command = [*(launcher or (sys.executable, "-m")), *(("--",) if launcher else ()), "executor", "train"]
+        return subprocess.run(
+            [*command, "--run", run, "--workspace", str(self.store.workspace.root)],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, as the kernel sends it."""
+    os.kill(pid, signal.SIGKILL)
