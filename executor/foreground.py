@@ -1,6 +1,7 @@
 """What `fit()` and `embed()` do: the same dataset, loader and loop as the trainer's, without files and processes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from .datasets import Dataset, InstanceDataset, make_dataset
 from .device import choose_device
 from .errors import BadRequest, InvalidParameter, NotTrainable
 from .evaluation import EvalSet, embed_batches
-from .images import looks_channels_first, warn_channels_first
+from .features import Filling, choose_trained
+from .images import load_uri_to_image_blob, looks_channels_first, warn_channels_first
 from .loading import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
 from .memmap import DocumentArrayMemmap
+from .memory import MicroBatch
 from .metrics import DECIDING
 from .models import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
@@ -51,6 +54,8 @@ def train_here(
     for name in SERVICE_OPTIONS & options.model_fields_set:
         raise InvalidParameter(f"fit has no option {name!r}: it trains the model that it is given, as it is.")
     where = choose_device(ExecutorOptions(device=device))
+    loading = preprocess_fn or getattr(train_data, "preprocess_fn", None)
+    same_content = loading in (None, load_uri_to_image_blob)  # of others it is not known
     dataset = _dataset(model, train_data, options.kind, preprocess_fn, collate_fn)
     items = np.arange(len(dataset))
     prepare_model(model, options)
@@ -75,15 +80,29 @@ def train_here(
     with ProgressBar(config.epochs, visible=progress) as bar:
         for note in loader.sampler.notes:
             bar.say(note)
-        train(
+        trained = choose_trained(
             model,
-            loss,
             loader,
             config,
+            options.feature_views,
+            same_content=same_content,
             device=where,
-            evaluate=None if eval_set is None else lambda measured: eval_set.score(measured).mean(),
-            report=bar.update,
+            max_bytes=ExecutorOptions().max_cache_bytes,
+            say=bar.say,
+            filled=bar.fill,
         )
+        with closing(trained):
+            train(
+                trained.model,
+                loss,
+                trained.loader,
+                trained.config,
+                device=where,
+                evaluate=None if eval_set is None else lambda measured: eval_set.score(trained.whole(measured)).mean(),
+                report=bar.update,
+                micro_batch=MicroBatch(trained.config.micro_batch, say=bar.say),
+            )
+        model.eval()
         finish_model(model, options)
         if before is not None and eval_set is not None:
             after = eval_set.score(model).mean()[DECIDING]
@@ -177,6 +196,12 @@ class ProgressBar:
         """Print a sentence above the bar."""
         if not self._bar.disable:
             self._bar.console.print(sentence, highlight=False)
+
+    def fill(self, filling: Filling) -> None:
+        """Show how far the features of a frozen backbone are."""
+        self._bar.update(self._task, total=filling.total, completed=filling.done)
+        if filling.done == filling.total:
+            self.say(str(filling))
 
     def update(self, step: Step) -> None:
         """Show a finished step."""

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from .cache import ImageCache
 from .datasets import CollateFn, Dataset
+from .distributed import ALONE, Ranks
 from .errors import BadDocument, ConfigurationError, FinetunerError
 from .images import ImagePolicy, image_of
+from .memory import is_out_of_memory
 from .models import Preprocessing
 from .samplers import Sampler
 
@@ -29,7 +31,10 @@ AHEAD = 4  # batches made before they are needed
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: `inputs` (B, H, W, 3) uint8 images or whatever collation made, `labels`, and `items` (B,) indices."""
+    """One batch: `inputs` (B, H, W, 3) uint8 images or whatever collation made, `labels`, and `items` (B,) indices.
+
+    Of several ranks, each has its own share of the inputs and the labels and items of all.
+    """
 
     inputs: Any
     labels: Tensor
@@ -57,6 +62,11 @@ class Augmentation:
     def seed(self, seed: int) -> None:
         """Let the next images depend on `seed` alone."""
         self._pipeline.set_random_seed(seed)
+
+    def describe(self) -> dict[str, Any]:
+        """The pipeline in albumentations' own form, which holds all that its results depend on besides the seed."""
+        description: dict[str, Any] = self._pipeline.to_dict()
+        return description
 
     def __call__(self, content: Any) -> Any:
         if is_image(content):
@@ -113,7 +123,7 @@ class Loader:
     """The batches of a dataset, epoch by epoch, in the order of a sampler.
 
     Args: cache: keeps the content of items, which must then be size × size × 3 uint8. augment: of the content.
-        views: how often each item is in a batch, augmented anew each time.
+        views: how often each item is in a batch, augmented anew each time. ranks: that share each batch.
     """
 
     def __init__(
@@ -125,13 +135,15 @@ class Loader:
         augment: Augmentation | None = None,
         views: int = 1,
         seed: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
-        self._cache = cache
-        self._augment = augment
-        self._views = views
-        self._seed = seed
+        self.cache = cache
+        self.augment = augment
+        self.views = views
+        self.seed = seed
+        self.ranks = ranks
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from number `first` on, made ahead by a thread that ends with the iterator."""
@@ -139,13 +151,13 @@ class Loader:
         return ahead(self._batch(epoch, number, batches[number]) for number in range(first, len(batches)))
 
     def _batch(self, epoch: int, number: int, items: np.ndarray) -> Batch:
-        if self._augment is not None:
-            seed = np.random.SeedSequence([self._seed, epoch, number]).generate_state(1)[0]
-            self._augment.seed(int(seed))
-        items = np.tile(items, self._views)
-        contents = [item_content(self.dataset, int(item), self._cache) for item in items]
-        if self._augment is not None:
-            contents = [self._augment(content) for content in contents]
+        if self.augment is not None:
+            key = [self.seed, epoch, number] + ([] if self.ranks.alone else [self.ranks.rank])
+            self.augment.seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        items = np.tile(items, self.views)
+        contents = [item_content(self.dataset, int(item), self.cache) for item in self.ranks.items(items)]
+        if self.augment is not None:
+            contents = [self.augment(content) for content in contents]
         return Batch(collate(contents, self.dataset.collate_fn), torch.from_numpy(self.dataset.labels[items]), items)
 
 
@@ -199,6 +211,8 @@ def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:
                 raise
             raise BadDocument(f"Document {doc.id!r}: {error}") from error
         except Exception as error:  # a custom preprocess_fn may raise anything
+            if is_out_of_memory(error):
+                raise  # which is not the document's fault
             raise BadDocument(f"Document {doc.id!r}: preprocess_fn raised {type(error).__name__}: {error}") from error
         if cache is not None:
             cache.put(item, content)

@@ -8,6 +8,7 @@ from torch import nn
 
 from .cache import ImageCache
 from .datasets import ClassDataset, Dataset, SessionDataset, check_trainable
+from .distributed import ALONE, Ranks
 from .errors import ConfigurationError, NotTrainable
 from .loading import Augmentation, Loader, collate, item_content, model_inputs
 from .lora import add_lora, merge_lora
@@ -70,11 +71,12 @@ def make_loader(
     *,
     cache: ImageCache | None = None,
     augment: Augmentation | None = None,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """Return the loader of the training batches."""
     sampler = make_sampler(dataset, items, options)
     views = VIEWS if dataset.kind == "unlabeled" else 1
-    return Loader(dataset, sampler, cache=cache, augment=augment, views=views, seed=options.seed)
+    return Loader(dataset, sampler, cache=cache, augment=augment, views=views, seed=options.seed, ranks=ranks)
 
 
 def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, device: torch.device) -> nn.Module:
