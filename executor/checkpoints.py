@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .files import publish_folder
+from .files import publish_folder, unwritable
 from .training import TrainState
 
 KEPT = 2  # the newest ones: the second in case the first is damaged
@@ -27,7 +28,10 @@ _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
-    """Write the state after `done` steps below `folder`, then remove all but the newest checkpoints."""
+    """Write the state after `done` steps below `folder`, then remove all but the newest checkpoints.
+
+    Raises: WorkspaceError: the disk is full or cannot be written; the checkpoints that there are stay.
+    """
 
     def write(place: Path) -> None:
         tensors: dict[str, Tensor] = {}
@@ -36,7 +40,10 @@ def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
         written = {"done": done, "sha256": _digest(place, encoded), "state": encoded}
         (place / _STATE).write_text(json.dumps(written))
 
-    publish_folder(folder / f"{done:010d}", write)
+    try:
+        publish_folder(folder / f"{done:010d}", write)
+    except (OSError, SafetensorError) as error:
+        raise unwritable("the checkpoint", folder, error) from error
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old)
 

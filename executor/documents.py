@@ -107,6 +107,12 @@ class RunQuery(BaseDoc):
 
     run: Optional[str] = None
 
+    @field_validator("run", mode="before")
+    @classmethod
+    def _as_text(cls, run: Any) -> Any:
+        """Take what is no text as a name that no run has: a stream that Jina cannot begin ends without a word."""
+        return run if run is None or isinstance(run, str) else reprlib.repr(run)
+
 
 class Problem(BaseDoc):
     """A quarantined document: its `id`, and why it was not used."""
@@ -129,6 +135,8 @@ class RunStatus(BaseDoc):
         verdict: Why the model was promoted or not, in a sentence.
         error: Why the run failed.
         attempts: How often a trainer has been started on it.
+        disk_bytes: What the run's folder takes on the disk: documents, images, checkpoints, model, report.
+        events: How many events its history has: `/events` with `after` set to an earlier count returns the new ones.
     """
 
     run: str = ""
@@ -154,6 +162,8 @@ class RunStatus(BaseDoc):
     error: Optional[str] = None
     attempts: int = 0
     device: Optional[str] = None
+    disk_bytes: int = 0
+    events: int = 0
     created_at: Optional[str] = None
     started_at: Optional[str] = None
     ended_at: Optional[str] = None

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from .errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
 from .files import sync
 from .models import EmbeddingModel, Preprocessing, load_model, save_model
-from .runs import find_workspace
 from .versions import check_version
+from .workspace import find_workspace
 
 OPSET = 18
 LEAST_COSINE = 0.9999  # of the exported model's embeddings with those of torch

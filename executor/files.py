@@ -1,10 +1,13 @@
 """Folders that are complete or absent."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from .errors import WorkspaceError
 
 
 def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -32,6 +35,26 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of `publish_folder` in `folder`. Nobody may publish there meanwhile."""
+    for place in folder.glob(".*-*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that a disk is full; libraries that are not Python's say so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
+
+
+def unwritable(what: str, folder: Path, error: Exception) -> WorkspaceError:
+    """Return the error that says that `what` cannot be written below `folder`, and why."""
+    if is_full(error):
+        return WorkspaceError(f"The disk of {folder} is full, so {what} cannot be written. Free space on it.")
+    return WorkspaceError(f"{what[0].upper()}{what[1:]} cannot be written to {folder}: {error}.")
 
 
 def sync(path: Path) -> None:

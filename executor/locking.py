@@ -4,7 +4,7 @@ import fcntl
 import os
 
 from .errors import WorkspaceError
-from .runs import Workspace
+from .workspace import Workspace
 
 
 class WorkspaceLock:

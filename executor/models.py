@@ -29,7 +29,7 @@ from .backbones import (
     transformers_backbone,
 )
 from .errors import ConfigurationError, WorkspaceError
-from .files import publish_folder
+from .files import publish_folder, unwritable
 
 __all__ = [
     "EmbeddingModel",
@@ -101,11 +101,21 @@ class EmbeddingModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings, (B, D) float32 also under autocast, of images (B, 3, H, W) float32."""
-        embeddings = embedding_of(self.backbone(images, **self.options))
+        embeddings = self.extract_features(images)
         if self.head is not None:
             embeddings = self.head(embeddings)
         embeddings = embeddings.float()
         return nn.functional.normalize(embeddings, dim=1) if self.normalise else embeddings
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        """Return what the backbone makes of images (B, 3, H, W) float32, and the head gets: (B, features)."""
+        return embedding_of(self.backbone(images, **self.options))
+
+    @property
+    def is_backbone_frozen(self) -> bool:
+        """Whether an image has the same features all through a training: the backbone is frozen, all of it."""
+        trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
+        return not trains and any(module is self.backbone for module in self._frozen)
 
     def project(self, dim: int) -> None:
         """Put a new linear head on the backbone, for embeddings of `dim` values.
@@ -200,7 +210,7 @@ def save_model(model: EmbeddingModel, folder: Path) -> None:
     try:
         publish_folder(folder, write)
     except (OSError, SafetensorError) as error:
-        raise WorkspaceError(f"The model cannot be saved to {folder}: {error}.") from error
+        raise unwritable("the model", folder, error) from error
 
 
 def load_model(

@@ -78,9 +78,25 @@ class Receiver:
                 self._drop_spool(name)
 
     def counts(self, name: str) -> tuple[int, int]:
-        """The documents in the spool of a run that is receiving: (train, eval)."""
+        """The documents in the spool of a run that is receiving: (train, eval); none if it was deleted meanwhile."""
         with self._lock:
-            return len(self._spool(name, "train")), len(self._spool(name, "eval"))
+            if not self._store.exists(name):
+                return 0, 0
+            counted = len(self._spool(name, "train")), len(self._spool(name, "eval"))
+            if self._store.get(name).state is not RunState.RECEIVING:  # since the caller looked
+                self._drop_spool(name)  # else it would stay open
+            return counted
+
+    def release(self, name: str) -> None:
+        """Close the spool of a run that takes no more documents."""
+        with self._lock:
+            self._drop_spool(name)
+
+    def delete(self, name: str) -> None:
+        """Delete a run: see `RunStore.delete`. No request for it, or for a run based on it, is under way meanwhile."""
+        with self._lock:
+            self._store.delete(name)
+            self._drop_spool(name)
 
     def close(self) -> None:
         """Close the spools."""

@@ -14,7 +14,8 @@ from .documents import LABEL_TAG
 from .errors import FinetunerError, NotFound
 from .gallery import choose_queries, make_gallery, rank_sessions
 from .report import Change, Interval, Outcomes, Query, Report, compare, load, render, save
-from .runs import Run, RunStore, find_workspace
+from .runs import Run, RunStore
+from .workspace import find_workspace
 
 if TYPE_CHECKING:
     from .evaluation import EvalSet, Measured

@@ -1,25 +1,25 @@
 """The runs of a workspace, their states, and the one table of legal moves: SQLite.
 
 Single writers: the service creates runs, moves their states and promotes; the trainer reports progress.
-Both may quarantine documents and append events. `Workspace` knows where everything of a workspace lies.
+Both may quarantine documents and append events.
 """
 
-import contextlib
 import json
-import shutil
+import logging
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum, IntEnum
-from pathlib import Path
 from typing import Any
 
-from .errors import IllegalTransition, UnknownRun, WorkspaceError
+from .database import Database
+from .errors import Conflict, IllegalTransition, UnknownRun
+from .workspace import Workspace
 
-SCHEMA_VERSION = 1
 SHOWN_PROBLEMS = 20
+
+_log = logging.getLogger(__name__)
 
 
 class RunState(str, Enum):
@@ -52,6 +52,8 @@ class TrainerExit(IntEnum):
     CRASHED = 1
     REFUSED = 3  # the run cannot be trained, and another attempt would not help
     INTERRUPTED = 4  # it was told to stop
+    OUT_OF_MEMORY = 5  # it has noted that the next attempt is to compute a batch in smaller parts
+    UNWRITABLE = 6  # the disk of the workspace is full, read-only or broken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,84 +103,6 @@ class Run:
     ended_at: str | None
 
 
-class Workspace:
-    """Where things lie in a workspace folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.database = root / "runs.sqlite"
-        self.base = root / "base"
-        self.lock = root / "service.lock"
-
-    def run(self, name: str) -> Path:
-        """The folder of one run."""
-        return self.root / "runs" / name
-
-    def spool(self, name: str) -> Path:
-        """The documents of one run, both splits: a `DocumentArrayMemmap`."""
-        return self.run(name) / "documents.sqlite"
-
-    def model(self, version: str) -> Path:
-        """The weights of a version: `base` or a run's name."""
-        return self.base if version == "base" else self.run(version) / "model"
-
-    def checkpoints(self, name: str) -> Path:
-        """The checkpoints of one run: a folder each, named by the steps done."""
-        return self.run(name) / "checkpoints"
-
-    def checkpoints_of(self, name: str) -> list[Path]:
-        """The checkpoints there are, newest first."""
-        places = self.checkpoints(name)
-        found = (place for place in places.iterdir() if place.name.isdigit()) if places.is_dir() else ()
-        return sorted(found, reverse=True)
-
-    def latest_step(self, name: str) -> int:
-        """The steps done at the newest checkpoint; 0 if there is none."""
-        return next((int(place.name) for place in self.checkpoints_of(name)), 0)
-
-    def prune(self, name: str, *, keep_checkpoints: bool) -> None:
-        """Remove what an ended run needs no more: its decoded images, and its checkpoints unless they may help."""
-        shutil.rmtree(self.run(name) / "images", ignore_errors=True)
-        if not keep_checkpoints:
-            shutil.rmtree(self.checkpoints(name), ignore_errors=True)
-
-    def log(self, name: str) -> Path:
-        """What the trainer of one run printed."""
-        return self.run(name) / "trainer.log"
-
-
-def find_workspace(folder: Path) -> Workspace:
-    """Return the workspace in or below `folder`: Jina puts it into FOLDER/FinetunerExecutor/0.
-
-    Raises: WorkspaceError: there is none, or there are several.
-    """
-    places = [folder] if Workspace(folder).database.is_file() else []
-    places = places or sorted(found.parent for depth in ("*", "*/*") for found in folder.glob(f"{depth}/runs.sqlite"))
-    if len(places) == 1:
-        return Workspace(places[0])
-    if places:
-        raise WorkspaceError(f"{folder} holds several workspaces; name one: {', '.join(map(str, places))}.")
-    raise WorkspaceError(f"{folder} is no workspace: there is no runs.sqlite in it, nor up to two folders below.")
-
-
-_SCHEMA = """
-CREATE TABLE runs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
-    options TEXT NOT NULL, configuration TEXT NOT NULL, total INTEGER, train_rows INTEGER, eval_rows INTEGER,
-    attempts INTEGER NOT NULL DEFAULT 0, pid INTEGER, error TEXT, verdict TEXT,
-    created_at TEXT NOT NULL, started_at TEXT, ended_at TEXT, queue_order INTEGER
-);
-CREATE TABLE progress (run TEXT PRIMARY KEY, fields TEXT NOT NULL);
-CREATE TABLE problems (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, split TEXT NOT NULL, document TEXT NOT NULL,
-    reason TEXT NOT NULL, spooled INTEGER NOT NULL, UNIQUE (run, document)
-);
-CREATE TABLE events (
-    run TEXT NOT NULL, number INTEGER NOT NULL, at TEXT NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL,
-    PRIMARY KEY (run, number)
-);
-CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
 _RUN_COLUMNS = (
     "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
     "created_at, started_at, ended_at"
@@ -198,66 +122,21 @@ class RunStore:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self._lock = threading.RLock()
-        try:
-            workspace.root.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(workspace.database, timeout=30, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._migrate()
-            rows = self._rows("SELECT value FROM settings WHERE name = 'promoted'")
-            self._promoted = str(rows[0][0]) if rows else "base"
-        except (OSError, sqlite3.Error) as error:
-            raise WorkspaceError(
-                f"The workspace {workspace.root} cannot be used: {error}. Check its permissions and its disk."
-            ) from error
-
-    def _migrate(self) -> None:
-        with self._transaction():
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version > SCHEMA_VERSION:
-                raise WorkspaceError(
-                    f"The workspace {self.workspace.root} is of schema version {version}, this software knows "
-                    f"{SCHEMA_VERSION}; use the newer release that wrote it, or another workspace."
-                )
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._db
-                except BaseException:
-                    self._db.execute("ROLLBACK")
-                    raise
-                self._db.execute("COMMIT")
-            except sqlite3.OperationalError as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise WorkspaceError(
-                    f"The workspace {self.workspace.root} cannot be written: {error}. "
-                    "Nothing of this request was stored; free space or fix its permissions, then send it again."
-                ) from error
-
-    def _rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._db.execute(sql, arguments).fetchall()
+        self._database = Database(workspace.database)
+        rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
+        self._promoted = str(rows[0][0]) if rows else "base"
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._db.close()
+        self._database.close()
 
     # runs ---------------------------------------------------------------------------------------------------------
 
     def create(self, name: str | None, options: dict[str, Any], configuration: dict[str, Any]) -> Run:
-        """Add a run in `receiving`; without a name it is called `run-N`."""
-        with self._transaction() as db:
+        """Add a run in `receiving`; without a name it is called `run-N`. Raises: Conflict: the name is taken."""
+        with self._database.transaction() as db:
+            if name is not None and self.exists(name):
+                raise Conflict(f"There is a run {name!r} already; choose another name, or delete that run first.")
             cursor = db.execute(
                 "INSERT INTO runs (name, state, options, configuration, created_at) VALUES (?, ?, ?, ?, ?)",
                 (name or "", RunState.RECEIVING.value, json.dumps(options), json.dumps(configuration), now()),
@@ -268,7 +147,7 @@ class RunStore:
                 while db.execute("SELECT 1 FROM runs WHERE name = ?", (name,)).fetchone():
                     name = f"{name}-new"
                 db.execute("UPDATE runs SET name = ? WHERE number = ?", (name, number))
-            self._append_event(name, "received", "the run was created")
+            self._append_event(db, name, "received", "the run was created")
         return self.get(name)
 
     def get(self, name: str) -> Run:
@@ -298,7 +177,7 @@ class RunStore:
 
     def _select(self, where: str, *arguments: Any) -> list[Run]:
         runs = []
-        for row in self._rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments):
+        for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments):
             number, name, state, options, configuration, *rest = row
             keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
             runs.append(
@@ -318,7 +197,7 @@ class RunStore:
 
         Raises: IllegalTransition: no such move.
         """
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             run = self.get(name)
             if to not in LEGAL.get(run.state, set()):
                 raise IllegalTransition(f"Run {name!r} is {run.state.value}; it cannot become {to.value}.")
@@ -335,18 +214,68 @@ class RunStore:
                     (name,),
                 )
             self._append_event(
-                name, to.value, changes.get("error") or changes.get("verdict") or f"was {run.state.value}"
+                db, name, to.value, changes.get("error") or changes.get("verdict") or f"was {run.state.value}"
             )
         return self.get(name)
 
+    def delete(self, name: str) -> None:
+        """Remove an ended run with all its files. A process that is killed meanwhile leaves all of it or nothing.
+
+        Its folder is moved away before its rows are committed away; `finish_deletes` sees by the rows what was meant.
+
+        Raises: UnknownRun. Conflict: it has not ended, is served, or is what a run that has not ended starts from.
+        """
+        run = self.get(name)
+        self.workspace.give_reserve()
+        try:
+            with self._database.transaction() as db:
+                self._check_deletable(name)
+                self.workspace.discard(name, run.number)
+                db.execute("DELETE FROM runs WHERE name = ?", (name,))
+                for table in ("progress", "problems", "events"):
+                    db.execute(f"DELETE FROM {table} WHERE run = ?", (name,))
+        except BaseException:
+            self.workspace.restore(name, run.number)
+            raise
+        self._remove_discarded(name, run.number)
+        self.workspace.keep_reserve()
+
+    def finish_deletes(self) -> None:
+        """Undo or finish what a service that was killed was deleting. For the service alone, when it starts."""
+        self.workspace.keep_reserve()
+        for number, name in self.workspace.discarded():
+            if self._select("WHERE number = ?", number):
+                self.workspace.restore(name, number)
+            else:
+                self._remove_discarded(name, number)
+
+    def _check_deletable(self, name: str) -> None:
+        run = self.get(name)
+        if not run.state.ended:
+            raise Conflict(f"Run {name!r} is {run.state.value}; cancel it before you delete it.")
+        if self.promoted() == name:
+            raise Conflict(f"Run {name!r} is the version now served; promote another, or base, before you delete it.")
+        for other in self.in_state(*LEGAL):
+            if other.options.get("base") == name:
+                raise Conflict(
+                    f"Run {other.name!r} starts from run {name!r} and is {other.state.value}; "
+                    "let it end, or cancel it, before you delete this one."
+                )
+
+    def _remove_discarded(self, name: str, number: int) -> None:
+        try:
+            self.workspace.remove_discarded(name, number)
+        except OSError as error:
+            _log.warning("Files of the deleted run %s are left until the next start: %s", name, error)
+
     def set_total(self, name: str, total: int) -> None:
         """Set how many train documents a run expects."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.execute("UPDATE runs SET total = ? WHERE name = ?", (total, name))
 
     def set_options(self, name: str, options: dict[str, Any], configuration: dict[str, Any]) -> None:
         """Replace the options of a run that is receiving."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.execute(
                 "UPDATE runs SET options = ?, configuration = ? WHERE name = ?",
                 (json.dumps(options), json.dumps(configuration), name),
@@ -354,38 +283,40 @@ class RunStore:
 
     def set_pid(self, name: str, pid: int | None) -> None:
         """Record the trainer process of a run."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.execute("UPDATE runs SET pid = ? WHERE name = ?", (pid, name))
 
     # progress, written by the trainer -----------------------------------------------------------------------------
 
     def report(self, name: str, progress: Progress) -> None:
         """Replace the progress of a run."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             fields = json.dumps(progress.__dict__)
             db.execute("INSERT OR REPLACE INTO progress (run, fields) VALUES (?, ?)", (name, fields))
 
     def progress(self, name: str) -> Progress:
         """The last progress reported for a run."""
-        rows = self._rows("SELECT fields FROM progress WHERE run = ?", name)
+        rows = self._database.rows("SELECT fields FROM progress WHERE run = ?", name)
         return Progress(**json.loads(rows[0][0])) if rows else Progress()
 
     # quarantine ---------------------------------------------------------------------------------------------------
 
     def quarantine(self, name: str, split: str, problems: Iterable[tuple[str, str]], *, spooled: bool) -> None:
         """Note documents that cannot be used, each `(id, reason)`, once. `spooled`: they lie in the spool."""
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             for document, reason in problems:
                 cursor = db.execute(
                     "INSERT OR IGNORE INTO problems (run, split, document, reason, spooled) VALUES (?, ?, ?, ?, ?)",
                     (name, split, document, reason, int(spooled)),
                 )
                 if cursor.rowcount:
-                    self._append_event(name, "skipped", f"document {document!r}: {reason}")
+                    self._append_event(db, name, "skipped", f"document {document!r}: {reason}")
 
     def problems(self, name: str, limit: int = SHOWN_PROBLEMS) -> list[tuple[str, str]]:
         """The first quarantined documents of a run, each `(id, reason)`."""
-        rows = self._rows("SELECT document, reason FROM problems WHERE run = ? ORDER BY number LIMIT ?", name, limit)
+        rows = self._database.rows(
+            "SELECT document, reason FROM problems WHERE run = ? ORDER BY number LIMIT ?", name, limit
+        )
         return [(document, reason) for document, reason in rows]
 
     def count_problems(self, name: str, split: str | None = None, *, spooled: bool | None = None) -> int:
@@ -395,26 +326,32 @@ class RunStore:
             sql, arguments = f"{sql} AND split = ?", [*arguments, split]
         if spooled is not None:
             sql = f"{sql} AND spooled = {int(spooled)}"
-        return int(self._rows(sql, *arguments)[0][0])
+        return int(self._database.rows(sql, *arguments)[0][0])
 
     def quarantined(self, name: str) -> set[str]:
         """The ids of all quarantined documents of a run."""
-        return {document for (document,) in self._rows("SELECT document FROM problems WHERE run = ?", name)}
+        return {document for (document,) in self._database.rows("SELECT document FROM problems WHERE run = ?", name)}
 
     # events -------------------------------------------------------------------------------------------------------
 
     def event(self, name: str, kind: str, message: str) -> None:
         """Append to the history of a run."""
-        with self._transaction():
-            self._append_event(name, kind, message)
+        with self._database.transaction() as db:
+            self._append_event(db, name, kind, message)
 
     def events(self, name: str, after: int = 0, limit: int = 100) -> list[tuple[int, str, str, str]]:
         """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1."""
         sql = "SELECT number, at, kind, message FROM events WHERE run = ? AND number > ? ORDER BY number LIMIT ?"
-        return [(number, at, kind, message) for number, at, kind, message in self._rows(sql, name, after, limit)]
+        return [
+            (number, at, kind, message) for number, at, kind, message in self._database.rows(sql, name, after, limit)
+        ]
 
-    def _append_event(self, name: str, kind: str, message: str) -> None:
-        self._db.execute(
+    def count_events(self, name: str) -> int:
+        """How many events a run has: the number of the latest."""
+        return int(self._database.rows("SELECT COALESCE(MAX(number), 0) FROM events WHERE run = ?", name)[0][0])
+
+    def _append_event(self, db: sqlite3.Connection, name: str, kind: str, message: str) -> None:
+        db.execute(
             "INSERT INTO events (run, number, at, kind, message) "
             "SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM events WHERE run = ?",
             (name, now(), kind, message, name),
@@ -427,9 +364,11 @@ class RunStore:
         return self._promoted
 
     def promote(self, version: str) -> None:
-        """Serve `version` from now on."""
-        with self._transaction() as db:
+        """Serve `version` from now on: `base` or a run. Raises: UnknownRun: it was deleted meanwhile."""
+        with self._database.transaction() as db:
+            if version != "base":
+                self.get(version)
             db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES ('promoted', ?)", (version,))
             if version != "base":
-                self._append_event(version, "promoted", "this version is served now")
+                self._append_event(db, version, "promoted", "this version is served now")
         self._promoted = version

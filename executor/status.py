@@ -42,6 +42,8 @@ def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]
         error=run.error,
         attempts=run.attempts,
         device=progress.device,
+        disk_bytes=store.workspace.disk_bytes(run.name),
+        events=store.count_events(run.name),
         created_at=run.created_at,
         started_at=run.started_at,
         ended_at=run.ended_at,

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from .errors import UnknownModel
+from .files import remove_leftovers
 from .models import EmbeddingModel, ModelConfig, build_model, load_model, save_model
 from .parameters import ExecutorOptions
-from .runs import Workspace
+from .workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _saved_config(workspace.base) != json.loads(json.dumps(asdict(config))):
             _log.info("Building the base model %s", options.model)
+            remove_leftovers(workspace.root)
             save_model(build_model(config), workspace.base)
     return workspace.base
 

@@ -41,7 +41,7 @@ class Indexer(Executor):
         """Leave documents as they are."""
         return docs
 
-    @requests(on=["/fit", "/status", "/cancel", "/promote"])
+    @requests(on=["/fit", "/status", "/cancel", "/delete", "/promote"])
     async def pass_statuses(self, docs: DocList[RunStatus], **_: Any) -> DocList[RunStatus]:
         """Leave statuses as they are."""
         return docs

@@ -1,0 +1,244 @@
+"""`/delete`: an ended run goes with all its files; a kill meanwhile leaves all of it or nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import coloured
+from executor import Document, DocumentArray
+from executor.documents import Event, RunStatus
+from executor.errors import Conflict, UnknownRun, WorkspaceError
+from executor.runs import RunState, RunStore
+from executor.workspace import Workspace
+from serving import ROOT, Service
+
+
+def documents(count: int = 12, prefix: str = "d") -> DocumentArray:
+    return DocumentArray(
+        Document(id=f"{prefix}{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+        for number in range(count)
+    )
+
+
+def train(service: Service, run: str, **parameters: Any) -> RunStatus:
+    service.post("/fit", documents(), returns=RunStatus, run=run, total=12, epochs=1, **parameters)
+    return service.wait(run)
+
+
+def refusal(service: Service, run: str) -> tuple[int, str]:
+    answer = service.http("/delete", run=run)
+    return answer.status_code, answer.json()["detail"]
+
+
+# --- the store: what may be deleted, and a kill meanwhile ------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RunStore]:
+    opened = RunStore(Workspace(tmp_path / "workspace"))
+    yield opened
+    opened.close()
+
+
+def make_run(store: RunStore, name: str, *way: RunState, base: str = "base") -> None:
+    """A run with files, events, problems and progress, that went this way."""
+    store.create(name, {"base": base}, {})
+    for state in way:
+        store.advance(name, state)
+    store.quarantine(name, "train", [("d1", "bad")], spooled=True)
+    model = store.workspace.model(name)
+    model.mkdir(parents=True)
+    (model / "weights.safetensors").write_bytes(b"weights")
+    store.workspace.spool(name).write_bytes(b"documents")
+
+
+def files(workspace: Workspace) -> list[str]:
+    return sorted(str(path.relative_to(workspace.root)) for path in workspace.root.rglob("*/*") if path.is_file())
+
+
+SUCCEEDED = (RunState.QUEUED, RunState.TRAINING, RunState.SUCCEEDED)
+
+
+@pytest.mark.parametrize("way", [(), SUCCEEDED[:1], SUCCEEDED[:2]], ids=["receiving", "queued", "training"])
+def test_a_run_that_has_not_ended_is_not_deleted_but_to_be_cancelled_first(
+    store: RunStore, way: tuple[RunState, ...]
+) -> None:
+    make_run(store, "a", *way)
+    before = files(store.workspace)
+    with pytest.raises(Conflict, match=r"Run 'a' is .*; cancel it before"):
+        store.delete("a")
+    assert files(store.workspace) == before
+    assert store.exists("a")
+
+
+@pytest.mark.parametrize("way", [(), SUCCEEDED[:1], SUCCEEDED[:2]], ids=["receiving", "queued", "training"])
+def test_what_an_open_run_starts_from_is_not_deleted(store: RunStore, way: tuple[RunState, ...]) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    make_run(store, "b", *way, base="a")
+    with pytest.raises(Conflict, match="Run 'b' starts from run 'a'"):
+        store.delete("a")
+    store.advance("b", RunState.CANCELLED)
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_a_deleted_run_leaves_no_row_and_no_file(store: RunStore) -> None:
+    make_run(store, "kept", *SUCCEEDED)
+    before = files(store.workspace)
+    make_run(store, "a", *SUCCEEDED)
+    store.delete("a")
+    assert files(store.workspace) == before
+    assert [run.name for run in store.all()] == ["kept"]
+    assert (store.events("a"), store.count_problems("a")) == ([], 0)
+    with pytest.raises(UnknownRun, match="There is no run 'a'"):
+        store.delete("a")
+
+
+def test_a_deleted_run_is_not_promoted_afterwards(store: RunStore) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    store.delete("a")
+    with pytest.raises(UnknownRun):
+        store.promote("a")
+    assert store.promoted() == "base"
+
+
+def test_a_name_that_is_taken_is_refused_in_a_sentence(store: RunStore) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    with pytest.raises(Conflict, match="There is a run 'a' already"):
+        store.create("a", {}, {})
+
+
+def test_a_run_whose_folder_cannot_be_moved_is_still_there(store: RunStore) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    (store.workspace.root / "deleted").write_text("in the way")
+    with pytest.raises(WorkspaceError, match="cannot be used"):
+        store.delete("a")
+    assert store.exists("a")
+    assert store.workspace.model("a").is_dir()
+
+
+# Everything that a delete does to the disk passes an audit hook or is a statement: it dies at the one of this number.
+DELETE_AND_DIE = """
+import os, signal, sys
+sys.modules["torch"] = None
+from pathlib import Path
+from executor.runs import RunStore
+from executor.workspace import Workspace
+store, left = RunStore(Workspace(Path(sys.argv[1]))), int(sys.argv[2])
+def step(*_):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(lambda event, _: step() if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir") else None)
+store._database._connection.set_trace_callback(step)
+store.delete("a")
+"""
+
+
+def test_a_kill_in_the_middle_of_a_delete_leaves_the_run_or_nothing_of_it(tmp_path: Path) -> None:
+    seen = set()
+    for number in range(100):
+        store = RunStore(Workspace(tmp_path / str(number)))
+        make_run(store, "a", *SUCCEEDED)
+        whole = files(store.workspace), store.get("a"), store.events("a")
+        root = str(store.workspace.root)
+        killed = subprocess.run([sys.executable, "-c", DELETE_AND_DIE, root, str(number)], cwd=ROOT, timeout=60)
+        store.finish_deletes()
+        if store.exists("a"):
+            assert (files(store.workspace), store.get("a"), store.events("a")) == whole
+        else:
+            assert (files(store.workspace), store.events("a"), store.count_problems("a")) == ([], [], 0)
+        seen.add(store.exists("a"))
+        store.close()
+        if killed.returncode == 0:
+            break
+        assert killed.returncode == -signal.SIGKILL
+    assert number > 8
+    assert seen == {True, False}
+
+
+# --- the endpoint ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_an_ended_run_is_deleted_with_its_files_and_answered_with_its_last_status(
+    service: Service, protocol: str
+) -> None:
+    run = f"gone-{protocol}"
+    train(service, run, promote="never")
+    folder = service.run_folder(run)
+    service.post("/embed", documents(1), returns=Document, model=run)
+    if protocol == "grpc":
+        (last,) = service.post("/delete", returns=RunStatus, run=run)
+        assert (last.run, last.state) == (run, "succeeded")
+    else:
+        (told,) = service.http("/delete", run=run).json()["data"]
+        assert (told["run"], told["state"]) == (run, "succeeded")
+    assert not folder.exists()
+    assert run not in [status.run for status in service.post("/status", returns=RunStatus)]
+    code, message = refusal(service, run)
+    assert code >= 400
+    assert message.startswith(f"There is no run '{run}'")
+    embedded = service.http("/embed", [{"uri": "data:,"}], model=run)
+    assert embedded.json()["detail"].startswith(f"There is no model '{run}'")
+
+
+def test_the_version_now_served_is_not_deleted_until_another_is_served(service: Service) -> None:
+    train(service, "served")
+    code, message = refusal(service, "served")
+    assert code >= 400
+    assert message == "Run 'served' is the version now served; promote another, or base, before you delete it."
+    service.http("/promote", run="base")
+    assert service.http("/delete", run="served").status_code == 200
+
+
+def test_a_run_is_refused_as_long_as_another_waits_to_start_from_it(service: Service) -> None:
+    train(service, "parent", promote="never")
+    service.post("/fit", documents(3), returns=RunStatus, run="child", base="parent", total=12)
+    assert "Run 'child' starts from run 'parent'" in refusal(service, "parent")[1]
+    assert "cancel it before" in refusal(service, "child")[1]
+    service.http("/cancel", run="child")
+    assert service.http("/delete", run="parent").status_code == 200
+    assert service.http("/delete", run="child").status_code == 200
+
+
+def test_the_name_of_a_deleted_run_serves_for_a_clean_new_one(service: Service) -> None:
+    service.post("/fit", documents(12), returns=RunStatus, run="again", total=13)
+    service.http("/cancel", run="again")
+    service.http("/delete", run="again")
+    (fresh,) = service.post("/fit", documents(6, prefix="n"), returns=RunStatus, run="again", epochs=1)
+    assert (fresh.state, fresh.train_documents, fresh.attempts) == ("receiving", 6, 0)
+    ended = service.wait("again")  # it starts when nothing arrives any more, as any new run does
+    assert (ended.state, ended.train_documents, ended.skipped, ended.attempts) == ("succeeded", 6, 0, 1)
+    assert [event.kind for event in service.post("/events", returns=Event, run="again")].count("received") == 1
+
+
+def test_a_run_without_a_name_never_gets_that_of_a_deleted_one(service: Service) -> None:
+    (first,) = service.post("/fit", documents(3), returns=RunStatus)
+    service.http("/cancel", run=first.run)
+    service.http("/delete", run=first.run)
+    (second,) = service.post("/fit", documents(3), returns=RunStatus)
+    assert second.run != first.run
+    service.http("/cancel", run=second.run)
+
+
+def test_a_service_started_again_finishes_what_a_killed_one_was_deleting(tmp_path: Path) -> None:
+    with Service(tmp_path / "workspace", tmp_path / "cwd") as service:
+        service.post("/fit", documents(3), returns=RunStatus, run="half", total=12)
+        service.http("/cancel", run="half")
+        folder = service.run_folder("half")
+        service.kill()
+        (folder.parents[1] / "deleted").mkdir()
+        os.rename(folder, folder.parents[1] / "deleted" / "1-half")  # as if it had been killed before its commit
+        os.makedirs(folder.parents[1] / "deleted" / "77-over")  # and after the one of another
+        service.start()
+        assert service.status("half").state == "cancelled"
+        assert folder.is_dir()
+        assert not list((folder.parents[1] / "deleted").iterdir())

@@ -1,0 +1,201 @@
+"""A disk that is full or read-only: said in a sentence that names it, and nothing that was answered is lost.
+
+The disks are real ones in memory; where none can be mounted, these tests are skipped.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import coloured
+from executor import Document, DocumentArray, DocumentArrayMemmap
+from executor.cache import ImageCache
+from executor.checkpoints import load_checkpoint, save_checkpoint
+from executor.documents import Event, RunStatus
+from executor.errors import WorkspaceError
+from executor.locking import WorkspaceLock
+from executor.runs import RunState, RunStore
+from executor.training import TrainState
+from executor.workspace import Workspace
+from serving import Service
+
+MIB = 1 << 20
+
+
+class Disk:
+    """A small disk of its own at `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._filler = folder / "filler"
+
+    def fill(self) -> None:
+        """Leave no room for anything."""
+        with open(self._filler, "ab", buffering=0) as filler:
+            for size in (MIB, 4096, 1):
+                while True:
+                    try:
+                        if filler.write(b"x" * size) < size:
+                            break
+                    except OSError:
+                        break
+
+    def free(self) -> None:
+        """Give the room back."""
+        self._filler.unlink()
+
+    def make_read_only(self) -> None:
+        """Refuse all writing from now on. No file of it may be open for writing."""
+        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[[int], Disk]]:
+    """Mount a disk of so many MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def make(size: int) -> Disk:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(folder)]
+        mounted = subprocess.run(command, capture_output=True, text=True)
+        if mounted.returncode:
+            pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+        return Disk(folder)
+
+    yield make
+    if os.path.ismount(folder):
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def documents(first: int, count: int) -> DocumentArray:
+    return DocumentArray(
+        Document(id=f"d{number}", blob=coloured(number % 3, number, 96), tags={"finetuner_label": number % 3})
+        for number in range(first, first + count)
+    )
+
+
+# --- full ------------------------------------------------------------------------------------------------------------
+
+
+def test_documents_that_find_no_room_are_refused_and_the_others_stay(make_disk: Any) -> None:
+    disk = make_disk(4)
+    docs = DocumentArrayMemmap(disk.folder / "documents.sqlite")
+    docs.extend(documents(0, 10))
+    disk.fill()
+    with pytest.raises(WorkspaceError, match=r"cannot be used \(database or disk is full\)"):
+        docs.extend(documents(10, 20))
+    assert list(docs.ids()) == [f"d{number}" for number in range(10)]
+    disk.free()
+    assert docs.extend(documents(0, 30)) == 20
+    docs.close()
+
+
+def test_a_change_of_a_run_that_finds_no_room_is_refused_and_works_later(make_disk: Any) -> None:
+    disk = make_disk(4)
+    store = RunStore(Workspace(disk.folder))
+    store.create("a", {}, {})
+    disk.fill()
+    large = {"text": "x" * MIB}
+    with pytest.raises(WorkspaceError, match=r"cannot be used: database or disk is full\. Free space on its disk"):
+        store.create("b", large, {})
+    assert [run.name for run in store.all()] == ["a"]
+    disk.free()
+    assert store.create("b", large, {}).name == "b"
+    store.close()
+
+
+def test_a_run_is_deleted_from_a_full_disk_and_its_room_is_free(make_disk: Any) -> None:
+    disk = make_disk(8)
+    store = RunStore(Workspace(disk.folder))
+    store.finish_deletes()  # as a service does when it starts
+    store.create("a", {}, {})
+    store.advance("a", RunState.CANCELLED)
+    with DocumentArrayMemmap(store.workspace.spool("a")) as docs:
+        docs.extend(documents(0, 60))
+    disk.fill()
+    store.delete("a")
+    assert store.all() == []
+    assert os.statvfs(disk.folder).f_bavail * 4096 > MIB
+    store.close()
+
+
+def test_a_checkpoint_that_finds_no_room_is_told_with_the_disk_and_the_earlier_one_stays(make_disk: Any) -> None:
+    disk = make_disk(4)
+    state = TrainState(done=1, tensors={"weights": torch.ones(MIB // 4)})
+    save_checkpoint(disk.folder / "checkpoints", state, 1)
+    disk.fill()
+    with pytest.raises(WorkspaceError, match=rf"The disk of {disk.folder}/checkpoints is full, so the checkpoint"):
+        save_checkpoint(disk.folder / "checkpoints", state, 2)
+    assert [place.name for place in (disk.folder / "checkpoints").iterdir()] == ["0000000001"]
+    found = load_checkpoint(disk.folder / "checkpoints")
+    assert found is not None
+    assert found.done == 1
+
+
+def test_images_that_find_no_room_are_not_kept_and_that_is_said_once(make_disk: Any) -> None:
+    disk = make_disk(1)
+    notes: list[str] = []
+    cache = ImageCache(128, disk.folder / "images" / "train", warn=notes.append)
+    images = [np.full((128, 128, 3), number, np.uint8) for number in range(40)]  # 48 KiB each
+    for number, image in enumerate(images):
+        cache.put(number, image)
+    kept = [number for number in range(40) if cache.get(number) is not None]
+    assert 10 < len(kept) < 40
+    assert all(np.array_equal(cache.get(number), images[number]) for number in kept)
+    (note,) = notes
+    assert note.startswith(f"The disk of {disk.folder}/images is full, so the cache cannot be written.")
+    cache.close()
+
+
+def test_a_service_on_a_full_disk_refuses_in_a_sentence_and_goes_on_when_there_is_room(
+    make_disk: Any, tmp_path: Path
+) -> None:
+    disk = make_disk(300)
+    with Service(disk.folder / "workspace", tmp_path / "cwd", receive_timeout=1000.0) as service:
+        service.post("/fit", documents(0, 30), returns=RunStatus, run="a", epochs=40)
+        disk.fill()
+        answer = service.http("/fit", [{"uri": "data:," + "x" * MIB, "tags": {"finetuner_label": 1}}], run="a")
+        assert answer.status_code >= 400
+        assert "documents.sqlite cannot be used (database or disk is full)" in answer.json()["detail"]
+        assert service.status("a").train_documents == 30
+        service.post("/embed", documents(0, 1), returns=Document)
+        disk.free()
+        service.post("/fit", documents(0, 40), returns=RunStatus, run="a")
+        (status,) = service.post("/fit", returns=RunStatus, run="a")
+        assert status.train_documents == 40
+
+        service.wait("a", until=lambda status: status.step > 0)
+        disk.fill()
+        service.wait("a", until=lambda status: status.step == status.steps or status.ended_at, seconds=200)
+        ended = service.wait("a")
+        assert (ended.state, ended.attempts) == ("failed", 1)
+        assert ended.error.startswith(f"The disk of {service.run_folder('a')}")
+        assert " full" in ended.error
+        assert service.post("/events", returns=Event, run="a", limit=1000)[-1].kind == "failed"
+
+
+# --- read-only -------------------------------------------------------------------------------------------------------
+
+
+def test_a_workspace_on_a_read_only_disk_is_refused_in_a_sentence(make_disk: Any) -> None:
+    disk = make_disk(4)
+    workspace = Workspace(disk.folder)
+    store = RunStore(workspace)
+    store.create("a", {}, {})
+    store.close()
+    DocumentArrayMemmap(disk.folder / "documents.sqlite").close()
+    disk.make_read_only()
+    with pytest.raises(WorkspaceError, match=r"cannot be used: .*Read-only file system.*Check its permissions"):
+        WorkspaceLock(workspace)
+    with pytest.raises(WorkspaceError, match=r"cannot be used: .*See that it can be written"):
+        RunStore(workspace)
+    with pytest.raises(WorkspaceError, match=r"cannot be used .*See that it and its folder can be written"):
+        DocumentArrayMemmap(disk.folder / "documents.sqlite").append(documents(0, 1)[0])
+    with pytest.raises(WorkspaceError, match=r"The checkpoint cannot be written to .*Read-only file system"):
+        save_checkpoint(disk.folder / "checkpoints", TrainState(), 1)
