@@ -4,15 +4,18 @@
 reads the endpoints' annotations at run time.
 """
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 from docarray import DocList
 from jina import Executor, Flow, requests
 
@@ -38,13 +41,13 @@ class NoOp(Executor):
 class Sequential(Executor):
     """An embedding executor as it is usually written: each document alone, first decoded, then embedded."""
 
-    def __init__(self, *args: Any, input_size: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, model: str = "default", input_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         from executor.images import ImagePolicy
         from executor.loading import ModelImages
         from executor.models import ModelConfig, build_model
 
-        self._model = build_model(ModelConfig(input_size=input_size))
+        self._model = build_model(ModelConfig(model=model, input_size=input_size))
         self._preprocess = ModelImages(self._model.preprocessing, ImagePolicy())
 
     @requests(on="/embed")
@@ -63,53 +66,96 @@ PEERS = {"noop": NoOp, "sequential": Sequential}
 
 
 class Served:
-    """A Flow over gRPC on a free port, in a process of its own, which starts at once; entering waits until it serves.
+    """A Flow over gRPC on a free port, in processes of its own, which start at once; entering waits until it serves.
+
+    The processes end with the one that made them, however that ends.
 
     Args: what: `ours`, `noop` or `sequential`. folder: for its workspace and its log. options: `uses_with`.
     """
 
     def __init__(self, what: str, folder: Path, **options: Any) -> None:
         self._log = folder / f"{what}.log"
-        self._workspace = folder / what
+        self.workspace = folder / what
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        settings = {"what": what, "port": self.port, "workspace": str(self._workspace), "options": options}
-        with open(self._log, "w") as log:
+        self._settings = {"what": what, "port": self.port, "workspace": str(self.workspace), "options": options}
+        self.start()
+
+    def start(self) -> None:
+        """Start the processes; again, once they were killed, on the same port and workspace."""
+        with open(self._log, "a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.serving", json.dumps(settings)],
+                [sys.executable, "-m", "benchmarks.serving", json.dumps(self._settings)],
                 cwd=ROOT,
                 env=os.environ | {"JINA_OPTOUT_TELEMETRY": "1"},
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                start_new_session=True,
             )
 
     def __enter__(self) -> "Served":
+        try:
+            self.wait()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def wait(self) -> None:
+        """Return when the Flow serves. Raises: RuntimeError: it ended instead."""
         assert self._process.stdout is not None
         if not any(line.strip() == "ready" for line in self._process.stdout):
             raise RuntimeError(f"the Flow did not start:\n{self._log.read_text()[-4000:]}")
-        return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGINT)
-        self._process.communicate(timeout=60)
+        try:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(60)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL to every process that is left of the Flow, its trainer among them."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of the Flow, its trainer among them."""
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
 
     def executor_pid(self) -> int:
         """The process of the executor, whatever Jina's other processes are: the one that holds the workspace."""
-        lock = next(self._workspace.rglob("service.lock"))
+        lock = next(self.workspace.rglob("service.lock"))
         return int(lock.read_text())
 
 
 def serve(settings: dict[str, Any]) -> None:
     """Serve until interrupted."""
+    threading.Thread(target=_die_with_the_benchmark, daemon=True).start()
+    told = os.dup(sys.stdout.fileno())  # the pipe is read up to the word "ready" only: what is printed to it later
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # would fill it and block the service
     uses = PEERS.get(settings["what"], str(ROOT / "config.yml"))
     flow = Flow(protocol="grpc", port=settings["port"], host="127.0.0.1", quiet_error=True).add(
         uses=uses, uses_with=settings["options"], workspace=settings["workspace"]
     )
     with flow:
-        print("ready", flush=True)
+        os.write(told, b"ready\n")
         flow.block()
+
+
+def _die_with_the_benchmark() -> None:
+    """Standard input ends when the process of the benchmark does, however it ends."""
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

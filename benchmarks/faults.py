@@ -1,0 +1,211 @@
+"""What survives SIGKILL: a Flow whose trainer and whose service are killed again and again while it is used.
+
+    .venv/bin/python -m benchmarks.faults [--kills 200] [--seed 0] [--minutes 90] [--quick]
+
+Two customers post documents to a run each, a few at a time, wait for both to end, and begin the next; others call
+`/status` and `/embed` all the time. Every request that failed is sent again until it is answered, and some that were
+answered are sent again too. Meanwhile the trainer (three kills of four) or the service gets SIGKILL: the executor's
+process, or every process of the Flow at once, which this program then starts again as an operator would. Half of the
+moments are drawn from a clock, half are waited for: while documents arrive, while a run is queued, in an epoch, while
+a checkpoint is written, and so on; the table says when the kills came. The trainer is killed at most twice without a
+further checkpoint of its run, because the third time fails the run by design.
+
+Counted at the end, and each of the last four has to be 0, else the exit code is 1:
+
+- documents acknowledged; of those, lost (not in the run, or not in its status) and counted twice;
+- runs whose state, weights (byte for byte) or per-epoch history differ from their twin's: a run of the same documents
+  and options in a service of its own that nobody disturbed;
+- requests that failed although the service had not been killed while they were under way.
+"""
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.common import options, print_machine, print_table
+from benchmarks.customers import Ledger, Recipe, deliver, have_trained, recipes, wait_for_end
+from benchmarks.killing import Killer, Victim
+from benchmarks.serving import Served
+from benchmarks.traffic import Caller, Request
+from executor.documents import RunStatus
+from executor.memmap import DocumentArrayMemmap
+from executor.workspace import find_workspace
+
+CUSTOMERS = 2
+SERVICE_SHARE = 0.25  # of the kills
+# One thread, so that sums are made in one order. Runs wait for all of their documents, however long.
+SERVICE = {"input_size": 16, "trainer_threads": 1, "trainer_nice": 0, "receive_timeout": 3600.0}
+
+
+class Ended(NamedTuple):
+    """What has to be the same for all runs of a recipe."""
+
+    state: str
+    weights: str
+    history: dict[str, list[float]]
+
+
+# the two services ----------------------------------------------------------------------------------------------------
+
+
+async def train_twins(folder: Path, of: dict[str, Recipe]) -> dict[str, Ended]:
+    """Train every recipe once, undisturbed."""
+    ledger, record = Ledger(), list[Request]()
+    with Served("ours", folder, **SERVICE) as served:
+        for name, recipe in of.items():
+            await deliver(Caller(served.port, record), name, recipe, random.Random(0), ledger)
+            await wait_for_end(Caller(served.port, record), name, ledger)
+        for name in of:
+            if name not in ledger.ended or ledger.ended[name].state != "succeeded":
+                raise RuntimeError(f"the undisturbed run {name} did not succeed: {ledger.ended.get(name)}")
+        return {name: how_ended(served, ledger.ended[name]) for name in of}
+
+
+async def attack(
+    served: Served, killer: Killer, of: dict[str, Recipe], seed: int, ledger: Ledger, record: list[Request]
+) -> None:
+    """Use the service until the last kill has come and the last run has ended."""
+    callers = [Caller(served.port, record) for _ in range(CUSTOMERS + 3)]
+    steady = [callers.pop().embed_steadily(), callers.pop().embed_steadily(), callers.pop().ask_steadily()]
+    background = [asyncio.create_task(task) for task in steady]
+    killing = asyncio.create_task(asyncio.to_thread(killer.work))
+    customers = asyncio.create_task(have_trained(callers, of, seed, ledger, lambda: killer.finished))
+    try:
+        await asyncio.gather(asyncio.shield(killing), customers)
+    finally:
+        killer.stop()
+        await asyncio.wait([killing])  # it may be about to start the service again
+        for task in (*background, customers):
+            task.cancel()
+        await asyncio.gather(*background, customers, return_exceptions=True)
+
+
+def how_ended(served: Served, status: RunStatus | None) -> Ended:
+    """The state, the weights' SHA-256 and the history of a run."""
+    if status is None:
+        return Ended("not ended", "", {})
+    weights = find_workspace(served.workspace).model(status.run) / "weights.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
+    return Ended(status.state, digest, status.history)
+
+
+# the counts ----------------------------------------------------------------------------------------------------------
+
+
+def lost_and_doubled(served: Served, run: str, recipe: Recipe, ledger: Ledger) -> tuple[int, int]:
+    """Count the acknowledged documents of a run that are missing, and those that count twice."""
+    place = find_workspace(served.workspace).spool(run)
+    stored: list[str] = []
+    for split in ("train", "eval"):
+        with DocumentArrayMemmap(place, split=split) as docs:
+            stored += docs.ids()
+    acknowledged = ledger.acknowledged[run]
+    lost, doubled = len(acknowledged - set(stored)), len(stored) - len(set(stored))
+    if (status := ledger.ended.get(run)) is not None:
+        counted = status.train_documents + status.eval_documents
+        lost, doubled = max(lost, len(acknowledged) - counted), max(doubled, counted - len(set(stored)))
+    return lost, doubled
+
+
+def failed_while_serving(record: Sequence[Request], down: Sequence[tuple[float, float]]) -> list[Request]:
+    """The failed requests during which the service was up all the time."""
+    return [
+        request
+        for request in record
+        if request.error is not None and not any(request.began <= end and request.ended >= at for at, end in down)
+    ]
+
+
+def print_kills(killer: Killer) -> None:
+    """Print when the kills came, and what the runs went on from."""
+    counts = Counter((kill.moment, kill.victim) for kill in killer.kills)
+    moments = sorted({moment for moment, _ in counts})
+    rows = [(moment, *(counts[moment, victim] for victim in Victim)) for moment in moments]
+    print_table(("killed while", "trainer", "service"), rows)
+    went_on = [kill.checkpoint for kill in killer.kills if kill.resumes]
+    print(f"runs taken up again: {len(went_on)}, of which {sum(step > 0 for step in went_on)} from a checkpoint")
+    print(f"trainers that outlived their service: {killer.strays}")
+
+
+def judge(
+    served: Served,
+    killer: Killer,
+    of: dict[str, Recipe],
+    twins: dict[str, Ended],
+    ledger: Ledger,
+    record: list[Request],
+) -> bool:
+    """Print the counts; return whether all that have to be 0 are."""
+    counted = [lost_and_doubled(served, run, of[name], ledger) for run, name in ledger.recipes.items()]
+    lost, doubled = sum(each[0] for each in counted), sum(each[1] for each in counted)
+    different = []
+    for run, name in ledger.recipes.items():
+        ended = how_ended(served, ledger.ended.get(run))
+        if ended != twins[name]:
+            parts = [part for part in Ended._fields if getattr(ended, part) != getattr(twins[name], part)]
+            error = ledger.ended[run].error if run in ledger.ended else None
+            different.append(f"{run} ({name}): {ended.state}, other {', '.join(parts)}; {error}")
+    failed = failed_while_serving(record, killer.down)
+    for line in (*different, *(f"{request.endpoint}: {request.error}" for request in failed[:20])):
+        print(line)
+    print_kills(killer)
+    rows: list[tuple[str, int]] = [
+        ("kills of the trainer", sum(kill.victim is Victim.TRAINER for kill in killer.kills)),
+        ("kills of the service", sum(kill.victim is Victim.SERVICE for kill in killer.kills)),
+        ("requests", len(record)),
+        ("runs ended", len(ledger.ended)),
+        ("documents acknowledged", sum(map(len, ledger.acknowledged.values()))),
+        ("documents lost", lost),
+        ("documents counted twice", doubled),
+        ("runs that ended otherwise than their undisturbed twin", len(different)),
+        ("requests that failed while the service was up", len(failed)),
+    ]
+    print_table(("", "count"), rows)
+    faults = lost + doubled + len(different) + len(failed) + killer.strays
+    print(f"faults_in_{len(killer.kills)}_kills: {faults}", flush=True)
+    return faults == 0
+
+
+async def measure(kills: int, seed: int, minutes: float, epochs: int, *, tiny: bool) -> bool:
+    """Do it all; return whether nothing was lost."""
+    of = recipes(epochs, tiny=tiny)
+    with tempfile.TemporaryDirectory(prefix="faults-") as place:
+        folder = Path(place)
+        (folder / "twins").mkdir()
+        twins = await train_twins(folder / "twins", of)
+        print("\nThe undisturbed twins have succeeded.\n", flush=True)
+        ledger, record = Ledger(), list[Request]()
+        with Served("ours", folder, **SERVICE) as served:
+            killer = Killer(served, seed=seed, kills=kills, service_share=SERVICE_SHARE, seconds=minutes * 60)
+            await attack(served, killer, of, seed, ledger, record)
+            return judge(served, killer, of, twins, ledger, record)
+
+
+def main() -> int:
+    """Return the exit code."""
+    parser = options(__doc__)
+    parser.add_argument("--kills", type=int, help="how often (200; quick: 20; tiny: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments, the victims and the customers")
+    parser.add_argument("--minutes", type=float, default=90.0, help="after which nothing is killed any more")
+    arguments = parser.parse_args()
+    size = "tiny" if arguments.tiny else "quick" if arguments.quick else "full"
+    kills = arguments.kills or {"tiny": 10, "quick": 20, "full": 200}[size]
+    epochs = {"tiny": 30, "quick": 60, "full": 120}[size]
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    print_machine()
+    try:
+        return 0 if asyncio.run(measure(kills, arguments.seed, arguments.minutes, epochs, tiny=arguments.tiny)) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Callers in one event loop, and a record of every request that they made.
+
+Jina's synchronous gRPC client lets one call through at a time in a whole process; its asyncio client does not.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from docarray import DocList
+from jina import Client
+
+from benchmarks.common import textured
+from executor.documents import Document, DocumentArray, RunStatus
+
+TIMEOUT = 120.0  # seconds after which a request has failed
+PAUSE = 0.1  # seconds between the requests of a steady caller
+LARGEST = 4  # images of a request to /embed
+
+
+class Request(NamedTuple):
+    """One request, from when to when by `time.monotonic`; `error` is None if it was answered as it should be."""
+
+    endpoint: str
+    began: float
+    ended: float
+    error: str | None
+
+
+class RequestFailed(Exception):
+    """A request was not answered, or not as it should be."""
+
+
+class Caller:
+    """One client, which has one request under way at a time. Args: record: gets every request."""
+
+    def __init__(self, port: int, record: list[Request]) -> None:
+        self._client = Client(host="127.0.0.1", port=port, asyncio=True)
+        self._client.logger.logger.setLevel(logging.CRITICAL)  # what fails is in the record
+        # Else all clients of a process share connections, and once one was refused they wait, longer each time.
+        self._client.args.grpc_channel_options = [("grpc.use_local_subchannel_pool", 1)]
+        self._record = record
+
+    async def post(
+        self,
+        endpoint: str,
+        docs: Any = None,
+        *,
+        returns: Any = RunStatus,
+        fault: Callable[[list[Any]], str | None] = lambda answers: None if answers else "an empty answer",
+        **parameters: Any,
+    ) -> list[Any]:
+        """Call an endpoint. Args: fault: says what is wrong with an answer. Raises: RequestFailed."""
+        began = time.monotonic()
+        try:
+            answers = await asyncio.wait_for(self._answers(endpoint, docs, returns, parameters), TIMEOUT)
+            error = fault(answers)
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {_reason(failure)}"
+        if error is not None:
+            self._record.append(Request(endpoint, began, time.monotonic(), error))
+            raise RequestFailed(f"{endpoint}: {error}")
+        self._record.append(Request(endpoint, began, time.monotonic(), None))
+        return answers
+
+    async def _answers(self, endpoint: str, docs: Any, returns: Any, parameters: dict[str, Any]) -> list[Any]:
+        responses = self._client.post(
+            endpoint, docs, parameters=parameters, request_size=100, return_type=DocList[returns]
+        )
+        return [doc async for response in responses for doc in response]
+
+    async def embed_steadily(self) -> None:
+        """Embed one to four images, again and again, until cancelled; failed requests are recorded."""
+        for number in range(10**9):
+            images = [textured(number + image, 0, 32, 32) for image in range(1 + number % LARGEST)]
+            docs = DocumentArray(Document(blob=image) for image in images)
+            await self._try("/embed", docs, returns=Document, fault=partial(fault_of, count=len(docs)))
+
+    async def ask_steadily(self) -> None:
+        """Ask for the status of all runs, again and again, until cancelled; failed requests are recorded."""
+        while True:
+            await self._try("/status", fault=lambda answers: None)  # at first there are no runs
+
+    async def _try(self, endpoint: str, docs: Any = None, **options: Any) -> None:
+        with contextlib.suppress(RequestFailed):  # it is in the record
+            await self.post(endpoint, docs, **options)
+        await asyncio.sleep(PAUSE)
+
+
+def fault_of(answers: list[Any], count: int) -> str | None:
+    """Say what is wrong with the answer of /embed to `count` images, if anything is."""
+    if len(answers) != count:
+        return f"{len(answers)} documents came back, not {count}"
+    if any(doc.embedding is None for doc in answers):
+        return "a document came back without embedding"
+    versions = {doc.tags.get("finetuner_model") for doc in answers}
+    return f"the response mixes versions: {versions}" if len(versions) > 1 else None
+
+
+def _reason(failure: Exception) -> str:
+    """The sentence of the service where there is one."""
+    status = getattr(failure.args[0] if failure.args else None, "status", None)
+    return str(getattr(status, "description", failure)).split("\n", 1)[0]
