@@ -43,16 +43,19 @@ from benchmarks.common import (
     spread,
     write_jpegs,
 )
+from executor.distributed import ALONE
 from executor.documents import Document
+from executor.launching import OtherRanks
 from executor.loading import default_augmentation
 from executor.losses import build_loss
 from executor.memmap import DocumentArrayMemmap
 from executor.models import ModelConfig, build_model
 from executor.parameters import ExecutorOptions, TrainingOptions
-from executor.runs import RunState, RunStore, Workspace
+from executor.runs import RunState, RunStore
 from executor.samplers import ClassSampler
 from executor.trainer import Trainer
 from executor.training import TrainConfig, TrainState, parameter_groups
+from executor.workspace import Workspace
 
 BATCH = 64
 CLASSES = 32
@@ -63,7 +66,7 @@ class TimedTrainer(Trainer):
     """The trainer, with the time of each epoch; `between` runs after each, and its time is not counted."""
 
     def __init__(self, store: RunStore, name: str, between: Callable[[], None]) -> None:
-        super().__init__(store, name)
+        super().__init__(store, name, ALONE, OtherRanks([]))
         self.decoded = 0.0  # seconds until the first step
         self.epochs: list[float] = []  # seconds each; the first with everything before it
         self._between = between
@@ -158,11 +161,13 @@ class Plain:
         return seconds_of(lambda: self._steps.run(iter(self._loader)))
 
 
-def prepare_run(folder: Path, name: str, files: list[tuple[str, int]], size: int, **training: Any) -> RunStore:
+def prepare_run(
+    folder: Path, name: str, files: list[tuple[str, int]], size: int, *, augment: str | None = None, **training: Any
+) -> RunStore:
     """A workspace with one run that is complete and has the trainer's turn."""
     store = RunStore(Workspace(folder / name))
     executor = ExecutorOptions(
-        input_size=size, allowed_roots=(str(folder),), trainer_threads=torch.get_num_threads()
+        input_size=size, augment=augment, allowed_roots=(str(folder),), trainer_threads=torch.get_num_threads()
     ).with_roots()
     configuration = {"options": executor.model_dump(mode="json"), "directory": os.getcwd(), "path": []}
     store.create(name, TrainingOptions(batch_size=BATCH, **training).model_dump(mode="json"), configuration)

@@ -1,0 +1,201 @@
+"""Our trainer and its peers on the same task, one after the other, in turns.
+
+    .venv/bin/python -m benchmarks.peers.environments    # once: installs the peers, each into its own environment
+    .venv/bin/python -m benchmarks.peers [--quick]
+
+The task: the same JPEG files of 640×480, 32 classes, the default network from the same weights, batches of 64 with four
+images a class where a sampler can be told, a triplet loss, no augmentation, a learning rate of 1e-3, so many epochs.
+Peers train as their guides show: fp32, Adam, files decoded anew in every epoch; with no worker process and with one a
+core. Ours runs in fp32 and in bf16, from a run's spool to its model.
+
+Measured: images a second in the first epoch (with starting workers or, in ours, decoding everything), in the later
+ones, and over all; each program's own limit, its step on a batch in memory before and after the training; and mAP@R of
+the network it hands back on images that it has not seen. The number of steps differs a little with the sampler.
+
+What is compared takes turns, in a process each; medians over the rounds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.common import median, options, print_headline, print_machine, print_table, write_jpegs
+from benchmarks.peers.environments import error_line, problem_of, python_of
+from benchmarks.peers.task import Result, Task
+from benchmarks.train import BATCH, CLASSES
+from executor import embed, load_uri_to_image_blob
+from executor.documents import Document, DocumentArray
+from executor.metrics import DECIDING, score_classes
+from executor.models import ModelConfig, build_model, load_model, save_model
+from executor.supervisor import SPIN_BRIEFLY
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PEERS = {  # environment: program
+    "finetuner": "finetuner_fit",
+    "pytorch_metric_learning": "metric_learning",
+    "open_metric_learning": "open_metric_learning",
+    "sentence_transformers": "sentence_trainer",
+}
+Files = list[tuple[str, int]]
+
+
+class Entry(NamedTuple):
+    """A row of the table: a program in an environment, with so many workers and in a precision."""
+
+    environment: str | None
+    program: str
+    workers: int
+    precision: str
+
+    def __str__(self) -> str:
+        return self.precision if self.environment is None else f"{self.precision}, {self.workers} workers"
+
+    def run(self, task: Task) -> Result:
+        """Run it in a process. Raises: RuntimeError: it failed; the message is its error."""
+        python = python_of(self.environment) if self.environment else Path(sys.executable)
+        spinning = {} if self.environment else SPIN_BRIEFLY  # as the service starts its trainer
+        finished = subprocess.run(
+            [str(python), "-m", f"benchmarks.peers.{self.program}", json.dumps(asdict(task))],
+            cwd=ROOT,
+            env=os.environ | spinning | {"JINA_OPTOUT_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if finished.returncode:
+            raise RuntimeError(error_line(finished.stderr))
+        return Result.read(finished.stdout)
+
+
+class Measured:
+    """What the rounds found of one entry."""
+
+    def __init__(self) -> None:
+        self.results: list[Result] = []
+        self.quality: list[float] = []
+
+    @property
+    def first(self) -> float:
+        """Images a second of the first epoch."""
+        return median(result.images[0] / result.seconds[0] for result in self.results)
+
+    @property
+    def later(self) -> float:
+        """Images a second of the later epochs."""
+        return median(sum(result.images[1:]) / sum(result.seconds[1:]) for result in self.results)
+
+    @property
+    def overall(self) -> float:
+        """Images a second of all epochs."""
+        return median(sum(result.images) / sum(result.seconds) for result in self.results)
+
+    @property
+    def limit(self) -> float:
+        """Images a second of the step alone."""
+        return median(limit for result in self.results for limit in result.limits)
+
+
+def quality(network: Path, held_out: Files) -> float:
+    """mAP@R of a network on files."""
+    docs = DocumentArray(Document(buffer=Path(path).read_bytes()) for path, _ in held_out)
+    model = load_model(network)
+    embed(docs, model, load_uri_to_image_blob)
+    embeddings = torch.stack([torch.as_tensor(doc.embedding) for doc in docs]).numpy()
+    return score_classes(embeddings, [label for _, label in held_out]).mean()[DECIDING]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = options(__doc__)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(PEERS), default=list(PEERS), help="these peers")
+    arguments = parser.parse_args()
+    size, threads, limit_steps = 128, os.cpu_count() or 1, 6
+    images, epochs, rounds, workers = arguments.images, arguments.epochs, arguments.rounds, [0, threads]
+    if arguments.quick:
+        images, epochs, rounds, workers, limit_steps = 256, 2, 1, [threads], 2
+    if arguments.tiny:
+        images, epochs, rounds, size, threads, workers, limit_steps = 128, 2, 1, 16, 1, [0], 1
+    torch.set_num_threads(threads)
+    print_machine()
+    entries = [Entry(None, "ours", 0, precision) for precision in ("fp32", "bf16")]
+    missing = [name for name in arguments.only if python_of(name) is None]
+    entries += [
+        Entry(name, PEERS[name], count, "fp32") for name in arguments.only if name not in missing for count in workers
+    ]
+    measured: dict[Entry, Measured] = defaultdict(Measured)
+    problems = {name: problem_of(name) for name in missing}
+    with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
+        folder = Path(name).resolve()
+        files = write_jpegs(folder / "images", images + images // 2, CLASSES)
+        save_model(build_model(ModelConfig(input_size=size)), folder / "network")
+        untrained = quality(folder / "network", files[images:])
+        for number in range(rounds):
+            for index, entry in enumerate(entries):
+                task = Task(
+                    files=files[:images],
+                    network=str(folder / "network"),
+                    result=str(folder / f"{number}-{index}"),
+                    size=size,
+                    batch=BATCH,
+                    items_per_class=4,
+                    epochs=epochs,
+                    learning_rate=1e-3,
+                    workers=entry.workers,
+                    threads=threads,
+                    precision=entry.precision,
+                    limit_steps=limit_steps,
+                )
+                try:
+                    measured[entry].results.append(entry.run(task))
+                except RuntimeError as error:
+                    if entry.environment is None:
+                        raise
+                    problems[entry.environment] = str(error)
+                    continue
+                measured[entry].quality.append(quality(Path(task.result), files[images:]))
+    print(f"{images} images to {size}×{size}, {epochs} epochs, {rounds} rounds; untrained mAP@R {untrained:.3f}\n")
+    print_measured({entry: found for entry, found in measured.items() if found.results}, problems)
+
+
+def print_measured(measured: dict[Entry, Measured], problems: dict[str, str]) -> None:
+    """Print the table, what could not be measured, and the headline."""
+    ours = {entry.precision: found for entry, found in measured.items() if entry.environment is None}
+    rows = [
+        (
+            found.results[0].version,
+            str(entry),
+            found.first,
+            found.later,
+            found.overall,
+            found.limit,
+            found.later / found.limit,
+            ours["fp32"].later / found.later,
+            ours["bf16"].later / found.later,
+            found.results[0].steps,
+            median(found.quality),
+        )
+        for entry, found in measured.items()
+    ]
+    columns = ("", "", "first epoch, images/s", "later", "all", "its limit", "later, of its limit")
+    print_table((*columns, "ours, fp32: ×", "ours, bf16: ×", "steps", "mAP@R"), rows)
+    if problems:
+        print_table(("not measured", "why"), problems.items())
+    peers = [found.later for entry, found in measured.items() if entry.environment is not None]
+    if peers:
+        print(f"The fastest peer's later epochs: {max(peers):.4g} images/s.")
+    print_headline("ours_bf16_of_its_limit", ours["bf16"].later / ours["bf16"].limit)
+
+
+if __name__ == "__main__":
+    main()

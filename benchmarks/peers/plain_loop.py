@@ -1,0 +1,32 @@
+"""The loop that the READMEs of metric learning libraries show: a DataLoader, Adam, a loss."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.peers.task import Clock, Task
+
+Step = Callable[[Tensor, Tensor], object]
+
+
+def make_step(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], learning_rate: float) -> Step:
+    """One step in fp32 with Adam, on images (B, 3, H, W) and labels (B,)."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        value = loss(network(images), labels)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def run_epochs(task: Task, clock: Clock, step: Step, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """All epochs of the task."""
+    for _ in range(task.epochs):
+        for images, labels in loader:
+            step(images, labels)
+            clock.step(len(images))
+        clock.end_epoch()
