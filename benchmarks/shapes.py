@@ -1,4 +1,7 @@
-"""Textured shapes: a generated image set whose classes differ in texture and form, never in colour or place."""
+"""Textured shapes: a generated image set whose classes differ in texture and form, never in place.
+
+Nor in colour, unless asked for: then each class has a hue of its own, which several share, and which varies by 16°.
+"""
 
 import itertools
 
@@ -8,15 +11,16 @@ import numpy as np
 ANGLES = 6
 PERIODS = (5.0, 8.0, 13.0)
 CORNERS = (3, 4, 5, 8, 24)  # of the polygon; 24 is nearly a circle
+Kind = tuple[float, float, int]  # angle in radians, period in pixels at 64 × 64, corners
 
 
-def classes(count: int, seed: int = 0) -> list[tuple[float, float, int]]:
-    """Draw `count` classes, each (angle in radians, period in pixels at 64 × 64, corners)."""
+def classes(count: int, seed: int = 0) -> list[Kind]:
+    """Draw `count` classes."""
     every = list(itertools.product(np.arange(ANGLES) * np.pi / ANGLES, PERIODS, CORNERS))
     return [every[index] for index in np.random.default_rng(seed).permutation(len(every))[:count]]
 
 
-def draw(kind: tuple[float, float, int], random: np.random.Generator, size: int = 64) -> np.ndarray:
+def draw(kind: Kind, random: np.random.Generator, size: int = 64) -> np.ndarray:
     """Return an image, (size, size, 3) uint8: the class's polygon, filled with the class's stripes, on noise.
 
     Colours, place, size, phase and rotation of the polygon are random, and the stripes' direction varies by 8°.
@@ -38,8 +42,21 @@ def draw(kind: tuple[float, float, int], random: np.random.Generator, size: int 
     return image.clip(0, 255).astype(np.uint8)
 
 
-def make(kinds: list[tuple[float, float, int]], each: int, seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (N, size, size, 3) uint8 and labels (N,) int64: `each` of every class."""
+def tinted(image: np.ndarray, hue: int, random: np.random.Generator) -> np.ndarray:
+    """Return the image with its hues drawn together around `hue`, in half degrees as OpenCV has them."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
+    hsv[..., 0] = (hsv[..., 0] // 8 + hue + random.normal(0, 8)) % 180
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
+
+
+def make(
+    kinds: list[Kind], each: int, seed: int, size: int = 64, hues: list[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images (N, size, size, 3) uint8 and labels (N,) int64: `each` of every class. `hues`: one a class."""
     random = np.random.default_rng(seed)
-    images = [draw(kind, random, size) for kind in kinds for _ in range(each)]
+    images = []
+    for label, kind in enumerate(kinds):
+        for _ in range(each):
+            image = draw(kind, random, size)
+            images.append(image if hues is None else tinted(image, hues[label], random))
     return np.stack(images), np.repeat(np.arange(len(kinds)), each)

@@ -148,7 +148,7 @@ def test_cross_batch_memory_goes_with_every_loss_that_compares_items(loss: str) 
 
 
 def test_cross_batch_memory_is_refused_where_nothing_is_compared_across_batches() -> None:
-    with pytest.raises(InvalidParameter, match="memory_size does not go with the loss 'proxy_anchor'"):
+    with pytest.raises(InvalidParameter, match="memory_size does not go with the loss 'proxy_anchor_supcon'"):
         run(network(), {"memory_size": 64})
     with pytest.raises(InvalidParameter, match="a batch of 64 has to fit"):
         parse(TrainingOptions, {"memory_size": 32}, where="/fit")
