@@ -4,12 +4,15 @@ Everything here is safe to call from many threads; Pillow's codecs release the i
 """
 
 import base64
+import functools
 import io
 import os
 import re
 import stat
 import threading
+import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
@@ -56,6 +59,11 @@ class ImagePolicy:
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 64_000_000
     remote_timeout: float = 10.0
+
+    @functools.cached_property
+    def resolved_roots(self) -> tuple[str, ...] | None:
+        """The allowed roots without symbolic links, as they were when first asked for."""
+        return None if self.allowed_roots is None else tuple(map(os.path.realpath, self.allowed_roots))
 
 
 _DEFAULT_POLICY = ImagePolicy()
@@ -111,7 +119,7 @@ def _without_base64(buffer: bytes) -> bytes:
 
 
 def check_uri(uri: str, policy: ImagePolicy) -> None:
-    """Check without opening anything that `policy` allows `uri`.
+    """Check without opening anything that `policy` allows `uri`; reading it checks again, more strictly.
 
     Raises: BadDocument: unknown scheme, remote uris are off, or the path lies outside the allowed roots.
     """
@@ -122,7 +130,7 @@ def check_uri(uri: str, policy: ImagePolicy) -> None:
                 f"{shown(uri)}: remote uris are off; set allow_remote_uris: true or send the image as a data: uri"
             )
     elif scheme in ("", "file"):
-        _allowed_path(uri, policy)
+        _allowed_path(uri, policy, resolve=_lately_resolved)
     elif scheme != "data":
         raise BadDocument(f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:")
 
@@ -149,24 +157,39 @@ def _scheme(uri: str) -> str:
     return (match[1] or match[2]).lower() if match else ""
 
 
-def _allowed_path(uri: str, policy: ImagePolicy) -> str:
+def _allowed_path(uri: str, policy: ImagePolicy, resolve: Callable[[str], str] = os.path.realpath) -> str:
     """Return the path of `uri`, absolute and without symbolic links, if it lies in an allowed root."""
     path = _file_uri_path(uri) if _scheme(uri) == "file" else uri
     try:
-        resolved = os.path.realpath(path)
+        resolved = resolve(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise BadDocument(f"{shown(path)!r} is not a valid path: {error}") from error
-    roots = policy.allowed_roots
-    if roots is not None and not any(_is_within(resolved, os.path.realpath(root)) for root in roots):
+    roots = policy.resolved_roots
+    if roots is not None and not any(_is_within(resolved, root) for root in roots):
         raise BadDocument(
-            f"{shown(path)} lies outside the allowed roots ({', '.join(roots) or 'none'}); "
+            f"{shown(path)} lies outside the allowed roots ({', '.join(policy.allowed_roots or ()) or 'none'}); "
             "add its directory to the option allowed_roots"
         )
     return resolved
 
 
 def _is_within(path: str, root: str) -> bool:
-    return os.path.commonpath((path, root)) == root
+    return path.startswith(root.rstrip("/") + "/") or path == root
+
+
+def _lately_resolved(path: str) -> str:
+    """Like `os.path.realpath`, but for folders that change in this very second: a thousand files lie in one folder."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", "..") or "\0" in name:
+        return os.path.realpath(path)
+    folder = os.path.join(os.getcwd(), folder)  # the cache must know it apart after a change of directory
+    place = os.path.join(_folder_resolved(folder, int(time.monotonic())), name)
+    return os.path.realpath(place) if os.path.islink(place) else place
+
+
+@functools.lru_cache(maxsize=1024)
+def _folder_resolved(folder: str, second: int) -> str:
+    return os.path.realpath(folder)
 
 
 def _file_uri_path(uri: str) -> str:
