@@ -41,7 +41,8 @@ from executor.documents import Document, DocumentArray, RunStatus
 from executor.memmap import DocumentArrayMemmap
 from executor.parameters import ExecutorOptions, FitParameters
 from executor.receiving import Receiver
-from executor.runs import RunStore, Workspace
+from executor.runs import RunStore
+from executor.workspace import Workspace
 
 REQUEST = 100
 CLASSES = 32

@@ -2,7 +2,11 @@
 
 import argparse
 import os
+import queue
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,6 +19,9 @@ def main() -> int:
     train.add_argument("--run", required=True, help="the name of the run")
     train.add_argument("--nice", type=int, default=0, help="lower the priority of this process by so much")
     train.add_argument("--tied", action="store_true", help="end when standard input ends")
+    standby = commands.add_parser("standby", help="a trainer that reads the name of its run; the service starts it")
+    standby.add_argument("--workspace", type=Path, required=True, help="the workspace folder of the service")
+    standby.add_argument("--nice", type=int, default=0, help="lower the priority of this process by so much")
     export = commands.add_parser("export", help="write a model version as files that other programs read")
     export.add_argument("run", help="the name of the run whose model it is, or `base`")
     export.add_argument("--workspace", type=Path, required=True, help="the workspace folder of the service")
@@ -30,15 +37,55 @@ def main() -> int:
         return _report(arguments)
     if arguments.command == "export":
         return _export(arguments)
+    if arguments.command == "standby":
+        return _standby(arguments)
     return _train(arguments)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     os.nice(arguments.nice)
+    if arguments.tied:  # before the imports, which take seconds
+        threading.Thread(target=_die_with_the_service, name="tie", daemon=True).start()
+
+    from .launching import start_other_ranks
+    from .memory import be_killed_first
+
+    if arguments.tied:
+        be_killed_first()
+    others = start_other_ranks(arguments.workspace, arguments.run)  # whose imports overlap with those that follow
 
     from .trainer import main as run_trainer
 
-    return run_trainer(arguments.workspace, arguments.run, tied=arguments.tied)
+    return run_trainer(arguments.workspace, arguments.run, others=others)
+
+
+def _standby(arguments: argparse.Namespace) -> int:
+    """Import what a trainer needs, then wait for the name of a run and become its trainer."""
+    os.nice(arguments.nice)
+    told: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=_die_with_the_service, args=(told.put,), name="tie", daemon=True).start()
+
+    from setproctitle import setproctitle
+
+    from .launching import OtherRanks
+    from .memory import be_killed_first
+    from .trainer import main as run_trainer
+    from .workspace import Workspace
+
+    be_killed_first()
+    run = told.get().decode().strip()
+    setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run {run} --tied")
+    with open(Workspace(arguments.workspace).log(run), "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    return run_trainer(arguments.workspace, run, others=OtherRanks([]))
+
+
+def _die_with_the_service(told: Callable[[bytes], None] = lambda line: None) -> None:
+    """Standard input is a pipe from the service: it ends when that process does, however it ends."""
+    while line := os.read(0, 1024):
+        told(line)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -6,9 +6,11 @@ version the next request gets; a request that has begun keeps its own, so no res
 
 import asyncio
 import logging
+import math
 import os
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +22,7 @@ import numpy as np
 from .documents import ERROR_TAG, MODEL_TAG
 from .errors import Overloaded
 from .parameters import ExecutorOptions
-from .runs import Workspace
+from .workspace import Workspace
 
 if TYPE_CHECKING:  # torch is imported when the first model is loaded, not when the service starts
     import torch
@@ -42,6 +44,7 @@ class Version:
     model: "EmbeddingModel"
     preprocess: Callable[[Any], Any]
     device: "torch.device"
+    bf16: bool = False
 
 
 class _Request:
@@ -83,6 +86,7 @@ class Embedder:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._items: queue.Queue[_Item | None] = queue.Queue()
         self._waiting = 0  # images; read and written in the event loop only
+        self._last_request = -math.inf
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
         self._thread.start()
 
@@ -101,6 +105,10 @@ class Embedder:
         self._pool.shutdown(wait=True)
         self._items.put(None)
         self._thread.join()
+
+    def last_request(self) -> float:
+        """When the last request came or was answered, by `time.monotonic`; minus infinity before the first."""
+        return time.monotonic() if self._waiting else self._last_request
 
     async def embed(self, docs: Sequence[Any], *, model: str | None = None, matches: bool = False) -> str:
         """Fill the embeddings of `docs`, in place, and return the version that made them.
@@ -129,6 +137,7 @@ class Embedder:
             await request.done.wait()
         finally:
             self._waiting -= len(parts)
+            self._last_request = time.monotonic()
         return version.name
 
     def version(self, name: str) -> Version:
@@ -144,14 +153,22 @@ class Embedder:
                     del self._versions[other]
             return self._versions[name]
 
+    def forget(self, name: str) -> None:
+        """Let go of a version that was deleted; requests that have begun with it still end with it."""
+        with self._loading:
+            self._versions.pop(name, None)
+
     def _load(self, name: str) -> Version:
         from .device import choose_device
+        from .inference import serves_in_bf16
         from .preprocessing import make_preprocess
         from .versions import load_version
 
         device = choose_device(self._options)
         model = load_version(self._workspace, self._options, name).to(device).eval()
-        return Version(name, model, make_preprocess(self._options, model), device)
+        plain = not self._options.fast_inference or self._options.preprocess_fn is not None
+        bf16 = not plain and serves_in_bf16(model, model.preprocessing.size, device, self._workspace.model(name))
+        return Version(name, model, make_preprocess(self._options, model), device, bf16)
 
     def _prepare(self, parts: list[Any], version: Version, request: _Request) -> None:
         """Decode documents and hand them to the model's thread."""
@@ -212,4 +229,5 @@ def _forward(batch: list[_Item]) -> np.ndarray:
     from .loading import collate
 
     version = batch[0].version
-    return embed_batches(version.model, [collate([item.content for item in batch])], version.device)
+    inputs = collate([item.content for item in batch])
+    return embed_batches(version.model, [inputs], version.device, bf16=version.bf16)

@@ -15,6 +15,7 @@ FinetunerError
 ├── BadDocument           422  one document cannot be used; its neighbours can
 │   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
 ├── ConfigurationError    500  an executor option, or the model it names, is wrong
+├── OutOfMemory           500  not even one image at a time fits into memory
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
 └── InternalError         500  ours: the service's log has the traceback
 
@@ -99,6 +100,10 @@ class MissingLabel(BadDocument, KeyError):
 
 class ConfigurationError(FinetunerError, ValueError):
     """An executor option, or something that it names, is wrong."""
+
+
+class OutOfMemory(FinetunerError):
+    """Memory does not suffice, however small the parts of a batch are made."""
 
 
 class WorkspaceError(FinetunerError):

@@ -19,6 +19,7 @@ RESERVED_NAMES = ("base", "promoted")
 LOSS_NAMES = {
     "class": (
         "auto",
+        "proxy_anchor_supcon",
         "proxy_anchor",
         "arcface",
         "multi_similarity",
@@ -118,7 +119,7 @@ class TrainingOptions(_Parameters):
     )
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = Field(0, description="of order, augmentation and dropout")
     loss: Annotated[str, BeforeValidator(_loss_name)] = Field(
-        "auto", description="a loss by name; by default `proxy_anchor`, `triplet` or `ntxent`, by the kind"
+        "auto", description="a loss by name; by default `proxy_anchor_supcon`, `contrastive` or `ntxent`, by the kind"
     )
     loss_options: dict[str, Any] = Field({}, description="arguments of the loss, checked by name")
     memory_size: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
@@ -140,6 +141,11 @@ class TrainingOptions(_Parameters):
         0, description="train low-rank updates of a transformers backbone instead of its weights; 0: off"
     )
     freeze: Frozen = Field(False, description="true: the backbone; or names of its layers")
+    feature_views: Annotated[Whole, Field(ge=0, le=1000)] | None = Field(
+        None,
+        description="augmented views of a document whose features are kept while the whole backbone is frozen; by "
+        "default 4 where images are loaded the default way; 0: none, every image goes through the backbone every time",
+    )
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
     )
@@ -206,6 +212,12 @@ class CancelParameters(_Parameters):
     run: RunName = Field(description="the run to cancel")
 
 
+class DeleteParameters(_Parameters):
+    """Parameters of `/delete`."""
+
+    run: RunName = Field(description="the run to delete, with its model and all its files")
+
+
 class EventsParameters(_Parameters):
     """Parameters of `/events`."""
 
@@ -248,7 +260,9 @@ class ExecutorOptions(_Parameters):
     )
     freeze: Frozen = Field(False, description="default of the training option `freeze`")
     device: Text = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
-    devices: Names | None = Field(None, description="the devices to train on; one at present")
+    devices: Names | None = Field(
+        None, description="the devices to train on, a process each, such as `cuda:0` and `cuda:1`; by default `device`"
+    )
     preprocess_fn: Text | None = Field(
         None, description="`package.module:function`, from a document to an array, in place of the image loading"
     )
@@ -260,6 +274,9 @@ class ExecutorOptions(_Parameters):
         None, description="directories that a path may lie in; by default the one the service was started in"
     )
     allow_remote_uris: Flag = Field(False, description="whether `http(s)://` uris are loaded")
+    token_file: Text | None = Field(
+        None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
+    )
     receive_timeout: Annotated[Number, Field(gt=0)] = Field(
         5.0, description="seconds without a new train document after which a run starts"
     )
@@ -267,22 +284,36 @@ class ExecutorOptions(_Parameters):
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
-    max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(8 * 2**30, description="of decoded images kept per run")
+    max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(
+        8 * 2**30, description="of decoded images kept per run, and of features"
+    )
     max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(10_000_000, description="train and eval together")
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
+    fast_inference: Flag = Field(
+        True, description="embed in bf16 where that is measured to be faster and gives the same; false: always fp32"
+    )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
         4096, description="images waiting in `/embed` before it refuses more"
     )
     trainer_threads: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="torch threads of the trainer; by default one a core"
     )
+    trainer_yields: Flag = Field(
+        True, description="keep the trainer off one core in four, one at least, while `/embed` is called"
+    )
+    standby_seconds: Annotated[Number, Field(ge=0)] = Field(
+        600.0, description="after a run, how long a next trainer waits with its imports done; 0: none does"
+    )
     trainer_nice: Annotated[Whole, Field(ge=0, le=19)] = Field(10, description="niceness of the trainer process")
 
     @model_validator(mode="after")
     def _checked(self) -> "ExecutorOptions":
         parse(TrainingOptions, self.fit_defaults, where="fit_defaults")
-        if self.devices is not None and len(self.devices) != 1:
-            raise ValueError(f"devices must name exactly one device at present, not {len(self.devices)}")
+        if self.devices is not None:
+            kinds = {name.split(":")[0] for name in self.devices}
+            repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}
+            if len(kinds) != 1 or repeated:
+                raise ValueError("devices must be of one kind, each named once, such as cuda:0 and cuda:1")
         return self
 
     def with_roots(self) -> "ExecutorOptions":

@@ -6,6 +6,7 @@ coroutines, because Jina runs plain functions one at a time; what blocks goes to
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -15,13 +16,16 @@ from docarray import DocList
 from jina import Executor, requests
 
 from . import reporting
+from .bearer import read_token, require
 from .documents import Document, DocumentArray, Evaluation, Event, RunQuery, RunStatus
 from .embedder import Embedder
+from .ending import answer_before_the_end
 from .errors import FinetunerError
-from .http import Refusal, extend_http
+from .http import Refusal, extend_servers
 from .locking import WorkspaceLock
 from .parameters import (
     CancelParameters,
+    DeleteParameters,
     EmbedParameters,
     EvaluateParameters,
     EventsParameters,
@@ -33,10 +37,12 @@ from .parameters import (
     parse_executor_options,
 )
 from .receiving import Receiver
-from .runs import Run, RunStore, Workspace
+from .runs import Run, RunStore
 from .scoring import evaluate
 from .status import status_of
 from .supervisor import Supervisor
+from .trainer_process import TrainerProcesses
+from .workspace import Workspace
 
 WATCH_SECONDS = 0.2
 Params = Optional[Dict[str, Any]]  # parsed by hand: see `parameters.parse`
@@ -51,6 +57,7 @@ def endpoint(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
     @wraps(function)
     async def guarded(self: "FinetunerExecutor", *args: Any, **kwargs: Any) -> Any:
         try:
+            require(self._token)
             return await function(self, *args, **kwargs)
         except FinetunerError as error:
             raise Refusal(error) from None
@@ -73,15 +80,18 @@ class FinetunerExecutor(Executor):
         jina_arguments = {name: kwargs.pop(name) for name in _JINA_ARGUMENTS if name in kwargs}
         super().__init__(*args, **jina_arguments)
         options = parse_executor_options(kwargs).with_roots()
+        self._token = read_token(options.token_file)
         workspace = Workspace(Path(self.workspace).resolve())
         self._workspace_lock = WorkspaceLock(workspace)  # `_lock` is Jina's
         self._store = RunStore(workspace)
         self._embedder = Embedder(workspace, options, self._store.promoted)
         self._supervisor = Supervisor(
             self._store,
+            TrainerProcesses(workspace, nice=options.trainer_nice, standby_seconds=options.standby_seconds),
+            last_request=self._embedder.last_request if options.trainer_yields else lambda: -math.inf,
             receive_timeout=options.receive_timeout,
-            nice=options.trainer_nice,
             queue=lambda run: self._receiver.queue(run),
+            delete=lambda run: self._receiver.delete(run),
             promote=self._serve,
         )
         self._receiver = Receiver(
@@ -91,10 +101,12 @@ class FinetunerExecutor(Executor):
             start_soon=self._supervisor.start_soon,
             options_changed=self._supervisor.warm_again,
         )
+        self._store.finish_deletes()
         self._receiver.go_on()
         self._supervisor.start()
         self._embedder.warm()
-        extend_http()
+        answer_before_the_end()
+        extend_servers(self._token)
 
     @requests(on="/fit")
     @endpoint
@@ -123,7 +135,18 @@ class FinetunerExecutor(Executor):
         """Cancel a run that has not ended."""
         run = parse(CancelParameters, parameters, where="/cancel").run
         await asyncio.to_thread(self._supervisor.cancel, run)
+        await asyncio.to_thread(self._receiver.release, run)
         return await self._statuses(run)
+
+    @requests(on="/delete")
+    @endpoint
+    async def delete(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[RunStatus]:
+        """Delete a run that has ended, with all its files; the answer is its last status."""
+        run = parse(DeleteParameters, parameters, where="/delete").run
+        last = await self._statuses(run)
+        await asyncio.to_thread(self._supervisor.delete, run)
+        await asyncio.to_thread(self._embedder.forget, run)
+        return last
 
     @requests(on="/promote")
     @endpoint
@@ -165,6 +188,7 @@ class FinetunerExecutor(Executor):
         It never raises, because a Flow's gateway would start the stream again: an error is a last status.
         """
         try:
+            require(self._token)
             shown = None
             run = await asyncio.to_thread(self._watched, doc.run)
             while True:

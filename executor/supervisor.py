@@ -1,28 +1,24 @@
 """Starts, watches, resumes and cancels the trainer process. One run trains at a time; the others wait in order."""
 
 import logging
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from .errors import OutOfMemory
+from .memory import KernelKills, MicroBatch
 from .reporting import UNPROVEN, settle
 from .runs import Run, RunState, RunStore, TrainerExit
+from .trainer_process import TrainerProcesses
+from .yielding import Yielding
 
-PACKAGE = Path(__file__).resolve().parent
 TICK_SECONDS = 0.05
 START_GRACE_SECONDS = 1.0  # a client's call is split into requests: `start` waits for the rest of them
 STOP_SECONDS = 10.0  # a trainer that is asked to stop gets so long to write its checkpoint
 MAX_BARREN_ATTEMPTS = 3  # attempts without a further checkpoint before the run fails
 LOG_LINES = 20
-# OpenMP's threads wait for one another by spinning. On a machine that has other work, such as this service's, they spin
-# away the time that the one waited for needs: a step took 20 times as long. With this many rounds an idle machine is
-# as fast as ever (with none, OMP_WAIT_POLICY=PASSIVE, a third slower).
-SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "10000"}
 
 _log = logging.getLogger(__name__)
 
@@ -31,29 +27,38 @@ class Supervisor:
     """A thread that tends the runs of a workspace; it lives as long as the service.
 
     Args:
+        trainers: where trainer processes come from.
+        last_request: when the last request to embed came, by `time.monotonic`; the trainer makes room for them.
         receive_timeout: seconds without a new train document after which a run is queued.
         queue: called to queue a run that is receiving.
+        delete: called to delete a run that may be deleted.
         promote: called with the name of a run whose model shall be served, before the run is called succeeded.
     """
 
     def __init__(
         self,
         store: RunStore,
+        trainers: TrainerProcesses,
         *,
+        last_request: Callable[[], float],
         receive_timeout: float,
-        nice: int,
         queue: Callable[[str], None],
+        delete: Callable[[str], None],
         promote: Callable[[str], None],
     ) -> None:
         self._store = store
+        self._trainers = trainers
+        self._last_request = last_request
+        self._yielding = Yielding()
         self._receive_timeout = receive_timeout
-        self._nice = nice
         self._queue = queue
+        self._delete = delete
         self._promote = promote
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        self._kernel_kills: KernelKills | None = None  # since the process was started
         self._of = ""  # the run that the process is for
         self._warmed: set[str] = set()  # runs a trainer was started for before they were queued
         self._stale: set[str] = set()  # runs whose options have changed since their trainer was started
@@ -66,7 +71,8 @@ class Supervisor:
         """Go on with what an earlier service left, then tend the runs until `close`."""
         for run in self._store.in_state(RunState.TRAINING):
             self._store.advance(run.name, RunState.QUEUED, pid=None)
-            self._store.event(run.name, "resumed", "the service was started again")
+            step = self._store.workspace.latest_step(run.name)
+            self._store.event(run.name, "resumed", f"the service was started again; it goes on from step {step}")
         self._thread.start()
 
     def close(self) -> None:
@@ -76,6 +82,7 @@ class Supervisor:
         self._thread.join()
         with self._lock:
             self._end_trainer(signal.SIGTERM)
+            self._trainers.close()
 
     def arrived(self, run: str, train: bool) -> None:
         """Note that documents arrived for a run that is receiving."""
@@ -105,6 +112,16 @@ class Supervisor:
             if self._store.get(run).state is RunState.CANCELLED:
                 self._store.workspace.prune(run, keep_checkpoints=False)
 
+    def delete(self, run: str) -> None:
+        """Delete a run that has ended; a later run of its name has nothing of it. Raises: as `RunStore.delete`."""
+        with self._lock:
+            if self._store.get(run).state.ended:
+                for of_runs in (self._arrivals, self._starts, self._barren):
+                    of_runs.pop(run, None)
+                for runs in (self._warmed, self._stale):
+                    runs.discard(run)
+            self._delete(run)
+
     # the thread ---------------------------------------------------------------------------------------------------
 
     def _tend(self) -> None:
@@ -114,6 +131,8 @@ class Supervisor:
                     self._queue_due_runs()
                     self._judge_trainer()
                     self._assign_trainer()
+                    self._trainers.expire()
+                self._yielding.tend(self._process.pid if self._process else None, self._last_request())
             except Exception:
                 _log.exception("The supervisor goes on after an error")
                 self._stopping.wait(1.0)
@@ -149,34 +168,33 @@ class Supervisor:
 
     def _spawn(self, run: Run) -> None:
         self._stale.discard(run.name)
-        workspace = self._store.workspace
-        workspace.run(run.name).mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", PACKAGE.name, "train", "--workspace", str(workspace.root), "--run", run.name]
-        with open(workspace.log(run.name), "ab") as log:
-            # Its standard input is a pipe from here: it ends when this process does, and the trainer with it.
-            self._process = subprocess.Popen(
-                [*command, "--tied", "--nice", str(self._nice)],
-                cwd=PACKAGE.parent,
-                env=SPIN_BRIEFLY | dict(os.environ),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-            )
+        self._store.workspace.run(run.name).mkdir(parents=True, exist_ok=True)
+        self._process = self._trainers.start(run)
+        self._kernel_kills = KernelKills(self._process.pid)
         self._of = run.name
         self._store.set_pid(run.name, self._process.pid)
 
     def _judge_trainer(self) -> None:
         if self._process is None or self._process.poll() is None:
             return
-        code, name = self._process.returncode, self._of
-        self._forget_trainer()
-        run = self._store.get(name)
-        if run.state is not RunState.TRAINING:
-            return  # it was cancelled, or failed to warm up: it is tried again once the run is queued
-        if code == TrainerExit.SUCCEEDED and self._store.workspace.model(name).is_dir():
+        run = self._store.get(self._of)
+        if run.state is RunState.TRAINING:  # else it was cancelled, or failed to warm up: tried again once it is queued
+            self._judge(run, self._process.returncode)
+        self._forget_trainer()  # last: what cannot be written down now, on a full disk, is judged again
+
+    def _judge(self, run: Run, code: int) -> None:
+        if code == TrainerExit.SUCCEEDED and self._store.workspace.model(run.name).is_dir():
             self._succeed(run)
         elif code == TrainerExit.REFUSED:
-            self._fail(run, self._store.progress(name).error or "the trainer refused the run")
+            self._fail(run, self._store.progress(run.name).error or "the trainer refused the run")
+        elif code == TrainerExit.UNWRITABLE:  # then its reason may not be written either
+            place = self._store.workspace.run(run.name)
+            unwritable = f"The disk of {place} is full or cannot be written. See to that, then train another run."
+            self._fail(run, self._store.progress(run.name).error or unwritable)
+        elif code == TrainerExit.OUT_OF_MEMORY:
+            self._resume(run, "ran out of memory", attempts=0)
+        elif code == -signal.SIGKILL and self._kernel_kills is not None and self._kernel_kills.grew():
+            self._resume_in_smaller_parts(run)
         else:
             self._resume_or_fail(run, code)
 
@@ -189,14 +207,14 @@ class Supervisor:
             self._promote(run.name)
         outcome = "It was promoted." if promoted else f"It was not promoted (promote={policy})."
         ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=f"{reason} {outcome}")
-        settle(self._store, ended, promoted=promoted)
         self._store.workspace.prune(run.name, keep_checkpoints=False)
+        settle(self._store, ended, promoted=promoted)
+        self._trainers.prepare()
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
         step = self._store.workspace.latest_step(run.name)
         before, attempts = self._barren.get(run.name, (step, 0))
         attempts = 1 if step > before else attempts + 1
-        self._barren[run.name] = (step, attempts)
         death = how_it_ended(code)
         if attempts >= MAX_BARREN_ATTEMPTS:
             log = self._end_of_log(run.name)
@@ -208,7 +226,30 @@ class Supervisor:
                 f"Its log is {self._store.workspace.log(run.name).name} in the folder of the run.",
             )
             return
+        self._resume(run, death, attempts=attempts)
+
+    def _resume_in_smaller_parts(self, run: Run) -> None:
+        """The trainer could not note it itself. Each halving is a step forward, so attempts are not counted."""
+        options, workspace = run.options, self._store.workspace
+        micro_batch = MicroBatch(
+            options["micro_batch"],
+            -(-options["batch_size"] // len(run.configuration["options"]["devices"] or [""])),
+            file=workspace.micro_batch(run.name),
+            say=lambda note: self._store.event(run.name, "warning", note),
+        )
+        death = "was killed by the kernel, which had no memory left"
+        try:
+            micro_batch.halve(workspace.latest_step(run.name))
+        except OutOfMemory as error:
+            self._fail(run, f"The trainer {death}. {error}")
+        else:
+            self._resume(run, death, attempts=0)
+
+    def _resume(self, run: Run, death: str, *, attempts: int) -> None:
+        """Queue the run again. Args: attempts: those that have ended without a further checkpoint."""
+        step = self._store.workspace.latest_step(run.name)
         self._store.advance(run.name, RunState.QUEUED, pid=None)
+        self._barren[run.name] = (step, attempts)
         self._store.event(run.name, "resumed", f"the trainer {death}; it goes on from step {step}")
 
     def _fail(self, run: Run, error: str) -> None:

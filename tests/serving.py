@@ -24,6 +24,7 @@ QUICK = {
     "receive_timeout": 2.0,
     "trainer_nice": 0,
     "trainer_threads": 1,
+    "standby_seconds": 0,
     "fit_defaults": {"epochs": 2, "batch_size": 16},
 }
 

@@ -1,0 +1,74 @@
+"""How a model version computes when it serves: bf16 where that was measured to be faster and to give the same.
+
+What was chosen is written beside the weights, so that a restarted service embeds as the one before did.
+"""
+
+import logging
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .evaluation import embed_batches
+from .precision import computes_in_bf16
+
+AGREEMENT = 0.999  # cosine between the fp32 and the bf16 embedding of an image, at least
+ALONE = 1e-5  # largest difference between an image's embedding alone and among others: it must not depend on them
+FASTER = 1.15  # a batch must gain so much,
+SLOWER_ALONE = 1.1  # and a single image, which nobody waits with, may lose so much
+IMAGES = 16
+PAIRS = 3
+
+_log = logging.getLogger(__name__)
+
+
+def serves_in_bf16(model: nn.Module, size: int, device: torch.device, folder: Path) -> bool:
+    """Return whether to embed with `model` in bf16; measured once a version and kept in its `folder`.
+
+    Args: model: takes images of `size` × `size`, normalised by itself.
+    """
+    if not computes_in_bf16(device):
+        return False
+    chosen = folder / "serving"
+    if not chosen.is_file():
+        faster = agrees_and_is_faster(model, sample_images(size), device)
+        try:
+            chosen.write_text("bf16" if faster else "fp32")
+        except OSError as error:  # measured again at the next start
+            _log.warning("The precision of %s cannot be kept: %s", folder, error)
+        return faster
+    return chosen.read_text() == "bf16"
+
+
+def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device) -> bool:
+    exact = embed_batches(model, [images], device)
+    rounded = embed_batches(model, [images], device, bf16=True)
+    alone = embed_batches(model, [images[:1]], device, bf16=True)
+    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
+    cosines = (exact * rounded).sum(axis=1) / np.maximum(lengths, 1e-12)
+    if cosines.min() < AGREEMENT or np.abs(alone[0] - rounded[0]).max() > ALONE:
+        return False
+    return _gain(model, images, device) >= FASTER and _gain(model, images[:1], device, repeats=8) * SLOWER_ALONE >= 1
+
+
+def _gain(model: nn.Module, images: Tensor, device: torch.device, repeats: int = 1) -> float:
+    """How many times as fast bf16 is: the median of pairs, in turns."""
+
+    def seconds(bf16: bool) -> float:
+        began = time.perf_counter()
+        embed_batches(model, [images] * repeats, device, bf16=bf16)
+        return time.perf_counter() - began
+
+    return statistics.median(seconds(False) / seconds(True) for _ in range(PAIRS))
+
+
+def sample_images(size: int) -> Tensor:
+    """(16, size, size, 3) uint8: smooth colours and edges, as photos have them, rather than noise."""
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand((IMAGES, 3, 8, 8), generator=random)
+    smooth = nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    edges = nn.functional.interpolate(coarse.flip(0), (size, size), mode="nearest")
+    return ((0.6 * smooth + 0.4 * edges) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
