@@ -9,18 +9,23 @@ and makes the same number of steps on the same augmented images; a seed draws th
 augmentation. Baselines: the untrained network and the raw pixels. Sessions are made of the same data by simulated
 clicks, 10 % of them wrong; unlabeled runs see no label at all.
 
-The peer is pytorch-metric-learning by hand: its MPerClassSampler, miner and loss, AdamW with weight decay 0.01, a
-linear warm-up and a cosine, as its examples and papers have it. open-metric-learning needs torchvision, which the
-CPU-only builds of torch that these figures were made with lack.
+The peers are pytorch-metric-learning by hand, with its MPerClassSampler, miner and loss, AdamW with weight decay 0.01,
+a linear warm-up and a cosine, as its examples and papers have it; and open-metric-learning's sampler and triplet loss,
+where its environment is installed (`python -m benchmarks.peers.environments open_metric_learning`).
 """
 
 import argparse
 import functools
+import json
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import albumentations
 import cv2
 import numpy as np
 import torch
@@ -30,6 +35,7 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 from sklearn.datasets import load_digits
 
 from benchmarks.common import options, print_headline, print_machine, print_table
+from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.shapes import classes as shape_classes
 from benchmarks.shapes import make as make_shapes
 from executor import Document, DocumentArray
@@ -39,7 +45,7 @@ from executor.images import load_uri_to_image_blob
 from executor.loading import default_augmentation
 from executor.losses import DEFAULT_LOSS
 from executor.metrics import score_classes
-from executor.models import EmbeddingModel, ModelConfig, build_model
+from executor.models import EmbeddingModel, ModelConfig, build_model, load_model, save_model
 from executor.parameters import LOSS_NAMES, TrainingOptions
 from executor.precision import computes_in_bf16
 from executor.recipe import make_config, make_loader, make_loss
@@ -47,6 +53,7 @@ from executor.training import train, warmup_cosine
 
 DEVICE = torch.device("cpu")
 BATCH = 64
+OML = "open_metric_learning"
 WRONG_CLICKS = 0.1
 LONGER = 4  # times as many epochs for the shapes, of which there are fewer and which are harder
 
@@ -191,6 +198,22 @@ def by_hand(
     model.eval()
 
 
+def open_metric_learning(split: Split, seed: int, model: EmbeddingModel) -> None:
+    """open-metric-learning in its own environment, on the same network and images."""
+    with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
+        folder = Path(name)
+        np.savez(folder / "images.npz", images=split.images, labels=split.labels)
+        augment = albumentations.to_dict(default_augmentation("class", split.images.shape[1]).pipeline)
+        steps = split.epochs * -(-len(split.labels) // BATCH)
+        settings = {"steps": steps, "batch": BATCH, "seed": seed, "augment": augment}
+        (folder / "settings.json").write_text(json.dumps(settings))
+        save_model(model, folder / "model")
+        command = [str(python_of(OML)), "-m", "benchmarks.peers.open_metric_learning_quality", name]
+        subprocess.run(command, cwd=Path(__file__).resolve().parent.parent, check=True, capture_output=True)
+        model.load_state_dict(load_model(folder / "model").state_dict())
+    model.eval()
+
+
 PEERS = {
     "PML triplet, semihard": lambda classes, dim: (
         pml_losses.TripletMarginLoss(margin=0.2),
@@ -211,6 +234,8 @@ def methods() -> dict[str, Callable[[Split, int, EmbeddingModel], None] | None]:
             rows[f"ours: class, {loss}"] = lambda *a, loss=loss: ours(*a, loss=loss)
     for name, make in PEERS.items():
         rows[name] = lambda *a, make=make: by_hand(*a, make=make)
+    if python_of(OML) is not None:
+        rows["OML triplet, all"] = open_metric_learning
     for loss in LOSS_NAMES["session"][1:]:
         rows[f"ours: sessions, {loss}"] = lambda *a, loss=loss: ours(*a, kind="session", loss=loss)
     rows["ours: unlabeled, default"] = lambda *a: ours(*a, kind="unlabeled")
@@ -258,6 +283,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only the rows whose name has this in it")
     arguments: argparse.Namespace = parser.parse_args()
     print_machine()
+    if python_of(OML) is None:
+        print(f"open-metric-learning is left out: {problem_of(OML)}\n")
     rows = {row: method for row, method in methods().items() if arguments.only in row}
     if arguments.quick or arguments.tiny:
         keep = ("raw pixels", "untrained", "ours: class, default", "PML ProxyAnchor")
@@ -269,7 +296,7 @@ def main() -> None:
     tests = list(next(iter(found.values())))
     print(f"\nmAP@R, mean ± standard deviation of {len(next(iter(found.values()))[tests[0]])} seeds\n")
     print_table(["method", *tests], ([row, *(shown(values[test]) for test in tests)] for row, values in found.items()))
-    peers = [row for row in found if row.startswith("PML")]
+    peers = [row for row in found if row.startswith(("PML", "OML"))]
     if "ours: class, default" in found and peers:
         best = max(statistics.mean(found[row][tests[-1]]) for row in peers)
         ours_ = statistics.mean(found["ours: class, default"][tests[-1]])

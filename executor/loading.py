@@ -57,20 +57,20 @@ class Augmentation:
     """An albumentations pipeline that can be seeded; on uint8 images (H, W, 3), and on nothing else."""
 
     def __init__(self, pipeline: albumentations.Compose) -> None:
-        self._pipeline = pipeline
+        self.pipeline = pipeline
 
     def seed(self, seed: int) -> None:
         """Let the next images depend on `seed` alone."""
-        self._pipeline.set_random_seed(seed)
+        self.pipeline.set_random_seed(seed)
 
     def describe(self) -> dict[str, Any]:
         """The pipeline in albumentations' own form, which holds all that its results depend on besides the seed."""
-        description: dict[str, Any] = self._pipeline.to_dict()
+        description: dict[str, Any] = self.pipeline.to_dict()
         return description
 
     def __call__(self, content: Any) -> Any:
         if is_image(content):
-            return self._pipeline(image=content)["image"]
+            return self.pipeline(image=content)["image"]
         return content
 
 
