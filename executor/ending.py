@@ -1,22 +1,48 @@
-"""Lets the calls that are under way be answered when a gRPC server of Jina's is told to end."""
+"""Lets the requests that are under way be answered when a process of Jina's is told to end.
 
+Jina closes the executor, or the gateway's way to it, first and cuts off its gRPC calls then. Where it serves several
+protocols, the first one to end takes the others' way as well.
+"""
+
+import asyncio
 from typing import Any
 
-from jina.serve.runtimes.servers.grpc import GRPCServer
+from grpc.aio import Server as GrpcServer
+from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
+from jina.serve.runtimes.servers.websocket import WebSocketServer
+from uvicorn import Server as HttpServer
 
-GRACE_SECONDS = 5.0  # for the calls under way; new ones are refused meanwhile
+GRACE_SECONDS = 5.0  # for the requests under way; new ones are refused meanwhile
+
+_jinas = AsyncNewLoopRuntime.async_teardown
 
 
 def answer_before_the_end() -> None:
-    """Let the gRPC servers of this process stop gracefully; Jina's own closes the executor first and then cuts them."""
-    if getattr(GRPCServer.shutdown, "is_ours", False):
-        return
-    jinas = GRPCServer.shutdown
+    """Let what Jina serves in this process answer before it is closed, for `GRACE_SECONDS` at most."""
+    AsyncNewLoopRuntime.async_teardown = _teardown
 
-    async def shutdown(self: Any) -> None:
-        if (server := getattr(self, "server", None)) is not None:
-            await server.stop(grace=GRACE_SECONDS)
-        await jinas(self)
 
-    shutdown.is_ours = True  # type: ignore[attr-defined]
-    GRPCServer.shutdown = shutdown
+async def _teardown(runtime: Any) -> None:
+    servers = getattr(runtime.server, "servers", [runtime.server])
+    await asyncio.gather(*map(_answer, servers))
+    await _jinas(runtime)
+
+
+async def _answer(server: Any) -> None:
+    """Take no more requests; return when those under way are answered, or cut off after the grace."""
+    if isinstance(server.server, GrpcServer):
+        await server.server.stop(GRACE_SECONDS)
+    elif isinstance(server.server, HttpServer):
+        await _answer_http(server.server, websockets=isinstance(server, WebSocketServer))
+
+
+async def _answer_http(server: HttpServer, websockets: bool) -> None:
+    for listener in server.servers:
+        listener.close()
+    if not websockets:  # whose answers this would cut off; of HTTP it closes the connections that are idle
+        for connection in list(server.server_state.connections):
+            connection.shutdown()
+    if tasks := list(server.server_state.tasks):
+        _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+        for task in late:  # else Jina would wait for ever, for one who watches a run
+            task.cancel()

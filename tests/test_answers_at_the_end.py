@@ -1,8 +1,10 @@
-"""A request that is under way when the service is told to end is answered."""
+"""A request that is under way when the service is told to end is answered; a new one is not."""
 
-import asyncio
+import json
 import signal
-import threading
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,52 +12,73 @@ from typing import Any
 import pytest
 
 import fronts
-from executor import Document, DocumentArray
+from serving import ROOT
 
-SLOW = """
+# An image whose loading waits for a file, so that the request is under way for as long as the test wants.
+HELD = """
 import time
+from pathlib import Path
 import numpy as np
 
 def load(doc):
-    time.sleep(0.3)
+    if doc.text == "held":
+        Path("begun").touch()
+        while not Path("go").exists():
+            time.sleep(0.02)
     return np.zeros((16, 16, 3), np.uint8)
 """
-OPTIONS = {"input_size": 16, "preprocess_fn": "slow:load"}
+CALL = """
+import sys
+from jina import Client
+from executor import Document, DocumentArray
+
+client = Client(host="127.0.0.1", port=int(sys.argv[2]), protocol=sys.argv[1])
+answer = client.post("/embed", DocumentArray([Document(id="a", text="held")]), return_type=DocumentArray)
+assert answer[0].embedding is not None, answer[0].tags
+"""
+OPTIONS = {"input_size": 16, "preprocess_fn": "held:load"}
 OURS = {"uses": "executor.gateway.FinetunerGateway"}
 
 
-def in_flow(folder: Path, gateway: dict[str, Any]) -> tuple[dict[str, int], list[str]]:
-    ports = fronts.ports_for("grpc", "http")
-    command = fronts.flow(folder, ports, gateway, OPTIONS)
-    return ports, command
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
-@pytest.mark.parametrize("gateway", [{}, OURS], ids=["behind Jina's gateway", "behind ours"])
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_what_is_under_way_is_answered(
-    protocol: str, gateway: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "slow.py").write_text(SLOW)
-    ports, command = in_flow(tmp_path, gateway)
-    answers: list[Any] = []
-    with fronts.serving(tmp_path, ports, command) as served:
-        served.client(protocol, None, "/embed", DocumentArray([Document(id="first", text="x")]))  # the model is loaded
+def listens(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
-        def call() -> None:
-            docs = DocumentArray(Document(id=str(number), text="x") for number in range(16))
-            try:
-                asyncio.set_event_loop(asyncio.new_event_loop())
-                answers.append(served.client(protocol, None, "/embed", docs))
-            except BaseException as error:
-                answers.append(error)
 
-        caller = threading.Thread(target=call)
-        caller.start()
-        time.sleep(1.0)  # of the 2.4 s that two threads take for 16 documents
-        assert not answers
-        served.process.send_signal(signal.SIGINT)
-        caller.join(60)
+def check(folder: Path, command: list[str], protocol: str, ports: dict[str, int], how: signal.Signals) -> None:
+    """Serve, end while a request is under way, and see it answered and the service gone."""
+    (folder / "held.py").write_text(HELD)
+    port = ports[protocol]
+    with fronts.serving(folder, ports, command) as served:
+        caller = subprocess.Popen(
+            [sys.executable, "-c", CALL, protocol, str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        until((folder / "begun").exists)
+        served.process.send_signal(how)
+        until(lambda: not listens(port))  # it takes no more requests
+        (folder / "go").touch()
+        _, errors = caller.communicate(timeout=60)
+        assert caller.returncode == 0, errors[-2000:]
         assert served.process.wait(60) == 0
-    (answer,) = answers
-    assert not isinstance(answer, BaseException), answer
-    assert [doc.id for doc in answer if doc.embedding is not None] == [str(number) for number in range(16)]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+def test_behind_our_gateway_what_is_under_way_is_answered(protocol: str, tmp_path: Path) -> None:
+    ports = fronts.ports_for("grpc", "http", "websocket")
+    check(tmp_path, fronts.flow(tmp_path, ports, OURS, OPTIONS), protocol, ports, signal.SIGINT)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_by_the_executor_alone_what_is_under_way_is_answered(protocol: str, tmp_path: Path) -> None:
+    ports = fronts.ports_for("grpc", "http")
+    served_by = ["--protocol", *ports, "--port", *map(str, ports.values()), "--host", "127.0.0.1", "--native"]
+    settings = ["--workspace", str(tmp_path / "workspace"), "--uses-with", json.dumps(OPTIONS)]
+    command = [sys.executable, "-m", "jina", "executor", "--uses", str(ROOT / "config.yml"), *served_by, *settings]
+    check(tmp_path, command, protocol, ports, signal.SIGTERM)
