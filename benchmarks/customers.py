@@ -102,16 +102,21 @@ async def deliver(caller: Caller, run: str, recipe: Recipe, chance: random.Rando
 
 
 async def wait_for_end(caller: Caller, run: str, ledger: Ledger) -> None:
-    """Ask until the run has ended, and note how."""
+    """Ask until the run has ended, and note how; give up where it has not gone on for long, nor any run before it."""
     deadline = time.monotonic() + PATIENCE * 2
+    seen: object = None
     while time.monotonic() < deadline:
         try:
-            (status,) = await caller.post("/status", run=run)
+            statuses = await caller.post("/status")
         except RequestFailed:
-            status = None
-        if status is not None and status.ended_at is not None:
-            ledger.ended[run] = status
-            return
+            statuses = []
+        for status in statuses:
+            if status.run == run and status.ended_at is not None:
+                ledger.ended[run] = status
+                return
+        stand = [(status.run, status.state, status.attempts, status.step) for status in statuses]
+        if statuses and stand != seen:
+            deadline, seen = time.monotonic() + PATIENCE * 2, stand
         await asyncio.sleep(0.3)
 
 

@@ -35,7 +35,7 @@ from executor import embed, load_uri_to_image_blob
 from executor.documents import Document, DocumentArray
 from executor.metrics import DECIDING, score_classes
 from executor.models import ModelConfig, build_model, load_model, save_model
-from executor.supervisor import SPIN_BRIEFLY
+from executor.trainer_process import SPIN_BRIEFLY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEERS = {  # environment: program
