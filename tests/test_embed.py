@@ -273,7 +273,13 @@ def test_concurrent_requests_get_the_embeddings_of_their_own_documents(service: 
     client = Client(host="127.0.0.1", port=service.ports["grpc"], protocol="grpc", asyncio=True)
 
     async def post(part: DocumentArray) -> list[Document]:
-        answer = client.post("/embed", part, request_size=3, return_type=DocList[Document])
+        answer = client.post(
+            "/embed",
+            part,
+            request_size=3,
+            results_in_order=True,  # without it Jina hands answers over as they come
+            return_type=DocList[Document],
+        )
         return [doc async for response in answer for doc in response]
 
     async def all_at_once() -> list[list[Document]]:
