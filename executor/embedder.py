@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .brief_thread import in_brief_thread
 from .documents import ERROR_TAG, MODEL_TAG
 from .errors import Overloaded
 from .parameters import ExecutorOptions
@@ -34,6 +35,7 @@ _log = logging.getLogger(__name__)
 MAX_BATCH = 64  # images: larger batches are no faster on a CPU, and keep others waiting longer
 KEPT_MODELS = 3  # loaded at a time: the promoted one, base, and one other
 CHUNK = 8  # documents decoded by one task of the pool
+GATHER_SECONDS = 0.005  # longest wait for one more image of a batch
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Embedder:
         self._loading = threading.Lock()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._items: queue.Queue[_Item | None] = queue.Queue()
+        self._preparing = 0  # documents that are being decoded, or will be at once
+        self._counting = threading.Lock()
         self._waiting = 0  # images; read and written in the event loop only
         self._last_request = -math.inf
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
@@ -132,6 +136,7 @@ class Embedder:
         request = _Request(len(parts))
         self._waiting += len(parts)
         try:
+            self._count(len(parts))
             for start in range(0, len(parts), CHUNK):
                 self._pool.submit(self._prepare, parts[start : start + CHUNK], version, request)
             await request.done.wait()
@@ -147,7 +152,7 @@ class Embedder:
             return found
         with self._loading:
             if name not in self._versions:
-                self._versions[name] = self._load(name)
+                self._versions[name] = in_brief_thread(self._load, name)
                 kept = {name, self._promoted(), "base"}
                 for other in [other for other in self._versions if other not in kept][: -KEPT_MODELS + 2]:
                     del self._versions[other]
@@ -183,16 +188,25 @@ class Embedder:
                 request.finished(1)
             else:
                 self._items.put(_Item(doc, content, version, request))
+            self._count(-1)
+
+    def _count(self, preparing: int) -> None:
+        with self._counting:
+            self._preparing += preparing
 
     def _work(self) -> None:
-        """Embed what waits, as many at a time as share a version and a shape."""
+        """Embed what waits, as many at a time as share a version and a shape.
+
+        What is just being decoded is waited for: a batch takes little longer than a single image, and the cores are
+        busy meanwhile.
+        """
         held: _Item | None = None
         while (item := held or self._items.get()) is not None:
             held = None
             batch = [item]
             while len(batch) < MAX_BATCH:
                 try:
-                    following = self._items.get_nowait()
+                    following = self._items.get(timeout=GATHER_SECONDS if self._preparing else 0)
                 except queue.Empty:
                     break
                 if following is None or not _alike(following, item):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .brief_thread import in_brief_thread
 from .datasets import DATASETS, kind_of
 from .documents import ERROR_TAG, DocumentArray, Evaluation
 from .embedder import Embedder
@@ -60,7 +61,7 @@ async def _evaluate_on(
                 good.append(_light(doc))
     if not good:
         raise BadRequest(f"None of the {failed} documents could be embedded; /embed says of each why.")
-    return await asyncio.to_thread(_scored, model, kind, good, failed)
+    return await asyncio.to_thread(in_brief_thread, _scored, model, kind, good, failed)
 
 
 def _scored(model: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
