@@ -1,9 +1,11 @@
-"""An asyncio client in a process of its own: `python -m benchmarks.clients` measures what it is told on its input.
+"""A client in a process of its own: `python -m benchmarks.clients` measures what it is told on its input.
 
-Jina's synchronous gRPC client lets one call through at a time in a whole process; this one does not.
+It speaks Jina's gRPC protocol itself, with requests encoded beforehand and answers that are looked into only at the
+end: a client runs on the cores of the service that is measured, and what Jina's client costs is not the service's.
 """
 
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -12,11 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import grpc.aio
+
 from benchmarks.common import jpeg, textured
 
 ROOT = Path(__file__).resolve().parent.parent
 DIFFERENT = 32  # images; requests repeat them
 BLOB_SIZE = 224
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
 class ClientProcess:
@@ -60,31 +65,54 @@ def contents(form: str) -> list[dict[str, Any]]:
     return [{"blob": textured(label, 0, BLOB_SIZE, BLOB_SIZE)} for label in range(DIFFERENT)]
 
 
+def encoded_request(fields: list[dict[str, Any]], images: int, first: int) -> bytes:
+    """A request to /embed with so many documents from number `first` on, as it goes over the wire."""
+    from docarray import DocList
+    from jina.types.request.data import DataRequest
+
+    from executor.documents import Document
+
+    request = DataRequest()
+    request.header.exec_endpoint = "/embed"
+    request.document_array_cls = DocList[Document]
+    request.data.docs = DocList[Document](
+        Document(**fields[number % len(fields)]) for number in range(first, first + images)
+    )
+    data: bytes = request.proto.SerializePartialToString()
+    return data
+
+
+def check(answer: bytes) -> None:
+    """Raises: RuntimeError: the service refused the request."""
+    from jina.proto import jina_pb2
+
+    status = jina_pb2.DataRequestProto.FromString(answer).header.status
+    if status.code == jina_pb2.StatusProto.ERROR:
+        raise RuntimeError(f"a request failed: {status.description}")
+
+
 async def measure(
     fields: list[dict[str, Any]], port: int, images: int, concurrency: int, seconds: float
 ) -> dict[str, Any]:
     """See `ClientProcess.measure`."""
-    from docarray import DocList
-    from jina import Client
-
-    from executor.documents import Document
-
     latencies: list[float] = []
-    done = 0
-    began = time.perf_counter()
+    requests = itertools.cycle(encoded_request(fields, images, first) for first in range(0, DIFFERENT, images))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=UNLIMITED) as channel:
+        embed = channel.unary_unary("/jina.JinaSingleDataRequestRPC/process_single_data")
+        check(await embed(next(requests)))
+        began = time.perf_counter()
 
-    async def worker(number: int) -> None:
-        nonlocal done
-        client = Client(host="127.0.0.1", port=port, asyncio=True)
-        while time.perf_counter() - began < seconds:
-            docs = DocList[Document](Document(**fields[(number + image) % len(fields)]) for image in range(images))
-            sent = time.perf_counter()
-            async for answer in client.post("/embed", docs, request_size=images, return_type=DocList[Document]):
-                done += len(answer)
-            latencies.append(time.perf_counter() - sent)
+        async def caller() -> None:
+            answer = b""
+            while time.perf_counter() - began < seconds:
+                sent = time.perf_counter()
+                answer = await embed(next(requests))
+                latencies.append(time.perf_counter() - sent)
+            check(answer)
 
-    await asyncio.gather(*(worker(number) for number in range(concurrency)))
-    return {"rate": done / (time.perf_counter() - began), "latencies": latencies}
+        await asyncio.gather(*(caller() for _ in range(concurrency)))
+        took = time.perf_counter() - began
+    return {"rate": images * len(latencies) / took, "latencies": latencies}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Images a second and latency of `/embed`, idle and while a run trains; and what the traffic costs the trainer.
 
-    .venv/bin/python -m benchmarks.embed [--quick] [--nice N] [--trainer-threads N]
+    .venv/bin/python -m benchmarks.embed [--quick] [--no-yields] [--nice N] [--trainer-threads N]
 
 Measured: one asyncio client process, over gRPC; requests of one image with 1, 8 and 32 under way at a time, and one
 at a time of 100 and 500 images, as JPEG buffers of 640×480 and as 224×224 uint8 blobs. Images a second, and p50 and
@@ -29,13 +29,14 @@ from docarray import DocList
 from jina import Client
 
 from benchmarks.clients import ClientProcess
-from benchmarks.common import median, options, print_headline, print_machine, print_table, write_jpegs
+from benchmarks.common import median, options, print_headline, print_machine, print_table, seconds_of, write_jpegs
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
 from executor.models import EmbeddingModel, ModelConfig, build_model
 
 CLASSES = 16
 BATCH = 64
+PAUSE = 0.003  # seconds: about the round trip to an Executor that does nothing
 
 
 class Traffic(NamedTuple):
@@ -84,6 +85,17 @@ def forward_rate(model: EmbeddingModel, size: int, batch: int, seconds: float) -
             model(images)
             done += batch
     return done / (time.perf_counter() - began)
+
+
+def forward_latency(model: EmbeddingModel, size: int, pause: float, seconds: float) -> list[float]:
+    """Seconds of each forward pass of one image, with pauses between them: a rested processor has cold caches."""
+    images = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    took, end = [], time.perf_counter() + seconds
+    with torch.inference_mode():
+        while time.perf_counter() < end:
+            took.append(seconds_of(lambda: model(images)))
+            time.sleep(pause)
+    return took
 
 
 class Trainer:
@@ -166,10 +178,12 @@ def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
 def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
+    parser.add_argument("--no-yields", action="store_true", help="the executor's option trainer_yields off")
     parser.add_argument("--nice", type=int, default=None, help="the executor's option trainer_nice")
     parser.add_argument("--trainer-threads", type=int, default=None, help="the executor's option trainer_threads")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of a window")
     arguments = parser.parse_args()
-    seconds, rounds, size, images, traffics = 8.0, 3, 128, 512, SINGLE + LARGE
+    seconds, rounds, size, images, traffics = arguments.seconds, 3, 128, 512, SINGLE + LARGE
     if arguments.quick:
         seconds, rounds, images, traffics = 0.8, 1, 128, [SINGLE[0], SINGLE[2], LARGE[0]]
     if arguments.tiny:
@@ -178,12 +192,15 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     print_machine()
     chosen = {"trainer_nice": arguments.nice, "trainer_threads": arguments.trainer_threads}
-    settings = {name: value for name, value in chosen.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    if arguments.no_yields:
+        settings["trainer_yields"] = False
     model = build_model(ModelConfig(input_size=size))
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()
         files = write_jpegs(folder / "images", images, CLASSES)
         forward: dict[int, list[float]] = defaultdict(list)
+        paused: list[float] = []
         ours = Served("ours", folder, input_size=size, allowed_roots=[str(folder)], **settings)
         targets = {
             "/embed": ours,
@@ -198,6 +215,7 @@ def main() -> None:
             for _ in range(rounds):
                 for batch in (1, BATCH):
                     forward[batch].append(forward_rate(model, size, batch, seconds))
+                paused += forward_latency(model, size, PAUSE, seconds)
                 for key, cell in measure_idle(client, targets, traffics, seconds, 1).items():
                     cells[key].rates += cell.rates
                     cells[key].latencies += cell.latencies
@@ -206,7 +224,8 @@ def main() -> None:
             trainer.cancel()
     limit = median(forward[BATCH])
     print(
-        f"Bare forward, {size}×{size}: {limit:.4g} images/s in batches of {BATCH}, {median(forward[1]):.4g} one by one"
+        f"Bare forward, {size}×{size}, fp32: {limit:.4g} images/s in batches of {BATCH}, {median(forward[1]):.4g} one "
+        f"by one; after a pause of {1000 * PAUSE:.0f} ms one takes {1000 * median(paused):.3g} ms"
     )
     print(f"Options: {settings or 'the defaults'}; windows of {seconds} s, {rounds} rounds\n")
     columns = ("traffic", "target", "images/s", "of the bare forward", "p50 ms", "p99 ms")

@@ -14,8 +14,9 @@ pipeline can be faster than that, so 1.0 is the best ratio.
 The peer: torch's DataLoader with Pillow decoding, the same augmentation, batches, model and loss, in fp32, as scripts
 usually do it; with 0, 1 and 2 worker processes, of which the best is compared.
 
-After every epoch of the trainer the limit runs for an epoch and so does a peer, in the same process; what is compared
-has therefore had the same machine. Medians over all rounds.
+After every epoch of the trainer the limit runs for an epoch and so does a peer, in the same process. A share of the
+limit is an epoch's rate by the mean of the limit's before and after it: what is compared has had the same machine.
+Medians over all rounds.
 """
 
 import os
@@ -95,7 +96,7 @@ class Steps:
         if not channels_last:
             self.model.to(memory_format=torch.contiguous_format)
         self.loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self.model.dim)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.loss, TrainConfig()))
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.loss, TrainConfig()), fused=True)
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Train on the batches: images (B, 3, H, W) float32 and labels (B,) int64."""
@@ -193,6 +194,7 @@ def main() -> None:
     print_machine()
     precisions = ["fp32", "bf16"]
     rates: dict[str, list[float]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name)
         files = write_jpegs(folder / "images", images, CLASSES)
@@ -208,22 +210,30 @@ def main() -> None:
 
                 run = f"{precision}-{number}"
                 store = prepare_run(folder, run, files, size, epochs=epochs, precision=precision)
+                between()
                 trainer = TimedTrainer(store, run, between)
                 trainer.run()
-                rates[f"first {precision}"].append(images / trainer.epochs[0])
+                limit = rates[f"limit {precision}"][-epochs - 1 :]
+                measured = [images / seconds for seconds in trainer.epochs]
+                of_limit = [
+                    2 * rate / (before + after)
+                    for rate, before, after in zip(measured, limit[:-1], limit[1:], strict=True)
+                ]
                 rates[f"decoding {precision}"].append(images / trainer.decoded)
-                rates[f"later {precision}"] += [images / seconds for seconds in trainer.epochs[1:]]
-    print_rates(rates, precisions, f"{images} images to {size}×{size}, {epochs} epochs, {rounds} rounds")
+                for found, values in ((rates, measured), (shares, of_limit)):
+                    found[f"first {precision}"].append(values[0])
+                    found[f"later {precision}"] += values[1:]
+    what = f"{images} images to {size}×{size}, {epochs} epochs, {rounds} rounds"
+    print_rates(rates, {name: median(values) for name, values in shares.items()}, precisions, what)
 
 
-def print_rates(rates: dict[str, list[float]], precisions: list[str], what: str) -> None:
+def print_rates(rates: dict[str, list[float]], shares: dict[str, float], precisions: list[str], what: str) -> None:
     """Print the table and the headline."""
     figure = {name: median(values) for name, values in rates.items()}
     best = max((name for name in rates if name.startswith("DataLoader")), key=figure.__getitem__)
     print(f"{what}; the best DataLoader is the one with {best.removeprefix('DataLoader, ')}.\n")
     rows: list[tuple[object, ...]] = []
     for precision in precisions:
-        limit = figure[f"limit {precision}"]
         for label in ("limit", "first", "later", "decoding"):
             values = rates[f"{label} {precision}"]
             title = {
@@ -232,7 +242,7 @@ def print_rates(rates: dict[str, list[float]], precisions: list[str], what: str)
                 "later": f"trainer, {precision}, later epochs",
                 "decoding": f"trainer, {precision}, decoding before the first step",
             }[label]
-            shown = "–" if label == "decoding" else figure[f"{label} {precision}"] / limit
+            shown = {"limit": 1, "decoding": "–"}.get(label) or shares[f"{label} {precision}"]
             rows.append((title, median(values), spread(values), shown, median(values) / figure[best]))
     rows += [
         (f"{name}, fp32", figure[name], spread(rates[name]), figure[name] / figure["limit fp32"], "–")
@@ -241,7 +251,7 @@ def print_rates(rates: dict[str, list[float]], precisions: list[str], what: str)
     ]
     print_table(("", "images/s", "range", "of the limit", "× the best DataLoader"), rows)
     faster = max(precisions, key=lambda precision: figure[f"later {precision}"])
-    print_headline(f"later_epochs_of_limit_{faster}", figure[f"later {faster}"] / figure[f"limit {faster}"])
+    print_headline(f"later_epochs_of_limit_{faster}", shares[f"later {faster}"])
 
 
 if __name__ == "__main__":
