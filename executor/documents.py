@@ -11,6 +11,8 @@ from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 from docarray import BaseDoc, DocList
+from docarray.base_doc.mixins.io import _type_to_protobuf
+from docarray.proto import DocProto
 from docarray.typing import NdArray
 from pydantic import field_validator, model_validator
 
@@ -44,6 +46,22 @@ class Match(BaseDoc):
     def content(self) -> Union[np.ndarray, str, bytes, None]:
         """The first of `blob`, `text` and `buffer` that is set, or None."""
         return content_of(self)
+
+    def to_protobuf(self) -> Any:
+        """Do what docarray does, but faster: it tries a dozen types for each value, also for one that is absent."""
+        proto = DocProto()
+        try:
+            for name, value in vars(self).items():
+                node = proto.data[name]
+                if type(value) is str:
+                    node.text = value
+                elif type(value) is bytes:
+                    node.blob = value
+                elif value is not None:
+                    node.CopyFrom(_type_to_protobuf(value))
+        except Exception:  # docarray's own words say which field it is
+            return super().to_protobuf()
+        return proto
 
     @classmethod
     def from_protobuf(cls, pb_msg: Any) -> Any:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from docarray import DocList
+from docarray import BaseDoc, DocList
 from PIL import Image
 
 from conftest import coloured, encoded
@@ -192,3 +192,19 @@ def test_a_document_without_an_id_gets_one_and_keeps_it():
 def test_what_is_wrong_in_a_field_is_refused():
     with pytest.raises(ValueError, match="matches"):
         Document(matches="m.jpg")
+
+
+@pytest.mark.parametrize("make", [Document, lambda: full_document(), lambda: Match(text="", buffer=b"", tags={})])
+def test_a_document_is_encoded_as_docarray_encodes_it(make):
+    doc = make()
+    assert doc.to_protobuf() == BaseDoc.to_protobuf(doc)
+
+
+@pytest.mark.parametrize("tags", [{"x": object()}, {"x": 2**40}])
+def test_what_cannot_be_encoded_is_refused_in_docarrays_words(tags):
+    doc = Document(tags=tags)
+    with pytest.raises(ValueError, match="tags") as ours:
+        doc.to_protobuf()
+    with pytest.raises(ValueError, match="tags") as theirs:
+        BaseDoc.to_protobuf(doc)
+    assert ours.value.args == theirs.value.args
