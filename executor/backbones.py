@@ -62,7 +62,7 @@ class Preprocessing:
         """Return (B, H, W, 3) uint8 as (B, 3, H, W) float32 on the same device, in channels-last memory format."""
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
-        return torch.addcmul(-mean / std, images.permute(0, 3, 1, 2).to(torch.float32), 1 / (255 * std))
+        return images.permute(0, 3, 1, 2).to(torch.float32).sub_(mean * 255).div_(std * 255)
 
     def at(self, size: int | None) -> "Preprocessing":
         """Return the same preprocessing for squares of another size; None keeps the size."""
