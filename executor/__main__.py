@@ -17,11 +17,11 @@ def main() -> int:
     train = commands.add_parser("train", help="train one run of a workspace; the service starts this by itself")
     train.add_argument("--workspace", type=Path, required=True, help="the workspace folder of the service")
     train.add_argument("--run", required=True, help="the name of the run")
-    train.add_argument("--nice", type=int, default=0, help="lower the priority of this process by so much")
+    _add_priority(train)
     train.add_argument("--tied", action="store_true", help="end when standard input ends")
     standby = commands.add_parser("standby", help="a trainer that reads the name of its run; the service starts it")
     standby.add_argument("--workspace", type=Path, required=True, help="the workspace folder of the service")
-    standby.add_argument("--nice", type=int, default=0, help="lower the priority of this process by so much")
+    _add_priority(standby)
     export = commands.add_parser("export", help="write a model version as files that other programs read")
     export.add_argument("run", help="the name of the run whose model it is, or `base`")
     export.add_argument("--workspace", type=Path, required=True, help="the workspace folder of the service")
@@ -42,8 +42,23 @@ def main() -> int:
     return _train(arguments)
 
 
-def _train(arguments: argparse.Namespace) -> int:
+def _add_priority(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--nice", type=int, default=0, help="lower the priority of this process by so much")
+    command.add_argument("--yields", action="store_true", help="compute only where no other process wants to")
+
+
+def _lower_priority(arguments: argparse.Namespace) -> None:
+    """Make way for the service, before threads are started: they inherit it."""
     os.nice(arguments.nice)
+    if arguments.yields and hasattr(os, "SCHED_IDLE"):  # Linux
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        except PermissionError as error:  # a sandbox may forbid it; the niceness has to do then
+            print(f"This process cannot yield to others ({error}).", file=sys.stderr)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    _lower_priority(arguments)
     if arguments.tied:  # before the imports, which take seconds
         threading.Thread(target=_die_with_the_service, name="tie", daemon=True).start()
 
@@ -61,7 +76,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _standby(arguments: argparse.Namespace) -> int:
     """Import what a trainer needs, then wait for the name of a run and become its trainer."""
-    os.nice(arguments.nice)
+    _lower_priority(arguments)
     told: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_die_with_the_service, args=(told.put,), name="tie", daemon=True).start()
 

@@ -6,11 +6,9 @@ version the next request gets; a request that has begun keeps its own, so no res
 
 import asyncio
 import logging
-import math
 import os
 import queue
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -90,7 +88,6 @@ class Embedder:
         self._preparing = 0  # documents that are being decoded, or will be at once
         self._counting = threading.Lock()
         self._waiting = 0  # images; read and written in the event loop only
-        self._last_request = -math.inf
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
         self._thread.start()
 
@@ -109,10 +106,6 @@ class Embedder:
         self._pool.shutdown(wait=True)
         self._items.put(None)
         self._thread.join()
-
-    def last_request(self) -> float:
-        """When the last request came or was answered, by `time.monotonic`; minus infinity before the first."""
-        return time.monotonic() if self._waiting else self._last_request
 
     async def embed(self, docs: Sequence[Any], *, model: str | None = None, matches: bool = False) -> str:
         """Fill the embeddings of `docs`, in place, and return the version that made them.
@@ -142,7 +135,6 @@ class Embedder:
             await request.done.wait()
         finally:
             self._waiting -= len(parts)
-            self._last_request = time.monotonic()
         return version.name
 
     def version(self, name: str) -> Version:

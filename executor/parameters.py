@@ -299,7 +299,7 @@ class ExecutorOptions(_Parameters):
         None, description="torch threads of the trainer; by default one a core"
     )
     trainer_yields: Flag = Field(
-        True, description="keep the trainer off one core in four, one at least, while `/embed` is called"
+        True, description="let the trainer compute only where no other process wants to (Linux: SCHED_IDLE)"
     )
     standby_seconds: Annotated[Number, Field(ge=0)] = Field(
         600.0, description="after a run, how long a next trainer waits with its imports done; 0: none does"

@@ -6,7 +6,6 @@ coroutines, because Jina runs plain functions one at a time; what blocks goes to
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from pathlib import Path
@@ -87,8 +86,12 @@ class FinetunerExecutor(Executor):
         self._embedder = Embedder(workspace, options, self._store.promoted)
         self._supervisor = Supervisor(
             self._store,
-            TrainerProcesses(workspace, nice=options.trainer_nice, standby_seconds=options.standby_seconds),
-            last_request=self._embedder.last_request if options.trainer_yields else lambda: -math.inf,
+            TrainerProcesses(
+                workspace,
+                nice=options.trainer_nice,
+                yields=options.trainer_yields,
+                standby_seconds=options.standby_seconds,
+            ),
             receive_timeout=options.receive_timeout,
             queue=lambda run: self._receiver.queue(run),
             delete=lambda run: self._receiver.delete(run),

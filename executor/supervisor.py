@@ -12,7 +12,6 @@ from .memory import KernelKills, MicroBatch
 from .reporting import UNPROVEN, settle
 from .runs import Run, RunState, RunStore, TrainerExit
 from .trainer_process import TrainerProcesses
-from .yielding import Yielding
 
 TICK_SECONDS = 0.05
 START_GRACE_SECONDS = 1.0  # a client's call is split into requests: `start` waits for the rest of them
@@ -28,7 +27,6 @@ class Supervisor:
 
     Args:
         trainers: where trainer processes come from.
-        last_request: when the last request to embed came, by `time.monotonic`; the trainer makes room for them.
         receive_timeout: seconds without a new train document after which a run is queued.
         queue: called to queue a run that is receiving.
         delete: called to delete a run that may be deleted.
@@ -40,7 +38,6 @@ class Supervisor:
         store: RunStore,
         trainers: TrainerProcesses,
         *,
-        last_request: Callable[[], float],
         receive_timeout: float,
         queue: Callable[[str], None],
         delete: Callable[[str], None],
@@ -48,8 +45,6 @@ class Supervisor:
     ) -> None:
         self._store = store
         self._trainers = trainers
-        self._last_request = last_request
-        self._yielding = Yielding()
         self._receive_timeout = receive_timeout
         self._queue = queue
         self._delete = delete
@@ -132,7 +127,6 @@ class Supervisor:
                     self._judge_trainer()
                     self._assign_trainer()
                     self._trainers.expire()
-                self._yielding.tend(self._process.pid if self._process else None, self._last_request())
             except Exception:
                 _log.exception("The supervisor goes on after an error")
                 self._stopping.wait(1.0)

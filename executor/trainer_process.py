@@ -25,12 +25,13 @@ SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "10000"}
 class TrainerProcesses:
     """Where the supervisor gets its trainers.
 
-    Args: nice: their niceness. standby_seconds: how long one waits for a next run; 0: none is started in advance.
+    Args: nice: their niceness. yields: whether they compute only where no other process wants to.
+        standby_seconds: how long one waits for a next run; 0: none is started in advance.
     """
 
-    def __init__(self, workspace: Workspace, *, nice: int, standby_seconds: float) -> None:
+    def __init__(self, workspace: Workspace, *, nice: int, yields: bool, standby_seconds: float) -> None:
         self._workspace = workspace
-        self._nice = nice
+        self._priority = ("--nice", str(nice), *(["--yields"] if yields else []))
         self._standby_seconds = standby_seconds
         self._standby: subprocess.Popen[bytes] | None = None
         self._since = 0.0
@@ -68,7 +69,7 @@ class TrainerProcesses:
             self._standby = None
 
     def _popen(self, command: str, *arguments: str, output: int | IO[bytes]) -> "subprocess.Popen[bytes]":
-        place = ("--workspace", str(self._workspace.root), "--nice", str(self._nice))
+        place = ("--workspace", str(self._workspace.root), *self._priority)
         return subprocess.Popen(
             [sys.executable, "-m", PACKAGE.name, command, *place, *arguments],
             cwd=PACKAGE.parent,

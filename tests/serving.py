@@ -23,6 +23,7 @@ QUICK = {
     "input_size": 16,
     "receive_timeout": 2.0,
     "trainer_nice": 0,
+    "trainer_yields": False,
     "trainer_threads": 1,
     "standby_seconds": 0,
     "fit_defaults": {"epochs": 2, "batch_size": 16},

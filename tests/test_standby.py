@@ -1,9 +1,7 @@
-"""A next trainer waits with its imports done, and makes room for requests."""
+"""A next trainer waits with its imports done, and trainers make way for other processes."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ import psutil
 import pytest
 
 from executor import DocumentArray
-from executor.yielding import QUIET_SECONDS, Yielding
 from serving import Service, served
 
 Labelled = Callable[..., DocumentArray]
@@ -99,36 +96,15 @@ def test_no_trainer_waits_where_none_is_wanted(tmp_path: Path, labelled: Labelle
             time.sleep(0.1)
 
 
-@pytest.fixture
-def process() -> Iterator[psutil.Process]:
-    """A process with two threads."""
-    code = (
-        "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); time.sleep(60)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code])
-    found = psutil.Process(child.pid)
-    while found.num_threads() < 2:
-        time.sleep(0.02)
-    yield found
-    child.kill()
-    child.wait()
-
-
-def cores(process: psutil.Process) -> set[tuple[int, ...]]:
-    """The sets of cores that its threads may run on."""
-    return {tuple(sorted(os.sched_getaffinity(thread.id))) for thread in process.threads()}
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core cannot be shared out")
-def test_all_threads_leave_a_core_while_requests_come_and_return_when_none_does(process: psutil.Process) -> None:
-    yielding, every = Yielding(), tuple(sorted(os.sched_getaffinity(0)))
-    yielding.tend(process.pid, time.monotonic())
-    assert cores(process) == {every[max(1, len(every) // 4) :]}
-    yielding.tend(process.pid, time.monotonic() - 2 * QUIET_SECONDS)
-    assert cores(process) == {every}
-
-
-def test_a_process_that_is_gone_is_no_trouble(process: psutil.Process) -> None:
-    process.kill()
-    process.wait()
-    Yielding().tend(process.pid, time.monotonic())
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has it")
+@pytest.mark.parametrize("yields", [True, False])
+def test_every_thread_of_a_trainer_yields_to_other_processes_unless_that_is_off(
+    yields: bool, tmp_path: Path, labelled: Labelled
+) -> None:
+    with served(tmp_path, trainer_yields=yields) as running:
+        fit(running, labelled(18), "run", epochs=100_000)
+        running.wait("run", until=lambda status: status.step > 0)
+        (trainer,) = trainers(running)
+        policies = {os.sched_getscheduler(thread.id) for thread in trainer.threads()}
+        assert policies == {os.SCHED_IDLE if yields else os.SCHED_OTHER}
+        running.http("/cancel", run="run")

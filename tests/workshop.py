@@ -1,7 +1,6 @@
 """Runs of a workspace without a Flow: made, supervised, or trained by a command."""
 
 import contextlib
-import math
 import os
 import signal
 import subprocess
@@ -55,8 +54,7 @@ class Workshop:
         """Train what is queued, as the service does."""
         self.supervisor = Supervisor(
             self.store,
-            TrainerProcesses(self.store.workspace, nice=0, standby_seconds=0),
-            last_request=lambda: -math.inf,
+            TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=0),
             receive_timeout=1e6,
             queue=self.queue,
             delete=self.store.delete,
