@@ -34,7 +34,7 @@ from benchmarks.common import options, print_machine, print_table
 from benchmarks.customers import Ledger, Recipe, deliver, have_trained, recipes, wait_for_end
 from benchmarks.killing import Killer, Victim
 from benchmarks.serving import Served
-from benchmarks.traffic import Caller, Request
+from benchmarks.traffic import Caller, Request, end
 from executor.documents import RunStatus
 from executor.memmap import DocumentArrayMemmap
 from executor.workspace import find_workspace
@@ -83,9 +83,7 @@ async def attack(
     finally:
         killer.stop()
         await asyncio.wait([killing])  # it may be about to start the service again
-        for task in (*background, customers):
-            task.cancel()
-        await asyncio.gather(*background, customers, return_exceptions=True)
+        await end([*background, customers])
 
 
 def how_ended(served: Served, status: RunStatus | None) -> Ended:

@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.common import options, print_machine, print_table, textured
 from benchmarks.serving import Served
-from benchmarks.traffic import Caller, Request
+from benchmarks.traffic import Caller, Request, end
 from executor.documents import Document, DocumentArray, RunStatus
 from executor.workspace import find_workspace
 
@@ -135,9 +135,7 @@ async def soak(served: Served, minutes: float, record: list[Request]) -> list[tu
             seen = len(record)
             samples.append(await asyncio.to_thread(sample, served, latencies))
     finally:
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await end(background)
     return samples
 
 

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -89,6 +89,15 @@ class Caller:
         with contextlib.suppress(RequestFailed):  # it is in the record
             await self.post(endpoint, docs, **options)
         await asyncio.sleep(PAUSE)
+
+
+async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: one that is answered at that very moment does not notice the first time."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=1)
 
 
 def fault_of(answers: list[Any], count: int) -> str | None:
