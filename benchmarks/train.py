@@ -96,7 +96,7 @@ class Steps:
         if not channels_last:
             self.model.to(memory_format=torch.contiguous_format)
         self.loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self.model.dim)
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.loss, TrainConfig()), fused=True)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.loss, TrainConfig()))
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Train on the batches: images (B, 3, H, W) float32 and labels (B,) int64."""
