@@ -178,9 +178,15 @@ def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
 def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
-    parser.add_argument("--no-yields", action="store_true", help="the executor's option trainer_yields off")
-    parser.add_argument("--nice", type=int, default=None, help="the executor's option trainer_nice")
-    parser.add_argument("--trainer-threads", type=int, default=None, help="the executor's option trainer_threads")
+    parser.add_argument(
+        "--no-yields",
+        action="store_false",
+        dest="trainer_yields",
+        default=None,
+        help="the executor's option trainer_yields off",
+    )
+    parser.add_argument("--nice", type=int, dest="trainer_nice", help="the executor's option trainer_nice")
+    parser.add_argument("--trainer-threads", type=int, help="the executor's option trainer_threads")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -192,10 +198,8 @@ def main() -> None:
         seconds, rounds, size, images, traffics = 0.2, 1, 32, 128, [Traffic("jpeg", 1, 4), Traffic("blob", 16, 1)]
     torch.set_num_threads(os.cpu_count() or 1)
     print_machine()
-    chosen = {"trainer_nice": arguments.nice, "trainer_threads": arguments.trainer_threads}
+    chosen = {name: getattr(arguments, name) for name in ("trainer_yields", "trainer_nice", "trainer_threads")}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    if arguments.no_yields:
-        settings["trainer_yields"] = False
     model = build_model(ModelConfig(input_size=size))
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()

@@ -46,7 +46,6 @@ SERVICE = {
     "input_size": 16,
     "trainer_threads": 1,
     "trainer_nice": 0,
-    "trainer_yields": False,
     "receive_timeout": 3600.0,
 }
 

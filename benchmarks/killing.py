@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
-from benchmarks.serving import Served
+from benchmarks.serving import Served, words_of
 from executor.runs import Progress, Run, RunState, RunStore
 from executor.workspace import find_workspace
 
@@ -164,15 +164,13 @@ class Killer:
             return None
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(sight.run.pid)
-            if sight.run.name in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            if sight.run.name in words_of(process) and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 
     def _may_die(self, sight: Sight) -> bool:
         """Whether this would not be the third death of the trainer at one checkpoint."""
         assert sight.run is not None
-        if sight.run.state is not RunState.TRAINING:
-            return True
         return self._barren.get((sight.run.name, sight.checkpoint), 0) < KILLS_PER_CHECKPOINT
 
     # the kill -----------------------------------------------------------------------------------------------------
@@ -185,6 +183,7 @@ class Killer:
             assert trainer is not None
             with contextlib.suppress(psutil.NoSuchProcess):
                 trainer.kill()
+            psutil.wait_procs([trainer], timeout=GONE_SECONDS)
         else:
             self._kill_service(trainer)
         self._note(sight)
@@ -202,11 +201,11 @@ class Killer:
         self._served.kill()
 
     def _note(self, sight: Sight) -> None:
+        """Count the death, whatever the run's state was: by now it may be another. So may be its checkpoint."""
         if sight.run is None:
             return
         name = sight.run.name
         self._before[name] = sight.progress
         self._old |= set(self._signs(name))
-        if sight.run.state is RunState.TRAINING:
-            key = (name, sight.checkpoint)
-            self._barren[key] = self._barren.get(key, 0) + 1
+        key = (name, self._workspace.latest_step(name))
+        self._barren[key] = self._barren.get(key, 0) + 1

@@ -137,6 +137,11 @@ class Served:
         return int(lock.read_text())
 
 
+def words_of(process: psutil.Process) -> set[str]:
+    """The words of its command line. A trainer that was started in advance has given itself one of a single part."""
+    return set(" ".join(process.cmdline()).split())
+
+
 def serve(settings: dict[str, Any]) -> None:
     """Serve until interrupted."""
     threading.Thread(target=_die_with_the_benchmark, daemon=True).start()

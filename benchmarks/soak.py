@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.common import options, print_machine, print_table, textured
-from benchmarks.serving import Served
+from benchmarks.serving import Served, words_of
 from benchmarks.traffic import Caller, Request, end
 from executor.documents import Document, DocumentArray, RunStatus
 from executor.workspace import find_workspace
@@ -73,7 +73,7 @@ def sample(served: Served, latencies: list[float]) -> tuple[float, ...]:
     memory = {True: 0.0, False: 0.0}
     files = threads = count = 0
     for process in served.processes():
-        if "train" in process.cmdline():
+        if {"train", "standby"} & words_of(process):
             continue
         with process.oneshot():
             memory[process.pid == executor] += process.memory_full_info().pss / MB

@@ -242,7 +242,7 @@ def print_rates(rates: dict[str, list[float]], shares: dict[str, float], precisi
                 "later": f"trainer, {precision}, later epochs",
                 "decoding": f"trainer, {precision}, decoding before the first step",
             }[label]
-            shown = {"limit": 1, "decoding": "–"}.get(label) or shares[f"{label} {precision}"]
+            shown = 1 if label == "limit" else shares.get(f"{label} {precision}", "–")
             rows.append((title, median(values), spread(values), shown, median(values) / figure[best]))
     rows += [
         (f"{name}, fp32", figure[name], spread(rates[name]), figure[name] / figure["limit fp32"], "–")

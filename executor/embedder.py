@@ -23,7 +23,7 @@ from .errors import Overloaded
 from .parameters import ExecutorOptions
 from .workspace import Workspace
 
-if TYPE_CHECKING:  # torch is imported when the first model is loaded, not when the service starts
+if TYPE_CHECKING:
     import torch
 
     from .models import EmbeddingModel

@@ -96,7 +96,6 @@ def test_no_trainer_waits_where_none_is_wanted(tmp_path: Path, labelled: Labelle
             time.sleep(0.1)
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has it")
 @pytest.mark.parametrize("yields", [True, False])
 def test_every_thread_of_a_trainer_yields_to_other_processes_unless_that_is_off(
     yields: bool, tmp_path: Path, labelled: Labelled

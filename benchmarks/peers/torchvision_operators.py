@@ -4,16 +4,14 @@ Its compiled part does not load there, and then its import fails because two ope
 declared here without an implementation; nothing that is measured calls them. Import this before torchvision.
 """
 
-import torch
-
-_DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # they are known as long as it lives
+from torch import library, ops
 
 
 def declare() -> None:
     """Declare the operators that are missing."""
     for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            _DECLARED.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        if not hasattr(ops.torchvision, name):
+            library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 try:
