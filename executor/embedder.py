@@ -12,10 +12,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from .brief_thread import in_brief_thread
 from .documents import ERROR_TAG, MODEL_TAG
@@ -24,13 +25,12 @@ from .parameters import ExecutorOptions
 from .workspace import Workspace
 
 if TYPE_CHECKING:
-    import torch
-
     from .models import EmbeddingModel
 
 _log = logging.getLogger(__name__)
 
 MAX_BATCH = 64  # images: larger batches are no faster on a CPU, and keep others waiting longer
+BATCH_OF_A_THREAD = 16  # of many small requests: while one batch is computed, the other cores decode the next
 KEPT_MODELS = 3  # loaded at a time: the promoted one, base, and one other
 CHUNK = 8  # documents decoded by one task of the pool
 GATHER_SECONDS = 0.005  # longest wait for one more image of a batch
@@ -43,8 +43,9 @@ class Version:
     name: str
     model: "EmbeddingModel"
     preprocess: Callable[[Any], Any]
-    device: "torch.device"
+    device: torch.device
     bf16: bool = False
+    light: bool = False
 
 
 class _Request:
@@ -87,7 +88,8 @@ class Embedder:
         self._items: queue.Queue[_Item | None] = queue.Queue()
         self._preparing = 0  # documents that are being decoded, or will be at once
         self._counting = threading.Lock()
-        self._waiting = 0  # images; read and written in the event loop only
+        self._waiting = self._calls = 0  # images, and calls of `embed`; written in the event loop only
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
         self._thread.start()
 
@@ -107,10 +109,14 @@ class Embedder:
         self._items.put(None)
         self._thread.join()
 
-    async def embed(self, docs: Sequence[Any], *, model: str | None = None, matches: bool = False) -> str:
+    async def embed(
+        self, docs: Sequence[Any], *, model: str | None = None, matches: bool = False, exact: bool = False
+    ) -> str:
         """Fill the embeddings of `docs`, in place, and return the version that made them.
 
         A document that cannot be embedded gets `tags['finetuner_error']` instead.
+
+        Args: exact: in fp32, as a run measures its model.
 
         Raises: UnknownModel. Overloaded: more images wait than `max_queued_images`.
         """
@@ -118,6 +124,8 @@ class Embedder:
         version = self._versions.get(name)
         if version is None:
             version = await asyncio.to_thread(self.version, name)
+        if exact:
+            version = replace(version, bf16=False)
         parts = [part for doc in docs for part in (doc, *(doc.matches if matches else ()))]
         if self._waiting and self._waiting + len(parts) > self._options.max_queued_images:
             raise Overloaded(
@@ -128,6 +136,7 @@ class Embedder:
             return version.name
         request = _Request(len(parts))
         self._waiting += len(parts)
+        self._calls += 1
         try:
             self._count(len(parts))
             for start in range(0, len(parts), CHUNK):
@@ -135,6 +144,7 @@ class Embedder:
             await request.done.wait()
         finally:
             self._waiting -= len(parts)
+            self._calls -= 1
         return version.name
 
     def version(self, name: str) -> Version:
@@ -157,7 +167,7 @@ class Embedder:
 
     def _load(self, name: str) -> Version:
         from .device import choose_device
-        from .inference import serves_in_bf16
+        from .inference import is_light, serves_in_bf16
         from .preprocessing import make_preprocess
         from .versions import load_version
 
@@ -165,7 +175,8 @@ class Embedder:
         model = load_version(self._workspace, self._options, name).to(device).eval()
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
         bf16 = not plain and serves_in_bf16(model, model.preprocessing.size, device, self._workspace.model(name))
-        return Version(name, model, make_preprocess(self._options, model), device, bf16)
+        light = not plain and is_light(model, model.preprocessing.size, device, bf16=bf16)
+        return Version(name, model, make_preprocess(self._options, model), device, bf16, light)
 
     def _prepare(self, parts: list[Any], version: Version, request: _Request) -> None:
         """Decode documents and hand them to the model's thread."""
@@ -190,13 +201,19 @@ class Embedder:
         """Embed what waits, as many at a time as share a version and a shape.
 
         What is just being decoded is waited for: a batch takes little longer than a single image, and the cores are
-        busy meanwhile.
+        busy meanwhile. With several calls under way Jina and decoding keep a core busy, on which a thread of a light
+        model would wait its turn, and all others for it: the model leaves that core alone.
         """
+        from .inference import torch_threads
+
         held: _Item | None = None
         while (item := held or self._items.get()) is not None:
             held = None
             batch = [item]
-            while len(batch) < MAX_BATCH:
+            shared = item.version.light and self._calls > 1
+            threads = max(1, self._threads - 1) if shared else self._threads
+            most = min(MAX_BATCH, BATCH_OF_A_THREAD * threads) if shared else MAX_BATCH
+            while len(batch) < most:
                 try:
                     following = self._items.get(timeout=GATHER_SECONDS if self._preparing else 0)
                 except queue.Empty:
@@ -207,7 +224,8 @@ class Embedder:
                         self._items.put(None)
                     break
                 batch.append(following)
-            self._embed_batch(batch)
+            with torch_threads(threads):
+                self._embed_batch(batch)
 
     def _embed_batch(self, batch: list[_Item]) -> None:
         try:

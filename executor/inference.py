@@ -1,10 +1,14 @@
 """How a model version computes when it serves: bf16 where that was measured to be faster and to give the same.
 
-What was chosen is written beside the weights, so that a restarted service embeds as the one before did.
+What was chosen is written beside the weights, so that a restarted service embeds as the one before did. It is measured
+with one thread: a service that starts has other work for the other cores, and threads that wait for each other are
+slower by far than what is compared.
 """
 
+import contextlib
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ AGREEMENT = 0.999  # cosine between the fp32 and the bf16 embedding of an image,
 ALONE = 1e-5  # largest difference between an image's embedding alone and among others: it must not depend on them
 FASTER = 1.15  # a batch must gain so much,
 SLOWER_ALONE = 1.25  # and a single image, which nobody waits with, may lose so much
+LIGHT_SECONDS = 0.02  # with one thread, for an image; Jina and decoding take about 0.004
 IMAGES = 16
 PAIRS = 6
 
@@ -33,13 +38,34 @@ def serves_in_bf16(model: nn.Module, size: int, device: torch.device, folder: Pa
         return False
     chosen = folder / "serving"
     if not chosen.is_file():
-        faster = agrees_and_is_faster(model, sample_images(size), device)
+        with torch_threads(1):
+            faster = agrees_and_is_faster(model, sample_images(size), device)
         try:
             chosen.write_text("bf16" if faster else "fp32")
         except OSError as error:  # measured again at the next start
             _log.warning("The precision of %s cannot be kept: %s", folder, error)
         return faster
     return chosen.read_text() == "bf16"
+
+
+def is_light(model: nn.Module, size: int, device: torch.device, *, bf16: bool) -> bool:
+    """Return whether one thread embeds an image in so short a time that Jina and decoding take a like share of it."""
+    if device.type != "cpu":
+        return False
+    image = sample_images(size)[:1]
+    with torch_threads(1):
+        return min(_seconds(model, image, device, bf16=bf16) for _ in range(PAIRS)) < LIGHT_SECONDS
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Compute with so many threads in this thread, which then has as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device) -> bool:
@@ -50,19 +76,19 @@ def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device)
     cosines = (exact * rounded).sum(axis=1) / np.maximum(lengths, 1e-12)
     if cosines.min() < AGREEMENT or np.abs(alone[0] - rounded[0]).max() > ALONE:
         return False
-    return _gain(model, images, device) >= FASTER and _gain(model, images[:1], device, repeats=8) * SLOWER_ALONE >= 1
+    return _gain(model, images, device) >= FASTER and _gain(model, images[:1], device) * SLOWER_ALONE >= 1
 
 
-def _gain(model: nn.Module, images: Tensor, device: torch.device, repeats: int = 1) -> float:
+def _gain(model: nn.Module, images: Tensor, device: torch.device) -> float:
     """How many times as fast bf16 is, in turns, by the shortest times: a service that starts has other work too."""
-
-    def seconds(bf16: bool) -> float:
-        began = time.perf_counter()
-        embed_batches(model, [images] * repeats, device, bf16=bf16)
-        return time.perf_counter() - began
-
-    pairs = [(seconds(False), seconds(True)) for _ in range(PAIRS)]
+    pairs = [[_seconds(model, images, device, bf16=bf16) for bf16 in (False, True)] for _ in range(PAIRS)]
     return min(exact for exact, _ in pairs) / min(rounded for _, rounded in pairs)
+
+
+def _seconds(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> float:
+    began = time.perf_counter()
+    embed_batches(model, [images], device, bf16=bf16)
+    return time.perf_counter() - began
 
 
 def sample_images(size: int) -> Tensor:

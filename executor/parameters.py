@@ -290,7 +290,9 @@ class ExecutorOptions(_Parameters):
     max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(10_000_000, description="train and eval together")
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
     fast_inference: Flag = Field(
-        True, description="embed in bf16 where that is measured to be faster and gives the same; false: always fp32"
+        True,
+        description="embed in bf16 where that is measured to be faster and gives the same; "
+        "false: always fp32, as `/evaluate` is",
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
         4096, description="images waiting in `/embed` before it refuses more"

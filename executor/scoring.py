@@ -52,7 +52,7 @@ async def _evaluate_on(
     failed = 0
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
-        await embedder.embed(chunk, model=model, matches=kind == "session")
+        await embedder.embed(chunk, model=model, matches=kind == "session", exact=True)
         for doc in chunk:
             doc.matches = [match for match in doc.matches if ERROR_TAG not in match.tags]
             if ERROR_TAG in doc.tags or (kind == "session" and not doc.matches):

@@ -1,5 +1,7 @@
-"""In which precision a version serves."""
+"""In which precision a version serves, and with how many threads."""
 
+import contextlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,15 @@ import pytest
 import torch
 
 from executor.evaluation import embed_batches
-from executor.inference import AGREEMENT, agrees_and_is_faster, sample_images, serves_in_bf16
+from executor.inference import (
+    AGREEMENT,
+    LIGHT_SECONDS,
+    agrees_and_is_faster,
+    is_light,
+    sample_images,
+    serves_in_bf16,
+    torch_threads,
+)
 from executor.models import EmbeddingModel, ModelConfig, build_model
 from executor.precision import computes_in_bf16
 
@@ -53,3 +63,21 @@ def test_what_was_chosen_once_for_a_version_holds(kept: str, model: EmbeddingMod
 def test_the_choice_is_measured_where_none_was_made_and_written_down(model: EmbeddingModel, tmp_path: Path) -> None:
     chosen = serves_in_bf16(model, 64, CPU, tmp_path)
     assert (tmp_path / "serving").read_text() == ("bf16" if chosen else "fp32")
+
+
+def test_a_model_is_light_if_one_thread_embeds_an_image_at_once(model: EmbeddingModel) -> None:
+    class Heavy(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            time.sleep(2 * LIGHT_SECONDS)
+            return images.mean(dim=(2, 3))
+
+    assert is_light(model, 16, CPU, bf16=False)
+    assert not is_light(Heavy(), 16, CPU, bf16=False)
+
+
+def test_the_number_of_threads_is_as_before_afterwards_also_where_the_model_fails() -> None:
+    before = torch.get_num_threads()
+    with contextlib.suppress(RuntimeError), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before
