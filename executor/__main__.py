@@ -85,9 +85,11 @@ def _standby(arguments: argparse.Namespace) -> int:
     from .launching import OtherRanks
     from .memory import be_killed_first
     from .trainer import main as run_trainer
+    from .training import rehearse
     from .workspace import Workspace
 
     be_killed_first()
+    rehearse()
     run = told.get().decode().strip()
     setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run {run} --tied")
     with open(Workspace(arguments.workspace).log(run), "ab") as log:

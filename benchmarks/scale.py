@@ -1,0 +1,119 @@
+"""Training as documents grow: the cost of an image, the trainer's memory, and opening and sorting out a whole run.
+
+    .venv/bin/python -m benchmarks.scale [--quick] [--counts 1000 10000 200000] [--opened 10000 1000000]
+
+Measured, in a process for each number of documents: the trainer of the service itself, on documents with a `uri`
+each, of 256 small JPEG files that they share, to 16×16 pixels, two epochs in fp32; seconds of an image before the
+first step (decoding, into the run's cache) and in the second epoch, the latter beside the limit of `benchmarks.train`,
+which runs after each epoch. Memory is the resident set at the end, and its peak.
+
+Of up to a million documents nothing is trained: their spool is opened, their sort is found, their labels are read and
+checked, and the order of an epoch is drawn.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import options, print_headline, print_machine, print_table, write_jpegs
+from benchmarks.ingest import resident
+from benchmarks.train import BATCH, CLASSES, Limit, TimedTrainer, prepare_run
+from executor.datasets import check_trainable, make_dataset
+from executor.memmap import DocumentArrayMemmap
+from executor.parameters import TrainingOptions
+from executor.recipe import make_sampler
+
+SIZE = 16
+FILE = 32  # pixels
+FILES = 256
+LIMIT_STEPS = 200
+MB = 1 << 20
+
+
+def train(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
+    """What it takes to train on the files."""
+    store = prepare_run(folder, "run", files, SIZE, epochs=2, precision="fp32")
+    limit = Limit(SIZE, "fp32", LIMIT_STEPS)
+    seconds: list[float] = []
+    trainer = TimedTrainer(store, "run", lambda: seconds.append(limit.epoch() / (LIMIT_STEPS * BATCH)))
+    trainer.run()
+    later = trainer.epochs[1] / len(files)
+    return {
+        "decoded": 1e6 * trainer.decoded / len(files),
+        "later": 1e6 * later,
+        "share": (seconds[0] + seconds[1]) / 2 / later,
+        "memory": resident(os.getpid()),
+        "peak": resident(os.getpid(), "VmHWM"),
+    }
+
+
+def open_only(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
+    """What it takes to open a run of the files, and to draw the order of an epoch."""
+    store = prepare_run(folder, "run", files, SIZE, epochs=1)
+    spool = store.workspace.spool("run")
+    before = resident(os.getpid())
+    began = time.perf_counter()
+    with DocumentArrayMemmap(spool) as docs:
+        dataset = make_dataset(docs)
+        check_trainable(dataset, np.arange(len(dataset)))
+        opened = time.perf_counter()
+        sampler = make_sampler(dataset, np.arange(len(dataset)), TrainingOptions(batch_size=BATCH))
+        for _ in sampler.batches(0):
+            pass
+        ordered = time.perf_counter()
+    return {
+        "spool": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / MB,
+        "opened": opened - began,
+        "ordered": ordered - opened,
+        "grown": resident(os.getpid()) - before,
+    }
+
+
+def measured(part: str, count: int) -> dict[str, float]:
+    """What a part found in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--counts", str(count)]
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = options(__doc__)
+    parser.add_argument("--counts", type=int, nargs="*", default=[1000, 10_000, 200_000], help="of trained documents")
+    parser.add_argument("--opened", type=int, nargs="*", default=[10_000, 1_000_000], help="documents that are opened")
+    parser.add_argument("--part", choices=list(PARTS), help="measure this alone, of the first of the counts")
+    arguments = parser.parse_args()
+    counts, opened = arguments.counts, arguments.opened
+    if arguments.quick:
+        counts, opened = [1000, 10_000], [10_000, 100_000]
+    if arguments.tiny:
+        counts, opened = [128, 256], [128, 256]
+    if arguments.part:
+        with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
+            folder = Path(name).resolve()
+            files = write_jpegs(folder / "images", FILES, CLASSES, width=FILE, height=FILE)
+            many = [files[number % FILES] for number in range(counts[0])]
+            print(json.dumps(PARTS[arguments.part](folder, many)))
+        return
+    print_machine()
+    trained = {count: measured("train", count) for count in counts}
+    columns = ("documents", "µs of an image before the first step", "µs in the second epoch", "of the limit")
+    rows = [(count, *found.values()) for count, found in trained.items()]
+    print_table((*columns, "trainer, MB", "its peak, MB"), rows)
+    rows = [(count, *measured("open", count).values()) for count in opened]
+    columns = ("documents", "MB on disk", "s to open, sort out and label", "s to order an epoch")
+    print_table((*columns, "more memory, MB"), rows)
+    print_headline("cost_of_an_image_most_of_fewest", trained[counts[-1]]["later"] / trained[counts[0]]["later"])
+
+
+PARTS = {"train": train, "open": open_only}
+
+if __name__ == "__main__":
+    main()
