@@ -39,9 +39,10 @@ MB = 1 << 20
 def train(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
     """What it takes to train on the files."""
     store = prepare_run(folder, "run", files, SIZE, epochs=2, precision="fp32")
-    limit = Limit(SIZE, "fp32", LIMIT_STEPS)
+    steps = min(LIMIT_STEPS, len(files) // BATCH)
+    limit = Limit(SIZE, "fp32", steps)
     seconds: list[float] = []
-    trainer = TimedTrainer(store, "run", lambda: seconds.append(limit.epoch() / (LIMIT_STEPS * BATCH)))
+    trainer = TimedTrainer(store, "run", lambda: seconds.append(limit.epoch() / (steps * BATCH)))
     trainer.run()
     later = trainer.epochs[1] / len(files)
     return {

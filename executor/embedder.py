@@ -174,8 +174,9 @@ class Embedder:
         device = choose_device(self._options)
         model = load_version(self._workspace, self._options, name).to(device).eval()
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
-        bf16 = not plain and serves_in_bf16(model, model.preprocessing.size, device, self._workspace.model(name))
-        light = not plain and is_light(model, model.preprocessing.size, device, bf16=bf16)
+        size, folder = model.preprocessing.size, self._workspace.model(name)
+        light = not plain and is_light(model, size, device)
+        bf16 = not plain and serves_in_bf16(model, size, device, folder, light=light)
         return Version(name, model, make_preprocess(self._options, model), device, bf16, light)
 
     def _prepare(self, parts: list[Any], version: Version, request: _Request) -> None:

@@ -1,8 +1,8 @@
 """How a model version computes when it serves: bf16 where that was measured to be faster and to give the same.
 
-What was chosen is written beside the weights, so that a restarted service embeds as the one before did. It is measured
-with one thread: a service that starts has other work for the other cores, and threads that wait for each other are
-slower by far than what is compared.
+What was chosen is written beside the weights, so that a restarted service embeds as the one before did. A light model
+is measured with one thread: a service that starts has other work for the other cores, and threads that wait for each
+other are slower by far than what is compared.
 """
 
 import contextlib
@@ -25,20 +25,22 @@ SLOWER_ALONE = 1.25  # and a single image, which nobody waits with, may lose so 
 LIGHT_SECONDS = 0.02  # with one thread, for an image; Jina and decoding take about 0.004
 IMAGES = 16
 PAIRS = 6
+ENOUGH_SECONDS = 2.0  # of measuring: a heavy model need not be tried so often
+TRIES = 3
 
 _log = logging.getLogger(__name__)
 
 
-def serves_in_bf16(model: nn.Module, size: int, device: torch.device, folder: Path) -> bool:
+def serves_in_bf16(model: nn.Module, size: int, device: torch.device, folder: Path, *, light: bool) -> bool:
     """Return whether to embed with `model` in bf16; measured once a version and kept in its `folder`.
 
-    Args: model: takes images of `size` × `size`, normalised by itself.
+    Args: model: takes images of `size` × `size`, normalised by itself. light: as `is_light` says.
     """
     if not computes_in_bf16(device):
         return False
     chosen = folder / "serving"
     if not chosen.is_file():
-        with torch_threads(1):
+        with torch_threads(1 if light else torch.get_num_threads()):
             faster = agrees_and_is_faster(model, sample_images(size), device)
         try:
             chosen.write_text("bf16" if faster else "fp32")
@@ -48,13 +50,13 @@ def serves_in_bf16(model: nn.Module, size: int, device: torch.device, folder: Pa
     return chosen.read_text() == "bf16"
 
 
-def is_light(model: nn.Module, size: int, device: torch.device, *, bf16: bool) -> bool:
+def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
     """Return whether one thread embeds an image in so short a time that Jina and decoding take a like share of it."""
     if device.type != "cpu":
         return False
     image = sample_images(size)[:1]
     with torch_threads(1):
-        return min(_seconds(model, image, device, bf16=bf16) for _ in range(PAIRS)) < LIGHT_SECONDS
+        return any(_seconds(model, image, device, bf16=False) < LIGHT_SECONDS for _ in range(TRIES))
 
 
 @contextlib.contextmanager
@@ -81,7 +83,10 @@ def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device)
 
 def _gain(model: nn.Module, images: Tensor, device: torch.device) -> float:
     """How many times as fast bf16 is, in turns, by the shortest times: a service that starts has other work too."""
-    pairs = [[_seconds(model, images, device, bf16=bf16) for bf16 in (False, True)] for _ in range(PAIRS)]
+    pairs: list[list[float]] = []
+    end = time.perf_counter() + ENOUGH_SECONDS
+    while not pairs or (len(pairs) < PAIRS and time.perf_counter() < end):
+        pairs.append([_seconds(model, images, device, bf16=bf16) for bf16 in (False, True)])
     return min(exact for exact, _ in pairs) / min(rounded for _, rounded in pairs)
 
 

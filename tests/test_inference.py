@@ -56,12 +56,12 @@ def test_a_network_that_loses_too_much_in_bf16_serves_in_fp32() -> None:
 @pytest.mark.parametrize("kept", ["bf16", "fp32"])
 def test_what_was_chosen_once_for_a_version_holds(kept: str, model: EmbeddingModel, tmp_path: Path) -> None:
     (tmp_path / "serving").write_text(kept)
-    assert serves_in_bf16(model, 64, CPU, tmp_path) is (kept == "bf16")
+    assert serves_in_bf16(model, 64, CPU, tmp_path, light=True) is (kept == "bf16")
 
 
 @in_hardware
 def test_the_choice_is_measured_where_none_was_made_and_written_down(model: EmbeddingModel, tmp_path: Path) -> None:
-    chosen = serves_in_bf16(model, 64, CPU, tmp_path)
+    chosen = serves_in_bf16(model, 64, CPU, tmp_path, light=True)
     assert (tmp_path / "serving").read_text() == ("bf16" if chosen else "fp32")
 
 
@@ -71,8 +71,8 @@ def test_a_model_is_light_if_one_thread_embeds_an_image_at_once(model: Embedding
             time.sleep(2 * LIGHT_SECONDS)
             return images.mean(dim=(2, 3))
 
-    assert is_light(model, 16, CPU, bf16=False)
-    assert not is_light(Heavy(), 16, CPU, bf16=False)
+    assert is_light(model, 16, CPU)
+    assert not is_light(Heavy(), 16, CPU)
 
 
 def test_the_number_of_threads_is_as_before_afterwards_also_where_the_model_fails() -> None:
