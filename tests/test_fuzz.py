@@ -16,7 +16,7 @@ import pytest
 import requests
 import schemathesis
 from docarray import BaseDoc, DocList
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jina.clients.request import request_generator
 from jina.enums import DataInputType
@@ -31,6 +31,7 @@ from fronts import Served, flow, ports_for, serving
 
 THOROUGH = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
+LONGEST_URL = 60_000  # uvicorn itself answers one beyond 64 KiB with 400 and resets the connection
 SECONDS = 60.0  # for an answer: a call that takes longer hangs
 GROWTH = 200 * 2**20  # bytes of memory that all the calls together may take for ever
 # A sentence may repeat what was sent, so these are what no strategy writes.
@@ -355,6 +356,8 @@ def test_over_http_watch_says_what_it_cannot_find(served: Served, query: dict[st
     encoded_query = {
         key.encode("utf-8", "surrogatepass"): text.encode("utf-8", "surrogatepass") for key, text in query.items()
     }
-    with requests.get(f"{served.url}/watch", encoded_query, stream=True, timeout=SECONDS) as response:
+    url = requests.Request("GET", f"{served.url}/watch", params=encoded_query).prepare().url or ""
+    assume(len(url) < LONGEST_URL)
+    with requests.get(url, stream=True, timeout=SECONDS) as response:
         assert response.status_code < 500, response.text
         assert_plain(next(response.iter_lines(), b"").decode())
