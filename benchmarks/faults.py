@@ -42,12 +42,7 @@ from executor.workspace import find_workspace
 CUSTOMERS = 2
 SERVICE_SHARE = 0.25  # of the kills
 # One thread, so that sums are made in one order. Runs wait for all of their documents, however long.
-SERVICE = {
-    "input_size": 16,
-    "trainer_threads": 1,
-    "trainer_nice": 0,
-    "receive_timeout": 3600.0,
-}
+SERVICE = {"input_size": 16, "trainer_threads": 1, "trainer_nice": 0, "receive_timeout": 3600.0}
 
 
 class Ended(NamedTuple):

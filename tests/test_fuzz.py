@@ -31,7 +31,7 @@ from fronts import Served, flow, ports_for, serving
 
 THOROUGH = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
-LONGEST_URL = 60_000  # uvicorn itself answers one beyond 64 KiB with 400 and resets the connection
+LONGEST_URL = 60_000  # uvicorn itself answers a far longer one (200 kB) with 400 and resets the connection
 SECONDS = 60.0  # for an answer: a call that takes longer hangs
 GROWTH = 200 * 2**20  # bytes of memory that all the calls together may take for ever
 # A sentence may repeat what was sent, so these are what no strategy writes.
