@@ -47,6 +47,10 @@ class Served:
     def url(self) -> str:
         return f"http{'s' if self.certificate else ''}://localhost:{self.ports['http']}"
 
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
     def get(self, path: str, authorization: Any = None) -> requests.Response:
         headers = {} if authorization is None else {"Authorization": authorization}
         return requests.get(self.url + path, headers=headers, timeout=60, verify=str(self.certificate or True))
@@ -154,8 +158,8 @@ def _wait(served: Served) -> None:
         with contextlib.suppress(requests.ConnectionError):
             if served.get("/").ok:
                 break
-        assert served.process.poll() is None, (served.folder / "log").read_text()[-3000:]
-        assert time.monotonic() < deadline, (served.folder / "log").read_text()[-3000:]
+        assert served.process.poll() is None, served.log[-3000:]
+        assert time.monotonic() < deadline, served.log[-3000:]
         time.sleep(0.1)
     if "grpc" in served.ports and served.certificate is None:
         with grpc.insecure_channel(f"localhost:{served.ports['grpc']}") as channel:

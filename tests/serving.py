@@ -42,12 +42,14 @@ def free_ports(count: int) -> list[int]:
 class Service:
     """A Flow with this executor, over gRPC, HTTP and websocket, on a workspace.
 
-    Args: workspace: Jina's workspace. directory: where the service is started. options: `uses_with`, over `QUICK`.
+    Args: workspace: Jina's workspace. directory: where the service is started. gateway: the class of the gateway, if
+        not Jina's own. options: `uses_with`, over `QUICK`.
     """
 
-    def __init__(self, workspace: Path, directory: Path, **options: Any) -> None:
+    def __init__(self, workspace: Path, directory: Path, *, gateway: str | None = None, **options: Any) -> None:
         self.workspace = workspace
         self.directory = directory
+        self.gateway = gateway
         self.options = QUICK | options
         self.ports: dict[str, int] = {}
         self.process: subprocess.Popen[str] | None = None
@@ -56,11 +58,16 @@ class Service:
         """Serve; returns when all protocols answer."""
         self.ports = dict(zip(PROTOCOLS, free_ports(len(PROTOCOLS)), strict=True))
         self.directory.mkdir(parents=True, exist_ok=True)
-        settings = {"workspace": str(self.workspace), "ports": self.ports, "options": self.options}
+        settings = {
+            "workspace": str(self.workspace),
+            "ports": self.ports,
+            "gateway": self.gateway,
+            "options": self.options,
+        }
         environment = os.environ | {
             "JINA_OPTOUT_TELEMETRY": "1",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(self.directory), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(self.directory), str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         self.log = open(self.directory / "service.log", "a+")  # noqa: SIM115  (closed in stop)
         self.process = subprocess.Popen(
@@ -167,6 +174,8 @@ def _serve(settings: dict[str, Any]) -> None:
     flow = Flow(
         protocol=list(settings["ports"]), port=list(settings["ports"].values()), host="127.0.0.1", quiet_error=True
     ).add(uses=str(ROOT / "config.yml"), uses_with=settings["options"], workspace=settings["workspace"])
+    if settings["gateway"] is not None:
+        flow = flow.config_gateway(uses=settings["gateway"])
     with flow:
         os.write(told, b"ready\n")
         flow.block()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 import fronts
@@ -73,6 +74,17 @@ def check(folder: Path, command: list[str], protocol: str, ports: dict[str, int]
 def test_behind_our_gateway_what_is_under_way_is_answered(protocol: str, tmp_path: Path) -> None:
     ports = fronts.ports_for("grpc", "http", "websocket")
     check(tmp_path, fronts.flow(tmp_path, ports, OURS, OPTIONS), protocol, ports, signal.SIGINT)
+
+
+def test_our_gateway_ends_after_a_call_that_was_no_request(tmp_path: Path) -> None:
+    """Jina's own would wait for ever for the executors that such a call is counted with."""
+    ports = fronts.ports_for("grpc", "http")
+    with fronts.serving(tmp_path, ports, fronts.flow(tmp_path, ports, OURS, {"input_size": 16})) as served:
+        with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel, pytest.raises(grpc.RpcError):
+            list(channel.stream_stream("/jina.JinaRPC/Call")(iter([b"\xff"]), timeout=30))
+        until(lambda: "ready to serve" in served.log)  # while it starts, `jina flow` does not hear the signal
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
