@@ -201,7 +201,7 @@ def main() -> None:
     """Measure and print."""
     arguments = options(__doc__).parse_args()
     count, rounds, repeats = 5000, 5, 50
-    counts = [(10_000, PREFETCH), (200_000, PREFETCH), (200_000, 10)]
+    counts = [(10_000, PREFETCH), (200_000, PREFETCH), (10_000, 10), (1_000_000, 10)]
     if arguments.quick:
         count, rounds, repeats, counts = 1000, 3, 20, [(1000, PREFETCH), (10_000, PREFETCH)]
     if arguments.tiny:

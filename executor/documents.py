@@ -13,7 +13,7 @@ import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.base_doc.mixins.io import _type_to_protobuf
 from docarray.proto import DocProto
-from docarray.typing import NdArray
+from docarray.typing import ID, NdArray
 from pydantic import field_validator, model_validator
 
 from .errors import BadDocument, MissingLabel
@@ -21,6 +21,25 @@ from .errors import BadDocument, MissingLabel
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
 ERROR_TAG = "finetuner_error"
+
+
+_PLAIN = {str: "text", bytes: "blob", bool: "boolean", int: "integer", float: "float"}
+
+
+def _fill(node: Any, value: Any) -> None:
+    """Set a node as docarray would; the types that nearly every document has are told by a look at their class."""
+    kind = type(value)
+    if kind in _PLAIN:
+        setattr(node, _PLAIN[kind], value)
+    elif kind is ID:
+        node.text, node.type = value, ID._proto_type_name
+    elif isinstance(value, DocList) and not value:
+        node.doc_array.SetInParent()
+    elif kind is dict and value and all(type(key) is str and type(item) in _PLAIN for key, item in value.items()):
+        for key, item in value.items():
+            _fill(node.dict.data[key], item)
+    elif value is not None:
+        node.CopyFrom(_type_to_protobuf(value))
 
 
 class Match(BaseDoc):
@@ -52,13 +71,7 @@ class Match(BaseDoc):
         proto = DocProto()
         try:
             for name, value in vars(self).items():
-                node = proto.data[name]
-                if type(value) is str:
-                    node.text = value
-                elif type(value) is bytes:
-                    node.blob = value
-                elif value is not None:
-                    node.CopyFrom(_type_to_protobuf(value))
+                _fill(proto.data[name], value)
         except Exception:  # docarray's own words say which field it is
             return super().to_protobuf()
         return proto
