@@ -73,11 +73,9 @@ class TimedTrainer(Trainer):
         self._between = between
         self._began = time.perf_counter()
 
-    def report(self, **changes: Any) -> None:
-        """Note when training begins."""
-        super().report(**changes)
-        if changes.get("phase") == "training" and not self.decoded:
-            self.decoded = time.perf_counter() - self._began
+    def _make_steps(self, *arguments: Any) -> dict[str, list[float]]:
+        self.decoded = time.perf_counter() - self._began
+        return super()._make_steps(*arguments)
 
     def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
         super()._save(state, epoch_ended)

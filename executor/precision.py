@@ -3,6 +3,8 @@
 import copy
 import statistics
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,13 @@ from torch import Tensor, nn
 WORTHWHILE = 1.15  # a smaller gain drowns in the noise of the measurement, and fp32 is the safer choice
 PAIRS = 3
 ENOUGH = 16  # images, on a CPU: a whole batch gains about as much, and the first step waits for this
+
+
+def choose_bf16_once(file: Path, asked: str, model: nn.Module, inputs: Any, device: torch.device) -> bool:
+    """Return what `file` says, or choose and write it there: a resumed run goes on in the same precision."""
+    if not file.exists() or not file.read_text():  # empty: its writer was killed, before any step
+        file.write_text("bf16" if choose_bf16(asked, model, inputs, device) else "fp32")
+    return file.read_text() == "bf16"
 
 
 def choose_bf16(asked: str, model: nn.Module, images: Tensor, device: torch.device) -> bool:
