@@ -166,7 +166,8 @@ class RunStatus(BaseDoc):
         verdict: Why the model was promoted or not, in a sentence.
         error: Why the run failed.
         attempts: How often a trainer has been started on it.
-        disk_bytes: What the run's folder takes on the disk: documents, images, checkpoints, model, report.
+        disk_bytes: What the run's folder takes on the disk: documents, images, checkpoints, model, report. A whole
+            number; docarray's integers end at 2 GiB.
         events: How many events its history has: `/events` with `after` set to an earlier count returns the new ones.
     """
 
@@ -193,7 +194,7 @@ class RunStatus(BaseDoc):
     error: Optional[str] = None
     attempts: int = 0
     device: Optional[str] = None
-    disk_bytes: int = 0
+    disk_bytes: float = 0.0
     events: int = 0
     created_at: Optional[str] = None
     started_at: Optional[str] = None

@@ -1,5 +1,6 @@
 """The documents that travel: their fields, labels, contents and matches."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from conftest import coloured, encoded
 from executor import Document, DocumentArray, load_uri_to_image_blob
-from executor.documents import Match, has_label, label_of, normalise_label, with_id
+from executor.documents import Match, RunStatus, has_label, label_of, normalise_label, with_id
 from executor.errors import BadDocument, MissingLabel
 
 
@@ -208,3 +209,11 @@ def test_what_cannot_be_encoded_is_refused_in_docarrays_words(tags):
     with pytest.raises(ValueError, match="tags") as theirs:
         BaseDoc.to_protobuf(doc)
     assert ours.value.args == theirs.value.args
+
+
+@pytest.mark.parametrize("disk_bytes", [0, 3 * 2**30, 2**52 + 1])
+def test_the_disk_use_of_a_large_run_can_be_told(disk_bytes):
+    sent = DocList[RunStatus]([RunStatus(disk_bytes=disk_bytes)])
+    (received,) = DocList[RunStatus].from_protobuf(sent.to_protobuf())
+    assert received.disk_bytes == disk_bytes
+    assert json.loads(received.model_dump_json())["disk_bytes"] == disk_bytes
