@@ -2,19 +2,16 @@
 
 import base64
 import contextlib
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
 
+import fronts
 from conftest import coloured, encoded
-from serving import ROOT, free_ports
+from serving import ROOT
 
 FLOW = """
 jtype: Flow
@@ -55,37 +52,9 @@ def command(front: str, port: int, folder: Path) -> list[str]:
 @contextlib.contextmanager
 def serving(front: str, folder: Path) -> Iterator[str]:
     """Serve; the value is the address."""
-    (port,) = free_ports(1)
-    address = f"http://127.0.0.1:{port}"
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            command(front, port, folder),
-            cwd=folder,
-            env=os.environ | {"JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not answers(address):
-                assert process.poll() is None, (folder / "log").read_text()[-3000:]
-                assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
-                time.sleep(0.2)
-            yield address
-        finally:
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def answers(address: str) -> bool:
-    with contextlib.suppress(requests.ConnectionError):
-        return requests.post(f"{address}/status", json={"data": []}, timeout=30).status_code == 200
-    return False
+    ports = fronts.ports_for("http")
+    with fronts.serving(folder, ports, command(front, ports["http"], folder)) as served:
+        yield served.url
 
 
 @pytest.fixture(scope="module", params=WITH_STATUSES)
