@@ -46,6 +46,7 @@ class Version:
     device: torch.device
     bf16: bool = False
     light: bool = False
+    graph: Any = None  # in place of `model`, where one is faster
 
 
 class _Request:
@@ -125,7 +126,7 @@ class Embedder:
         if version is None:
             version = await asyncio.to_thread(self.version, name)
         if exact:
-            version = replace(version, bf16=False)
+            version = replace(version, bf16=False, graph=None)
         parts = [part for doc in docs for part in (doc, *(doc.matches if matches else ()))]
         if self._waiting and self._waiting + len(parts) > self._options.max_queued_images:
             raise Overloaded(
@@ -167,7 +168,7 @@ class Embedder:
 
     def _load(self, name: str) -> Version:
         from .device import choose_device
-        from .inference import is_light, serves_in_bf16
+        from .inference import choose_path, is_light
         from .preprocessing import make_preprocess
         from .versions import load_version
 
@@ -176,8 +177,8 @@ class Embedder:
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
         size, folder = model.preprocessing.size, self._workspace.model(name)
         light = not plain and is_light(model, size, device)
-        bf16 = not plain and serves_in_bf16(model, size, device, folder, light=light)
-        return Version(name, model, make_preprocess(self._options, model), device, bf16, light)
+        bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light)
+        return Version(name, model, make_preprocess(self._options, model), device, bf16, light, graph)
 
     def _prepare(self, parts: list[Any], version: Version, request: _Request) -> None:
         """Decode documents and hand them to the model's thread."""
@@ -251,8 +252,11 @@ def _alike(one: _Item, other: _Item) -> bool:
 
 def _forward(batch: list[_Item]) -> np.ndarray:
     from .evaluation import embed_batches
+    from .inference import embed_by_graph
     from .loading import collate
 
     version = batch[0].version
     inputs = collate([item.content for item in batch])
+    if version.graph is not None:
+        return embed_by_graph(version.graph, inputs)
     return embed_batches(version.model, [inputs], version.device, bf16=version.bf16)

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
 from .files import sync
-from .models import EmbeddingModel, Preprocessing, load_model, save_model
+from .models import EmbeddingModel, Preprocessing, WithNormalisation, load_model, save_model
 from .versions import check_version
 from .workspace import find_workspace
 
@@ -102,25 +102,13 @@ def _publish(unfinished: Path, output: Path) -> None:
 # ONNX
 
 
-class _WithNormalisation(nn.Module):
-    """(B, S, S, 3) uint8 RGB -> (B, D) float32."""
-
-    def __init__(self, model: EmbeddingModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        embeddings: Tensor = self.model(self.model.preprocessing.normalise(images))
-        return embeddings
-
-
 def _write_onnx(model: EmbeddingModel, folder: Path) -> str:
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ConfigurationError(f"ONNX export needs packages that are not here: pip install {' '.join(missing)}.")
     file = folder / "model.onnx"
     images = _varied_images(model.preprocessing)
-    whole = _WithNormalisation(model).eval()
+    whole = WithNormalisation(model).eval()
     try:
         with warnings.catch_warnings():
             # That the exporter is the old one, and where tracing may go wrong: `_check_onnx` looks whether it did.

@@ -1,14 +1,16 @@
-"""How a model version computes when it serves: bf16 where that was measured to be faster and to give the same.
+"""How a model version computes when it serves: what was measured to be fastest of what gives the same.
 
-What was chosen is written beside the weights, so that a restarted service embeds as the one before did. A light model
-is measured with one thread: a service that starts has other work for the other cores, and threads that wait for each
-other are slower by far than what is compared.
+That is fp32, bf16, or a graph in bf16: traced, with casts and batch norms folded into its weights. What was chosen is
+written beside the weights, so that a restarted service embeds as the one before did. A light model is measured with one
+thread: a service that starts has other work for the other cores, and threads that wait for each other are slower by far
+than what is compared.
 """
 
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from .evaluation import embed_batches
+from .models import EmbeddingModel, WithNormalisation
 from .precision import computes_in_bf16
 
-AGREEMENT = 0.999  # cosine between the fp32 and the bf16 embedding of an image, at least
+AGREEMENT = 0.999  # cosine between the fp32 embedding of an image and the one served, at least
 ALONE = 1e-5  # largest difference between an image's embedding alone and among others: it must not depend on them
 FASTER = 1.15  # a batch must gain so much,
 SLOWER_ALONE = 1.25  # and a single image, which nobody waits with, may lose so much
@@ -27,27 +30,41 @@ IMAGES = 16
 PAIRS = 6
 ENOUGH_SECONDS = 2.0  # of measuring: a heavy model need not be tried so often
 TRIES = 3
+CPU = torch.device("cpu")
 
 _log = logging.getLogger(__name__)
 
 
-def serves_in_bf16(model: nn.Module, size: int, device: torch.device, folder: Path, *, light: bool) -> bool:
-    """Return whether to embed with `model` in bf16; measured once a version and kept in its `folder`.
+def choose_path(
+    model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, light: bool
+) -> tuple[bool, torch.jit.ScriptModule | None]:
+    """Return whether to embed with `model` in bf16, and the graph to do it by, if that is faster still.
 
-    Args: model: takes images of `size` × `size`, normalised by itself. light: as `is_light` says.
+    Measured once a version and kept in its `folder`.
+
+    Args: model: takes images of `size` × `size`. light: as `is_light` says.
     """
     if not computes_in_bf16(device):
-        return False
-    chosen = folder / "serving"
-    if not chosen.is_file():
-        with torch_threads(1 if light else torch.get_num_threads()):
-            faster = agrees_and_is_faster(model, sample_images(size), device)
-        try:
-            chosen.write_text("bf16" if faster else "fp32")
-        except OSError as error:  # measured again at the next start
-            _log.warning("The precision of %s cannot be kept: %s", folder, error)
-        return faster
-    return chosen.read_text() == "bf16"
+        return False, None
+    images, chosen = sample_images(size), folder / "serving"
+    if chosen.is_file():
+        kept = chosen.read_text()
+        return kept in ("bf16", "graph"), _graph_of(model, images) if kept == "graph" else None
+    with torch_threads(1 if light else torch.get_num_threads()):
+        bf16 = agrees_and_is_faster(model, images, device)
+        graph = faster_graph(model, images) if bf16 and device.type == "cpu" else None
+    try:
+        chosen.write_text("graph" if graph is not None else "bf16" if bf16 else "fp32")
+    except OSError as error:  # measured again at the next start
+        _log.warning("The precision of %s cannot be kept: %s", folder, error)
+    return bf16, graph
+
+
+@torch.inference_mode()
+def embed_by_graph(graph: torch.jit.ScriptModule, images: Tensor) -> np.ndarray:
+    """Return the embeddings (B, D) float32 of images (B, S, S, 3) uint8. Python's lock is free meanwhile."""
+    embeddings: np.ndarray = graph(images).numpy()
+    return embeddings
 
 
 def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
@@ -56,7 +73,9 @@ def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
         return False
     image = sample_images(size)[:1]
     with torch_threads(1):
-        return any(_seconds(model, image, device, bf16=False) < LIGHT_SECONDS for _ in range(TRIES))
+        return any(
+            _seconds(lambda image: embed_batches(model, [image], device), image) < LIGHT_SECONDS for _ in range(TRIES)
+        )
 
 
 @contextlib.contextmanager
@@ -71,28 +90,78 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device) -> bool:
-    exact = embed_batches(model, [images], device)
-    rounded = embed_batches(model, [images], device, bf16=True)
-    alone = embed_batches(model, [images[:1]], device, bf16=True)
-    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(rounded, axis=1)
-    cosines = (exact * rounded).sum(axis=1) / np.maximum(lengths, 1e-12)
-    if cosines.min() < AGREEMENT or np.abs(alone[0] - rounded[0]).max() > ALONE:
+    """Return whether `model` gives the same in bf16, and sooner."""
+
+    def embed(images: Tensor, bf16: bool = True) -> np.ndarray:
+        return embed_batches(model, [images], device, bf16=bf16)
+
+    def exact(images: Tensor) -> np.ndarray:
+        return embed(images, bf16=False)
+
+    if not _agrees(embed, exact, images):
         return False
-    return _gain(model, images, device) >= FASTER and _gain(model, images[:1], device) * SLOWER_ALONE >= 1
+    return _gain(embed, exact, images) >= FASTER and _gain(embed, exact, images[:1]) * SLOWER_ALONE >= 1
 
 
-def _gain(model: nn.Module, images: Tensor, device: torch.device) -> float:
-    """How many times as fast bf16 is, in turns, by the shortest times: a service that starts has other work too."""
+def faster_graph(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
+    """Return a graph in bf16 that gives the same as `model` and is faster than it is in bf16, or None."""
+    graph = _graph_of(model, images)
+    if graph is None:
+        return None
+
+    def embed(images: Tensor) -> np.ndarray:
+        return embed_by_graph(graph, images)
+
+    def eager(images: Tensor) -> np.ndarray:
+        return embed_batches(model, [images], CPU, bf16=True)
+
+    if not _agrees(embed, lambda images: embed_batches(model, [images], CPU), images):
+        return None
+    faster = all(_gain(embed, eager, some) >= 1 for some in (images, images[:1]))
+    return graph if faster else None
+
+
+def _graph_of(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
+    """Trace `model`; None where it cannot be: not every network of transformers can."""
+    whole = WithNormalisation(model).eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            # That TorchScript is deprecated (what is to replace it needs a C++ compiler), and where tracing may go
+            # wrong: `_agrees` looks whether it did.
+            warnings.simplefilter("ignore")
+            graph: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.trace(whole, images, check_trace=False))
+        embed_by_graph(graph, images[:1])
+    except Exception as error:  # of many kinds; the eager way is always there
+        _log.info("The model is not served by a graph: %s", error)
+        return None
+    return graph
+
+
+Embed = Callable[[Tensor], np.ndarray]
+
+
+def _agrees(embed: Embed, exact: Embed, images: Tensor) -> bool:
+    """Whether embeddings are the exact ones but for rounding, and no image's depends on its neighbours."""
+    true, found, alone = exact(images), embed(images), embed(images[:1])
+    if (found.shape, alone.shape) != (true.shape, true[:1].shape):
+        return False
+    lengths = np.linalg.norm(true, axis=1) * np.linalg.norm(found, axis=1)
+    cosines = (true * found).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return bool(cosines.min() >= AGREEMENT and np.abs(alone[0] - found[0]).max() <= ALONE)
+
+
+def _gain(embed: Embed, before: Embed, images: Tensor) -> float:
+    """How many times as fast `embed` is, in turns, by the shortest times: a service that starts has other work too."""
     pairs: list[list[float]] = []
     end = time.perf_counter() + ENOUGH_SECONDS
     while not pairs or (len(pairs) < PAIRS and time.perf_counter() < end):
-        pairs.append([_seconds(model, images, device, bf16=bf16) for bf16 in (False, True)])
-    return min(exact for exact, _ in pairs) / min(rounded for _, rounded in pairs)
+        pairs.append([_seconds(function, images) for function in (before, embed)])
+    return min(old for old, _ in pairs) / min(new for _, new in pairs)
 
 
-def _seconds(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> float:
+def _seconds(function: Embed, images: Tensor) -> float:
     began = time.perf_counter()
-    embed_batches(model, [images], device, bf16=bf16)
+    function(images)
     return time.perf_counter() - began
 
 

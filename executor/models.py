@@ -167,6 +167,19 @@ class EmbeddingModel(nn.Module):
         return self
 
 
+class WithNormalisation(nn.Module):
+    """What a model is from the outside: (B, S, S, 3) uint8 RGB -> (B, D) float32."""
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings of images."""
+        embeddings: Tensor = self.model(self.model.preprocessing.normalise(images))
+        return embeddings
+
+
 def build_model(config: ModelConfig) -> EmbeddingModel:
     """Build the model, in evaluation mode and channels-last memory format.
 

@@ -13,9 +13,11 @@ from executor.inference import (
     AGREEMENT,
     LIGHT_SECONDS,
     agrees_and_is_faster,
+    choose_path,
+    embed_by_graph,
+    faster_graph,
     is_light,
     sample_images,
-    serves_in_bf16,
     torch_threads,
 )
 from executor.models import EmbeddingModel, ModelConfig, build_model
@@ -53,16 +55,48 @@ def test_a_network_that_loses_too_much_in_bf16_serves_in_fp32() -> None:
 
 
 @in_hardware
-@pytest.mark.parametrize("kept", ["bf16", "fp32"])
+@pytest.mark.parametrize("kept", ["graph", "bf16", "fp32"])
 def test_what_was_chosen_once_for_a_version_holds(kept: str, model: EmbeddingModel, tmp_path: Path) -> None:
     (tmp_path / "serving").write_text(kept)
-    assert serves_in_bf16(model, 64, CPU, tmp_path, light=True) is (kept == "bf16")
+    bf16, graph = choose_path(model, 64, CPU, tmp_path, light=True)
+    assert bf16 is (kept != "fp32")
+    assert (graph is not None) is (kept == "graph")
 
 
 @in_hardware
 def test_the_choice_is_measured_where_none_was_made_and_written_down(model: EmbeddingModel, tmp_path: Path) -> None:
-    chosen = serves_in_bf16(model, 64, CPU, tmp_path, light=True)
-    assert (tmp_path / "serving").read_text() == ("bf16" if chosen else "fp32")
+    bf16, graph = choose_path(model, 64, CPU, tmp_path, light=True)
+    assert (tmp_path / "serving").read_text() == ("graph" if graph is not None else "bf16" if bf16 else "fp32")
+
+
+@in_hardware
+def test_a_graph_embeds_alike_in_batches_of_any_size_and_again_after_a_restart(
+    model: EmbeddingModel, tmp_path: Path
+) -> None:
+    (tmp_path / "serving").write_text("graph")
+    _, graph = choose_path(model, 64, CPU, tmp_path, light=True)
+    _, again = choose_path(model, 64, CPU, tmp_path, light=True)
+    assert graph is not None
+    assert again is not None
+    images = sample_images(64)
+    exact, traced = embed_batches(model, [images], CPU), embed_by_graph(graph, images)
+    assert (exact * traced).sum(axis=1).min() >= AGREEMENT
+    assert not np.array_equal(exact, traced)  # it was another computation
+    for size in (1, 2, 3, 7):
+        parts = [embed_by_graph(again, part) for part in images.split(size)]
+        np.testing.assert_allclose(np.concatenate(parts), traced, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_traced_has_no_graph(model: EmbeddingModel) -> None:
+    class ForOneBatch(EmbeddingModel):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if images.shape[0] == 1:
+                raise ValueError
+            return super().forward(images).reshape(16, -1)  # a size that the tracer takes for constant
+
+    other = build_model(ModelConfig(input_size=64))
+    other.__class__ = ForOneBatch
+    assert faster_graph(other, sample_images(64)) is None
 
 
 def test_a_model_is_light_if_one_thread_embeds_an_image_at_once(model: EmbeddingModel) -> None:
