@@ -291,8 +291,8 @@ class ExecutorOptions(_Parameters):
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
     fast_inference: Flag = Field(
         True,
-        description="embed in bf16, by a traced graph, where that is measured to be faster and gives the same; "
-        "false: always fp32, as `/evaluate` is",
+        description="embed in bf16, by a traced graph, where that is measured to be faster and gives the same (the "
+        "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
         4096, description="images waiting in `/embed` before it refuses more"
