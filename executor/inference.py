@@ -7,6 +7,7 @@ than what is compared.
 """
 
 import contextlib
+import functools
 import logging
 import time
 import warnings
@@ -31,6 +32,7 @@ PAIRS = 6
 ENOUGH_SECONDS = 2.0  # of measuring: a heavy model need not be tried so often
 TRIES = 3
 CPU = torch.device("cpu")
+Embed = Callable[[Tensor], np.ndarray]  # (B, S, S, 3) uint8 images -> (B, D) float32 embeddings
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +48,11 @@ def choose_path(
     """
     if not computes_in_bf16(device):
         return False, None
-    images, chosen = sample_images(size), folder / "serving"
+    chosen = folder / "serving"
     if chosen.is_file():
         kept = chosen.read_text()
-        return kept in ("bf16", "graph"), _graph_of(model, images) if kept == "graph" else None
+        return kept in ("bf16", "graph"), _graph_of(model, sample_images(size)) if kept == "graph" else None
+    images = sample_images(size)
     with torch_threads(1 if light else torch.get_num_threads()):
         bf16 = agrees_and_is_faster(model, images, device)
         graph = faster_graph(model, images) if bf16 and device.type == "cpu" else None
@@ -73,9 +76,7 @@ def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
         return False
     image = sample_images(size)[:1]
     with torch_threads(1):
-        return any(
-            _seconds(lambda image: embed_batches(model, [image], device), image) < LIGHT_SECONDS for _ in range(TRIES)
-        )
+        return any(_seconds(_eager(model, device), image) < LIGHT_SECONDS for _ in range(TRIES))
 
 
 @contextlib.contextmanager
@@ -91,16 +92,12 @@ def torch_threads(count: int) -> Iterator[None]:
 
 def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device) -> bool:
     """Return whether `model` gives the same in bf16, and sooner."""
-
-    def embed(images: Tensor, bf16: bool = True) -> np.ndarray:
-        return embed_batches(model, [images], device, bf16=bf16)
-
-    def exact(images: Tensor) -> np.ndarray:
-        return embed(images, bf16=False)
-
-    if not _agrees(embed, exact, images):
-        return False
-    return _gain(embed, exact, images) >= FASTER and _gain(embed, exact, images[:1]) * SLOWER_ALONE >= 1
+    exact, rounded = _eager(model, device), _eager(model, device, bf16=True)
+    return (
+        _agrees(rounded, exact, images)
+        and _gain(rounded, exact, images) >= FASTER
+        and _gain(rounded, exact, images[:1]) * SLOWER_ALONE >= 1
+    )
 
 
 def faster_graph(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
@@ -108,17 +105,16 @@ def faster_graph(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModul
     graph = _graph_of(model, images)
     if graph is None:
         return None
-
-    def embed(images: Tensor) -> np.ndarray:
-        return embed_by_graph(graph, images)
-
-    def eager(images: Tensor) -> np.ndarray:
-        return embed_batches(model, [images], CPU, bf16=True)
-
-    if not _agrees(embed, lambda images: embed_batches(model, [images], CPU), images):
-        return None
-    faster = all(_gain(embed, eager, some) >= 1 for some in (images, images[:1]))
+    traced = functools.partial(embed_by_graph, graph)
+    rounded = _eager(model, CPU, bf16=True)
+    faster = _agrees(traced, _eager(model, CPU), images) and all(
+        _gain(traced, rounded, some) >= 1 for some in (images, images[:1])
+    )
     return graph if faster else None
+
+
+def _eager(model: nn.Module, device: torch.device, *, bf16: bool = False) -> Embed:
+    return lambda images: embed_batches(model, [images], device, bf16=bf16)
 
 
 def _graph_of(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
@@ -135,9 +131,6 @@ def _graph_of(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule |
         _log.info("The model is not served by a graph: %s", error)
         return None
     return graph
-
-
-Embed = Callable[[Tensor], np.ndarray]
 
 
 def _agrees(embed: Embed, exact: Embed, images: Tensor) -> bool:
