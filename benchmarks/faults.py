@@ -36,8 +36,8 @@ from benchmarks.killing import Killer, Victim
 from benchmarks.serving import Served
 from benchmarks.traffic import Caller, Request, end
 from executor.documents import RunStatus
-from executor.memmap import DocumentArrayMemmap
-from executor.workspace import find_workspace
+from executor.store.spool import DocumentArrayMemmap
+from executor.store.workspace import find_workspace
 
 CUSTOMERS = 2
 SERVICE_SHARE = 0.25  # of the kills

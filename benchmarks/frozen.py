@@ -37,13 +37,13 @@ from benchmarks.common import (
 )
 from benchmarks.train import BATCH, CLASSES, TimedTrainer, prepare_run
 from executor import Document, DocumentArray, fit
-from executor.evaluation import embed_batches
-from executor.features import DEFAULT_VIEWS, head_of
-from executor.images import load_uri_to_image_blob
-from executor.losses import build_loss
-from executor.metrics import DECIDING, score_classes
-from executor.models import EmbeddingModel, ModelConfig, build_model, load_model, save_model
-from executor.training import TrainConfig, parameter_groups
+from executor.evaluation.eval_set import embed_batches
+from executor.evaluation.metrics import DECIDING, score_classes
+from executor.images.reading import load_uri_to_image_blob
+from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from executor.training.features import DEFAULT_VIEWS, head_of
+from executor.training.loop import TrainConfig, parameter_groups
+from executor.training.losses import build_loss
 
 DIGIT_SIZE = 32
 HEAD_RATE = 1e-2  # of the digits' heads: at the default rate they would hardly move in so few steps

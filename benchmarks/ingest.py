@@ -39,11 +39,11 @@ from benchmarks.common import (
 )
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
-from executor.memmap import DocumentArrayMemmap
+from executor.lifecycle.receiving import Receiver
 from executor.parameters import ExecutorOptions, FitParameters
-from executor.receiving import Receiver
-from executor.runs import RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunStore
+from executor.store.spool import DocumentArrayMemmap
+from executor.store.workspace import Workspace
 
 REQUEST = 100
 PREFETCH = 1000  # Jina's own default

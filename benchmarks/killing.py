@@ -13,8 +13,8 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.serving import Served, words_of
-from executor.runs import Progress, Run, RunState, RunStore
-from executor.workspace import find_workspace
+from executor.store.runs import Progress, Run, RunState, RunStore
+from executor.store.workspace import find_workspace
 
 POLL_SECONDS = 0.004
 WAIT_SECONDS = 15.0  # for a chosen moment; then any other will do

@@ -39,17 +39,17 @@ from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.shapes import classes as shape_classes
 from benchmarks.shapes import make as make_shapes
 from executor import Document, DocumentArray
-from executor.datasets import make_dataset
-from executor.evaluation import embed_batches
-from executor.images import load_uri_to_image_blob
-from executor.loading import default_augmentation
-from executor.losses import DEFAULT_LOSS
-from executor.metrics import score_classes
-from executor.models import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from executor.evaluation.eval_set import embed_batches
+from executor.evaluation.metrics import score_classes
+from executor.images.reading import load_uri_to_image_blob
+from executor.loading.datasets import make_dataset
+from executor.loading.loader import default_augmentation
+from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
 from executor.parameters import LOSS_NAMES, TrainingOptions
-from executor.precision import computes_in_bf16
-from executor.recipe import make_config, make_loader, make_loss
-from executor.training import train, warmup_cosine
+from executor.training.loop import train, warmup_cosine
+from executor.training.losses import DEFAULT_LOSS
+from executor.training.precision import computes_in_bf16
+from executor.training.recipe import make_config, make_loader, make_loss
 
 DEVICE = torch.device("cpu")
 IN_BF16 = computes_in_bf16(DEVICE)

@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks.common import options, print_headline, print_machine, print_table, write_jpegs
 from benchmarks.ingest import resident
 from benchmarks.train import BATCH, CLASSES, Limit, TimedTrainer, prepare_run
-from executor.datasets import check_trainable, make_dataset
-from executor.memmap import DocumentArrayMemmap
+from executor.loading.datasets import check_trainable, make_dataset
 from executor.parameters import TrainingOptions
-from executor.recipe import make_sampler
+from executor.store.spool import DocumentArrayMemmap
+from executor.training.recipe import make_sampler
 
 SIZE = 16
 FILE = 32  # pixels

@@ -28,7 +28,7 @@ from benchmarks.common import options, print_machine, print_table, textured
 from benchmarks.serving import Served, words_of
 from benchmarks.traffic import Caller, Request, end
 from executor.documents import Document, DocumentArray, RunStatus
-from executor.workspace import find_workspace
+from executor.store.workspace import find_workspace
 
 DOCUMENTS = 24
 KEPT = 3  # ended runs

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m benchmarks.train [--quick]
 
-Measured: the trainer of the service itself (`executor.trainer.Trainer`), on documents that name 640×480 JPEG files by
+Measured: the trainer of the service itself (`worker.trainer.Trainer`), on documents that name 640×480 JPEG files by
 `uri`, all of them in the spool already: default model, loss, augmentation and batch size. The first epoch counts from
 nothing to its end: loading the model, decoding every image, its steps and its checkpoint. In the service, decoding
 overlaps with receiving, so that this is the worst case. Later epochs count their checkpoint too. Not counted: the
@@ -44,19 +44,19 @@ from benchmarks.common import (
     spread,
     write_jpegs,
 )
-from executor.distributed import ALONE
+from executor.compute.ranks import ALONE
 from executor.documents import Document
-from executor.launching import OtherRanks
-from executor.loading import default_augmentation
-from executor.losses import build_loss
-from executor.memmap import DocumentArrayMemmap
-from executor.models import ModelConfig, build_model
+from executor.loading.loader import default_augmentation
+from executor.loading.samplers import ClassSampler
+from executor.models.model import ModelConfig, build_model
 from executor.parameters import ExecutorOptions, TrainingOptions
-from executor.runs import RunState, RunStore
-from executor.samplers import ClassSampler
-from executor.trainer import Trainer
-from executor.training import TrainConfig, TrainState, parameter_groups
-from executor.workspace import Workspace
+from executor.store.runs import RunState, RunStore
+from executor.store.spool import DocumentArrayMemmap
+from executor.store.workspace import Workspace
+from executor.training.loop import TrainConfig, TrainState, parameter_groups
+from executor.training.losses import build_loss
+from executor.worker.other_ranks import OtherRanks
+from executor.worker.trainer import Trainer
 
 BATCH = 64
 CLASSES = 32

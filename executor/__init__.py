@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import embed, fit
-    from .datasets import ClassDataset, InstanceDataset, SessionDataset
     from .documents import Document, DocumentArray
-    from .images import load_uri_to_image_blob
-    from .memmap import DocumentArrayMemmap
+    from .images.reading import load_uri_to_image_blob
+    from .loading.datasets import ClassDataset, InstanceDataset, SessionDataset
     from .service import FinetunerExecutor
+    from .store.spool import DocumentArrayMemmap
 
 __all__ = [
     "ClassDataset",
@@ -25,16 +25,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ClassDataset": ".datasets",
+    "ClassDataset": ".loading.datasets",
     "Document": ".documents",
     "DocumentArray": ".documents",
-    "DocumentArrayMemmap": ".memmap",
+    "DocumentArrayMemmap": ".store.spool",
     "FinetunerExecutor": ".service",
-    "InstanceDataset": ".datasets",
-    "SessionDataset": ".datasets",
+    "InstanceDataset": ".loading.datasets",
+    "SessionDataset": ".loading.datasets",
     "embed": ".api",
     "fit": ".api",
-    "load_uri_to_image_blob": ".images",
+    "load_uri_to_image_blob": ".images.reading",
 }
 
 

@@ -62,14 +62,14 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.tied:  # before the imports, which take seconds
         threading.Thread(target=_die_with_the_service, name="tie", daemon=True).start()
 
-    from .launching import start_other_ranks
-    from .memory import be_killed_first
+    from .compute.memory import be_killed_first
+    from .worker.other_ranks import start_other_ranks
 
     if arguments.tied:
         be_killed_first()
     others = start_other_ranks(arguments.workspace, arguments.run)  # whose imports overlap with those that follow
 
-    from .trainer import main as run_trainer
+    from .worker.trainer import main as run_trainer
 
     return run_trainer(arguments.workspace, arguments.run, others=others)
 
@@ -82,11 +82,11 @@ def _standby(arguments: argparse.Namespace) -> int:
 
     from setproctitle import setproctitle
 
-    from .launching import OtherRanks
-    from .memory import be_killed_first
-    from .trainer import main as run_trainer
-    from .training import rehearse
-    from .workspace import Workspace
+    from .compute.memory import be_killed_first
+    from .store.workspace import Workspace
+    from .training.loop import rehearse
+    from .worker.other_ranks import OtherRanks
+    from .worker.trainer import main as run_trainer
 
     be_killed_first()
     rehearse()
@@ -106,13 +106,13 @@ def _die_with_the_service(told: Callable[[bytes], None] = lambda line: None) -> 
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from .export import main as run_export
+    from .models.export import main as run_export
 
     return run_export(arguments.run, arguments.workspace, arguments.format, arguments.output)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from .reporting import main as write_report
+    from .report.contents import main as write_report
 
     return write_report(arguments.run, arguments.workspace)
 

@@ -96,7 +96,7 @@ class Match(BaseDoc):
         Returns: the document itself.
         Raises: BadDocument: it cannot be read as an image, or lies where the configuration does not allow.
         """
-        from .images import load_uri_to_image_blob
+        from .images.reading import load_uri_to_image_blob
 
         self.blob = load_uri_to_image_blob(self)
         return self

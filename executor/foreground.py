@@ -9,20 +9,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import nn
 
-from .datasets import Dataset, InstanceDataset, make_dataset
-from .device import choose_device
+from .compute.device import choose_device
+from .compute.memory import MicroBatch
 from .errors import BadRequest, InvalidParameter, NotTrainable
-from .evaluation import EvalSet, embed_batches
-from .features import Filling, choose_trained
-from .images import load_uri_to_image_blob, looks_channels_first, warn_channels_first
-from .loading import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
-from .memmap import DocumentArrayMemmap
-from .memory import MicroBatch
-from .metrics import DECIDING
-from .models import EmbeddingModel
+from .evaluation.eval_set import EvalSet, embed_batches
+from .evaluation.metrics import DECIDING
+from .images.reading import load_uri_to_image_blob, looks_channels_first, warn_channels_first
+from .loading.datasets import Dataset, InstanceDataset, make_dataset
+from .loading.loader import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
+from .models.model import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
-from .precision import choose_bf16
-from .recipe import (
+from .store.spool import DocumentArrayMemmap
+from .training.features import Filling, choose_trained
+from .training.loop import Meter, Step, train
+from .training.precision import choose_bf16
+from .training.recipe import (
     embedding_size,
     example_inputs,
     finish_model,
@@ -32,7 +33,6 @@ from .recipe import (
     prepare_model,
     split_off,
 )
-from .training import Meter, Step, train
 
 PreprocessFn = Callable[[Any], Any]
 CollateFn = Callable[[list[Any]], Any]

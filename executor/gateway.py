@@ -31,9 +31,9 @@ from jina.serve.runtimes.servers.http import HTTPServer
 from jina.serve.runtimes.servers.websocket import WebSocketServer
 
 from . import errors
-from .bearer import App, TokenRequired, TokenRequiredByServer, presenting, read_token
-from .ending import answer_before_the_end
-from .http import OptionalData, malformed
+from .wire.ending import answer_before_the_end
+from .wire.refusals import OptionalData, malformed
+from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
 
 class FinetunerGateway(CompositeBaseServer, BaseGateway):

@@ -14,14 +14,12 @@ from typing import Any, Dict, Optional
 from docarray import DocList
 from jina import Executor, requests
 
-from . import reporting
-from .bearer import read_token, require
 from .documents import Document, DocumentArray, Evaluation, Event, RunQuery, RunStatus
-from .embedder import Embedder
-from .ending import answer_before_the_end
 from .errors import FinetunerError
-from .http import Refusal, extend_servers
-from .locking import WorkspaceLock
+from .lifecycle.processes import TrainerProcesses
+from .lifecycle.receiving import Receiver
+from .lifecycle.status import status_of
+from .lifecycle.supervisor import Supervisor
 from .parameters import (
     CancelParameters,
     DeleteParameters,
@@ -35,13 +33,15 @@ from .parameters import (
     parse,
     parse_executor_options,
 )
-from .receiving import Receiver
-from .runs import Run, RunStore
-from .scoring import evaluate
-from .status import status_of
-from .supervisor import Supervisor
-from .trainer_process import TrainerProcesses
-from .workspace import Workspace
+from .report import contents as reporting
+from .serving.embedder import Embedder
+from .serving.evaluate import evaluate
+from .store.lock import WorkspaceLock
+from .store.runs import Run, RunStore
+from .store.workspace import Workspace
+from .wire.ending import answer_before_the_end
+from .wire.refusals import Refusal, extend_servers
+from .wire.token import read_token, require
 
 WATCH_SECONDS = 0.2
 Params = Optional[Dict[str, Any]]  # parsed by hand: see `parameters.parse`

@@ -20,8 +20,8 @@ from jina import Client
 from jina.proto import jina_pb2_grpc
 from jina.types.request.data import SingleDocumentRequest
 
-from executor.bearer import VARIABLE
 from executor.documents import DocumentArray, RunQuery, RunStatus
+from executor.wire.token import VARIABLE
 from serving import ROOT, free_ports
 
 DEPLOYMENT = """

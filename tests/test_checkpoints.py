@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.checkpoints import load_checkpoint, save_checkpoint
-from executor.training import TrainState
+from executor.training.loop import TrainState
+from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
 
 def state(done: int) -> TrainState:

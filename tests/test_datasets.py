@@ -10,9 +10,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from executor import ClassDataset, Document, DocumentArray, DocumentArrayMemmap, InstanceDataset, SessionDataset
-from executor.datasets import check_trainable, fault_of, kind_of, make_dataset
 from executor.documents import Match
 from executor.errors import BadDocument, MissingLabel, NotTrainable
+from executor.loading.datasets import check_trainable, fault_of, kind_of, make_dataset
 
 Make = Callable[[list[Document]], Sequence[Any]]
 

@@ -14,8 +14,8 @@ from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import Event, RunStatus
 from executor.errors import Conflict, UnknownRun, WorkspaceError
-from executor.runs import RunState, RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunState, RunStore
+from executor.store.workspace import Workspace
 from serving import ROOT, Service
 
 
@@ -128,8 +128,8 @@ DELETE_AND_DIE = """
 import os, signal, sys
 sys.modules["torch"] = None
 from pathlib import Path
-from executor.runs import RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
 store, left = RunStore(Workspace(Path(sys.argv[1]))), int(sys.argv[2])
 def step(*_):
     global left

@@ -15,14 +15,14 @@ import torch
 
 from conftest import coloured
 from executor import Document, DocumentArray, DocumentArrayMemmap
-from executor.cache import ImageCache
-from executor.checkpoints import load_checkpoint, save_checkpoint
 from executor.documents import Event, RunStatus
 from executor.errors import WorkspaceError
-from executor.locking import WorkspaceLock
-from executor.runs import RunState, RunStore
-from executor.training import TrainState
-from executor.workspace import Workspace
+from executor.loading.cache import ImageCache
+from executor.store.lock import WorkspaceLock
+from executor.store.runs import RunState, RunStore
+from executor.store.workspace import Workspace
+from executor.training.loop import TrainState
+from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 from serving import Service
 
 MIB = 1 << 20

@@ -15,11 +15,11 @@ from torch import nn
 
 from conftest import coloured
 from executor import Document, DocumentArray
-from executor.distributed import Ranks
-from executor.gradients import Gradients
-from executor.losses import build_loss
-from executor.memory import MicroBatch
-from executor.runs import RunState
+from executor.compute.memory import MicroBatch
+from executor.compute.ranks import Ranks
+from executor.store.runs import RunState
+from executor.training.gradients import Gradients
+from executor.training.losses import build_loss
 from serving import ROOT
 from workshop import Workshop, kill
 

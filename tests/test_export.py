@@ -23,10 +23,10 @@ from PIL import Image
 from conftest import coloured
 from executor.__main__ import main
 from executor.errors import ConfigurationError, UnknownModel, WorkspaceError
-from executor.export import export, find_model
-from executor.models import EmbeddingModel, ModelConfig, build_model, load_model, save_model
-from executor.runs import RunStore
-from executor.workspace import Workspace
+from executor.models.export import export, find_model
+from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}

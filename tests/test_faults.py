@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from executor import DocumentArray
+from executor.lifecycle.receiving import Receiver
 from executor.parameters import ExecutorOptions, FitParameters
-from executor.receiving import Receiver
-from executor.runs import RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = 10

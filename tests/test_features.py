@@ -13,14 +13,14 @@ from torch import nn
 
 from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray, InstanceDataset, fit, load_uri_to_image_blob
-from executor.cache import FeatureCache
 from executor.documents import Match, RunStatus
 from executor.errors import BadDocument
-from executor.features import FeatureLoader, Filling, Trained, choose_trained
-from executor.loading import Loader, default_augmentation
-from executor.models import EmbeddingModel, ModelConfig, build_model, load_model
-from executor.samplers import ClassSampler, InstanceSampler
-from executor.training import TrainConfig
+from executor.loading.cache import FeatureCache
+from executor.loading.loader import Loader, default_augmentation
+from executor.loading.samplers import ClassSampler, InstanceSampler
+from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model
+from executor.training.features import FeatureLoader, Filling, Trained, choose_trained
+from executor.training.loop import TrainConfig
 from serving import Service
 
 SIZE = 16

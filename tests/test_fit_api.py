@@ -32,8 +32,8 @@ from executor import (
 )
 from executor.documents import Match
 from executor.errors import BadDocument, BadRequest, ConfigurationError, InvalidParameter, NotTrainable
-from executor.evaluation import EvalSet
-from executor.models import ModelConfig, build_model
+from executor.evaluation.eval_set import EvalSet
+from executor.models.model import ModelConfig, build_model
 
 CLASSES = 4
 QUICK = {

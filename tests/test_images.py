@@ -18,7 +18,7 @@ from PIL import Image, features
 
 from executor.documents import Document, Match
 from executor.errors import BadDocument
-from executor.images import (
+from executor.images.reading import (
     ImagePolicy,
     check_uri,
     decode_image,
@@ -684,7 +684,7 @@ def test_a_channels_first_array_is_transposed(picture):
 def test_channels_first_is_warned_of_once_per_process():
     script = (
         "import numpy as np\n"
-        "from executor.images import image_from_array, warn_channels_first\n"
+        "from executor.images.reading import image_from_array, warn_channels_first\n"
         "import warnings; warnings.simplefilter('always')\n"
         "image_from_array(np.zeros((3, 24, 40), np.uint8))\n"
         "image_from_array(np.zeros((3, 9, 9), np.uint8))\n"
@@ -697,6 +697,6 @@ def test_channels_first_is_warned_of_once_per_process():
 
 
 def test_neither_torch_nor_jina_is_imported():
-    script = "import sys, executor.images; print({'torch', 'jina', 'cv2'} & set(sys.modules))"
+    script = "import sys, executor.images.reading; print({'torch', 'jina', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout.strip() == "set()"

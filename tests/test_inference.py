@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from executor.evaluation import embed_batches
-from executor.inference import (
+from executor.evaluation.eval_set import embed_batches
+from executor.models.model import EmbeddingModel, ModelConfig, build_model
+from executor.serving.inference import (
     AGREEMENT,
     LIGHT_SECONDS,
     agrees_and_is_faster,
@@ -20,8 +21,7 @@ from executor.inference import (
     sample_images,
     torch_threads,
 )
-from executor.models import EmbeddingModel, ModelConfig, build_model
-from executor.precision import computes_in_bf16
+from executor.training.precision import computes_in_bf16
 
 CPU = torch.device("cpu")
 in_hardware = pytest.mark.skipif(not computes_in_bf16(CPU), reason="this processor does not compute in bf16")

@@ -13,10 +13,10 @@ from torch import nn
 
 from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray, InstanceDataset
-from executor.cache import ImageCache
 from executor.errors import BadDocument, ConfigurationError
-from executor.images import ImagePolicy
-from executor.loading import (
+from executor.images.reading import ImagePolicy
+from executor.loading.cache import ImageCache
+from executor.loading.loader import (
     Augmentation,
     Loader,
     ModelImages,
@@ -26,8 +26,8 @@ from executor.loading import (
     load_augmentation,
     model_inputs,
 )
-from executor.models import Preprocessing
-from executor.samplers import ClassSampler, InstanceSampler
+from executor.loading.samplers import ClassSampler, InstanceSampler
+from executor.models.model import Preprocessing
 
 SIZE = 24
 

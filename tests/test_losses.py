@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from executor.errors import InvalidParameter
-from executor.losses import (
+from executor.parameters import LOSS_NAMES
+from executor.training.losses import (
     DEFAULT_LOSS,
     LOSSES,
     PROXY_LOSSES,
@@ -17,7 +18,6 @@ from executor.losses import (
     session_pairs,
     session_triplets,
 )
-from executor.parameters import LOSS_NAMES
 
 torch.set_num_threads(1)  # the tensors are tiny
 EVERY_LOSS = [(kind, name) for kind, names in LOSSES.items() for name in (*names, "auto")]

@@ -17,14 +17,14 @@ from docarray import BaseDoc, DocList
 
 from executor.documents import Document, Match
 from executor.errors import BadDocument, WorkspaceError
-from executor.memmap import DocumentArrayMemmap, LabelRow, Sorts, label_rows, sorts_of
+from executor.store.spool import DocumentArrayMemmap, LabelRow, Sorts, label_rows, sorts_of
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
 import sys
 sys.modules["torch"] = None  # docarray imports it where it can; these processes start faster without
 from executor.documents import Document, Match
-from executor.memmap import DocumentArrayMemmap
+from executor.store.spool import DocumentArrayMemmap
 from docarray import DocList
 def documents(prefix, n):
     return [Document(id=f"{prefix}{i}", uri=f"{prefix}{i}.jpg", matches=DocList[Match]()) for i in range(n)]

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from conftest import coloured
-from executor import ClassDataset, Document, DocumentArray, supervisor
+from executor import ClassDataset, Document, DocumentArray
+from executor.compute.memory import OOM_SCORE, KernelKills, MicroBatch, is_out_of_memory
 from executor.errors import OutOfMemory
-from executor.loading import Loader
-from executor.losses import build_loss
-from executor.memory import OOM_SCORE, KernelKills, MicroBatch, is_out_of_memory
-from executor.runs import RunState
-from executor.samplers import ClassSampler
-from executor.training import TrainConfig, train
+from executor.lifecycle import supervisor
+from executor.loading.loader import Loader
+from executor.loading.samplers import ClassSampler
+from executor.store.runs import RunState
+from executor.training.loop import TrainConfig, train
+from executor.training.losses import build_loss
 from workshop import Workshop, kill
 
 CPU = torch.device("cpu")

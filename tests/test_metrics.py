@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from executor import metrics
-from executor.metrics import METRICS, Scores, paired_difference, score_classes, score_instances, score_sessions
+from executor.evaluation import metrics
+from executor.evaluation.metrics import (
+    METRICS,
+    Scores,
+    paired_difference,
+    score_classes,
+    score_instances,
+    score_sessions,
+)
 
 
 def at_degrees(*degrees: float) -> np.ndarray:

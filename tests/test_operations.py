@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from executor import Document, DocumentArrayMemmap
-from executor.runs import RunState, RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunState, RunStore
+from executor.store.workspace import Workspace
 from serving import ROOT
 
 WRITER = """
@@ -15,8 +15,8 @@ import sys
 sys.modules["torch"] = None
 from pathlib import Path
 from executor import Document, DocumentArrayMemmap
-from executor.runs import RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
 store = RunStore(Workspace(Path(sys.argv[1])))
 docs = DocumentArrayMemmap(store.workspace.spool("a"))
 number = 0

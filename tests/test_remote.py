@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from executor import remote
 from executor.errors import BadDocument
-from executor.remote import fetch, is_forbidden_address
+from executor.images import remote
+from executor.images.remote import fetch, is_forbidden_address
 
 BODY = b"the bytes of an image" * 100
 ENOUGH = {"max_bytes": 1 << 20, "timeout": 10.0}

@@ -11,12 +11,12 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from executor.charts import Curve
 from executor.errors import NotFound, WorkspaceError
-from executor.gallery import choose_queries, make_gallery, rank_sessions
-from executor.images import ImagePolicy, decode_image, read_uri
-from executor.metrics import METRICS, score_classes
-from executor.report import Neighbour, Query, Report, compare, load, render, save
+from executor.evaluation.metrics import METRICS, score_classes
+from executor.images.reading import ImagePolicy, decode_image, read_uri
+from executor.report.charts import Curve
+from executor.report.gallery import choose_queries, make_gallery, rank_sessions
+from executor.report.page import Neighbour, Query, Report, compare, load, render, save
 
 HOSTILE = "</title></style><script>alert('x')</script><img src=https://example.com/x.png onerror=\"alert(1)\">&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from executor.database import SCHEMA_VERSION
 from executor.errors import IllegalTransition, UnknownRun, WorkspaceError
-from executor.locking import WorkspaceLock
-from executor.runs import SHOWN_PROBLEMS, Progress, RunState, RunStore
-from executor.workspace import Workspace
+from executor.store.database import SCHEMA_VERSION
+from executor.store.lock import WorkspaceLock
+from executor.store.runs import SHOWN_PROBLEMS, Progress, RunState, RunStore
+from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 RECEIVING, QUEUED, TRAINING, SUCCEEDED, FAILED, CANCELLED = RunState
@@ -252,8 +252,8 @@ WRITER = """
 import sys
 sys.modules["torch"] = None  # a writer starts faster without it
 from pathlib import Path
-from executor.runs import RunStore
-from executor.workspace import Workspace
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
 store = RunStore(Workspace(Path(sys.argv[1])))
 for number in range(40):
     store.event("a", "note", f"{sys.argv[2]}{number}")
@@ -289,7 +289,7 @@ def test_stores_that_are_opened_at_once_make_the_workspace_once(tmp_path):
 def test_a_second_service_on_a_workspace_is_refused_naming_the_holder(tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path; "
-        "from executor.locking import WorkspaceLock; from executor.workspace import Workspace; "
+        "from executor.store.lock import WorkspaceLock; from executor.store.workspace import Workspace; "
         "lock = WorkspaceLock(Workspace(Path(sys.argv[1]))); print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

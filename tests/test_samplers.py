@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.errors import NotTrainable
-from executor.samplers import ClassSampler, InstanceSampler, SessionSampler
+from executor.loading.samplers import ClassSampler, InstanceSampler, SessionSampler
 
 quick = settings(deadline=None, max_examples=40, derandomize=True)
 

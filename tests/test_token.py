@@ -17,9 +17,9 @@ import requests
 from jina.excepts import BadClientCallback, BadServerFlow
 
 from conftest import coloured, encoded
-from executor.bearer import VARIABLE, read_token
 from executor.documents import Document, DocumentArray
 from executor.errors import ConfigurationError
+from executor.wire.token import VARIABLE, read_token
 from fronts import Served, deployment, executor, flow, ports_for, serving
 from serving import ROOT
 

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from executor import ClassDataset, Document, DocumentArray
-from executor.checkpoints import load_checkpoint, save_checkpoint
-from executor.evaluation import EvalSet
-from executor.loading import Loader
-from executor.losses import build_loss
-from executor.samplers import ClassSampler
-from executor.training import Interrupted, NonFiniteLoss, Step, TrainConfig, TrainState, train, warmup_cosine
+from executor.evaluation.eval_set import EvalSet
+from executor.loading.loader import Loader
+from executor.loading.samplers import ClassSampler
+from executor.training.loop import Interrupted, NonFiniteLoss, Step, TrainConfig, TrainState, train, warmup_cosine
+from executor.training.losses import build_loss
+from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 CLASSES = 4

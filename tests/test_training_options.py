@@ -11,17 +11,17 @@ from torch import nn
 
 from conftest import coloured
 from executor import Document, DocumentArray, fit
-from executor.checkpoints import load_checkpoint, save_checkpoint
-from executor.datasets import make_dataset
 from executor.errors import ConfigurationError, InvalidParameter
-from executor.gradients import compute_gradients
-from executor.lora import add_lora, merge_lora
-from executor.losses import LOSSES, build_loss
-from executor.models import ModelConfig, build_model
+from executor.loading.datasets import make_dataset
+from executor.models.lora import add_lora, merge_lora
+from executor.models.model import ModelConfig, build_model
 from executor.parameters import TrainingOptions, parse
-from executor.precision import choose_bf16, computes_in_bf16
-from executor.recipe import make_config, make_loader, make_loss, prepare_model
-from executor.training import Interrupted, interpolated, train
+from executor.training.gradients import compute_gradients
+from executor.training.loop import Interrupted, interpolated, train
+from executor.training.losses import LOSSES, build_loss
+from executor.training.precision import choose_bf16, computes_in_bf16
+from executor.training.recipe import make_config, make_loader, make_loss, prepare_model
+from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 

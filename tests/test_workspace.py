@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from executor import Document, DocumentArrayMemmap, database
-from executor.database import STEPS, Database
+from executor import Document, DocumentArrayMemmap
 from executor.errors import WorkspaceError
-from executor.runs import Progress, RunState, RunStore
-from executor.status import status_of
-from executor.workspace import Workspace
+from executor.lifecycle.status import status_of
+from executor.store import database
+from executor.store.database import STEPS, Database
+from executor.store.runs import Progress, RunState, RunStore
+from executor.store.workspace import Workspace
 from serving import ROOT
 
 FAR_FUTURE = "2999-01-01T00:00:00.000+00:00"

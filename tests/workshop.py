@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from executor.documents import DocumentArray
+from executor.lifecycle.processes import TrainerProcesses
+from executor.lifecycle.receiving import Receiver
+from executor.lifecycle.supervisor import Supervisor
 from executor.parameters import FitParameters, parse_executor_options
-from executor.receiving import Receiver
-from executor.runs import Run, RunState, RunStore
-from executor.supervisor import Supervisor
-from executor.trainer_process import TrainerProcesses
-from executor.workspace import Workspace
+from executor.store.runs import Run, RunState, RunStore
+from executor.store.workspace import Workspace
 from serving import QUICK, ROOT
 
 

@@ -33,9 +33,9 @@ from benchmarks.peers.task import Result, Task
 from benchmarks.train import BATCH, CLASSES
 from executor import embed, load_uri_to_image_blob
 from executor.documents import Document, DocumentArray
-from executor.metrics import DECIDING, score_classes
-from executor.models import ModelConfig, build_model, load_model, save_model
-from executor.trainer_process import SPIN_BRIEFLY
+from executor.evaluation.metrics import DECIDING, score_classes
+from executor.lifecycle.processes import SPIN_BRIEFLY
+from executor.models.model import ModelConfig, build_model, load_model, save_model
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEERS = {  # environment: program

@@ -12,7 +12,7 @@ from finetuner.tuner.pytorch.losses import TripletLoss
 
 from benchmarks.peers.plain_loop import make_step
 from benchmarks.peers.task import Clock, Task, train_and_hand_back
-from executor.models import EmbeddingModel
+from executor.models.model import EmbeddingModel
 
 
 class Timed(BaseCallback):

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.peers.plain_loop import Step, make_step, run_epochs
 from benchmarks.peers.task import Clock, Task, train_and_hand_back
-from executor.models import EmbeddingModel
+from executor.models.model import EmbeddingModel
 
 
 class Pairs:

@@ -12,9 +12,9 @@ from torch import Tensor
 from benchmarks.peers.plain_loop import Step
 from benchmarks.peers.task import Result, Task
 from benchmarks.train import TimedTrainer, prepare_run
-from executor.losses import build_loss
-from executor.models import load_model, save_model
-from executor.training import TrainConfig, parameter_groups
+from executor.models.model import load_model, save_model
+from executor.training.loop import TrainConfig, parameter_groups
+from executor.training.losses import build_loss
 
 
 def make_step(task: Task) -> Step:

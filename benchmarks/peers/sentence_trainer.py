@@ -25,7 +25,7 @@ from transformers import TrainerCallback
 
 from benchmarks.peers.plain_loop import Step, make_step
 from benchmarks.peers.task import Clock, Task, train_and_hand_back
-from executor.models import EmbeddingModel
+from executor.models.model import EmbeddingModel
 
 MARGIN = 0.2
 

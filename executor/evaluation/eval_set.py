@@ -1,0 +1,136 @@
+"""Embed a dataset's items and score them as queries: the proof of a better model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..compute.ranks import ALONE, Ranks
+from ..loading.cache import ImageCache
+from ..loading.datasets import Dataset
+from ..loading.loader import ahead, collate, default_augmentation, is_image, item_content, model_inputs
+from ..models.model import embedding_of
+from .metrics import DECIDING, Scores, paired_difference, score_classes, score_instances, score_sessions
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model did on an eval set: its scores, and the embeddings (N, D) float32 of its items."""
+
+    scores: Scores
+    embeddings: np.ndarray
+
+
+class EvalSet:
+    """A frozen set of items that one model after another is measured on.
+
+    Args: items: (N,) indices into `dataset`, whole sessions for session data. cache: of the items' content.
+        batch: items embedded at a time. ranks: that embed a share each, and of which the first one scores.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        items: np.ndarray,
+        *,
+        device: torch.device,
+        cache: ImageCache | None = None,
+        seed: int = 0,
+        batch: int = BATCH,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.dataset = dataset
+        self.items = np.asarray(items)
+        self._device = device
+        self._cache = cache
+        self._seed = seed
+        self._batch = batch
+        self._ranks = ranks
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the items, as the dataset has them."""
+        labels: np.ndarray = self.dataset.labels[self.items]
+        return labels
+
+    @property
+    def documents(self) -> int:
+        """How many documents the items come from; the matches of a session are not counted."""
+        return int((self.labels[:, 1] == 0).sum()) if self.dataset.kind == "session" else len(self.items)
+
+    def image(self, position: int) -> np.ndarray | None:
+        """The image of an item as the model sees it; None: its content is no uint8 image."""
+        content = item_content(self.dataset, int(self.items[position]), self._cache)
+        return content if is_image(content) else None
+
+    def score(self, model: nn.Module) -> Scores:
+        """Measure `model`; it is left in evaluation mode."""
+        return self.measure(model).scores
+
+    def measure(self, model: nn.Module) -> Measured:
+        """The same with the embeddings."""
+        if self.dataset.kind == "unlabeled":
+            first = self._embed(model, view=1)
+            second = self._embed(model, view=2)
+            return Measured(self._ranks.agree(lambda: score_instances(first, second)), first)
+        embeddings = self._embed(model)
+        scores = self._ranks.agree(lambda: score_embeddings(self.dataset.kind, embeddings, self.labels))
+        return Measured(scores, embeddings)
+
+    def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
+        """(N, D) float32; with a `view`, of images augmented as in training, the same for every model."""
+        augment: Callable[[Any], Any] = lambda content: content  # noqa: E731
+        if view and is_image(first := item_content(self.dataset, int(self.items[0]), self._cache)):
+            pipeline = default_augmentation("unlabeled", first.shape[0])
+            pipeline.seed(self._seed + view)
+            augment = pipeline
+
+        def batches() -> Any:
+            mine = self._ranks.items(self.items)
+            for start in range(0, len(mine), self._batch):
+                part = mine[start : start + self._batch]
+                contents = [augment(item_content(self.dataset, int(item), self._cache)) for item in part]
+                yield collate(contents, self.dataset.collate_fn)
+
+        embeddings = embed_batches(model, ahead(batches()), self._device)
+        return self._ranks.gather(torch.from_numpy(embeddings), len(self.items)).numpy()
+
+
+def score_embeddings(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> Scores:
+    """Score the embeddings (N, D) of the items of a class or session dataset; `labels` are the dataset's."""
+    if kind == "class":
+        return score_classes(embeddings, labels.tolist())
+    root = labels[:, 1] == 0
+    numbers = {session: number for number, session in enumerate(labels[root, 0].tolist())}
+    sessions = [numbers[session] for session in labels[~root, 0].tolist()]
+    return score_sessions(embeddings[root], embeddings[~root], sessions, labels[~root, 1].tolist())
+
+
+@torch.inference_mode()
+def embed_batches(model: nn.Module, batches: Any, device: torch.device, *, bf16: bool = False) -> np.ndarray:
+    """Return the embeddings of all batches, (N, D) float32. The model is put into evaluation mode."""
+    model.eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        parts = [embedding_of(model(model_inputs(model, inputs, device))).float().cpu().numpy() for inputs in batches]
+    return np.concatenate(parts)
+
+
+def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool, str]:
+    """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so.
+
+    By `interval`: proven, that is, the 95 % interval of the paired difference, by bootstrap over the queries, lies
+    above zero. By `mean`: the mean is higher.
+    """
+    before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
+    difference, low, high = paired_difference(base, tuned)
+    better = low > 0 if by == "interval" else difference > 0
+    return better, (
+        f"mAP@R went from {before:.3f} to {after:.3f} on {tuned.queries} queries: "
+        f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
+        + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
+    )

@@ -1,0 +1,207 @@
+"""Fetch an image over http(s) without becoming a way into the private network.
+
+The host's name is resolved once, every address is judged, and the connection goes to an address that was
+judged: a name that answers differently the second time gains nothing. Redirects are followed by hand, each as
+a new uri. Proxies of the environment are not used, since they would resolve the name themselves.
+"""
+
+import functools
+import http.client
+import io
+import ipaddress
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from contextlib import closing
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from ..errors import BadDocument
+
+_MAX_REDIRECTS = 3
+_REDIRECTS = (301, 302, 303, 307, 308)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_CHUNK_BYTES = 1 << 16
+_RESERVED = "/%:@!$&'()*+,;=~?"  # not to be percent-encoded (again)
+_HEADERS = {
+    "User-Agent": "FinetunerExecutor",
+    "Accept": "image/*",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def shown(uri: str) -> str:
+    """Return `uri` short enough for a message: a data: uri may have megabytes."""
+    return uri if len(uri) <= 200 else f"{uri[:200]}…"
+
+
+def is_forbidden_address(address: Address) -> bool:
+    """Whether `address` is anything but a public unicast address.
+
+    Private, shared, loopback, link-local, multicast, reserved and unspecified addresses are forbidden, also
+    where an IPv6 address only wraps such an IPv4 address (IPv4-mapped, 6to4).
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address.sixtofour or address
+    return not address.is_global or address.is_multicast or address.is_reserved
+
+
+def fetch(
+    uri: str,
+    *,
+    max_bytes: int,
+    timeout: float,
+    forbidden: Callable[[Address], bool] = is_forbidden_address,
+) -> bytes:
+    """Return the body behind an http or https uri.
+
+    Args:
+        max_bytes: The largest body accepted; longer ones are refused while they arrive.
+        timeout: Seconds for the whole fetch, redirects included. (How long a name may take to resolve is up to
+            the system's resolver.)
+        forbidden: Judges every address before it is connected to.
+
+    Raises: BadDocument: a forbidden address, a failed, oversized or overlong transfer, a status other than 200.
+    """
+    deadline = time.monotonic() + timeout
+    target = uri
+    try:
+        for _ in range(_MAX_REDIRECTS + 1):
+            body, location = _request(target, max_bytes, deadline, forbidden)
+            if location is None:
+                return body
+            target = _redirected(target, location)
+    except TimeoutError as error:
+        raise BadDocument(
+            f"{shown(uri)} did not arrive within {timeout:g} seconds; raise remote_timeout or send the image itself"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise BadDocument(f"{shown(uri)} cannot be fetched: {error or type(error).__name__}") from error
+    raise BadDocument(f"{shown(uri)} was redirected more than {_MAX_REDIRECTS} times; give the final uri")
+
+
+def _request(
+    uri: str, max_bytes: int, deadline: float, forbidden: Callable[[Address], bool]
+) -> tuple[bytes, str | None]:
+    """Return (body, None), or (b"", where to) for a redirect. Raises TimeoutError once `deadline` has passed."""
+    parts, host, port = _parse(uri)
+    connection = http.client.HTTPConnection(host, port)
+    with closing(connection):
+        sock = _connect(_public_addresses(uri, host, port, forbidden), deadline)
+        connection.sock = sock  # closed with the connection; http.client then never resolves the name itself
+        sock.settimeout(_left(deadline))
+        if parts.scheme == "https":
+            connection.sock = sock = _tls_context().wrap_socket(sock, server_hostname=host)
+        connection.request("GET", _request_target(parts), headers={**_HEADERS, "Host": _host_header(parts, host, port)})
+        response = http.client.HTTPResponse(_DeadlineReader(sock, deadline), method="GET")  # type: ignore[arg-type]
+        response.begin()
+        if response.status in _REDIRECTS and (location := response.headers.get("Location")):
+            return b"", location
+        if response.status != 200:
+            raise BadDocument(f"{shown(uri)} answered with status {response.status}")
+        return _read(uri, response, max_bytes), None
+
+
+def _redirected(uri: str, location: str) -> str:
+    try:
+        return urljoin(uri, location)
+    except ValueError as error:
+        raise BadDocument(f"{shown(uri)} was redirected to {shown(location)!r}, not a valid uri") from error
+
+
+def _parse(uri: str) -> tuple[SplitResult, str, int]:
+    """Return the parts of an http(s) uri, its host in ASCII and its port."""
+    try:
+        parts = urlsplit(uri)
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+        port = parts.port
+    except ValueError as error:  # UnicodeError is one
+        raise BadDocument(f"{shown(uri)!r} is not a valid uri: {error}") from error
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        raise BadDocument(f"{shown(uri)!r} is not a valid http or https uri")
+    return parts, host, port if port is not None else _DEFAULT_PORTS[parts.scheme]
+
+
+def _request_target(parts: SplitResult) -> str:
+    """Return path and query, percent-encoded where the uri's author left that undone."""
+    path = quote(parts.path or "/", safe=_RESERVED)
+    return f"{path}?{quote(parts.query, safe=_RESERVED)}" if parts.query else path
+
+
+def _host_header(parts: SplitResult, host: str, port: int) -> str:
+    bracketed = f"[{host}]" if ":" in host else host
+    return bracketed if port == _DEFAULT_PORTS[parts.scheme] else f"{bracketed}:{port}"
+
+
+def _public_addresses(uri: str, host: str, port: int, forbidden: Callable[[Address], bool]) -> list[tuple[str, int]]:
+    """Resolve `host`. Raises: BadDocument: any of its addresses is forbidden."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [(str(sockaddr[0]), port) for *_, sockaddr in found]
+    for address, _ in addresses:
+        if forbidden(ipaddress.ip_address(address)):
+            raise BadDocument(f"{shown(uri)} does not lead to a public address; send the image as a data: uri instead")
+    return addresses
+
+
+def _connect(addresses: list[tuple[str, int]], deadline: float) -> socket.socket:
+    """Connect to the first address that answers; each gets an even share of the time that is left."""
+    for waiting, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        try:
+            return socket.create_connection(address, timeout=_left(deadline) / waiting)
+        except OSError:
+            if waiting == 1:
+                raise
+    raise OSError("the name has no address")
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until `deadline`. Raises: TimeoutError: there are none."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Verifies certificates and host names by the system's authorities (or SSL_CERT_FILE)."""
+    return ssl.create_default_context()
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads a socket so that all reads together end by `deadline`, however slowly the bytes drip in."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Stand in for the socket: `http.client.HTTPResponse` asks it for nothing else."""
+        return io.BufferedReader(self, _CHUNK_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._sock.settimeout(_left(self._deadline))
+        return self._sock.recv_into(buffer)
+
+
+def _read(uri: str, response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    """Read the body, no further than `max_bytes`."""
+    too_large = BadDocument(
+        f"{shown(uri)} has more than the {max_bytes} bytes that max_image_bytes allows; send a smaller file or raise it"
+    )
+    if (response.length or 0) > max_bytes:  # from Content-Length; None if that is missing
+        raise too_large
+    body = bytearray()
+    while chunk := response.read(min(_CHUNK_BYTES, max_bytes + 1 - len(body))):
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    if response.length:
+        raise BadDocument(f"{shown(uri)} ended {response.length} bytes early; try again")
+    return bytes(body)

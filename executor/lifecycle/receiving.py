@@ -1,0 +1,256 @@
+"""Documents into a run: which run, with which options, which documents are fit, and when it is complete."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..documents import Document, with_id
+from ..errors import BadDocument, BadRequest, Conflict, InvalidParameter, LimitExceeded, UnknownModel
+from ..images.reading import check_uri
+from ..loading.datasets import fault_of
+from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
+from ..store.runs import Run, RunState, RunStore
+from ..store.spool import DocumentArrayMemmap
+
+
+class Receiver:
+    """Appends documents durably to the spools of runs that are receiving.
+
+    Args: arrived, start_soon, options_changed: told when documents arrive for a run, when one shall start, and when a
+        later request has set options of one.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        options: ExecutorOptions,
+        *,
+        arrived: Callable[[str, bool], None],
+        start_soon: Callable[[str], None],
+        options_changed: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._options = options
+        self._policy = options.image_policy()
+        self._arrived = arrived
+        self._start_soon = start_soon
+        self._options_changed = options_changed
+        self._lock = threading.RLock()  # between a run's state and its spool
+        self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
+
+    def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
+        """Store the documents of one request and return the name of their run; stored means synced to disk.
+
+        Raises: BadRequest, InvalidParameter: the request is wrong. Conflict: the run takes no more documents.
+            LimitExceeded: a limit, named.
+        """
+        for doc in docs:
+            for part in (doc, *doc.matches):
+                with_id(part)
+        with self._lock:
+            run = self._run_for(docs, parameters)
+            if run.state is not RunState.RECEIVING:
+                return self._repeated(run, docs, parameters)
+            self._settle_options(run, parameters)
+            if parameters.total is not None and run.total is None:
+                self._store.set_total(run.name, parameters.total)
+            if docs:
+                self._append(run, docs, parameters.split)
+                self._arrived(run.name, parameters.split == "train")
+            self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
+            return run.name
+
+    def go_on(self) -> None:
+        """Let the runs that an earlier service was receiving wait for further documents, or time out, as before."""
+        for run in self._store.in_state(RunState.RECEIVING):
+            if self.counts(run.name)[0]:
+                self._arrived(run.name, True)
+
+    def queue(self, name: str) -> None:
+        """End the receiving of a run: it waits for its turn from now on."""
+        with self._lock:
+            if self._store.get(name).state is RunState.RECEIVING:
+                train, held = self.counts(name)
+                self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=held)
+                self._drop_spool(name)
+
+    def counts(self, name: str) -> tuple[int, int]:
+        """The documents in the spool of a run that is receiving: (train, eval); none if it was deleted meanwhile."""
+        with self._lock:
+            if not self._store.exists(name):
+                return 0, 0
+            counted = len(self._spool(name, "train")), len(self._spool(name, "eval"))
+            if self._store.get(name).state is not RunState.RECEIVING:  # since the caller looked
+                self._drop_spool(name)  # else it would stay open
+            return counted
+
+    def release(self, name: str) -> None:
+        """Close the spool of a run that takes no more documents."""
+        with self._lock:
+            self._drop_spool(name)
+
+    def delete(self, name: str) -> None:
+        """Delete a run: see `RunStore.delete`. No request for it, or for a run based on it, is under way meanwhile."""
+        with self._lock:
+            self._store.delete(name)
+            self._drop_spool(name)
+
+    def close(self) -> None:
+        """Close the spools."""
+        with self._lock:
+            for name in list(self._spools):
+                self._drop_spool(name)
+
+    # which run ----------------------------------------------------------------------------------------------------
+
+    def _run_for(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
+        if parameters.run is not None and self._store.exists(parameters.run):
+            return self._store.get(parameters.run)
+        receiving = self._store.in_state(RunState.RECEIVING)
+        if parameters.run is None and receiving:
+            return receiving[-1]
+        if not docs:
+            what = f"Run {parameters.run!r} has no documents" if parameters.run else "No run is receiving documents"
+            raise BadRequest(f"{what}, so there is nothing to start; post labelled documents to /fit first.")
+        return self._create(parameters)
+
+    def _create(self, parameters: FitParameters) -> Run:
+        open_runs = len(self._store.in_state(RunState.RECEIVING, RunState.QUEUED, RunState.TRAINING))
+        if open_runs >= self._options.max_open_runs:
+            raise LimitExceeded(
+                f"{open_runs} runs are open, as many as max_open_runs allows; wait for one to end, cancel one, "
+                "or raise that option of the executor."
+            )
+        asked = parameters.training_options()
+        merged = {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}
+        options = parse(TrainingOptions, merged, where="/fit").model_dump(mode="json")
+        options["base"] = self._version(options["base"])
+        configuration = {
+            "options": self._options.model_dump(mode="json"),
+            "given": sorted(asked),
+            "directory": os.getcwd(),
+            "path": [entry or os.getcwd() for entry in sys.path],
+        }
+        return self._store.create(parameters.run, options, configuration)
+
+    def _version(self, name: str) -> str:
+        """Return the version to start from; `promoted` is the one served now."""
+        version = self._store.promoted() if name == "promoted" else name
+        if version != "base" and not Path(self._store.workspace.model(version)).is_dir():
+            raise UnknownModel(
+                f"base={name!r} is no version to start from; give base, promoted, or a run that succeeded."
+            )
+        return version
+
+    def _settle_options(self, run: Run, parameters: FitParameters) -> None:
+        """Take over the options that this request is the first to name. Raises: InvalidParameter: a contradiction."""
+        asked = parameters.model_dump(mode="json")
+        names = parameters.training_options().keys()
+        if "base" in names and asked["base"] == "promoted":
+            asked["base"] = run.options["base"] if "base" in run.configuration["given"] else self._version("promoted")
+        changed = [name for name in names if asked[name] != run.options[name]]
+        for name in changed:
+            if name in run.configuration["given"]:
+                raise InvalidParameter(
+                    f"Parameter {name!r} of run {run.name!r} is {run.options[name]!r} since an earlier request, not "
+                    f"{asked[name]!r}; leave it out, or name another run."
+                )
+        if None not in (run.total, parameters.total) and run.total != parameters.total:
+            raise InvalidParameter(
+                f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
+            )
+        named = [name for name in names if name not in run.configuration["given"]]
+        if named:  # also those that are as they were: from now on they hold
+            merged = run.options | {name: asked[name] for name in changed}
+            options = parse(TrainingOptions, merged, where="/fit").model_dump(mode="json")
+            options["base"] = self._version(options["base"])
+            configuration = run.configuration | {"given": [*run.configuration["given"], *named]}
+            self._store.set_options(run.name, options, configuration)
+        if changed:
+            self._options_changed(run.name)
+
+    def _repeated(self, run: Run, docs: Sequence[Document], parameters: FitParameters) -> str:
+        """A repeated request changes nothing; new documents are too late."""
+        known = self._spool(run.name, "train").known_ids([doc.id for doc in docs])
+        known |= self._store.quarantined(run.name)
+        self._drop_spool(run.name)
+        late = [doc for doc in docs if doc.id not in known]
+        if late or (not docs and run.state.ended):
+            raise Conflict(
+                f"Run {run.name!r} is {run.state.value} and takes no more documents; "
+                "send them to another run (parameter 'run')."
+            )
+        return run.name
+
+    # the documents ------------------------------------------------------------------------------------------------
+
+    def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
+        stored = sum(self.counts(run.name))
+        if stored + len(docs) > self._options.max_documents_per_run:
+            raise LimitExceeded(
+                f"Run {run.name!r} has {stored} documents and max_documents_per_run is "
+                f"{self._options.max_documents_per_run}; start it, or raise that option of the executor."
+            )
+        fit, problems = [], []
+        for doc in docs:
+            fault = self._fault(doc, run.options["kind"], split)
+            if fault is None:
+                fit.append(doc)
+            else:
+                problems.append((str(doc.id), fault))
+        self._spool(run.name, split).extend(fit)
+        if problems:
+            self._store.quarantine(run.name, split, problems, spooled=False)
+
+    def _fault(self, doc: Document, kind: str, split: str) -> str | None:
+        """Return why a document cannot be used, as far as that shows without opening anything."""
+        if kind == "unlabeled" and split == "eval":
+            kind = "auto"  # labelled eval documents are welcome
+        fault = fault_of(doc, kind)
+        if fault is not None:
+            return fault
+        try:
+            self._check_content(doc, "it")
+            for match in doc.matches if kind in ("auto", "session") else ():
+                self._check_content(match, f"its match {match.id!r}")
+        except BadDocument as error:
+            return str(error)
+        size = sum(len(part.buffer or b"") + len(part.uri or "") + _bytes(part.blob) for part in (doc, *doc.matches))
+        if size > self._options.max_document_bytes:
+            return (
+                f"it has {size} bytes and max_document_bytes is {self._options.max_document_bytes}; "
+                "send a smaller image, or raise that option of the executor"
+            )
+        return None
+
+    def _check_content(self, doc: Any, what: str) -> None:
+        if doc.uri is not None:
+            check_uri(doc.uri, self._policy)
+        elif doc.content is None:
+            raise BadDocument(f"{what} has neither uri nor blob nor buffer; set one of them")
+
+    # when it is complete ------------------------------------------------------------------------------------------
+
+    def _maybe_start(self, run: Run, parameters: FitParameters, *, has_docs: bool) -> None:
+        arrived = self.counts(run.name)[0] + self._store.count_problems(run.name, "train", spooled=False)
+        if not has_docs or (run.total is not None and arrived >= run.total):
+            self.queue(run.name)
+        elif parameters.start:
+            self._start_soon(run.name)
+
+    def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
+        splits = self._spools.setdefault(name, {})
+        if split not in splits:
+            splits[split] = DocumentArrayMemmap(self._store.workspace.spool(name), split=split)
+        return splits[split]
+
+    def _drop_spool(self, name: str) -> None:
+        for spool in self._spools.pop(name, {}).values():
+            spool.close()
+
+
+def _bytes(blob: Any) -> int:
+    return 0 if blob is None else int(blob.nbytes)

@@ -1,0 +1,326 @@
+"""A model version as files that other programs read: `python -m executor export RUN …`.
+
+ONNX is written by torch's tracing exporter. Its successor (`dynamo=True`) gives the same embeddings, but took ten
+times as long on the models tried, fails on Swin and wants a further package. What tracing can get wrong, a branch or
+a batch size that became a constant, is found by the check that follows.
+"""
+
+import json
+import os
+import shutil
+import sys
+import uuid
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
+from ..store.files import sync
+from ..store.workspace import find_workspace
+from .model import EmbeddingModel, Preprocessing, WithNormalisation, load_model, save_model
+from .versions import check_version
+
+OPSET = 18
+LEAST_COSINE = 0.9999  # of the exported model's embeddings with those of torch
+CHECKED_BATCHES = (slice(0, 100), slice(0, 1), slice(1, 8))
+PIL_BILINEAR = 2  # the filter nearest to ours of those that every image processor of transformers offers
+
+
+def main(run: str, workspace: Path, form: str, output: Path) -> int:
+    """Export a version, print where it lies, and return the exit code."""
+    try:
+        print(export(find_model(workspace, run), output, form))
+    except FinetunerError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def find_model(folder: Path, version: str) -> Path:
+    """Return the folder of a version, a run's name or `base`, in the workspace in or below `folder`.
+
+    Raises: WorkspaceError: there is no workspace, or several. UnknownModel: it has no such version.
+    """
+    workspace = find_workspace(folder)
+    check_version(workspace, version)
+    if not workspace.model(version).is_dir():
+        raise UnknownModel(f"{workspace.root} has no base model yet; the service makes it at its first run or /embed.")
+    return workspace.model(version)
+
+
+def export(model_folder: Path, output: Path, form: str) -> Path:
+    """Write the model saved in `model_folder` into a new folder `output`, with a README.md that says how to load it.
+
+    Args:
+        output: Complete at the end, or as it was. Its parents are made.
+        form: `onnx`: model.onnx, from (B, S, S, 3) uint8 RGB to the embeddings (B, D) float32. `safetensors`: what
+            `models.save_model` writes. `transformers`: what `from_pretrained` of a transformers model reads.
+    Returns: `output`.
+    Raises: ConfigurationError: `output` is taken, or the model has no such form. WorkspaceError: the model cannot be
+        read, or the export not written.
+    """
+    if form not in FORMS:
+        raise ConfigurationError(f"format={form!r} is unknown; it is one of {', '.join(FORMS)}.")
+    output = output.resolve()
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConfigurationError(f"{output} exists already; name a new folder, or an empty one.")
+    model = load_model(model_folder)
+    nearest = next(folder for folder in output.parents if folder.exists())
+    unfinished = nearest / f".{output.name}.{uuid.uuid4().hex}"
+    try:
+        unfinished.mkdir()
+        readme = FORMS[form](model, unfinished)
+        (unfinished / "README.md").write_text(readme, encoding="utf-8")
+        _publish(unfinished, output)
+    except (OSError, SafetensorError) as error:
+        raise WorkspaceError(f"The export cannot be written to {output}: {error}.") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return output
+
+
+def _publish(unfinished: Path, output: Path) -> None:
+    """Give the finished folder its name, durably. It replaces an empty folder; one that has filled up stays."""
+    mode = (unfinished / "README.md").stat().st_mode
+    for file in unfinished.iterdir():
+        file.chmod(mode)  # safetensors lets nobody but its owner read a file
+        sync(file)
+    sync(unfinished)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(unfinished, output)
+    sync(output.parent)
+
+
+# ONNX
+
+
+def _write_onnx(model: EmbeddingModel, folder: Path) -> str:
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise ConfigurationError(f"ONNX export needs packages that are not here: pip install {' '.join(missing)}.")
+    file = folder / "model.onnx"
+    images = _varied_images(model.preprocessing)
+    whole = WithNormalisation(model).eval()
+    try:
+        with warnings.catch_warnings():
+            # That the exporter is the old one, and where tracing may go wrong: `_check_onnx` looks whether it did.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                whole,
+                (torch.from_numpy(images[:2]),),
+                str(file),
+                input_names=["images"],
+                output_names=["embeddings"],
+                dynamic_axes={"images": {0: "batch"}, "embeddings": {0: "batch"}},
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # a model, and the exporter, may raise anything
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigurationError(
+            f"model={model.config.model!r} cannot be written as ONNX ({reason}); export it as safetensors."
+        ) from error
+    return _onnx_readme(model, _check_onnx(file, whole, images))
+
+
+def _check_onnx(file: Path, whole: nn.Module, images: np.ndarray) -> float:
+    """Return the lowest cosine similarity of the file's embeddings with those of torch, in batches of several sizes.
+
+    Raises: ConfigurationError: it is below `LEAST_COSINE`, or the file cannot be run.
+    """
+    import onnxruntime
+
+    with torch.inference_mode():
+        expected = whole(torch.from_numpy(images)).numpy()
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        found = [session.run(None, {"images": images[batch]})[0] for batch in CHECKED_BATCHES]
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ConfigurationError(
+            f"onnxruntime cannot run the exported model ({str(error).splitlines()[0]}); export it as safetensors."
+        ) from error
+    lowest = min(
+        float(_cosines(part, expected[batch]).min()) for part, batch in zip(found, CHECKED_BATCHES, strict=True)
+    )
+    if not lowest >= LEAST_COSINE:  # so that NaN is refused too
+        raise ConfigurationError(
+            f"The ONNX model's embeddings differ from PyTorch's: cosine similarity {lowest:.6f}, needed {LEAST_COSINE}."
+            " The model may compute otherwise for other images or batch sizes; export it as safetensors."
+        )
+    return lowest
+
+
+def _cosines(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(some, axis=1) * np.linalg.norm(others, axis=1)
+    cosines: np.ndarray = (some * others).sum(axis=1) / norms
+    return cosines
+
+
+def _varied_images(preprocessing: Preprocessing) -> np.ndarray:
+    """Return images, (100, S, S, 3) uint8, from flat colours over smooth textures to fine noise."""
+    rng = np.random.default_rng(0)
+    shapes = rng.integers(1, 2 * preprocessing.size, (CHECKED_BATCHES[0].stop, 2))
+    return np.stack([preprocessing.resize(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes])
+
+
+def _onnx_readme(model: EmbeddingModel, cosine: float) -> str:
+    size, length = model.preprocessing.size, " of unit length" if model.normalise else ""
+    return f"""# An image embedding model, as ONNX
+
+`model.onnx` takes `images`, (B, {size}, {size}, 3) uint8 RGB, and gives `embeddings`, (B, {model.dim}) float32{length},
+for any B. Normalisation is part of it. To embed an image, in this folder (`pip install onnxruntime numpy Pillow`):
+
+```python
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+embeddings = session.run(None, {{"images": np.asarray({_pillow_resize(model.preprocessing)})[None]}})[0]
+```
+
+Shrink images by averaging areas, as `BOX` does and as was done in training; enlarge smaller ones with `BICUBIC`.
+Opset {OPSET}. Checked against PyTorch on {CHECKED_BATCHES[0].stop} images: cosine similarity at least {cosine:.6f}.
+"""
+
+
+def _pillow_resize(preprocessing: Preprocessing) -> str:
+    """Return the expression that resizes `image` as `Preprocessing.resize` does where it shrinks."""
+    side = f"({preprocessing.size}, {preprocessing.size})"
+    if not preprocessing.crop:
+        return f"image.resize({side}, Image.Resampling.BOX)"
+    margin = (1 - preprocessing.size / _shorter_side(preprocessing)) / 2
+    return f"ImageOps.fit(image, {side}, Image.Resampling.BOX, bleed={margin:.6g})"
+
+
+def _shorter_side(preprocessing: Preprocessing) -> int:
+    return max(preprocessing.shorter_side or preprocessing.size, preprocessing.size)
+
+
+# safetensors
+
+
+def _write_safetensors(model: EmbeddingModel, folder: Path) -> str:
+    save_model(model, folder)
+    from_factory = not model.description and model.config.model != "default"
+    factory = (
+        f"\nThe weights fit what `{model.config.model}` makes, which must be importable.\n" if from_factory else ""
+    )
+    return f"""# An image embedding model, for this package
+
+The weights, and how to build the model they belong to. With the package `executor` on the path, in this folder:
+
+```python
+from pathlib import Path
+
+from executor import Document, DocumentArray, embed, load_uri_to_image_blob
+from executor.models import load_model
+
+model = load_model(Path("."))
+docs = DocumentArray([Document(uri="image.jpg")])
+embed(docs, model, preprocess_fn=load_uri_to_image_blob)
+```
+
+`docs[0].embedding` has {model.dim} values.
+{factory}"""
+
+
+# transformers
+
+
+def _write_transformers(model: EmbeddingModel, folder: Path) -> str:
+    if not model.description:
+        raise ConfigurationError(
+            f"model={model.config.model!r} is not a transformers model; export it as onnx, or as safetensors."
+        )
+    backbone: Any = model.backbone
+    backbone.save_pretrained(folder)
+    settings = json.dumps(_image_processor(model.preprocessing), indent=2)
+    (folder / "preprocessor_config.json").write_text(settings, encoding="utf-8")
+    if model.head is not None:
+        save_file({"weight": model.head.weight.detach().contiguous()}, folder / "head.safetensors")
+    return _transformers_readme(model)
+
+
+def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return our preprocessing in the words of transformers' image processors."""
+    square = {"height": preprocessing.size, "width": preprocessing.size}
+    settings = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": square,
+        "resample": PIL_BILINEAR,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": preprocessing.mean,
+        "image_std": preprocessing.std,
+    }
+    if preprocessing.crop:
+        settings |= {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": _shorter_side(preprocessing)},
+            "do_center_crop": True,
+            "crop_size": square,
+        }
+    return settings
+
+
+def _transformers_readme(model: EmbeddingModel) -> str:
+    name = type(model.backbone).__name__
+    options = "".join(f", {option}={value}" for option, value in model.options.items())
+    load_head, apply_head, mention = "", "", ""
+    if model.head is not None:
+        load_head = "from safetensors.torch import load_file\n"
+        apply_head = 'features = features @ load_file("head.safetensors")["weight"].T\n'
+        mention = f"""
+It was trained for embeddings of {model.dim} values, made from the backbone's {model.features} features by a linear
+projection head, `head.safetensors`. Leave out the line that reads this file, and you have the features.
+"""
+    normalised = "torch.nn.functional.normalize(features, dim=1)" if model.normalise else "features"
+    return f"""# An image embedding model, for transformers
+
+The backbone is a `{name}`. To embed an image, in this folder:
+
+```python
+import torch
+from PIL import Image
+{load_head}from transformers import AutoImageProcessor, {name}
+
+model = {name}.from_pretrained(".").eval()
+image = AutoImageProcessor.from_pretrained(".")(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+with torch.inference_mode():
+    features = model(**image{options}){_features(model)}
+{apply_head}embeddings = {normalised}
+```
+{mention}
+Only resizing differs a little from what was done in training: the image processor interpolates, ours averages areas.
+"""
+
+
+def _features(model: EmbeddingModel) -> str:
+    """Return what `backbones.embedding_of` takes from the backbone's output, as an expression."""
+    size = model.preprocessing.size
+    with torch.inference_mode():
+        output = model.backbone(torch.zeros(1, 3, size, size), **model.options)
+    names = ("pooler_output", "image_embeds", "last_hidden_state")
+    name = next(name for name in names if getattr(output, name, None) is not None)
+    return f".{name}" + {2: "", 3: "[:, 0]", 4: ".mean((2, 3))"}[getattr(output, name).ndim]
+
+
+FORMS: dict[str, Callable[[EmbeddingModel, Path], str]] = {
+    "onnx": _write_onnx,
+    "safetensors": _write_safetensors,
+    "transformers": _write_transformers,
+}

@@ -1,0 +1,54 @@
+"""The model versions of a workspace: `base`, made from the configuration, and one a succeeded run."""
+
+import fcntl
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from ..errors import UnknownModel
+from ..parameters import ExecutorOptions
+from ..store.files import remove_leftovers
+from ..store.workspace import Workspace
+from .model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+
+_log = logging.getLogger(__name__)
+
+
+def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
+    """Build and save the base version, unless it lies there already as configured; return its folder.
+
+    The service and the trainer may both ask: a lock lets one build it, while the other waits.
+    """
+    config = ModelConfig(model=options.model, input_size=options.input_size, embedding_dim=options.embedding_dim)
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    with open(workspace.root / "base.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _saved_config(workspace.base) != json.loads(json.dumps(asdict(config))):
+            _log.info("Building the base model %s", options.model)
+            remove_leftovers(workspace.root)
+            save_model(build_model(config), workspace.base)
+    return workspace.base
+
+
+def load_version(workspace: Workspace, options: ExecutorOptions, version: str) -> EmbeddingModel:
+    """Return the model called `version`, in evaluation mode. Raises: UnknownModel: there is none."""
+    if version == "base":
+        return load_model(ensure_base(workspace, options))
+    check_version(workspace, version)
+    return load_model(workspace.model(version))
+
+
+def check_version(workspace: Workspace, version: str) -> None:
+    """Raise UnknownModel, naming the versions that there are, unless `version` is one."""
+    if version == "base" or workspace.model(version).is_dir():
+        return
+    known = sorted(folder.parent.name for folder in workspace.root.glob("runs/*/model"))
+    raise UnknownModel(f"There is no model {version!r}; there are: {', '.join(['base', *known])}.")
+
+
+def _saved_config(folder: Path) -> object:
+    try:
+        return json.loads((folder / "model.json").read_text())["config"]
+    except FileNotFoundError:
+        return None

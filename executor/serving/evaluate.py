@@ -1,0 +1,80 @@
+"""`/evaluate`: embed documents with a version and score them as queries."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..compute.threads import in_brief_thread
+from ..documents import ERROR_TAG, DocumentArray, Evaluation
+from ..errors import BadRequest
+from ..loading.datasets import DATASETS, kind_of
+from ..parameters import EvaluateParameters
+from ..store.runs import RunStore
+from ..store.spool import DocumentArrayMemmap
+from .embedder import Embedder
+
+CHUNK = 256  # documents embedded at a time
+
+
+async def evaluate(
+    embedder: Embedder, store: RunStore, docs: Sequence[Any], parameters: EvaluateParameters
+) -> Evaluation:
+    """Return the metrics of a version on `docs`, or on the eval documents of a run.
+
+    Documents that cannot be embedded, and queries that nothing else fits, are counted in `skipped`.
+
+    Raises: BadRequest: there is nothing to evaluate on. NotTrainable: the documents are a mixture.
+    """
+    if parameters.run is not None:
+        if docs:
+            raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
+        store.get(parameters.run)
+        with DocumentArrayMemmap(store.workspace.spool(parameters.run), split="eval") as held:
+            if not len(held):
+                raise BadRequest(f"Run {parameters.run!r} has no eval documents; send labelled documents to /evaluate.")
+            return await _evaluate_on(embedder, store, held, parameters)
+    if not len(docs):
+        raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
+    return await _evaluate_on(embedder, store, docs, parameters)
+
+
+async def _evaluate_on(
+    embedder: Embedder, store: RunStore, docs: Sequence[Any], parameters: EvaluateParameters
+) -> Evaluation:
+    """What takes long goes to threads: the event loop answers `/embed` meanwhile."""
+    kind = await asyncio.to_thread(kind_of, docs)
+    if kind == "unlabeled":
+        raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")
+    model = parameters.model or store.promoted()
+    good = DocumentArray()
+    failed = 0
+    for start in range(0, len(docs), CHUNK):
+        chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
+        await embedder.embed(chunk, model=model, matches=kind == "session", exact=True)
+        for doc in chunk:
+            doc.matches = [match for match in doc.matches if ERROR_TAG not in match.tags]
+            if ERROR_TAG in doc.tags or (kind == "session" and not doc.matches):
+                failed += 1
+            else:
+                good.append(_light(doc))
+    if not good:
+        raise BadRequest(f"None of the {failed} documents could be embedded; /embed says of each why.")
+    return await asyncio.to_thread(in_brief_thread, _scored, model, kind, good, failed)
+
+
+def _scored(model: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
+    from ..evaluation.eval_set import score_embeddings
+
+    dataset = DATASETS[kind](docs)
+    embeddings = np.stack([dataset.document(item).embedding for item in range(len(dataset))])
+    scores = score_embeddings(kind, embeddings, dataset.labels)
+    return Evaluation(model=model, metrics=scores.mean(), queries=scores.queries, skipped=scores.skipped + failed)
+
+
+def _light(doc: Any) -> Any:
+    """Drop the images: only labels and embeddings are needed from here on."""
+    for part in (doc, *doc.matches):
+        part.blob = part.buffer = part.uri = None
+    return doc

@@ -1,0 +1,126 @@
+"""The SQLite file of a workspace: its schema and how an older one becomes it, transactions, and errors in words."""
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import WorkspaceError
+
+BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
+
+# The statements that bring a file to version 1, 2, … from the version before; version 0 is an empty file. What was
+# released stays as it is: a change of the schema is one more step, and both lists of columns here and in `runs`.
+STEPS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE runs (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
+            options TEXT NOT NULL, configuration TEXT NOT NULL, total INTEGER, train_rows INTEGER, eval_rows INTEGER,
+            attempts INTEGER NOT NULL DEFAULT 0, pid INTEGER, error TEXT, verdict TEXT,
+            created_at TEXT NOT NULL, started_at TEXT, ended_at TEXT, queue_order INTEGER
+        )""",
+        "CREATE TABLE progress (run TEXT PRIMARY KEY, fields TEXT NOT NULL)",
+        """CREATE TABLE problems (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, split TEXT NOT NULL, document TEXT NOT NULL,
+            reason TEXT NOT NULL, spooled INTEGER NOT NULL, UNIQUE (run, document)
+        )""",
+        """CREATE TABLE events (
+            run TEXT NOT NULL, number INTEGER NOT NULL, at TEXT NOT NULL, kind TEXT NOT NULL, message TEXT NOT NULL,
+            PRIMARY KEY (run, number)
+        )""",
+        "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    ),
+)
+SCHEMA_VERSION = len(STEPS)
+
+
+class Database:
+    """One SQLite file that several threads and several processes use. What is committed is on the disk.
+
+    Raises, here and from every method: WorkspaceError: it cannot be opened, read or written, is another program's, or
+        of a newer version of this software; that one is left as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.RLock()
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                self._check_version()
+            self._connection = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA synchronous=FULL")
+                self._migrate()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    def _check_version(self) -> None:
+        """Look before anything is written: even opening a file to write may change it."""
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as reader:
+            ((version,),) = reader.execute("PRAGMA user_version")
+            ((tables,),) = reader.execute("SELECT COUNT(*) FROM sqlite_master")
+        if version > len(STEPS):
+            raise WorkspaceError(
+                f"The workspace {self.path.parent} is of schema version {version}, this software knows {len(STEPS)}; "
+                "use the newer release that wrote it, or another workspace."
+            )
+        if version == 0 and tables:
+            raise WorkspaceError(f"{self.path} is another program's database; move it away, or name another workspace.")
+
+    def _migrate(self) -> None:
+        with self.transaction() as connection:
+            ((version,),) = connection.execute("PRAGMA user_version")
+            for step in STEPS[version:]:
+                for statement in step:
+                    connection.execute(statement)
+            if version < len(STEPS):
+                connection.execute(f"PRAGMA user_version={len(STEPS)}")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that is executed within is stored when it ends, or nothing of it. Not to be nested."""
+        with self._lock, self._explained():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:  # a full disk has rolled it back already
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        """What a query finds; within a transaction of this thread, with its changes."""
+        with self._lock, self._explained():
+            return self._connection.execute(sql, arguments).fetchall()
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._connection.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise WorkspaceError(
+                f"The workspace {self.path.parent} cannot be used: {error}. {_remedy(str(error))}, then try again; "
+                "what was answered before is safe."
+            ) from error
+
+
+def _remedy(error: str) -> str:
+    if "locked" in error:
+        return f"Another process has held its runs.sqlite for {BUSY_SECONDS:g} s: end that one"
+    if "full" in error:
+        return "Free space on its disk"
+    return "See that it can be written and that its disk has room"

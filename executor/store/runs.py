@@ -1,0 +1,374 @@
+"""The runs of a workspace, their states, and the one table of legal moves: SQLite.
+
+Single writers: the service creates runs, moves their states and promotes; the trainer reports progress.
+Both may quarantine documents and append events.
+"""
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum, IntEnum
+from typing import Any
+
+from ..errors import Conflict, IllegalTransition, UnknownRun
+from .database import Database
+from .workspace import Workspace
+
+SHOWN_PROBLEMS = 20
+
+_log = logging.getLogger(__name__)
+
+
+class RunState(str, Enum):
+    """Where a run stands."""
+
+    RECEIVING = "receiving"
+    QUEUED = "queued"
+    TRAINING = "training"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether no move leads out of it."""
+        return self not in LEGAL
+
+
+LEGAL: dict[RunState, set[RunState]] = {
+    RunState.RECEIVING: {RunState.QUEUED, RunState.CANCELLED},
+    RunState.QUEUED: {RunState.TRAINING, RunState.CANCELLED},
+    RunState.TRAINING: {RunState.QUEUED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED},
+}
+
+
+class TrainerExit(IntEnum):
+    """How the trainer process ends by itself; the service reads it."""
+
+    SUCCEEDED = 0
+    CRASHED = 1
+    REFUSED = 3  # the run cannot be trained, and another attempt would not help
+    INTERRUPTED = 4  # it was told to stop
+    OUT_OF_MEMORY = 5  # it has noted that the next attempt is to compute a batch in smaller parts
+    UNWRITABLE = 6  # the disk of the workspace is full, read-only or broken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What the trainer says of itself; written by the trainer alone. See `RunStatus` for the units."""
+
+    phase: str | None = None
+    kind: str | None = None
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    images_per_second: float | None = None
+    eta_seconds: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    better: bool | None = None  # by the proof on the eval documents; None: there were none
+    verdict: str | None = None
+    error: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training attempt, as the service knows it.
+
+    Attributes:
+        options: the training options, complete. configuration: the executor's, as they were at its creation.
+        total: train documents to expect. train_rows, eval_rows: how many it has in its spool, once queued.
+    """
+
+    number: int
+    name: str
+    state: RunState
+    options: dict[str, Any]
+    configuration: dict[str, Any]
+    total: int | None
+    train_rows: int | None
+    eval_rows: int | None
+    attempts: int
+    pid: int | None
+    error: str | None
+    verdict: str | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+_RUN_COLUMNS = (
+    "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
+    "created_at, started_at, ended_at"
+)
+
+
+def now() -> str:
+    """The time in UTC, as ISO 8601 with milliseconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+class RunStore:
+    """All runs of one workspace. Safe to use from several threads and from several processes.
+
+    Raises: WorkspaceError: the database cannot be opened, or is of a newer version of this software.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._database = Database(workspace.database)
+        rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
+        self._promoted = str(rows[0][0]) if rows else "base"
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    # runs ---------------------------------------------------------------------------------------------------------
+
+    def create(self, name: str | None, options: dict[str, Any], configuration: dict[str, Any]) -> Run:
+        """Add a run in `receiving`; without a name it is called `run-N`. Raises: Conflict: the name is taken."""
+        with self._database.transaction() as db:
+            if name is not None and self.exists(name):
+                raise Conflict(f"There is a run {name!r} already; choose another name, or delete that run first.")
+            cursor = db.execute(
+                "INSERT INTO runs (name, state, options, configuration, created_at) VALUES (?, ?, ?, ?, ?)",
+                (name or "", RunState.RECEIVING.value, json.dumps(options), json.dumps(configuration), now()),
+            )
+            if name is None:
+                number = cursor.lastrowid
+                name = f"run-{number}"
+                while db.execute("SELECT 1 FROM runs WHERE name = ?", (name,)).fetchone():
+                    name = f"{name}-new"
+                db.execute("UPDATE runs SET name = ? WHERE number = ?", (name, number))
+            self._append_event(db, name, "received", "the run was created")
+        return self.get(name)
+
+    def get(self, name: str) -> Run:
+        """Raises: UnknownRun: the message names the runs that there are."""
+        runs = self._select("WHERE name = ?", name)
+        if not runs:
+            known = [run.name for run in self.all()]
+            some = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+            there_are = f"there are: {some}" if known else "there are none yet: post documents to /fit"
+            raise UnknownRun(f"There is no run {name!r}; {there_are}.")
+        return runs[0]
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a run of that name."""
+        return bool(self._select("WHERE name = ?", name))
+
+    def all(self) -> list[Run]:
+        """All runs, newest first."""
+        return self._select("ORDER BY number DESC")
+
+    def in_state(self, *states: RunState) -> list[Run]:
+        """The runs in one of `states`; queued ones in the order of the queue, the others oldest first."""
+        marks = ", ".join("?" * len(states))
+        return self._select(
+            f"WHERE state IN ({marks}) ORDER BY queue_order IS NULL, queue_order, number", *(s.value for s in states)
+        )
+
+    def _select(self, where: str, *arguments: Any) -> list[Run]:
+        runs = []
+        for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments):
+            number, name, state, options, configuration, *rest = row
+            keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
+            runs.append(
+                Run(
+                    number=number,
+                    name=name,
+                    state=RunState(state),
+                    options=json.loads(options),
+                    configuration=json.loads(configuration),
+                    **dict(zip(keys, rest, strict=True)),
+                )
+            )
+        return runs
+
+    def advance(self, name: str, to: RunState, **changes: Any) -> Run:
+        """Move a run to state `to`, with further columns to set; the only place where a state changes.
+
+        Raises: IllegalTransition: no such move.
+        """
+        with self._database.transaction() as db:
+            run = self.get(name)
+            if to not in LEGAL.get(run.state, set()):
+                raise IllegalTransition(f"Run {name!r} is {run.state.value}; it cannot become {to.value}.")
+            changes["state"] = to.value
+            if to is RunState.TRAINING:
+                changes |= {"attempts": run.attempts + 1, "started_at": run.started_at or now()}
+            if to.ended:
+                changes |= {"ended_at": now(), "pid": None}
+            assignments = ", ".join(f"{column} = ?" for column in changes)
+            db.execute(f"UPDATE runs SET {assignments} WHERE name = ?", (*changes.values(), name))
+            if run.state is RunState.RECEIVING and to is RunState.QUEUED:
+                db.execute(
+                    "UPDATE runs SET queue_order = 1 + (SELECT COALESCE(MAX(queue_order), 0) FROM runs) WHERE name = ?",
+                    (name,),
+                )
+            self._append_event(
+                db, name, to.value, changes.get("error") or changes.get("verdict") or f"was {run.state.value}"
+            )
+        return self.get(name)
+
+    def delete(self, name: str) -> None:
+        """Remove an ended run with all its files. A process that is killed meanwhile leaves all of it or nothing.
+
+        Its folder is moved away before its rows are committed away; `finish_deletes` sees by the rows what was meant.
+
+        Raises: UnknownRun. Conflict: it has not ended, is served, or is what a run that has not ended starts from.
+        """
+        run = self.get(name)
+        self.workspace.give_reserve()
+        try:
+            with self._database.transaction() as db:
+                self._check_deletable(name)
+                self.workspace.discard(name, run.number)
+                db.execute("DELETE FROM runs WHERE name = ?", (name,))
+                for table in ("progress", "problems", "events"):
+                    db.execute(f"DELETE FROM {table} WHERE run = ?", (name,))
+        except BaseException:
+            self.workspace.restore(name, run.number)
+            raise
+        self._remove_discarded(name, run.number)
+        self.workspace.keep_reserve()
+
+    def finish_deletes(self) -> None:
+        """Undo or finish what a service that was killed was deleting. For the service alone, when it starts."""
+        self.workspace.keep_reserve()
+        for number, name in self.workspace.discarded():
+            if self._select("WHERE number = ?", number):
+                self.workspace.restore(name, number)
+            else:
+                self._remove_discarded(name, number)
+
+    def _check_deletable(self, name: str) -> None:
+        run = self.get(name)
+        if not run.state.ended:
+            raise Conflict(f"Run {name!r} is {run.state.value}; cancel it before you delete it.")
+        if self.promoted() == name:
+            raise Conflict(f"Run {name!r} is the version now served; promote another, or base, before you delete it.")
+        for other in self.in_state(*LEGAL):
+            if other.options.get("base") == name:
+                raise Conflict(
+                    f"Run {other.name!r} starts from run {name!r} and is {other.state.value}; "
+                    "let it end, or cancel it, before you delete this one."
+                )
+
+    def _remove_discarded(self, name: str, number: int) -> None:
+        try:
+            self.workspace.remove_discarded(name, number)
+        except OSError as error:
+            _log.warning("Files of the deleted run %s are left until the next start: %s", name, error)
+
+    def set_total(self, name: str, total: int) -> None:
+        """Set how many train documents a run expects."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE runs SET total = ? WHERE name = ?", (total, name))
+
+    def set_options(self, name: str, options: dict[str, Any], configuration: dict[str, Any]) -> None:
+        """Replace the options of a run that is receiving."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE runs SET options = ?, configuration = ? WHERE name = ?",
+                (json.dumps(options), json.dumps(configuration), name),
+            )
+
+    def set_pid(self, name: str, pid: int | None) -> None:
+        """Record the trainer process of a run."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE runs SET pid = ? WHERE name = ?", (pid, name))
+
+    # progress, written by the trainer -----------------------------------------------------------------------------
+
+    def report(self, name: str, progress: Progress) -> None:
+        """Replace the progress of a run."""
+        with self._database.transaction() as db:
+            fields = json.dumps(progress.__dict__)
+            db.execute("INSERT OR REPLACE INTO progress (run, fields) VALUES (?, ?)", (name, fields))
+
+    def progress(self, name: str) -> Progress:
+        """The last progress reported for a run."""
+        rows = self._database.rows("SELECT fields FROM progress WHERE run = ?", name)
+        return Progress(**json.loads(rows[0][0])) if rows else Progress()
+
+    # quarantine ---------------------------------------------------------------------------------------------------
+
+    def quarantine(self, name: str, split: str, problems: Iterable[tuple[str, str]], *, spooled: bool) -> None:
+        """Note documents that cannot be used, each `(id, reason)`, once. `spooled`: they lie in the spool."""
+        with self._database.transaction() as db:
+            for document, reason in problems:
+                cursor = db.execute(
+                    "INSERT OR IGNORE INTO problems (run, split, document, reason, spooled) VALUES (?, ?, ?, ?, ?)",
+                    (name, split, document, reason, int(spooled)),
+                )
+                if cursor.rowcount:
+                    self._append_event(db, name, "skipped", f"document {document!r}: {reason}")
+
+    def problems(self, name: str, limit: int = SHOWN_PROBLEMS) -> list[tuple[str, str]]:
+        """The first quarantined documents of a run, each `(id, reason)`."""
+        rows = self._database.rows(
+            "SELECT document, reason FROM problems WHERE run = ? ORDER BY number LIMIT ?", name, limit
+        )
+        return [(document, reason) for document, reason in rows]
+
+    def count_problems(self, name: str, split: str | None = None, *, spooled: bool | None = None) -> int:
+        """How many documents are quarantined: of all splits or one, in the spool or not or both. Matches count too."""
+        sql, arguments = "SELECT COUNT(*) FROM problems WHERE run = ?", [name]
+        if split is not None:
+            sql, arguments = f"{sql} AND split = ?", [*arguments, split]
+        if spooled is not None:
+            sql = f"{sql} AND spooled = {int(spooled)}"
+        return int(self._database.rows(sql, *arguments)[0][0])
+
+    def quarantined(self, name: str) -> set[str]:
+        """The ids of all quarantined documents of a run."""
+        return {document for (document,) in self._database.rows("SELECT document FROM problems WHERE run = ?", name)}
+
+    # events -------------------------------------------------------------------------------------------------------
+
+    def event(self, name: str, kind: str, message: str) -> None:
+        """Append to the history of a run."""
+        with self._database.transaction() as db:
+            self._append_event(db, name, kind, message)
+
+    def events(self, name: str, after: int = 0, limit: int = 100) -> list[tuple[int, str, str, str]]:
+        """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1."""
+        sql = "SELECT number, at, kind, message FROM events WHERE run = ? AND number > ? ORDER BY number LIMIT ?"
+        return [
+            (number, at, kind, message) for number, at, kind, message in self._database.rows(sql, name, after, limit)
+        ]
+
+    def count_events(self, name: str) -> int:
+        """How many events a run has: the number of the latest."""
+        return int(self._database.rows("SELECT COALESCE(MAX(number), 0) FROM events WHERE run = ?", name)[0][0])
+
+    def _append_event(self, db: sqlite3.Connection, name: str, kind: str, message: str) -> None:
+        db.execute(
+            "INSERT INTO events (run, number, at, kind, message) "
+            "SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM events WHERE run = ?",
+            (name, now(), kind, message, name),
+        )
+
+    # the promoted version -----------------------------------------------------------------------------------------
+
+    def promoted(self) -> str:
+        """The version now served: `base` or a run's name. The service alone changes it, so it is kept in memory."""
+        return self._promoted
+
+    def promote(self, version: str) -> None:
+        """Serve `version` from now on: `base` or a run. Raises: UnknownRun: it was deleted meanwhile."""
+        with self._database.transaction() as db:
+            if version != "base":
+                self.get(version)
+            db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES ('promoted', ?)", (version,))
+            if version != "base":
+                self._append_event(db, version, "promoted", "this version is served now")
+        self._promoted = version

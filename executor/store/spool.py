@@ -1,0 +1,311 @@
+"""`DocumentArrayMemmap`: documents on disk, in one SQLite file that is appended to while it is read.
+
+The file, schema version 1: table `documents`, one row a document. `id` is unique in the whole file; `position`
+counts 0, 1, … without gaps within a `split`; `label` is normalised; `matches` is their number; `document` is its
+protobuf (docarray's `DocProto`). Everything but `document` can be read without decoding one.
+"""
+
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from docarray import DocList
+from docarray.proto import DocProto
+from google.protobuf.message import DecodeError, EncodeError
+from pydantic import ValidationError
+from typing_extensions import Self
+
+from ..documents import LABEL_TAG, Document, DocumentArray, Label, Match, has_label, label_of, with_id
+from ..errors import BadDocument
+from .spool_file import Connections, create_file
+
+_INSERT = """
+INSERT INTO documents (id, split, position, label, matches, document)
+VALUES (?1, ?2, (SELECT coalesce(max(position), -1) + 1 FROM documents WHERE split = ?2), ?3, ?4, ?5)
+ON CONFLICT (id) DO NOTHING"""
+_CHUNK = 1000  # documents a transaction,
+_CHUNK_BYTES = 64 << 20  # or fewer if they are large: a chunk is held in memory
+_MAX_BYTES = 999_000_000  # SQLite holds no row above 10**9 bytes
+_PAGE = 32  # documents read at a time; a page of 640×480 arrays is 28 MB
+_ROWS_PAGE = 2000  # rows read at a time without their documents
+_UNSTORABLE = (ValueError, TypeError, AttributeError, RecursionError, DecodeError, EncodeError)
+
+
+class LabelRow(NamedTuple):
+    """What is known of a document without decoding it: `label` is None without one, `matches` their number."""
+
+    id: str
+    label: Label | None
+    matches: int
+
+
+class Sorts(NamedTuple):
+    """How many documents have matches (`sessions`), else a label (`labelled`), else neither (`unlabelled`).
+
+    `examples` has the first document's id of each sort that occurs, under those names.
+    """
+
+    labelled: int
+    sessions: int
+    unlabelled: int
+    examples: dict[str, str]
+
+
+class DocumentArrayMemmap(Sequence[Document]):
+    """The documents of one split of a file: a sequence larger than memory, appendable while it is read.
+
+    Several threads and processes may append to and read one file at once. An instance may be shared by threads,
+    pickled, and used on both sides of a fork. A document counts once in the file, whatever its split: one whose
+    `id` is there already is ignored.
+
+    Args:
+        path: The file, made with its folders if absent.
+        split: Which of the file's sequences this is; `train` and `eval` are usual.
+
+    Raises: WorkspaceError, here and from every method: the file is of another kind or version, cannot be read or
+        written, or this instance was closed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, split: str = "train") -> None:
+        self.path = Path(path).absolute()
+        self.split = split
+        create_file(self.path)
+        self._connections = Connections(self.path)
+
+    def append(self, doc: Any) -> bool:
+        """Store one document durably; return whether it was new. See `extend`."""
+        return self.extend([doc]) == 1
+
+    def extend(self, docs: Iterable[Any]) -> int:
+        """Store documents durably, in order, and return how many were new.
+
+        Objects with the fields of `Document` are stored as one; a document without id is given one. Up to 1,000
+        documents or 64 MiB are one transaction, so that `docs` may be endless.
+
+        Raises: BadDocument: one cannot be stored, or its label is no label. None of its transaction is stored then.
+        """
+        return sum(self._insert(chunk) for chunk in _chunks(_row(doc, self.split) for doc in docs))
+
+    def _insert(self, rows: list["_Row"]) -> int:
+        with self._connections.use() as connection:
+            connection.execute("BEGIN IMMEDIATE")  # the write lock first: positions are given under it
+            try:
+                new = connection.executemany(_INSERT, rows).rowcount
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # a full disk has rolled it back already
+                    connection.execute("ROLLBACK")
+                raise
+        return new
+
+    def __len__(self) -> int:
+        query = "SELECT position + 1 FROM documents WHERE split = ? ORDER BY position DESC LIMIT 1"
+        rows = self._select(query, self.split)
+        return int(rows[0][0]) if rows else 0
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> "DocList[Document]": ...
+    def __getitem__(self, index: Any) -> Any:
+        """Return a document, or for a slice a `DocumentArray`. Raises: IndexError."""
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            if step == 1:
+                return DocumentArray(self._documents(start, stop))
+            return DocumentArray(self[position] for position in range(start, stop, step))
+        position = operator.index(index)
+        if position < 0:
+            position += len(self)
+        rows = self._select("SELECT document FROM documents WHERE split = ? AND position = ?", self.split, position)
+        if not rows:
+            raise IndexError(f"Index {index} is out of range: split {self.split!r} has {len(self)} documents.")
+        return Document.from_protobuf(DocProto.FromString(rows[0][0]))
+
+    def __iter__(self) -> Iterator[Document]:
+        """Iterate in order, in constant memory, over the documents that are there now."""
+        return self._documents(0, len(self))
+
+    def _documents(self, start: int, stop: int) -> Iterator[Document]:
+        pages = self._pages("document", start, stop, _PAGE)
+        return (Document.from_protobuf(DocProto.FromString(document)) for (document,) in pages)
+
+    def __contains__(self, doc: object) -> bool:
+        """Whether a document, or one of this id, is in this split."""
+        id = doc if isinstance(doc, str) else getattr(doc, "id", None)
+        return bool(id) and bool(self._select("SELECT 1 FROM documents WHERE id = ? AND split = ?", id, self.split))
+
+    def ids(self) -> Iterator[str]:
+        """Iterate over the ids in order, without decoding documents."""
+        return (id for (id,) in self._pages("id", 0, len(self), _ROWS_PAGE))
+
+    def labels(self) -> Iterator[LabelRow]:
+        """Iterate over the labels in order, without decoding documents."""
+        return map(LabelRow._make, self._pages("id, label, matches", 0, len(self), _ROWS_PAGE))
+
+    def sorts(self) -> Sorts:
+        """Count the sorts of documents, without decoding them."""
+        rows = self._select(
+            "SELECT CASE WHEN matches > 0 THEN 'sessions' WHEN label IS NULL THEN 'unlabelled' ELSE 'labelled' END"
+            " AS sort, count(*), id, min(position) FROM documents WHERE split = ? GROUP BY sort",  # id of the minimum
+            self.split,
+        )
+        return _sorts({sort: count for sort, count, _, _ in rows}, {sort: id for sort, _, id, _ in rows})
+
+    def known_ids(self, ids: Iterable[str]) -> set[str]:
+        """Return those of `ids` that the file has already, in any split."""
+        wanted = iter(ids)
+        known: set[str] = set()
+        while chunk := list(islice(wanted, 500)):
+            marks = ",".join("?" * len(chunk))
+            known.update(id for (id,) in self._select(f"SELECT id FROM documents WHERE id IN ({marks})", *chunk))
+        return known
+
+    def _select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._connections.use() as connection:
+            return connection.execute(query, values).fetchall()
+
+    def _pages(self, columns: str, first: int, last: int, size: int) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of these positions. No statement stays open between pages: it would stop checkpoints."""
+        query = f"SELECT {columns} FROM documents WHERE split = ? AND position >= ? AND position < ? ORDER BY position"
+        for start in range(first, last, size):
+            yield from self._select(query, self.split, start, min(start + size, last))
+
+    def close(self) -> None:
+        """Close the file in all threads, once what they are doing with it is done. Closing again does nothing."""
+        self._connections.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "split": self.split}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connections = Connections(self.path)
+
+    def __repr__(self) -> str:
+        return f"DocumentArrayMemmap({str(self.path)!r}, split={self.split!r})"
+
+
+def label_rows(docs: Iterable[Any]) -> Iterator[LabelRow]:
+    """Iterate over the labels of any documents. Raises: BadDocument: a label is no label."""
+    if isinstance(docs, DocumentArrayMemmap):
+        return docs.labels()
+    return (LabelRow(doc.id, label_of(doc) if has_label(doc) else None, len(doc.matches or ())) for doc in docs)
+
+
+def sorts_of(docs: Iterable[Any]) -> Sorts:
+    """Count the sorts of any documents. Raises: BadDocument: a label is no label."""
+    if isinstance(docs, DocumentArrayMemmap):
+        return docs.sorts()
+    counts: dict[str, int] = {}
+    examples: dict[str, str] = {}
+    for id, label, matches in label_rows(docs):
+        sort = "sessions" if matches else "unlabelled" if label is None else "labelled"
+        counts[sort] = counts.get(sort, 0) + 1
+        examples.setdefault(sort, id)
+    return _sorts(counts, examples)
+
+
+def _sorts(counts: dict[str, int], examples: dict[str, str]) -> Sorts:
+    labelled, sessions, unlabelled = (counts.get(sort, 0) for sort in ("labelled", "sessions", "unlabelled"))
+    return Sorts(labelled, sessions, unlabelled, examples)
+
+
+_Row = tuple[str, str, Label | None, int, bytes]
+
+
+def _chunks(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    chunk: list[_Row] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row[-1])
+        if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _row(doc: Any, split: str) -> _Row:
+    id = with_id(_document_like(doc)).id
+    try:
+        document = doc if _is_plain(doc) else _converted(doc)
+        label = label_of(document) if has_label(document) else None
+        if isinstance(label, int) and not -(2**63) <= label < 2**63:
+            raise BadDocument(f"tags[{LABEL_TAG!r}] is beyond 64 bits; write it as a string")
+        return str(id), split, label, len(document.matches), _payload(document)
+    except BadDocument as error:
+        raise BadDocument(f"Document {id!r}: {error}") from error
+
+
+def _document_like(doc: Any) -> Any:
+    if not hasattr(doc, "id"):
+        raise BadDocument(f"A {type(doc).__name__} is not a document; give objects with the fields of `Document`")
+    return doc
+
+
+def _is_plain(doc: Any) -> bool:
+    return isinstance(doc, Document) and all(type(match) is Match for match in doc.matches)
+
+
+def _converted(doc: Any) -> Document:
+    """Return any document as a `Document`, its matches as `Match`es, with Python's scalars for numpy's in tags."""
+    try:
+        matches = DocList[Match](Match(**_fields(match)) for match in getattr(doc, "matches", None) or ())
+        return Document(**_fields(doc), matches=matches)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadDocument(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def _fields(doc: Any) -> dict[str, Any]:
+    fields = {name: getattr(_document_like(doc), name, None) for name in Match.model_fields}
+    return fields | {"tags": _plain_scalars(fields["tags"] or {})}
+
+
+def _plain_scalars(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _plain_scalars(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_plain_scalars, value))
+    return value
+
+
+def _payload(document: Document) -> bytes:
+    try:
+        return _encoded(document)
+    except _UNSTORABLE:  # often a numpy scalar in the tags, which docarray does not encode
+        try:
+            return _encoded(_converted(document))
+        except _UNSTORABLE as error:
+            raise BadDocument(
+                f"it cannot be stored ({error.args[-1] if error.args else error}). Tags hold strings, numbers "
+                "(integers of 32 bits), booleans, arrays, and lists and dicts of those, up to 32 deep"
+            ) from error
+
+
+def _encoded(document: Document) -> bytes:
+    for part in (document, *document.matches):
+        if any(array is not None and array.dtype.hasobject for array in (part.blob, part.embedding)):
+            raise ValueError("an array of Python objects")
+    payload: bytes = document.to_protobuf().SerializeToString()
+    if len(payload) > _MAX_BYTES:
+        raise ValueError(f"{len(payload)} bytes; a document holds {_MAX_BYTES}")
+    DocProto.FromString(payload)  # protobuf writes deeper nesting than it reads: what is stored can be read
+    return payload

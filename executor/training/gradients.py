@@ -1,0 +1,178 @@
+"""The gradient of a batch, all at once or in parts, by one process or by several.
+
+It is that of the whole batch in any case, within rounding: first all embeddings, then the loss of them all and its
+gradient by embedding, then the model's by that (gradient caching: Gao et al. 2021, arXiv:2101.06983). A batch in
+parts is embedded twice, without a graph at first. Layers that look at the whole batch, such as batch norm in training,
+see the parts.
+"""
+
+import contextlib
+import gc
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..compute.memory import MicroBatch
+from ..compute.ranks import ALONE, Ranks, unwrapped
+from ..errors import OutOfMemory
+from ..loading.loader import model_inputs
+from ..models.model import embedding_of
+from .losses import MemoryLoss
+
+
+class Gradients:
+    """Sets the gradients of `model` and `loss` for one batch after another.
+
+    A batch that the memory of an accelerator does not hold is computed again in halves, and so are those after it. On
+    a CPU the error is the caller's: what oneDNN has half done when memory ran out makes it fail, or crash, later.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        *,
+        device: torch.device,
+        bf16: bool,
+        micro_batch: MicroBatch,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._model = model
+        self._loss = loss
+        self._device = device
+        self._bf16 = bf16
+        self._micro_batch = micro_batch
+        self._ranks = ranks
+        self._forward = ranks.wrapped(model)
+
+    def __call__(self, inputs: Any, labels: Tensor, *, step: int) -> float:
+        """Return the value of the loss; the arguments are those of `compute_gradients`, `step` the steps done before.
+
+        Raises: OutOfMemory: the inputs cannot be parted, or one item is too much.
+        """
+        before = _Before(self._model, self._loss, self._device)
+        while True:
+            items = self._micro_batch.at(step)
+            try:
+                value = compute_gradients(
+                    self._forward,
+                    self._loss,
+                    inputs,
+                    labels,
+                    device=self._device,
+                    bf16=self._bf16,
+                    micro_batch=items,
+                    ranks=self._ranks,
+                )
+                self._ranks.average(self._model.buffers())
+                return value
+            except torch.OutOfMemoryError:
+                if not self._ranks.alone:
+                    raise  # the other ranks wait for this one's part: all have to start again
+            # The error is gone by now, and the failed graph with it.
+            if not isinstance(inputs, (Tensor, np.ndarray)):
+                raise OutOfMemory("A batch does not fit into memory, and it cannot be parted; lower batch_size.")
+            self._micro_batch.halve(step, len(inputs) if items is None else min(items, len(inputs)))
+            before.put_back()
+
+
+def compute_gradients(
+    model: nn.Module,
+    loss: nn.Module,
+    inputs: Any,
+    labels: Tensor,
+    *,
+    device: torch.device,
+    bf16: bool,
+    micro_batch: int | None = None,
+    ranks: Ranks = ALONE,
+) -> float:
+    """Set the gradients of `model` and `loss` for one batch and return the value of the loss.
+
+    Args:
+        inputs: this rank's share of the batch as the loader makes it; a tensor or array (b, …) where `micro_batch`, the
+            items in memory at a time, is to take effect.
+        labels: of the whole batch, (B,) or (B, 2) int64.
+    """
+    if isinstance(inputs, np.ndarray):
+        inputs = torch.from_numpy(inputs)
+    count = 1 if micro_batch is None or not isinstance(inputs, Tensor) else -(-len(inputs) // micro_batch)
+    parts = list(inputs.tensor_split(count)) if count > 1 else [inputs]
+    states: list[_Random] = []
+    if count > 1:
+        buffers = [buffer.clone() for buffer in model.buffers()]
+        embedded = []
+        with torch.no_grad():
+            for part in parts:
+                states.append(_Random(device))
+                embedded.append(_embed(model, part, device, bf16))
+            for buffer, saved in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(saved)  # the second pass counts, not this one
+        mine = torch.cat(embedded)
+    else:
+        mine = _embed(model, inputs, device, bf16)
+    embeddings = ranks.gather(mine.detach(), len(labels)).requires_grad_()
+    value = loss(embeddings, labels.to(device))
+    value.backward()
+    assert embeddings.grad is not None
+    gradient = ranks.share_of(embeddings.grad) * ranks.count  # the mean over the ranks is taken of it
+    ranks.agree_on_gradients(loss)
+    if count == 1:
+        mine.backward(gradient)
+        return float(value.detach())
+    after = _Random(device)
+    for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
+        state.put_back()  # the same dropout as in the first pass
+        with contextlib.nullcontext() if number == count else ranks.no_sync(model):
+            _embed(model, part, device, bf16).backward(gradient[: len(part)])
+        gradient = gradient[len(part) :]
+    after.put_back()
+    return float(value.detach())
+
+
+def _embed(model: nn.Module, inputs: Any, device: torch.device, bf16: bool) -> Tensor:
+    """(b, D) float32."""
+    images = model_inputs(unwrapped(model), inputs, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return embedding_of(model(images)).float()
+
+
+class _Random:
+    """The state of the random generators of the CPU and of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def put_back(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+class _Before:
+    """What a step changes besides the gradients before the optimizer makes it, so that it can be tried again."""
+
+    def __init__(self, model: nn.Module, loss: nn.Module, device: torch.device) -> None:
+        self._model = model
+        self._loss = loss
+        self._random = _Random(device)
+        self._buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *loss.buffers())]
+        self._remembered = loss.get_extra_state() if isinstance(loss, MemoryLoss) else None
+
+    def put_back(self) -> None:
+        """Free what the failed attempt has left, and let the next one begin as it did."""
+        self._model.zero_grad(set_to_none=True)
+        self._loss.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, saved in self._buffers:
+                buffer.copy_(saved)
+        if isinstance(self._loss, MemoryLoss) and self._remembered is not None:
+            self._loss.set_extra_state(self._remembered)
+        self._random.put_back()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,225 @@
+"""Losses by name, for each kind of data: pytorch-metric-learning's, fed with the right pairs.
+
+Every loss maps (embeddings (B, D) float32, labels) to a scalar. Labels are (B,) int64 for class and unlabeled data,
+and (B, 2) int64, `(session, 0 | 1 | -1)`, for sessions.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_metric_learning import losses, miners
+from torch import Tensor, nn
+
+from ..errors import InvalidParameter
+
+LossFactory = type[nn.Module]
+
+
+class ProxyAnchorSupCon(nn.Module):
+    """ProxyAnchor plus `supcon_weight` times SupCon: what the classes have in common, and what tells items apart.
+
+    Each is the best of the field on some image sets and behind on others; together they are near the best on all that
+    were tried (docs/training.md). Kim et al. 2020, arXiv:2003.13911; Khosla et al. 2020, arXiv:2004.11362.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        margin: float = 0.1,
+        alpha: float = 32,
+        temperature: float = 0.1,
+        supcon_weight: float = 5.0,
+    ) -> None:
+        super().__init__()
+        proxy_anchor = losses.ProxyAnchorLoss(num_classes, embedding_size, margin=margin, alpha=alpha)
+        supcon = losses.SupConLoss(temperature=temperature)
+        self.both = losses.MultipleLosses([proxy_anchor, supcon], weights=[1.0, supcon_weight])
+
+    def forward(self, embeddings: Tensor, labels: Tensor, pairs: None = None) -> Tensor:
+        value: Tensor = self.both(embeddings, labels)
+        return value
+
+
+# The proxy losses learn one vector a class; the others compare the items of a batch.
+PROXY_LOSSES: dict[str, LossFactory] = {
+    "proxy_anchor_supcon": ProxyAnchorSupCon,
+    "proxy_anchor": losses.ProxyAnchorLoss,
+    "arcface": losses.ArcFaceLoss,
+}
+BATCH_LOSSES: dict[str, LossFactory] = {
+    "multi_similarity": losses.MultiSimilarityLoss,
+    "triplet": losses.TripletMarginLoss,
+    "contrastive": losses.ContrastiveLoss,
+    "ntxent": losses.NTXentLoss,
+    "supcon": losses.SupConLoss,
+    "circle": losses.CircleLoss,
+}
+SESSION_LOSSES: dict[str, LossFactory] = {
+    "triplet": losses.TripletMarginLoss,
+    "contrastive": losses.ContrastiveLoss,
+}
+MINERS: dict[str, Callable[[], nn.Module]] = {
+    "multi_similarity": miners.MultiSimilarityMiner,
+    "triplet": lambda: miners.TripletMarginMiner(margin=0.2, type_of_triplets="semihard"),
+}
+LOSSES: dict[str, dict[str, LossFactory]] = {
+    "class": PROXY_LOSSES | BATCH_LOSSES,
+    "session": SESSION_LOSSES,
+    "unlabeled": BATCH_LOSSES,
+}
+# How they compare: docs/training.md.
+DEFAULT_LOSS = {"class": "proxy_anchor_supcon", "session": "contrastive", "unlabeled": "ntxent"}
+DEFAULT_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("unlabeled", "ntxent"): {"temperature": 0.2},
+    ("session", "triplet"): {"margin": 0.2},
+    ("class", "triplet"): {"margin": 0.2},
+}
+_GIVEN = {"num_classes", "embedding_size"}  # known from the data and the model, not a caller's to set
+# Only plain numbers and switches may come from a request.
+_NOT_PLAIN = {"self", "args", "kwargs", "reducer", "distance", "embedding_regularizer", "embedding_reg_weight"} | {
+    "weight_regularizer",
+    "weight_reg_weight",
+    "weight_init_func",
+    "mat_based_loss",
+    "triplets_per_anchor",
+}
+
+
+class MetricLoss(nn.Module):
+    """A loss on all pairs or triplets of a batch that a miner, where there is one, finds hard enough."""
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        self.miner = miner
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        pairs = None if self.miner is None else self.miner(embeddings, labels)
+        value: Tensor = self.loss(embeddings, labels, pairs)
+        return value
+
+
+class MemoryLoss(nn.Module):
+    """A loss that also compares a batch with the embeddings of the batches before it.
+
+    Cross-batch memory (Wang et al. 2020, arXiv:1912.06798) of pytorch-metric-learning, whose queue is part of the
+    state here, so that a resumed run remembers the same.
+    """
+
+    def __init__(self, loss: nn.Module, miner: nn.Module | None, *, embedding_size: int, memory_size: int) -> None:
+        super().__init__()
+        self.memory = losses.CrossBatchMemory(loss, embedding_size, memory_size, miner)
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        value: Tensor = self.memory(embeddings, labels)
+        return value
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The queue: torch puts it into `state_dict`."""
+        memory = self.memory
+        return {
+            "embeddings": memory.embedding_memory.clone(),
+            "labels": memory.label_memory.clone(),
+            "next": memory.queue_idx,
+            "full": memory.has_been_filled,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Put the queue back."""
+        self.memory.embedding_memory, self.memory.label_memory = state["embeddings"].clone(), state["labels"].clone()
+        self.memory.queue_idx, self.memory.has_been_filled = state["next"], state["full"]
+
+
+class SessionLoss(nn.Module):
+    """A loss on the triplets of each session: anchor and positive fit the session, the negative does not.
+
+    The root and the matches labelled 1 belong together; the matches labelled -1 fit none of them, and say nothing
+    of one another. Nothing is ever compared across sessions.
+    """
+
+    def __init__(self, loss: nn.Module, *, of_pairs: bool) -> None:
+        super().__init__()
+        self.loss = loss
+        self.of_pairs = of_pairs
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        tuples = session_pairs(labels) if self.of_pairs else session_triplets(labels)
+        value: Tensor = self.loss(embeddings, labels[:, 0], tuples)
+        return value
+
+
+def session_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (anchor, positive, anchor, negative) index vectors, int64, of all pairs within sessions.
+
+    Args: labels: (B, 2) int64, `(session, 0 | 1 | -1)`.
+    """
+    session, kind = labels[:, 0], labels[:, 1]
+    same = session[:, None] == session[None, :]
+    fits = kind >= 0
+    different = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    anchor, positive = torch.nonzero(same & fits[:, None] & fits[None, :] & different, as_tuple=True)
+    other, negative = torch.nonzero(same & fits[:, None] & ~fits[None, :], as_tuple=True)
+    return anchor, positive, other, negative
+
+
+def session_triplets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (anchor, positive, negative) index vectors, int64, of all triplets within sessions."""
+    anchor, positive, other, negative = session_pairs(labels)
+    pair, partner = torch.nonzero(anchor[:, None] == other[None, :], as_tuple=True)
+    return anchor[pair], positive[pair], negative[partner]
+
+
+def build_loss(
+    name: str,
+    kind: str,
+    *,
+    num_classes: int,
+    embedding_size: int,
+    options: dict[str, Any] | None = None,
+    memory_size: int = 0,
+) -> nn.Module:
+    """Return the loss called `name` for data of `kind`; `auto` is the default of the kind.
+
+    Args: memory_size: embeddings of earlier batches to compare with, for losses that compare items.
+    Raises: InvalidParameter: no such loss for the kind, or an argument that it does not have; the known are listed.
+    """
+    known = LOSSES[kind]
+    name = DEFAULT_LOSS[kind] if name == "auto" else name
+    if name not in known:
+        raise InvalidParameter(f"There is no loss {name!r} for {kind} data; there are: auto, {', '.join(known)}.")
+    if memory_size and (kind == "session" or name in PROXY_LOSSES):
+        raise InvalidParameter(
+            f"memory_size does not go with the loss {name!r} on {kind} data, which compares nothing across batches; "
+            "leave it out, or choose multi_similarity, triplet, contrastive, ntxent, supcon or circle."
+        )
+    arguments = DEFAULT_OPTIONS.get((kind, name), {}) | (options or {})
+    accepted = loss_arguments(known[name])
+    for argument, value in arguments.items():
+        if argument not in accepted:
+            raise InvalidParameter(
+                f"loss_options: the loss {name!r} has no argument {argument!r}; it has: {', '.join(accepted)}."
+            )
+        if not isinstance(value, (bool, int, float)):
+            raise InvalidParameter(f"loss_options: {argument!r} of the loss {name!r} must be a number, not {value!r}.")
+    if name in PROXY_LOSSES:
+        arguments |= {"num_classes": num_classes, "embedding_size": embedding_size}
+    loss = known[name](**arguments)
+    if kind == "session":
+        return SessionLoss(loss, of_pairs=name == "contrastive")
+    miner = MINERS[name]() if name in MINERS and kind == "class" else None
+    if memory_size:
+        return MemoryLoss(loss, miner, embedding_size=embedding_size, memory_size=memory_size)
+    return MetricLoss(loss, miner)
+
+
+def loss_arguments(factory: LossFactory) -> list[str]:
+    """The arguments of a loss that a caller may set, by name, from its constructors' signatures."""
+    names: list[str] = []
+    for base in inspect.getmro(factory):
+        if not base.__module__.startswith(("pytorch_metric_learning.losses", __name__)):
+            continue
+        names += [name for name in inspect.signature(base).parameters if name not in names]
+    return [name for name in names if name not in _GIVEN | _NOT_PLAIN]

@@ -1,0 +1,65 @@
+"""Whether to train in mixed precision: by measurement, where the hardware computes in bf16 at all."""
+
+import copy
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WORTHWHILE = 1.15  # a smaller gain drowns in the noise of the measurement, and fp32 is the safer choice
+PAIRS = 3
+ENOUGH = 16  # images, on a CPU: a whole batch gains about as much, and the first step waits for this
+
+
+def choose_bf16_once(file: Path, asked: str, model: nn.Module, inputs: Any, device: torch.device) -> bool:
+    """Return what `file` says, or choose and write it there: a resumed run goes on in the same precision."""
+    if not file.exists() or not file.read_text():  # empty: its writer was killed, before any step
+        file.write_text("bf16" if choose_bf16(asked, model, inputs, device) else "fp32")
+    return file.read_text() == "bf16"
+
+
+def choose_bf16(asked: str, model: nn.Module, images: Tensor, device: torch.device) -> bool:
+    """Return whether to train `model` in bf16, for the option `precision`; `auto` tries both on `images`.
+
+    Args: images: a typical batch of the model's input, (B, …) float32. The model is left as it is.
+    """
+    if asked != "auto":
+        return asked == "bf16"
+    if not computes_in_bf16(device) or not isinstance(images, Tensor):
+        return False
+    if device.type == "cpu":
+        images = images[:ENOUGH]
+    trial = copy.deepcopy(model).train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        _seconds(trial, images, device, bf16=False)
+        _seconds(trial, images, device, bf16=True)
+        gains = [
+            _seconds(trial, images, device, bf16=False) / _seconds(trial, images, device, bf16=True)
+            for _ in range(PAIRS)
+        ]
+    return statistics.median(gains) >= WORTHWHILE
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _seconds(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> float:
+    """The time of one forward and backward pass."""
+    from ..models.model import embedding_of
+
+    began = time.perf_counter()
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        embeddings = embedding_of(model(images))
+    if embeddings.requires_grad:
+        embeddings.float().square().sum().backward()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

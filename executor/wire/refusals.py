@@ -1,0 +1,158 @@
+"""Errors on the wire: one sentence, no traceback, and over HTTP a status of their own.
+
+Jina answers an exception over HTTP with status 500 and `repr(exception)`, and sends gRPC clients its traceback.
+A `Refusal` is a sentence to both. Where the executor itself serves HTTP, `extend_servers` puts the error's own
+status in place of the 500. Behind a Flow's HTTP gateway that is another process: see `gateway.py`.
+
+Where a token is configured, `extend_servers` also lets the servers of this process ask for it.
+"""
+
+import json
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any
+
+import jina.helper
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from jina.serve.instrumentation import InstrumentationMixin
+from jina.serve.runtimes.servers.grpc import GRPCServer
+from jina.types.request import Request as JinaRequest
+from jina.types.request.data import DataRequest
+from pydantic import ValidationError
+
+from ..errors import BadDocument, BadRequest, FinetunerError, InternalError
+from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
+
+MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents: it is not worth parsing twice
+
+_statuses: ContextVar[list[int] | None] = ContextVar("statuses", default=None)
+
+
+class Refusal(Exception):
+    """What an endpoint raises: `str` and `repr` are the sentence, and the traceback does not travel."""
+
+    def __init__(self, error: FinetunerError) -> None:
+        super().__init__(str(error), type(error).__name__)  # the gateway reads the class from here
+        self.sentence = str(error)
+        statuses = _statuses.get()
+        if statuses is not None:
+            statuses.append(error.status)
+
+    @classmethod
+    def undecodable(cls, error: Exception) -> "Refusal":
+        """What Jina raised before an endpoint was reached: it could not make documents or parameters of a request."""
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False)[0]
+            return cls(BadDocument(f"A document is wrong at {'.'.join(map(str, first['loc']))[:200]}: {first['msg']}."))
+        return cls(BadRequest(f"The request cannot be read ({type(error).__name__}): {str(error)[:200]!r}."))
+
+    @classmethod
+    def internal(cls, error: Exception) -> "Refusal":
+        """An error that is our fault."""
+        return cls(
+            InternalError(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")
+        )
+
+    def __str__(self) -> str:
+        return self.sentence
+
+    __repr__ = __str__
+
+    @property
+    def __traceback__(self) -> TracebackType | None:
+        """Jina formats the traceback for the client from here; the service's log has it all."""
+        return None
+
+    @__traceback__.setter
+    def __traceback__(self, traceback: TracebackType | None) -> None:
+        """Ignore what `raise` records."""
+
+
+class OwnStatus:
+    """Replaces the status 500 of a response by that of the `Refusal` raised meanwhile (ASGI middleware)."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        statuses: list[int] = []
+        token = _statuses.set(statuses)
+
+        async def send_with_status(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 500 and statuses:
+                message["status"] = statuses[-1]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_status)
+        finally:
+            _statuses.reset(token)
+
+
+class OptionalData:
+    """Lets a body leave out `data`, which Jina wants in each, where there are no documents (ASGI middleware)."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self._app(scope, receive, send)
+        request = Request(scope, receive)
+        chunked = "transfer-encoding" in request.headers
+        if chunked or int(request.headers.get("content-length", 0)) > MAX_BYTES_WITHOUT_DOCUMENTS:
+            return await self._app(scope, receive, send)
+        messages = [{"type": "http.request", "body": with_data(await request.body()), "more_body": False}]
+
+        async def receive_again() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return await self._app(scope, receive_again, send)
+
+
+def with_data(body: bytes) -> bytes:
+    """Return a JSON body with an empty `data`, should it have none; what is no JSON object stays as it is."""
+    try:
+        value = json.loads(body or b"{}")
+    except (ValueError, RecursionError):  # refused further on
+        return body
+    return json.dumps(value | {"data": []}).encode() if isinstance(value, dict) and "data" not in value else body
+
+
+async def malformed(_: Request, error: Exception) -> Response:
+    """Answer a body of the wrong form in a sentence; FastAPI's own answer repeats the body, and fails with some."""
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
+    where = ".".join(map(str, first["loc"]))[:200]
+    detail = json.dumps({"detail": f"The request has the wrong form at {where}: {first['msg']}."})
+    return Response(detail, BadDocument.status, media_type="application/json")
+
+
+def extend_servers(token: str | None) -> None:
+    """Prepare the servers that Jina is about to start in this process.
+
+    That of HTTP, if there is one, answers refusals with their status and spares `data`. With a token, that and gRPC's
+    ask for it. What Jina cannot decode is refused in a sentence, without its traceback.
+    """
+
+    def extended(app: FastAPI) -> FastAPI:
+        app.add_exception_handler(RequestValidationError, malformed)
+        app.add_middleware(OwnStatus)
+        app.add_middleware(OptionalData)
+        if token is not None:
+            app.add_middleware(TokenRequired, token=token)
+        return app
+
+    def interceptors(server: GRPCServer) -> list[Any]:
+        tracing = InstrumentationMixin.aio_tracing_server_interceptors(server) or []
+        if token is None:
+            return [*tracing]
+        return [*tracing, TokenRequiredByServer(token, free=DISCOVERY, refused_within=REFUSED_WITHIN)]
+
+    def add_exception(request: DataRequest, error: Exception, executor: Any = None) -> None:
+        refusal = error if isinstance(error, Refusal) else Refusal.undecodable(error)
+        JinaRequest.add_exception(request, refusal, executor)
+
+    DataRequest.add_exception = add_exception
+    jina.helper.extend_rest_interface = extended
+    GRPCServer.aio_tracing_server_interceptors = interceptors

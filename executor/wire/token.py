@@ -1,0 +1,170 @@
+"""The bearer token that guards every endpoint, where one is configured.
+
+A client presents it as `Authorization: Bearer <token>`: an HTTP header, also of the websocket's handshake, or gRPC
+metadata. It is checked at the door, before documents are read. In the executor's process, which Jina's gateway asks
+for health and endpoints without a token, each of our endpoints checks besides that the door was passed: should Jina
+ever serve by a door that we do not know, it stays shut.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from ..errors import ConfigurationError, Unauthorized
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+VARIABLE = "FINETUNER_TOKEN"
+REFUSED = "This service wants a token, and there was none or a wrong one: send `Authorization: Bearer <token>`."
+REFUSED_BY_EXECUTOR = (
+    f"{REFUSED} Jina's own gateways do not pass it on: use executor.gateway.FinetunerGateway, with the same token."
+)
+HEALTH = "/grpc.health.v1.Health/"
+# What Jina's gateway calls without metadata before it serves; no document, no run and no setting is to be had there.
+DISCOVERY = (
+    HEALTH,
+    "/grpc.reflection.v1alpha.ServerReflection/",
+    "/jina.JinaDiscoverEndpointsRPC/",
+)
+# Their endpoints refuse by themselves: in the form that Jina's gateway hands on to its client.
+REFUSED_WITHIN = (
+    "/jina.JinaSingleDataRequestRPC/",
+    "/jina.JinaDataRequestRPC/",
+    "/jina.JinaSingleDocumentRequestRPC/",
+)
+DRAIN_SECONDS = 10.0
+
+_passed: ContextVar[bool] = ContextVar("passed", default=False)
+
+
+def read_token(token_file: str | None) -> str | None:
+    """Return the token from the environment or from a file; None where neither is configured.
+
+    Raises: ConfigurationError: it is empty, unreadable, no plain ASCII, or the two differ.
+    """
+    found = {}
+    if VARIABLE in os.environ:
+        found[VARIABLE] = os.environ[VARIABLE].strip()
+    if token_file is not None:
+        found["token_file"] = _from_file(token_file)
+    for name, token in found.items():
+        if not re.fullmatch("[!-~]+", token):
+            raise ConfigurationError(f"The token in {name} must be printable ASCII without spaces, and not empty.")
+    if len(set(found.values())) > 1:
+        raise ConfigurationError(f"{VARIABLE} and token_file name different tokens; set one of the two.")
+    return next(iter(found.values()), None)
+
+
+def _from_file(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode("ascii", "replace").strip()
+    except OSError as error:
+        raise ConfigurationError(f"token_file {path!r} cannot be read: {error.strerror}.") from None
+
+
+def presents(token: str, headers: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether one of the headers (or metadata) is an `authorization` with the token; compared in constant time."""
+    for name, value in headers:
+        if _bytes(name).lower() == b"authorization":
+            scheme, _, presented = _bytes(value).partition(b" ")
+            if scheme.lower() == b"bearer" and hmac.compare_digest(presented.strip(), token.encode()):
+                return True
+    return False
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
+def require(token: str | None) -> None:
+    """Raises: Unauthorized: there is a token, and the present call has not passed a door that checks it."""
+    if token is not None and not _passed.get():
+        raise Unauthorized(REFUSED_BY_EXECUTOR)
+
+
+class TokenRequired:
+    """Answers 401 to a request without the token, 403 to such a websocket; health is free (ASGI middleware)."""
+
+    def __init__(self, app: App, token: str) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] == "/"):
+            return await self._app(scope, receive, send)
+        if presents(self._token, scope["headers"]):
+            before = _passed.set(True)
+            try:
+                return await self._app(scope, receive, send)
+            finally:
+                _passed.reset(before)
+        if scope["type"] == "websocket":  # before it is accepted: the handshake fails
+            return await send({"type": "websocket.close", "code": 1008})
+        body = json.dumps({"detail": REFUSED}).encode()
+        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+        headers.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": Unauthorized.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class TokenRequiredByServer(grpc.aio.ServerInterceptor):
+    """Ends a gRPC call without the token as UNAUTHENTICATED; nothing of it is decoded.
+
+    Args: free: beginnings of the methods that need no token. refused_within: of those that refuse by themselves.
+    """
+
+    def __init__(self, token: str, *, free: tuple[str, ...] = (HEALTH,), refused_within: tuple[str, ...] = ()) -> None:
+        self._token = token
+        self._free = free
+        self._refused_within = refused_within
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        passed = presents(self._token, details.invocation_metadata)
+        _passed.set(passed)
+        if passed or details.method.startswith(self._free + self._refused_within):
+            return await continuation(details)
+        return grpc.stream_stream_rpc_method_handler(_unauthenticated)
+
+
+async def _unauthenticated(requests: Any, context: Any) -> None:
+    """Refuse once the client has sent all: grpc's own tells it of an internal error if it is still sending."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_drained(requests), DRAIN_SECONDS)
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, REFUSED)
+
+
+async def _drained(requests: Any) -> None:
+    async for _ in requests:
+        pass
+
+
+def presenting(token: str) -> list[grpc.aio.ClientInterceptor]:
+    """Interceptors of a channel that present the token with every call of the kinds that Jina's gateway makes."""
+
+    def with_token(details: Any) -> Any:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        metadata.set_all("authorization", [f"Bearer {token}"])
+        return details._replace(metadata=metadata)
+
+    class UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
+        async def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+            return await continuation(with_token(details), request)
+
+    class UnaryStream(grpc.aio.UnaryStreamClientInterceptor):
+        async def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+            return await continuation(with_token(details), request)
+
+    return [UnaryUnary(), UnaryStream()]

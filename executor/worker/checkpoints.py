@@ -1,0 +1,97 @@
+"""Checkpoints of a run: a folder each, complete or absent; a damaged one is refused and the one before it used.
+
+    checkpoints/0000000042/tensors.safetensors   every tensor of the state, named 0, 1, 2, …
+    checkpoints/0000000042/state.json            the rest, with a SHA-256 of both
+
+Nothing is pickled: the state's nested dicts and lists are JSON in which a tensor stands as its number.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..store.files import publish_folder, unwritable
+from ..training.loop import TrainState
+
+KEPT = 2  # the newest ones: the second in case the first is damaged
+_TENSORS = "tensors.safetensors"
+_STATE = "state.json"
+_log = logging.getLogger(__name__)
+
+
+def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
+    """Write the state after `done` steps below `folder`, then remove all but the newest checkpoints.
+
+    Raises: WorkspaceError: the disk is full or cannot be written; the checkpoints that there are stay.
+    """
+
+    def write(place: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        encoded = _encode(vars(state), tensors)
+        save_file(tensors, place / _TENSORS)
+        written = {"done": done, "sha256": _digest(place, encoded), "state": encoded}
+        (place / _STATE).write_text(json.dumps(written))
+
+    try:
+        publish_folder(folder / f"{done:010d}", write)
+    except (OSError, SafetensorError) as error:
+        raise unwritable("the checkpoint", folder, error) from error
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path) -> TrainState | None:
+    """Return the newest state that is whole, or None if there is none."""
+    for place in _newest_first(folder):
+        try:
+            written = json.loads((place / _STATE).read_text())
+            if _digest(place, written["state"]) != written["sha256"]:
+                raise ValueError("its checksum does not fit")
+            return TrainState(**_decode(written["state"], load_file(place / _TENSORS)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("Checkpoint %s is damaged (%s); the one before it is used.", place, error)
+    return None
+
+
+def _digest(place: Path, encoded: Any) -> str:
+    """The SHA-256 of the tensors of a checkpoint and of the rest of its state."""
+    digest = hashlib.sha256((place / _TENSORS).read_bytes())
+    digest.update(json.dumps(encoded).encode())
+    return digest.hexdigest()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((place for place in folder.iterdir() if place.name.isdigit()), reverse=True)
+
+
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Dicts become `{"dict": [[key, value], …]}`, because JSON would turn integer keys into strings."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": [[key, _encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_encode(item, tensors) for item in value]}
+    return {"plain": value}
+
+
+def _decode(value: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "dict" in value:
+        return {key: _decode(item, tensors) for key, item in value["dict"]}
+    if "list" in value:
+        return [_decode(item, tensors) for item in value["list"]]
+    return value["plain"]

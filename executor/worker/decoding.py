@@ -1,0 +1,100 @@
+"""Tries every document of a run once, while it is still receiving; what does not decode is quarantined."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..compute.memory import is_out_of_memory
+from ..errors import BadDocument
+from ..loading.cache import ImageCache
+from ..loading.datasets import DATASETS, Dataset
+from ..store.runs import RunStore
+from ..store.spool import DocumentArrayMemmap
+
+
+class Decoded:
+    """One split of a run's spool: its documents, each tried once, the unusable ones quarantined.
+
+    Args: preprocess: from a document to its content; `cache` keeps that.
+    """
+
+    CHUNK = 64
+
+    def __init__(
+        self,
+        split: str,
+        store: RunStore,
+        run: str,
+        preprocess: Callable[[Any], Any],
+        cache: ImageCache | None,
+        *,
+        with_matches: bool,
+    ) -> None:
+        self.docs = DocumentArrayMemmap(store.workspace.spool(run), split=split)
+        self.cache = cache
+        self._split = split
+        self._store = store
+        self._run = run
+        self._preprocess = preprocess
+        self._with_matches = with_matches
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._next_doc = 0
+        self._next_item = 0
+        self.bad_items: set[int] = set()  # those found so far that cannot be used
+        self._bad_docs = 0
+
+    def advance(self) -> bool:
+        """Try the next few documents; false if there are none waiting."""
+        docs = self.docs[self._next_doc : self._next_doc + self.CHUNK]
+        if not docs:
+            return False
+        parts: list[tuple[Any, Any]] = [
+            (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
+        ]
+        faults = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
+        for split, bad in ((self._split, True), (f"{self._split} match", False)):
+            problems = [
+                (part.id, fault)
+                for (root, part), fault in zip(parts, faults, strict=True)
+                if fault is not None and (part is root) is bad
+            ]
+            if problems:
+                self._store.quarantine(self._run, split, problems, spooled=True)
+            self._bad_docs += len(problems) if bad else 0
+        self.bad_items |= {self._next_item + number for number, fault in enumerate(faults) if fault is not None}
+        self._next_doc += len(docs)
+        self._next_item += len(parts)
+        return True
+
+    def _try(self, item: int, pair: tuple[Any, Any]) -> str | None:
+        """Return why the document cannot be used, or None."""
+        if self.cache is not None and self.cache.get(item) is not None:
+            return None
+        try:
+            content = self._preprocess(pair[1])
+        except BadDocument as error:
+            return str(error)
+        except Exception as error:  # a custom preprocess_fn may raise anything
+            if is_out_of_memory(error):
+                raise  # which is not the document's fault
+            return f"preprocess_fn raised {type(error).__name__}: {error}"
+        if self.cache is not None:
+            self.cache.put(item, content)
+        return None
+
+    def __len__(self) -> int:
+        """The documents that can be used, as far as they have been tried."""
+        return self._next_doc - self._bad_docs
+
+    def dataset(self, kind: str) -> tuple[Dataset, np.ndarray]:
+        """Return all documents as a dataset, and the items that can be used: whole sessions need their root."""
+        dataset = DATASETS[kind](self.docs, self._preprocess)
+        items = np.arange(len(dataset))
+        bad = np.isin(items, list(self.bad_items))
+        if kind == "session":
+            roots = dataset.labels[:, 1] == 0
+            bad |= np.isin(dataset.labels[:, 0], dataset.labels[roots & bad, 0])
+        return dataset, items[~bad]

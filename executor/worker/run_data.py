@@ -1,0 +1,138 @@
+"""The documents of a run, tried while they arrive, and the datasets for training and evaluation that they become."""
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..compute.ranks import Ranks
+from ..errors import NotTrainable
+from ..evaluation.eval_set import EvalSet
+from ..loading.cache import ImageCache
+from ..loading.content import make_preprocess
+from ..loading.datasets import Dataset, kind_of
+from ..models.model import EmbeddingModel
+from ..parameters import ExecutorOptions, TrainingOptions
+from ..store.runs import Run, RunState, RunStore
+from ..store.spool import DocumentArrayMemmap
+from ..training.loop import Interrupted
+from ..training.recipe import split_off
+from .decoding import Decoded
+
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run trains on, and what it is measured on.
+
+    Attributes:
+        items: the indices of `dataset` to train on.
+        cache: of the images of `dataset`; None where its documents may give another content each time.
+        counts: the documents for training and for evaluation, and how many of the former were held out.
+    """
+
+    dataset: Dataset
+    items: np.ndarray
+    cache: ImageCache | None
+    eval_set: EvalSet | None
+    counts: tuple[int, int, int]
+
+
+class RunData:
+    """Both splits of a run's spool.
+
+    Args: check: called now and then; raises what shall stop the work. warn: told what the run's history should say.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        run: Run,
+        model: EmbeddingModel,
+        ranks: Ranks,
+        *,
+        check: Callable[[], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._ranks = ranks
+        self._check = check
+        self._warn = warn
+        self._options = TrainingOptions.model_validate(run.options)
+        self._configuration = ExecutorOptions.model_validate(run.configuration["options"])
+        self._train, self._eval = self._decoded("train", model), self._decoded("eval", model)
+
+    def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
+        cache = None
+        if self._configuration.preprocess_fn is None:  # only the default loading is known to give the same each time
+            size = model.preprocessing.size
+            path = self._store.workspace.run(self._run.name) / "images" / f"{split}-{size}"
+            cache = ImageCache(size, path, max_bytes=self._configuration.max_cache_bytes, warn=self._warn)
+        return Decoded(
+            split,
+            self._store,
+            self._run.name,
+            make_preprocess(self._configuration, model),
+            cache,
+            with_matches=self._options.kind in ("auto", "session"),
+        )
+
+    def receive(self) -> None:
+        """Decode what arrives until the service says to train. Raises: Interrupted: the run has ended instead."""
+        splits = (self._train, self._eval) if self._ranks.first else ()
+        while True:
+            self._check()
+            state = self._store.get(self._run.name).state
+            if state is RunState.TRAINING:
+                return
+            if state.ended:
+                raise Interrupted
+            advanced = [split.advance() for split in splits]
+            if not any(advanced):
+                time.sleep(POLL_SECONDS)
+
+    def decode(self) -> None:
+        """Decode what is left. Raises: NotTrainable: there are no documents to train on."""
+        for split in (self._train, self._eval):
+            split.bad_items = self._ranks.agree(functools.partial(self._rest_of, split))
+        if not len(self._train.docs):
+            raise NotTrainable("The run has no usable train documents; its problems say why.")
+
+    def _rest_of(self, split: Decoded) -> set[int]:
+        """Return the items that cannot be used."""
+        while split.advance():
+            self._check()
+        return split.bad_items
+
+    def kind(self) -> str:
+        """The kind of dataset: as asked for, or as the train documents are."""
+        return self._options.kind if self._options.kind != "auto" else kind_of(self._train.docs)
+
+    def task(self, kind: str, device: torch.device, batch: int) -> Task:
+        """The datasets; without eval documents some of the others are held out, if the options say so.
+
+        Args: batch: images embedded at a time. Raises: NotTrainable: what was asked to be held out cannot be.
+        """
+        make_eval = functools.partial(EvalSet, device=device, batch=batch, ranks=self._ranks)
+        dataset, items = self._train.dataset(kind)
+        eval_set, held_out = None, 0
+        if len(self._eval.docs):
+            eval_set = make_eval(*self._eval.dataset(self._eval_kind(self._eval.docs)), cache=self._eval.cache)
+        elif self._options.val_split:
+            items, held = split_off(dataset, items, self._options.val_split, self._options.seed)
+            eval_set = make_eval(dataset, held, cache=self._train.cache)
+            held_out = eval_set.documents
+        counts = (len(self._train), len(self._eval), held_out)
+        return Task(dataset, items, self._train.cache, eval_set, counts)
+
+    def _eval_kind(self, docs: DocumentArrayMemmap) -> str:
+        """Labelled eval documents prove a model that was trained without labels, too."""
+        if self._options.kind in ("class", "session"):
+            return self._options.kind
+        found = kind_of(docs)
+        return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found

@@ -1,0 +1,337 @@
+"""The trainer process: `python -m executor train --workspace FOLDER --run NAME`.
+
+It starts while its run is still receiving, loads the model and decodes what has arrived, and begins to train once
+the service has moved the run to `training`. It writes progress, checkpoints and the run's model; what becomes of the
+run is for the service to decide, from the exit code and from what lies in the run's folder.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..compute.device import choose_device
+from ..compute.memory import MicroBatch, is_out_of_memory
+from ..compute.ranks import Ranks, ranks_of_environment
+from ..errors import FinetunerError, NotTrainable, OutOfMemory, WorkspaceError
+from ..evaluation.eval_set import BATCH, EvalSet, Measured, verdict
+from ..loading.datasets import ClassDataset, Dataset
+from ..loading.loader import Loader, load_augmentation
+from ..models.model import EmbeddingModel, load_model, save_model
+from ..models.versions import ensure_base
+from ..parameters import ExecutorOptions, TrainingOptions
+from ..report import contents as reporting
+from ..store.files import is_full, unwritable
+from ..store.runs import RunStore, TrainerExit
+from ..store.workspace import Workspace
+from ..training.features import FILL_BATCH, Filling, Trained, choose_trained
+from ..training.loop import Interrupted, Meter, NonFiniteLoss, Step, TrainState, train
+from ..training.precision import choose_bf16_once
+from ..training.recipe import (
+    embedding_size,
+    example_inputs,
+    finish_model,
+    make_config,
+    make_loader,
+    make_loss,
+    prepare_model,
+)
+from .checkpoints import load_checkpoint, save_checkpoint
+from .other_ranks import OtherRanks
+from .progress import ProgressWriter
+from .run_data import RunData, Task
+
+CHECKPOINT_SECONDS = 30.0  # within an epoch
+EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint: what is lost is done again, with the same result
+
+_log = logging.getLogger(__name__)
+
+
+def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
+    """Train one run and return the exit code. Args: others: the ranks this process has started."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service says when to stop
+    store = RunStore(Workspace(workspace))
+    trainer = Trainer(store, name, ranks_of_environment(), others)
+    signal.signal(signal.SIGTERM, lambda *_: trainer.interrupt())
+    try:
+        trainer.run()
+        return TrainerExit.SUCCEEDED
+    except Interrupted:
+        return TrainerExit.INTERRUPTED
+    except Exception as error:
+        _log.exception("The run cannot go on")
+        traceback.clear_frames(error.__traceback__)  # they hold what memory may be needed for
+        if not isinstance(error, FinetunerError) and not is_out_of_memory(error):
+            others.end_with_the_failed()
+        return trainer.give_up(error)
+
+
+class Trainer:
+    """One run, from its spool to its model."""
+
+    def __init__(self, store: RunStore, name: str, ranks: Ranks, others: OtherRanks) -> None:
+        self._store = store
+        self._ranks = ranks
+        self._others = others
+        self._run = store.get(name)
+        self._folder = store.workspace.run(name)
+        self._options = TrainingOptions.model_validate(self._run.options)
+        self._configuration = ExecutorOptions.model_validate(self._run.configuration["options"])
+        self._progress = ProgressWriter(store, self._run, ranks)
+        self._interrupted = threading.Event()
+        self._history: dict[str, list[float]] | None = None  # per epoch, as the loop keeps it
+        self._saved = time.monotonic()
+        self._done = store.workspace.latest_step(name)
+        self._micro_batch = MicroBatch(
+            self._options.micro_batch,
+            -(-self._options.batch_size // ranks.count),
+            file=store.workspace.micro_batch(name),
+            say=lambda note: store.event(name, "warning", note),  # of any rank
+        )
+
+    def interrupt(self) -> None:
+        """Stop after the present step, with a checkpoint."""
+        self._interrupted.set()
+
+    def give_up(self, error: Exception) -> TrainerExit:
+        """Say why the run cannot go on here, and return whether another attempt may."""
+        if is_out_of_memory(error):
+            try:
+                self._micro_batch.halve(self._done)
+                return TrainerExit.OUT_OF_MEMORY
+            except OutOfMemory as hopeless:
+                error = hopeless
+        if is_full(error) and isinstance(error, OSError):
+            error = unwritable("a file of the run", self._folder, error)
+        if isinstance(error, WorkspaceError):
+            self._progress.report(error=str(error))
+            return TrainerExit.UNWRITABLE
+        if isinstance(error, FinetunerError):
+            self._progress.refuse(str(error))
+            return TrainerExit.REFUSED
+        self._progress.report(error=f"{type(error).__name__}: {error}")
+        return TrainerExit.CRASHED
+
+    def run(self) -> None:
+        """Do it all. Raises: Interrupted: asked to stop. FinetunerError: the run cannot be trained."""
+        self._enter()
+        device = choose_device(self._configuration)
+        self._progress.report(error=None, better=None, verdict=None, device=str(device))
+        model = self._load_model().to(device)
+        data = RunData(
+            self._store, self._run, model, self._ranks, check=self._check_interrupted, warn=self._progress.warn
+        )
+        data.receive()
+        self._others.release_port()
+        self._ranks.join(device)
+        self._progress.report(phase="loading")
+        data.decode()
+        kind = data.kind()
+        self._progress.report(kind=kind)
+        self._train(model, data.task(kind, device, self._at_a_time(BATCH)), device)
+        self._ranks.leave()
+
+    def _enter(self) -> None:
+        """Be where the service was when the run was created, with as many threads as it may have."""
+        os.chdir(self._run.configuration["directory"])
+        sys.path[:0] = self._run.configuration["path"]
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(self._configuration.trainer_threads or max(1, (os.cpu_count() or 1) // here))
+        if self._ranks.first:
+            self._store.workspace.remove_leftovers(self._run.name)
+
+    def _load_model(self) -> EmbeddingModel:
+        if self._options.base == "base":
+            ensure_base(self._store.workspace, self._configuration)
+        model = load_model(self._base, freeze=False, embedding_dim=self._options.embedding_dim)
+        prepare_model(model, self._options)
+        return model
+
+    @property
+    def _base(self) -> Path:
+        """The version that the run starts from."""
+        return self._store.workspace.model(self._options.base)
+
+    def _at_a_time(self, items: int) -> int:
+        """So many images, or fewer where earlier attempts have shown that memory does not suffice."""
+        return min(items, self._micro_batch.at(self._done) or items)
+
+    def _check_interrupted(self) -> None:
+        if self._interrupted.is_set():
+            raise Interrupted
+
+    # training -----------------------------------------------------------------------------------------------------
+
+    def _train(self, model: EmbeddingModel, task: Task, device: torch.device) -> None:
+        loader = self._loader(model, task)
+        count = self._at_a_time(self._options.batch_size)
+        inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
+        loss = make_loss(task.dataset, self._options, embedding_size(model, inputs), device)
+        bf16 = self._ranks.agree(
+            lambda: choose_bf16_once(self._folder / "precision", self._options.precision, model, inputs, device)
+        )
+        config = make_config(self._options, scratch=model.config.model == "default", bf16=bf16)
+        before = self._measure_base(task.eval_set, device)
+        metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
+        self._progress.report(phase="training", metrics=metrics, steps=loader.sampler.steps(config.epochs))
+        trained = choose_trained(
+            model,
+            loader,
+            config,
+            self._options.feature_views if self._ranks.alone else 0,  # each rank would fill the same cache
+            same_content=task.cache is not None,
+            device=device,
+            max_bytes=self._configuration.max_cache_bytes,
+            folder=self._folder / "features",
+            at_once=self._at_a_time(FILL_BATCH),
+            say=self._progress.warn,
+            filled=self._on_features,
+        )
+        eval_set = task.eval_set if before is not None else None  # one without a query measures nothing
+        history = self._make_steps(trained, loss, task.dataset, eval_set, device)
+        finish_model(model, self._options)
+        self._progress.report(phase="evaluating", history=history, eta_seconds=0.0)
+        after = None if eval_set is None else eval_set.measure(model)
+        if self._ranks.first:
+            self._finish(model, task, history, before, after, device)
+
+    def _loader(self, model: EmbeddingModel, task: Task) -> Loader:
+        augment = None
+        if task.cache is not None or self._configuration.augment is not None or task.dataset.kind == "unlabeled":
+            augment = load_augmentation(self._configuration.augment, task.dataset.kind, model.preprocessing.size)
+        loader = make_loader(
+            task.dataset, task.items, self._options, cache=task.cache, augment=augment, ranks=self._ranks
+        )
+        for note in loader.sampler.notes:
+            self._progress.warn(note)
+        return loader
+
+    def _measure_base(self, eval_set: EvalSet | None, device: torch.device) -> Measured | None:
+        """Measure the version that the run starts from; None if there is nothing to measure on."""
+        if eval_set is None:
+            return None
+        self._progress.report(phase="evaluating")
+        measured = eval_set.measure(load_model(self._base).to(device))
+        if measured.scores.queries == 0:
+            skipped = measured.scores.skipped
+            self._progress.warn(
+                f"None of the {skipped} eval documents can be a query: each needs another one that fits it."
+            )
+            return None
+        return measured
+
+    def _make_steps(
+        self, trained: Trained, loss: nn.Module, dataset: Dataset, eval_set: EvalSet | None, device: torch.device
+    ) -> dict[str, list[float]]:
+        """Train from the last checkpoint to the end and return the history."""
+
+        def evaluate(measured: nn.Module) -> dict[str, float]:
+            self._progress.report(phase="evaluating")
+            assert eval_set is not None
+            return eval_set.score(trained.whole(measured)).mean()
+
+        try:
+            state = train(
+                trained.model,
+                loss,
+                trained.loader,
+                trained.config,
+                device=device,
+                evaluate=None if eval_set is None else evaluate,
+                resume=load_checkpoint(self._store.workspace.checkpoints(self._run.name)),
+                report=self._on_step(),
+                save=self._save,
+                stop=self._interrupted.is_set,
+                micro_batch=self._micro_batch if trained.backbone is None else None,
+                ranks=self._ranks,
+            )
+        except NonFiniteLoss as error:
+            ids = list(dict.fromkeys(dataset.document(int(item)).id for item in error.items))
+            self._progress.tell("error", f"{error} Its documents: {', '.join(ids)}.")
+            some = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+            raise NotTrainable(f"{error} Its documents: {some}.") from error
+        return state.history
+
+    def _on_features(self, filling: Filling) -> None:
+        self._check_interrupted()  # what has been computed is kept
+        if filling.done == filling.total:
+            self._progress.tell("features", str(filling))
+        if self._progress.is_due:
+            speed = filling.done / filling.seconds
+            left = (filling.total - filling.done) / speed
+            self._progress.report(phase="loading", images_per_second=speed, eta_seconds=left)
+
+    def _on_step(self) -> Callable[[Step], None]:
+        meter = Meter()
+
+        def on_step(step: Step) -> None:
+            self._done = step.done
+            self._history = step.history
+            speed, left = meter.update(step)
+            if self._progress.is_due or step.done == step.total:
+                self._progress.report(
+                    phase="training",
+                    epoch=step.epoch + 1,
+                    step=step.done,
+                    loss=step.loss,
+                    images_per_second=speed,
+                    eta_seconds=left,
+                    history=step.history,
+                )
+
+        return on_step
+
+    def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
+        if epoch_ended:
+            self._progress.tell_epoch(state().history if self._history is None else self._history)
+        due = time.monotonic() - self._saved >= (EPOCH_SECONDS if epoch_ended else CHECKPOINT_SECONDS)
+        if due or self._interrupted.is_set():
+            self._progress.report(phase="saving")
+            written = state()
+            try:
+                save_checkpoint(self._store.workspace.checkpoints(self._run.name), written, written.done)
+            except WorkspaceError as error:
+                unsafe = "The run goes on; what it does until the next checkpoint is not safe yet."
+                self._progress.warn(f"{error} {unsafe}")
+            self._saved = time.monotonic()
+
+    def _finish(
+        self,
+        model: EmbeddingModel,
+        task: Task,
+        history: dict[str, list[float]],
+        before: Measured | None,
+        after: Measured | None,
+        device: torch.device,
+    ) -> None:
+        """Judge the tuned model against the one before, and write it and the report."""
+        sentence = reporting.UNPROVEN
+        if before is not None and after is not None:
+            better, sentence = verdict(before.scores, after.scores, by=self._options.promote_by)
+            tuned = {f"tuned/{name}": value for name, value in after.scores.mean().items()}
+            self._progress.report(metrics=self._progress.now.metrics | tuned, better=better, verdict=sentence)
+        self._progress.report(phase="saving")
+        save_model(model, self._store.workspace.model(self._run.name))
+        reporting.write(
+            self._store,
+            self._run,
+            kind=task.dataset.kind,
+            classes=len(task.dataset.classes) if isinstance(task.dataset, ClassDataset) else None,
+            counts=task.counts,
+            history=history,
+            device=str(device),
+            eval_set=task.eval_set,
+            before=before,
+            after=after,
+            verdict=sentence,
+        )
+        self._progress.conclude()
