@@ -32,7 +32,8 @@ from benchmarks.clients import ClientProcess
 from benchmarks.common import median, options, print_headline, print_machine, print_table, seconds_of, write_jpegs
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
-from executor.models.model import EmbeddingModel, ModelConfig, build_model
+from executor.models.building import build_model
+from executor.models.model import EmbeddingModel, ModelConfig
 
 CLASSES = 16
 BATCH = 64

@@ -37,13 +37,16 @@ from benchmarks.common import (
 )
 from benchmarks.train import BATCH, CLASSES, TimedTrainer, prepare_run
 from executor import Document, DocumentArray, fit
-from executor.evaluation.eval_set import embed_batches
 from executor.evaluation.metrics import DECIDING, score_classes
 from executor.images.reading import load_uri_to_image_blob
-from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from executor.loading.forward import embed_batches
+from executor.models.building import build_model
+from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.saving import load_model, save_model
+from executor.training.config import TrainConfig
 from executor.training.features import DEFAULT_VIEWS, head_of
-from executor.training.loop import TrainConfig, parameter_groups
 from executor.training.losses import build_loss
+from executor.training.optimizer import parameter_groups
 
 DIGIT_SIZE = 32
 HEAD_RATE = 1e-2  # of the digits' heads: at the default rate they would hardly move in so few steps
@@ -137,7 +140,7 @@ def measure_quality(folder: Path, seeds: int, epochs: int) -> dict[str, list[flo
             store = prepare_run(folder, run, files, DIGIT_SIZE, learning_rate=HEAD_RATE, **training)
             save_model(base, store.workspace.base)
             TimedTrainer(store, run, lambda: None).run()
-            scores[way].append(score(load_model(store.workspace.model(run))))
+            scores[way].append(score(load_model(store.workspace.model_folder(run))))
     return scores
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks.serving import Served, words_of
-from executor.store.runs import Progress, Run, RunState, RunStore
+from executor.store.run import Progress, Run, RunState
+from executor.store.runs import RunStore
 from executor.store.workspace import find_workspace
 
 POLL_SECONDS = 0.004
@@ -147,16 +148,16 @@ class Killer:
 
     def _phase(self, run: Run, progress: Progress) -> str:
         signs = set(self._signs(run.name)) - self._old
-        if self._workspace.model(run.name) in signs:
+        if self._workspace.model_folder(run.name) in signs:
             return "promotion"
-        if any(sign.parent == self._workspace.checkpoints(run.name) for sign in signs):
+        if any(sign.parent == self._workspace.checkpoint_folder(run.name) for sign in signs):
             return "checkpoint"
         return "starting" if progress == self._before.get(run.name) else progress.phase or "starting"
 
     def _signs(self, run: str) -> list[Path]:
         """What is being written or has just been: unfinished checkpoints, and the model."""
-        unfinished = self._workspace.checkpoints(run).glob(".*")
-        return [*unfinished, *self._workspace.run(run).glob("model")]
+        unfinished = self._workspace.checkpoint_folder(run).glob(".*")
+        return [*unfinished, *self._workspace.run_folder(run).glob("model")]
 
     def _trainer(self, sight: Sight) -> psutil.Process | None:
         """The trainer, if it lives."""

@@ -39,15 +39,18 @@ from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.shapes import classes as shape_classes
 from benchmarks.shapes import make as make_shapes
 from executor import Document, DocumentArray
-from executor.evaluation.eval_set import embed_batches
 from executor.evaluation.metrics import score_classes
 from executor.images.reading import load_uri_to_image_blob
+from executor.loading.augmentation import default_augmentation
 from executor.loading.datasets import make_dataset
-from executor.loading.loader import default_augmentation
-from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from executor.loading.forward import embed_batches
+from executor.models.building import build_model
+from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.saving import load_model, save_model
 from executor.parameters import LOSS_NAMES, TrainingOptions
-from executor.training.loop import train, warmup_cosine
+from executor.training.loop import train
 from executor.training.losses import DEFAULT_LOSS
+from executor.training.optimizer import warmup_cosine
 from executor.training.precision import computes_in_bf16
 from executor.training.recipe import make_config, make_loader, make_loss
 

@@ -57,7 +57,7 @@ def train(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
 def open_only(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
     """What it takes to open a run of the files, and to draw the order of an epoch."""
     store = prepare_run(folder, "run", files, SIZE, epochs=1)
-    spool = store.workspace.spool("run")
+    spool = store.workspace.spool_file("run")
     before = resident(os.getpid())
     began = time.perf_counter()
     with DocumentArrayMemmap(spool) as docs:

@@ -43,9 +43,10 @@ class Sequential(Executor):
 
     def __init__(self, *args: Any, model: str = "default", input_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        from executor.images.reading import ImagePolicy
-        from executor.loading.loader import ModelImages
-        from executor.models.model import ModelConfig, build_model
+        from executor.images.policy import ImagePolicy
+        from executor.loading.content import ModelImages
+        from executor.models.building import build_model
+        from executor.models.model import ModelConfig
 
         self._model = build_model(ModelConfig(model=model, input_size=input_size))
         self._preprocess = ModelImages(self._model.preprocessing, ImagePolicy())

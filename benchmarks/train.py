@@ -46,15 +46,19 @@ from benchmarks.common import (
 )
 from executor.compute.ranks import ALONE
 from executor.documents import Document
-from executor.loading.loader import default_augmentation
+from executor.loading.augmentation import default_augmentation
 from executor.loading.samplers import ClassSampler
-from executor.models.model import ModelConfig, build_model
+from executor.models.building import build_model
+from executor.models.model import ModelConfig
 from executor.parameters import ExecutorOptions, TrainingOptions
-from executor.store.runs import RunState, RunStore
+from executor.store.run import RunState
+from executor.store.runs import RunStore
 from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import Workspace
-from executor.training.loop import TrainConfig, TrainState, parameter_groups
+from executor.training.config import TrainConfig
 from executor.training.losses import build_loss
+from executor.training.optimizer import parameter_groups
+from executor.training.state import TrainState
 from executor.worker.other_ranks import OtherRanks
 from executor.worker.trainer import Trainer
 
@@ -170,7 +174,7 @@ def prepare_run(
     ).with_roots()
     configuration = {"options": executor.model_dump(mode="json"), "directory": os.getcwd(), "path": []}
     store.create(name, TrainingOptions(batch_size=BATCH, **training).model_dump(mode="json"), configuration)
-    with DocumentArrayMemmap(store.workspace.spool(name)) as spool:
+    with DocumentArrayMemmap(store.workspace.spool_file(name)) as spool:
         spool.extend(Document(uri=path, tags={"finetuner_label": label}) for path, label in files)
     store.advance(name, RunState.QUEUED, train_rows=len(files), eval_rows=0)
     store.advance(name, RunState.TRAINING)

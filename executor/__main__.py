@@ -92,7 +92,7 @@ def _standby(arguments: argparse.Namespace) -> int:
     rehearse()
     run = told.get().decode().strip()
     setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run {run} --tied")
-    with open(Workspace(arguments.workspace).log(run), "ab") as log:
+    with open(Workspace(arguments.workspace).log_file(run), "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     return run_trainer(arguments.workspace, run, others=OtherRanks([]))

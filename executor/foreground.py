@@ -12,15 +12,19 @@ from torch import nn
 from .compute.device import choose_device
 from .compute.memory import MicroBatch
 from .errors import BadRequest, InvalidParameter, NotTrainable
-from .evaluation.eval_set import EvalSet, embed_batches
+from .evaluation.eval_set import EvalSet
 from .evaluation.metrics import DECIDING
-from .images.reading import load_uri_to_image_blob, looks_channels_first, warn_channels_first
+from .images.arrays import looks_channels_first, warn_channels_first
+from .images.reading import load_uri_to_image_blob
+from .loading.augmentation import Augmentation, default_augmentation
+from .loading.batches import collate, is_image
+from .loading.content import fit_to_model, item_content
 from .loading.datasets import Dataset, InstanceDataset, make_dataset
-from .loading.loader import Augmentation, collate, default_augmentation, fit_to_model, is_image, item_content
+from .loading.forward import embed_batches
 from .models.model import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions
 from .store.spool import DocumentArrayMemmap
-from .training.features import Filling, choose_trained
+from .training.features import Filling, choose_trainee
 from .training.loop import Meter, Step, train
 from .training.precision import choose_bf16
 from .training.recipe import (
@@ -80,7 +84,7 @@ def train_here(
     with ProgressBar(config.epochs, visible=progress) as bar:
         for note in loader.sampler.notes:
             bar.say(note)
-        trained = choose_trained(
+        trained = choose_trainee(
             model,
             loader,
             config,

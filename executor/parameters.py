@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from .errors import ConfigurationError, InvalidParameter
-from .images.reading import ImagePolicy
+from .images.policy import ImagePolicy
 
 RESERVED_NAMES = ("base", "promoted")
 # By kind; `losses.py` builds them. Here too, so that a wrong name is refused without importing torch.

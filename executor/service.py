@@ -37,7 +37,8 @@ from .report import contents as reporting
 from .serving.embedder import Embedder
 from .serving.evaluate import evaluate
 from .store.lock import WorkspaceLock
-from .store.runs import Run, RunStore
+from .store.run import Run
+from .store.runs import RunStore
 from .store.workspace import Workspace
 from .wire.ending import answer_before_the_end
 from .wire.refusals import Refusal, extend_servers

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.training.loop import TrainState
+from executor.training.state import TrainState
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
 

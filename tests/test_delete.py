@@ -14,7 +14,8 @@ from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import Event, RunStatus
 from executor.errors import Conflict, UnknownRun, WorkspaceError
-from executor.store.runs import RunState, RunStore
+from executor.store.run import RunState
+from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 from serving import ROOT, Service
 
@@ -52,10 +53,10 @@ def make_run(store: RunStore, name: str, *way: RunState, base: str = "base") -> 
     for state in way:
         store.advance(name, state)
     store.quarantine(name, "train", [("d1", "bad")], spooled=True)
-    model = store.workspace.model(name)
+    model = store.workspace.model_folder(name)
     model.mkdir(parents=True)
     (model / "weights.safetensors").write_bytes(b"weights")
-    store.workspace.spool(name).write_bytes(b"documents")
+    store.workspace.spool_file(name).write_bytes(b"documents")
 
 
 def files(workspace: Workspace) -> list[str]:
@@ -120,7 +121,7 @@ def test_a_run_whose_folder_cannot_be_moved_is_still_there(store: RunStore) -> N
     with pytest.raises(WorkspaceError, match="cannot be used"):
         store.delete("a")
     assert store.exists("a")
-    assert store.workspace.model("a").is_dir()
+    assert store.workspace.model_folder("a").is_dir()
 
 
 # Everything that a delete does to the disk passes an audit hook or is a statement: it dies at the one of this number.

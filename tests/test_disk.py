@@ -19,9 +19,10 @@ from executor.documents import Event, RunStatus
 from executor.errors import WorkspaceError
 from executor.loading.cache import ImageCache
 from executor.store.lock import WorkspaceLock
-from executor.store.runs import RunState, RunStore
+from executor.store.run import RunState
+from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
-from executor.training.loop import TrainState
+from executor.training.state import TrainState
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 from serving import Service
 
@@ -116,7 +117,7 @@ def test_a_run_is_deleted_from_a_full_disk_and_its_room_is_free(make_disk: Any) 
     store.finish_deletes()  # as a service does when it starts
     store.create("a", {}, {})
     store.advance("a", RunState.CANCELLED)
-    with DocumentArrayMemmap(store.workspace.spool("a")) as docs:
+    with DocumentArrayMemmap(store.workspace.spool_file("a")) as docs:
         docs.extend(documents(0, 60))
     disk.fill()
     store.delete("a")

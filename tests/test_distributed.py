@@ -17,7 +17,7 @@ from conftest import coloured
 from executor import Document, DocumentArray
 from executor.compute.memory import MicroBatch
 from executor.compute.ranks import Ranks
-from executor.store.runs import RunState
+from executor.store.run import RunState
 from executor.training.gradients import Gradients
 from executor.training.losses import build_loss
 from serving import ROOT
@@ -153,7 +153,7 @@ def ranks_of(pid: int) -> list[psutil.Process]:
 
 
 def weights(workshop: Workshop, run: str) -> dict[str, torch.Tensor]:
-    return load_file(workshop.store.workspace.model(run) / "weights.safetensors")
+    return load_file(workshop.store.workspace.model_folder(run) / "weights.safetensors")
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
@@ -180,7 +180,7 @@ def test_a_run_on_two_devices_succeeds_and_reports_as_one(workshop: Workshop) ->
     assert len(progress.history["loss"]) == 2
     assert progress.step == progress.steps
     assert {"base/mean_average_precision_at_r", "tuned/mean_average_precision_at_r"} <= progress.metrics.keys()
-    assert (workshop.store.workspace.run("two") / "report.html").exists()
+    assert (workshop.store.workspace.run_folder("two") / "report.html").exists()
 
 
 def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_same_weights(workshop: Workshop) -> None:

@@ -23,8 +23,10 @@ from PIL import Image
 from conftest import coloured
 from executor.__main__ import main
 from executor.errors import ConfigurationError, UnknownModel, WorkspaceError
+from executor.models.building import build_model
 from executor.models.export import export, find_model
-from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.saving import load_model, save_model
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
@@ -367,14 +369,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace where Jina puts it, with the models of `base` and of the run `tuned`."""
     place = empty_workspace(tmp_path_factory.mktemp("workspace") / "FinetunerExecutor" / "0")
     for seed, name in enumerate(("base", "tuned")):
-        save_model(build_model(ModelConfig(input_size=16, seed=seed)), place.model(name))
+        save_model(build_model(ModelConfig(input_size=16, seed=seed)), place.model_folder(name))
     return place
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_a_workspace_is_found_up_to_two_folders_below(workspace, levels):
     folder = [workspace.root, *workspace.root.parents][levels]
-    assert find_model(folder, "tuned") == workspace.model("tuned")
+    assert find_model(folder, "tuned") == workspace.model_folder("tuned")
     assert find_model(folder, "base") == workspace.base
 
 
@@ -404,7 +406,7 @@ def test_the_command_exports_a_run_and_prints_where(workspace, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{output}\n", "")
     session = onnxruntime.InferenceSession(output / "model.onnx", providers=["CPUExecutionProvider"])
     images = np.stack([coloured(label, size=16) for label in range(4)])
-    embeddings = embed(load_model(workspace.model("tuned")), images)
+    embeddings = embed(load_model(workspace.model_folder("tuned")), images)
     np.testing.assert_allclose(session.run(None, {"images": images})[0], embeddings, atol=1e-4)
 
 

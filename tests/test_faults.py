@@ -125,7 +125,7 @@ def test_counting_the_documents_of_a_run_that_was_just_queued_leaves_no_file_ope
     opened = [file.path for file in psutil.Process().open_files()]
     receiver.close()
     store.close()
-    assert not [path for path in opened if path.startswith(str(store.workspace.spool(run)))]
+    assert not [path for path in opened if path.startswith(str(store.workspace.spool_file(run)))]
 
 
 def test_a_trainer_whose_service_has_died_ends_before_it_has_imported_torch(tmp_path: Path) -> None:

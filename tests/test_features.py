@@ -15,12 +15,15 @@ from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray, InstanceDataset, fit, load_uri_to_image_blob
 from executor.documents import Match, RunStatus
 from executor.errors import BadDocument
+from executor.loading.augmentation import default_augmentation
 from executor.loading.cache import FeatureCache
-from executor.loading.loader import Loader, default_augmentation
+from executor.loading.loader import Loader
 from executor.loading.samplers import ClassSampler, InstanceSampler
-from executor.models.model import EmbeddingModel, ModelConfig, build_model, load_model
-from executor.training.features import FeatureLoader, Filling, Trained, choose_trained
-from executor.training.loop import TrainConfig
+from executor.models.building import build_model
+from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.saving import load_model
+from executor.training.config import TrainConfig
+from executor.training.features import FeatureLoader, Filling, Trainee, choose_trainee
 from serving import Service
 
 SIZE = 16
@@ -68,7 +71,7 @@ class Images:
 
 
 class Watched:
-    """What `choose_trained` says and how much is computed."""
+    """What `choose_trainee` says and how much is computed."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -92,7 +95,7 @@ def on_features(
     filled: Callable[[Filling], None] | None = None,
     at_once: int = 128,
     count: int = COUNT,
-) -> Trained:
+) -> Trainee:
     watched = watched or Watched()
     pipeline = default_augmentation("unlabeled", SIZE) if augment else None  # no two views of it are the same
     if unlabeled:
@@ -102,7 +105,7 @@ def on_features(
         dataset = ClassDataset(labelled(count))
         sampler = ClassSampler(dataset.labels, batch_size=12, num_items_per_class=4)
         loader = Loader(dataset, sampler, augment=pipeline)
-    return choose_trained(
+    return choose_trainee(
         model or frozen(),
         loader,
         TrainConfig(bf16=False),
@@ -117,7 +120,7 @@ def on_features(
     )
 
 
-def epochs(trained: Trained, *numbers: int) -> list[tuple[list[int], np.ndarray]]:
+def epochs(trained: Trainee, *numbers: int) -> list[tuple[list[int], np.ndarray]]:
     """The items and the features of every batch of these epochs."""
     return [
         (batch.items.tolist(), batch.inputs.numpy()) for number in numbers for batch in trained.loader.epoch(number)

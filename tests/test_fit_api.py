@@ -27,13 +27,14 @@ from executor import (
     SessionDataset,
     embed,
     fit,
-    images,
     load_uri_to_image_blob,
 )
 from executor.documents import Match
 from executor.errors import BadDocument, BadRequest, ConfigurationError, InvalidParameter, NotTrainable
 from executor.evaluation.eval_set import EvalSet
-from executor.models.model import ModelConfig, build_model
+from executor.images import arrays
+from executor.models.building import build_model
+from executor.models.model import ModelConfig
 
 CLASSES = 4
 QUICK = {
@@ -146,7 +147,7 @@ def test_the_example_that_loads_uris_runs_as_it_stands(tmp_path):
 
 
 def test_the_example_that_augments_runs_as_it_stands(monkeypatch):
-    monkeypatch.setattr(images, "_channels_first_warning", threading.Lock())  # other tests may have warned already
+    monkeypatch.setattr(arrays, "_channels_first_warning", threading.Lock())  # other tests may have warned already
     dataset = DocumentArray([
         Document(blob=np.random.rand(3, 128, 128), tags={'finetuner_label': 1}),
         Document(blob=np.random.rand(3, 128, 128), tags={'finetuner_label': 1}),

@@ -18,16 +18,11 @@ from PIL import Image, features
 
 from executor.documents import Document, Match
 from executor.errors import BadDocument
-from executor.images.reading import (
-    ImagePolicy,
-    check_uri,
-    decode_image,
-    image_from_array,
-    image_of,
-    load_uri_to_image_blob,
-    looks_channels_first,
-    read_uri,
-)
+from executor.images.arrays import image_from_array, looks_channels_first
+from executor.images.decoding import decode_image
+from executor.images.policy import ImagePolicy
+from executor.images.reading import image_of, load_uri_to_image_blob
+from executor.images.uris import check_uri, read_uri
 
 ANY = ImagePolicy()
 REPOSITORY = Path(__file__).parents[1]
@@ -684,7 +679,7 @@ def test_a_channels_first_array_is_transposed(picture):
 def test_channels_first_is_warned_of_once_per_process():
     script = (
         "import numpy as np\n"
-        "from executor.images.reading import image_from_array, warn_channels_first\n"
+        "from executor.images.arrays import image_from_array, warn_channels_first\n"
         "import warnings; warnings.simplefilter('always')\n"
         "image_from_array(np.zeros((3, 24, 40), np.uint8))\n"
         "image_from_array(np.zeros((3, 9, 9), np.uint8))\n"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from executor.evaluation.eval_set import embed_batches
-from executor.models.model import EmbeddingModel, ModelConfig, build_model
+from executor.loading.forward import embed_batches
+from executor.models.building import build_model
+from executor.models.model import EmbeddingModel, ModelConfig
 from executor.serving.inference import (
     AGREEMENT,
     LIGHT_SECONDS,

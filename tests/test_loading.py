@@ -14,20 +14,14 @@ from torch import nn
 from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray, InstanceDataset
 from executor.errors import BadDocument, ConfigurationError
-from executor.images.reading import ImagePolicy
+from executor.images.policy import ImagePolicy
+from executor.loading.augmentation import Augmentation, default_augmentation, load_augmentation
+from executor.loading.batches import collate, model_inputs
 from executor.loading.cache import ImageCache
-from executor.loading.loader import (
-    Augmentation,
-    Loader,
-    ModelImages,
-    ahead,
-    collate,
-    default_augmentation,
-    load_augmentation,
-    model_inputs,
-)
+from executor.loading.content import ModelImages
+from executor.loading.loader import Loader, ahead
 from executor.loading.samplers import ClassSampler, InstanceSampler
-from executor.models.model import Preprocessing
+from executor.models.preprocessing import Preprocessing
 
 SIZE = 24
 

@@ -18,8 +18,9 @@ from executor.errors import OutOfMemory
 from executor.lifecycle import supervisor
 from executor.loading.loader import Loader
 from executor.loading.samplers import ClassSampler
-from executor.store.runs import RunState
-from executor.training.loop import TrainConfig, train
+from executor.store.run import RunState
+from executor.training.config import TrainConfig
+from executor.training.loop import train
 from executor.training.losses import build_loss
 from workshop import Workshop, kill
 
@@ -224,7 +225,7 @@ def memory_warnings(workshop: Workshop, run: str) -> list[str]:
 
 def test_a_trainer_whose_address_space_is_too_small_goes_on_in_smaller_parts(workshop: Workshop) -> None:
     workshop.receive("large", documents(128), batch_size=128, precision="fp32", epochs=1)
-    images = workshop.store.workspace.run("large") / "images" / "train-128"
+    images = workshop.store.workspace.run_folder("large") / "images" / "train-128"
     with workshop.supervised():
         pid = workshop.wait("large", lambda run: run.pid and images.exists() and images.stat().st_size).pid
         assert pid is not None
@@ -235,7 +236,7 @@ def test_a_trainer_whose_address_space_is_too_small_goes_on_in_smaller_parts(wor
     assert run.state is RunState.SUCCEEDED, workshop.log("large")
     (warning,) = memory_warnings(workshop, "large")
     assert warning.startswith("There was too little memory for 128 images at a time: from step 0 on")
-    assert workshop.store.workspace.micro_batch("large").read_text() == "0 64\n"
+    assert workshop.store.workspace.micro_batch_file("large").read_text() == "0 64\n"
     (resumed,) = workshop.events("large", "resumed")
     assert resumed == "the trainer ran out of memory; it goes on from step 0"
 
@@ -279,7 +280,7 @@ def test_a_trainer_that_the_kernel_killed_for_memory_goes_on_in_smaller_parts(
         run = workshop.wait("killed")
     assert run.state is RunState.SUCCEEDED, workshop.log("killed")
     assert run.attempts == 4
-    assert workshop.store.workspace.micro_batch("killed").read_text() == "0 6\n0 3\n0 1\n"
+    assert workshop.store.workspace.micro_batch_file("killed").read_text() == "0 6\n0 3\n0 1\n"
     assert [note.split(": ")[0] for note in memory_warnings(workshop, "killed")] == [
         f"There was too little memory for {items} images at a time" for items in (12, 6, 3)
     ]

@@ -7,14 +7,8 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from executor.evaluation import metrics
-from executor.evaluation.metrics import (
-    METRICS,
-    Scores,
-    paired_difference,
-    score_classes,
-    score_instances,
-    score_sessions,
-)
+from executor.evaluation.metrics import METRICS, Scores, score_classes, score_instances, score_sessions
+from executor.evaluation.proof import paired_difference
 
 
 def at_degrees(*degrees: float) -> np.ndarray:

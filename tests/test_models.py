@@ -14,7 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from executor.errors import ConfigurationError, WorkspaceError
-from executor.models.model import ModelConfig, Preprocessing, build_model, embedding_of, load_model, save_model
+from executor.models.backbones import embedding_of
+from executor.models.building import build_model
+from executor.models.model import ModelConfig
+from executor.models.preprocessing import Preprocessing
+from executor.models.saving import load_model, save_model
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 PROCESSOR = {"size": {"height": 32, "width": 32}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}

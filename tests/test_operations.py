@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from executor import Document, DocumentArrayMemmap
-from executor.store.runs import RunState, RunStore
+from executor.store.run import RunState
+from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 from serving import ROOT
 
@@ -18,7 +19,7 @@ from executor import Document, DocumentArrayMemmap
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 store = RunStore(Workspace(Path(sys.argv[1])))
-docs = DocumentArrayMemmap(store.workspace.spool("a"))
+docs = DocumentArrayMemmap(store.workspace.spool_file("a"))
 number = 0
 while True:
     docs.append(Document(id=f"d{number}", text="x" * 10_000))
@@ -44,8 +45,8 @@ def test_a_workspace_in_use_is_backed_up_as_told_and_the_copy_goes_on(tmp_path: 
         store.advance("done", state)
     store.promote("done")
     for part in ("model/weights.safetensors", "images/train-16", "checkpoints/0000000001/state.json", ".model-x/half"):
-        (store.workspace.run("done") / part).parent.mkdir(parents=True, exist_ok=True)
-        (store.workspace.run("done") / part).write_text(part)
+        (store.workspace.run_folder("done") / part).parent.mkdir(parents=True, exist_ok=True)
+        (store.workspace.run_folder("done") / part).write_text(part)
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(source)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     assert writer.stdout.readline() == "writing\n"
@@ -57,9 +58,11 @@ def test_a_workspace_in_use_is_backed_up_as_told_and_the_copy_goes_on(tmp_path: 
 
     copy = RunStore(Workspace(target))
     assert copy.promoted() == "done"
-    assert [path.name for path in sorted(copy.workspace.run("done").iterdir())] == ["model"]
-    assert copy.workspace.model("done").joinpath("weights.safetensors").read_text() == "model/weights.safetensors"
-    with DocumentArrayMemmap(copy.workspace.spool("a")) as docs:
+    assert [path.name for path in sorted(copy.workspace.run_folder("done").iterdir())] == ["model"]
+    assert (
+        copy.workspace.model_folder("done").joinpath("weights.safetensors").read_text() == "model/weights.safetensors"
+    )
+    with DocumentArrayMemmap(copy.workspace.spool_file("a")) as docs:
         assert list(docs.ids()) == [f"d{number}" for number in range(len(docs))]
         assert len(docs) >= len([event for event in copy.events("a", limit=10**6) if event[2] == "note"]) >= 20
         assert docs.append(Document(id="new", text="x"))

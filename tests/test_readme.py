@@ -24,7 +24,7 @@ from conftest import coloured
 from docs import tables
 from executor.documents import Problem, RunStatus
 from executor.parameters import LOSS_NAMES, parse_executor_options
-from executor.store.runs import LEGAL, RunState
+from executor.store.run import LEGAL, RunState
 from flows import served_by
 from serving import ROOT, free_ports
 

@@ -13,7 +13,9 @@ from sklearn.decomposition import PCA
 
 from executor.errors import NotFound, WorkspaceError
 from executor.evaluation.metrics import METRICS, score_classes
-from executor.images.reading import ImagePolicy, decode_image, read_uri
+from executor.images.decoding import decode_image
+from executor.images.policy import ImagePolicy
+from executor.images.uris import read_uri
 from executor.report.charts import Curve
 from executor.report.gallery import choose_queries, make_gallery, rank_sessions
 from executor.report.page import Neighbour, Query, Report, compare, load, render, save

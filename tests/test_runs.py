@@ -11,7 +11,8 @@ import pytest
 from executor.errors import IllegalTransition, UnknownRun, WorkspaceError
 from executor.store.database import SCHEMA_VERSION
 from executor.store.lock import WorkspaceLock
-from executor.store.runs import SHOWN_PROBLEMS, Progress, RunState, RunStore
+from executor.store.run import Progress, RunState
+from executor.store.runs import SHOWN_PROBLEMS, RunStore
 from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -306,5 +307,5 @@ def test_the_newest_checkpoint_tells_the_steps_done(tmp_path):
     workspace = Workspace(tmp_path)
     assert workspace.latest_step("a") == 0
     for name in ("0000000009", "0000000041", ".0000000050-tmp"):
-        (workspace.checkpoints("a") / name).mkdir(parents=True)
+        (workspace.checkpoint_folder("a") / name).mkdir(parents=True)
     assert workspace.latest_step("a") == 41

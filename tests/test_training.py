@@ -14,8 +14,11 @@ from executor import ClassDataset, Document, DocumentArray
 from executor.evaluation.eval_set import EvalSet
 from executor.loading.loader import Loader
 from executor.loading.samplers import ClassSampler
-from executor.training.loop import Interrupted, NonFiniteLoss, Step, TrainConfig, TrainState, train, warmup_cosine
+from executor.training.config import TrainConfig
+from executor.training.loop import Interrupted, NonFiniteLoss, Step, train
 from executor.training.losses import build_loss
+from executor.training.optimizer import warmup_cosine
+from executor.training.state import TrainState
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")

@@ -13,12 +13,14 @@ from conftest import coloured
 from executor import Document, DocumentArray, fit
 from executor.errors import ConfigurationError, InvalidParameter
 from executor.loading.datasets import make_dataset
+from executor.models.building import build_model
 from executor.models.lora import add_lora, merge_lora
-from executor.models.model import ModelConfig, build_model
+from executor.models.model import ModelConfig
 from executor.parameters import TrainingOptions, parse
 from executor.training.gradients import compute_gradients
-from executor.training.loop import Interrupted, interpolated, train
+from executor.training.loop import Interrupted, train
 from executor.training.losses import LOSSES, build_loss
+from executor.training.optimizer import interpolated
 from executor.training.precision import choose_bf16, computes_in_bf16
 from executor.training.recipe import make_config, make_loader, make_loss, prepare_model
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint

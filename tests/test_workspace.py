@@ -14,7 +14,8 @@ from executor.errors import WorkspaceError
 from executor.lifecycle.status import status_of
 from executor.store import database
 from executor.store.database import STEPS, Database
-from executor.store.runs import Progress, RunState, RunStore
+from executor.store.run import Progress, RunState
+from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 from serving import ROOT
 
@@ -245,7 +246,7 @@ def test_no_duration_is_taken_from_a_clock_that_can_jump() -> None:
 
 
 def make_files(workspace: Workspace, run: str = "a") -> Path:
-    folder = workspace.run(run)
+    folder = workspace.run_folder(run)
     for name in ("images/train-16", "features/0", "checkpoints/0000000009/x", "model/weights", "report.html"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"x" * 4096)

@@ -15,7 +15,8 @@ from executor.lifecycle.processes import TrainerProcesses
 from executor.lifecycle.receiving import Receiver
 from executor.lifecycle.supervisor import Supervisor
 from executor.parameters import FitParameters, parse_executor_options
-from executor.store.runs import Run, RunState, RunStore
+from executor.store.run import Run, RunState
+from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 from serving import QUICK, ROOT
 
@@ -81,7 +82,7 @@ class Workshop:
 
     def log(self, run: str) -> str:
         """The end of what the trainer printed."""
-        log = self.store.workspace.log(run)
+        log = self.store.workspace.log_file(run)
         return log.read_text()[-4000:] if log.exists() else ""
 
     def train(self, run: str, *launcher: str) -> subprocess.CompletedProcess[str]:

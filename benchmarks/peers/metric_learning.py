@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.peers.plain_loop import Step, make_step, run_epochs
 from benchmarks.peers.task import Clock, Task, train_and_hand_back
-from executor.models.model import EmbeddingModel, Preprocessing
+from executor.models.model import EmbeddingModel
+from executor.models.preprocessing import Preprocessing
 
 
 class ImageFiles(Dataset):

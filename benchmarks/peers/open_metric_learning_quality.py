@@ -21,7 +21,7 @@ from oml.miners.inbatch_all_tri import AllTripletsMiner
 from oml.samplers.balance import BalanceSampler
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from executor.models.model import load_model, save_model
+from executor.models.saving import load_model, save_model
 from executor.training.precision import computes_in_bf16
 
 ITEMS_PER_CLASS = 4

@@ -12,9 +12,10 @@ from torch import Tensor
 from benchmarks.peers.plain_loop import Step
 from benchmarks.peers.task import Result, Task
 from benchmarks.train import TimedTrainer, prepare_run
-from executor.models.model import load_model, save_model
-from executor.training.loop import TrainConfig, parameter_groups
+from executor.models.saving import load_model, save_model
+from executor.training.config import TrainConfig
 from executor.training.losses import build_loss
+from executor.training.optimizer import parameter_groups
 
 
 def make_step(task: Task) -> Step:
@@ -56,7 +57,7 @@ def main() -> None:
     trainer = TimedTrainer(store, name, between=lambda: None)
     trainer.run()
     limits.append(task.limit(trial))
-    save_model(load_model(store.workspace.model(name)), result)
+    save_model(load_model(store.workspace.model_folder(name)), result)
     steps = store.progress(name).step
     images = [task.batch * steps // task.epochs] * task.epochs
     Result("this project", steps, images, trainer.epochs, limits).hand_back()

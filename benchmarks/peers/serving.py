@@ -26,7 +26,8 @@ from benchmarks.peers.clip_folder import write_clip
 from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.peers.infinity import ENVIRONMENT, Infinity
 from benchmarks.serving import Served
-from executor.models.model import ModelConfig, build_model
+from executor.models.building import build_model
+from executor.models.model import ModelConfig
 
 TRAFFICS = [Traffic("jpeg", 1, 1), Traffic("jpeg", 1, 32), Traffic("jpeg", 32, 1)]
 Measure = Callable[[Traffic, float], tuple[float, list[float]]]

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from executor.models.model import EmbeddingModel, load_model, save_model
+from executor.models.model import EmbeddingModel
+from executor.models.saving import load_model, save_model
 
 RESULT = "result: "
 

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from ..compute.ranks import ALONE, Ranks
+from ..loading.augmentation import default_augmentation
+from ..loading.batches import collate, is_image
 from ..loading.cache import ImageCache
+from ..loading.content import item_content
 from ..loading.datasets import Dataset
-from ..loading.loader import ahead, collate, default_augmentation, is_image, item_content, model_inputs
-from ..models.model import embedding_of
-from .metrics import DECIDING, Scores, paired_difference, score_classes, score_instances, score_sessions
+from ..loading.forward import embed_batches
+from ..loading.loader import ahead
+from .metrics import Scores, score_classes, score_instances, score_sessions
 
 BATCH = 64
 
@@ -109,28 +112,3 @@ def score_embeddings(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> S
     numbers = {session: number for number, session in enumerate(labels[root, 0].tolist())}
     sessions = [numbers[session] for session in labels[~root, 0].tolist()]
     return score_sessions(embeddings[root], embeddings[~root], sessions, labels[~root, 1].tolist())
-
-
-@torch.inference_mode()
-def embed_batches(model: nn.Module, batches: Any, device: torch.device, *, bf16: bool = False) -> np.ndarray:
-    """Return the embeddings of all batches, (N, D) float32. The model is put into evaluation mode."""
-    model.eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        parts = [embedding_of(model(model_inputs(model, inputs, device))).float().cpu().numpy() for inputs in batches]
-    return np.concatenate(parts)
-
-
-def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool, str]:
-    """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so.
-
-    By `interval`: proven, that is, the 95 % interval of the paired difference, by bootstrap over the queries, lies
-    above zero. By `mean`: the mean is higher.
-    """
-    before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
-    difference, low, high = paired_difference(base, tuned)
-    better = low > 0 if by == "interval" else difference > 0
-    return better, (
-        f"mAP@R went from {before:.3f} to {after:.3f} on {tuned.queries} queries: "
-        f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
-        + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
-    )

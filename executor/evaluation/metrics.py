@@ -36,6 +36,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+
 METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
 DECIDING = "mean_average_precision_at_r"  # the one that says whether a model is better
 
@@ -74,7 +75,7 @@ class Scores:
 
         Raises: ValueError: no query was scored.
         """
-        return _bootstrap(self.per_query[name], level, resamples, seed)
+        return bootstrap_interval(self.per_query[name], level, resamples, seed)
 
 
 def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores:
@@ -182,29 +183,6 @@ def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
     return _scores(table, scored=np.ones(len(first), dtype=bool))
 
 
-def paired_difference(
-    before: Scores,
-    after: Scores,
-    name: str = "mean_average_precision_at_r",
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Return the mean of after - before over the queries, and its confidence interval: (mean, low, high).
-
-    The interval is a percentile bootstrap of the per-query differences: both models see the same queries, so what
-    makes a query hard for both cancels out.
-
-    Raises: ValueError: the two are not of the same queries, or of none.
-    """
-    if not np.array_equal(before.query_index, after.query_index):
-        raise ValueError("The two scores are of different queries; score both models on the same documents.")
-    difference = after.per_query[name] - before.per_query[name]
-    low, high = _bootstrap(difference, level, resamples, seed)
-    return float(difference.mean()), low, high
-
-
 def _score(similarity: "torch.Tensor", relevant: "torch.Tensor") -> np.ndarray:
     """Return the metrics of a chunk of queries, (6, Q) float64 in the order of `METRICS`.
 
@@ -254,7 +232,7 @@ def _chunks(first: int, last: int, *, candidates: int, relevant: int) -> Iterato
         yield slice(start, min(start + step, last))
 
 
-def _bootstrap(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
+def bootstrap_interval(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
     """Return the percentile interval of the mean of `values`, (Q,), resampled with replacement."""
     if not len(values):
         raise ValueError("No query was scored, so there is nothing to take an interval of.")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
-from ..store.runs import Run
+from ..store.run import Run
 from ..store.workspace import Workspace
 from ..wire.token import VARIABLE as TOKEN
 
@@ -48,7 +48,7 @@ class TrainerProcesses:
                 except BrokenPipeError:  # it has just died
                     pass
             _end(waiting)
-        with open(self._workspace.log(run.name), "ab") as log:
+        with open(self._workspace.log_file(run.name), "ab") as log:
             return self._popen("train", "--run", run.name, "--tied", output=log)
 
     def prepare(self) -> None:

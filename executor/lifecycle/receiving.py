@@ -9,10 +9,11 @@ from typing import Any
 
 from ..documents import Document, with_id
 from ..errors import BadDocument, BadRequest, Conflict, InvalidParameter, LimitExceeded, UnknownModel
-from ..images.reading import check_uri
+from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
-from ..store.runs import Run, RunState, RunStore
+from ..store.run import Run, RunState
+from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
 
 
@@ -73,8 +74,8 @@ class Receiver:
         """End the receiving of a run: it waits for its turn from now on."""
         with self._lock:
             if self._store.get(name).state is RunState.RECEIVING:
-                train, held = self.counts(name)
-                self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=held)
+                train, evaluation = self.counts(name)
+                self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=evaluation)
                 self._drop_spool(name)
 
     def counts(self, name: str) -> tuple[int, int]:
@@ -139,7 +140,7 @@ class Receiver:
     def _version(self, name: str) -> str:
         """Return the version to start from; `promoted` is the one served now."""
         version = self._store.promoted() if name == "promoted" else name
-        if version != "base" and not Path(self._store.workspace.model(version)).is_dir():
+        if version != "base" and not Path(self._store.workspace.model_folder(version)).is_dir():
             raise UnknownModel(
                 f"base={name!r} is no version to start from; give base, promoted, or a run that succeeded."
             )
@@ -244,7 +245,7 @@ class Receiver:
     def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
         splits = self._spools.setdefault(name, {})
         if split not in splits:
-            splits[split] = DocumentArrayMemmap(self._store.workspace.spool(name), split=split)
+            splits[split] = DocumentArrayMemmap(self._store.workspace.spool_file(name), split=split)
         return splits[split]
 
     def _drop_spool(self, name: str) -> None:

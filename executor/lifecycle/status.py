@@ -5,16 +5,17 @@ from collections.abc import Callable
 from docarray import DocList
 
 from ..documents import Problem, RunStatus
-from ..store.runs import Run, RunState, RunStore
+from ..store.run import Run, RunState
+from ..store.runs import RunStore
 
 
 def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]]) -> RunStatus:
     """Return the status of `run`. `counts`: the documents (train, eval) of a run that is receiving."""
     progress = store.progress(run.name)
     if run.state is RunState.RECEIVING:
-        train, held = counts(run.name)
+        train, evaluation = counts(run.name)
     else:
-        train, held = run.train_rows or 0, run.eval_rows or 0
+        train, evaluation = run.train_rows or 0, run.eval_rows or 0
     quarantined = {split: store.count_problems(run.name, split, spooled=True) for split in ("train", "eval")}
     promoted = store.promoted()
     return RunStatus(
@@ -24,7 +25,7 @@ def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]
         phase=(progress.phase or "starting") if run.state is RunState.TRAINING else None,
         kind=progress.kind or run.options["kind"],
         train_documents=train - quarantined["train"],
-        eval_documents=held - quarantined["eval"],
+        eval_documents=evaluation - quarantined["eval"],
         skipped=store.count_problems(run.name),
         problems=DocList[Problem](Problem(id=doc, reason=why) for doc, why in store.problems(run.name)),
         epoch=progress.epoch,

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from ..compute.memory import KernelKills, MicroBatch
 from ..errors import OutOfMemory
 from ..report.contents import UNPROVEN, settle
-from ..store.runs import Run, RunState, RunStore, TrainerExit
+from ..store.run import Run, RunState, TrainerExit
+from ..store.runs import RunStore
 from .processes import TrainerProcesses
 
 TICK_SECONDS = 0.05
@@ -162,7 +163,7 @@ class Supervisor:
 
     def _spawn(self, run: Run) -> None:
         self._stale.discard(run.name)
-        self._store.workspace.run(run.name).mkdir(parents=True, exist_ok=True)
+        self._store.workspace.run_folder(run.name).mkdir(parents=True, exist_ok=True)
         self._process = self._trainers.start(run)
         self._kernel_kills = KernelKills(self._process.pid)
         self._of = run.name
@@ -177,12 +178,12 @@ class Supervisor:
         self._forget_trainer()  # last: what cannot be written down now, on a full disk, is judged again
 
     def _judge(self, run: Run, code: int) -> None:
-        if code == TrainerExit.SUCCEEDED and self._store.workspace.model(run.name).is_dir():
+        if code == TrainerExit.SUCCEEDED and self._store.workspace.model_folder(run.name).is_dir():
             self._succeed(run)
         elif code == TrainerExit.REFUSED:
             self._fail(run, self._store.progress(run.name).error or "the trainer refused the run")
         elif code == TrainerExit.UNWRITABLE:  # then its reason may not be written either
-            place = self._store.workspace.run(run.name)
+            place = self._store.workspace.run_folder(run.name)
             unwritable = f"The disk of {place} is full or cannot be written. See to that, then train another run."
             self._fail(run, self._store.progress(run.name).error or unwritable)
         elif code == TrainerExit.OUT_OF_MEMORY:
@@ -217,7 +218,7 @@ class Supervisor:
             self._fail(
                 run,
                 f"The trainer {death} {attempts} times without a further checkpoint: {reason} "
-                f"Its log is {self._store.workspace.log(run.name).name} in the folder of the run.",
+                f"Its log is {self._store.workspace.log_file(run.name).name} in the folder of the run.",
             )
             return
         self._resume(run, death, attempts=attempts)
@@ -228,7 +229,7 @@ class Supervisor:
         micro_batch = MicroBatch(
             options["micro_batch"],
             -(-options["batch_size"] // len(run.configuration["options"]["devices"] or [""])),
-            file=workspace.micro_batch(run.name),
+            file=workspace.micro_batch_file(run.name),
             say=lambda note: self._store.event(run.name, "warning", note),
         )
         death = "was killed by the kernel, which had no memory left"
@@ -251,7 +252,7 @@ class Supervisor:
         self._store.workspace.prune(run.name, keep_checkpoints=True)
 
     def _end_of_log(self, name: str) -> list[str]:
-        lines = self._store.workspace.log(name).read_text(errors="replace").splitlines()
+        lines = self._store.workspace.log_file(name).read_text(errors="replace").splitlines()
         return [line.strip() for line in lines if line.strip()][-LOG_LINES:]
 
     def _end_trainer(self, how: signal.Signals) -> None:

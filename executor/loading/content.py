@@ -1,13 +1,21 @@
-"""How a document becomes the input of a model: the configured `preprocess_fn`, or the default image loading."""
+"""How a document becomes the content of an item: the default image loading, or the configured `preprocess_fn`."""
 
 import importlib
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConfigurationError
+import numpy as np
+
+from ..compute.memory import is_out_of_memory
+from ..errors import BadDocument, ConfigurationError, FinetunerError
+from ..images.policy import ImagePolicy
+from ..images.reading import image_of
 from ..models.model import EmbeddingModel
+from ..models.preprocessing import Preprocessing
 from ..parameters import ExecutorOptions
-from .loader import ModelImages, fit_to_model
+from .batches import is_image
+from .cache import ImageCache
+from .datasets import Dataset
 
 
 def make_preprocess(options: ExecutorOptions, model: EmbeddingModel) -> Callable[[Any], Any]:
@@ -29,3 +37,48 @@ def import_function(path: str) -> Callable[[Any], Any]:
     if not callable(function):
         raise ConfigurationError(f"preprocess_fn={path!r} is not a function.")
     return function  # type: ignore[no-any-return]
+
+
+class ModelImages:
+    """The default `preprocess_fn`: a document's image as size × size × 3 uint8, alike for training and serving."""
+
+    def __init__(self, preprocessing: Preprocessing, policy: ImagePolicy) -> None:
+        self.preprocessing = preprocessing
+        self.policy = policy
+
+    def __call__(self, doc: Any) -> np.ndarray:
+        """Raises: BadDocument: the document has no readable image."""
+        return self.preprocessing.resize(image_of(doc, self.policy, min_size=self.preprocessing.size))
+
+
+def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:
+    """Return the content of one item, from the cache or made and kept there.
+
+    Raises: BadDocument: the document cannot be loaded; the message names it.
+    """
+    content = None if cache is None else cache.get(item)
+    if content is None:
+        doc = dataset.document(item)
+        try:
+            content = dataset.content(doc)
+        except FinetunerError as error:
+            if repr(doc.id) in str(error):
+                raise
+            raise BadDocument(f"Document {doc.id!r}: {error}") from error
+        except Exception as error:  # a custom preprocess_fn may raise anything
+            if is_out_of_memory(error):
+                raise  # which is not the document's fault
+            raise BadDocument(f"Document {doc.id!r}: preprocess_fn raised {type(error).__name__}: {error}") from error
+        if cache is not None:
+            cache.put(item, content)
+    return content
+
+
+def fit_to_model(preprocess: Callable[[Any], Any], preprocessing: Preprocessing) -> Callable[[Any], Any]:
+    """Return `preprocess` with images resized to what the model wants; other content passes unchanged."""
+
+    def resized(doc: Any) -> Any:
+        content = preprocess(doc)
+        return preprocessing.resize(content) if is_image(content) else content
+
+    return resized

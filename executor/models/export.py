@@ -25,7 +25,9 @@ from torch import nn
 from ..errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
 from ..store.files import sync
 from ..store.workspace import find_workspace
-from .model import EmbeddingModel, Preprocessing, WithNormalisation, load_model, save_model
+from .model import EmbeddingModel, WithNormalisation
+from .preprocessing import Preprocessing
+from .saving import load_model, save_model
 from .versions import check_version
 
 OPSET = 18
@@ -51,9 +53,9 @@ def find_model(folder: Path, version: str) -> Path:
     """
     workspace = find_workspace(folder)
     check_version(workspace, version)
-    if not workspace.model(version).is_dir():
+    if not workspace.model_folder(version).is_dir():
         raise UnknownModel(f"{workspace.root} has no base model yet; the service makes it at its first run or /embed.")
-    return workspace.model(version)
+    return workspace.model_folder(version)
 
 
 def export(model_folder: Path, output: Path, form: str) -> Path:

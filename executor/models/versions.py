@@ -10,7 +10,9 @@ from ..errors import UnknownModel
 from ..parameters import ExecutorOptions
 from ..store.files import remove_leftovers
 from ..store.workspace import Workspace
-from .model import EmbeddingModel, ModelConfig, build_model, load_model, save_model
+from .building import build_model
+from .model import EmbeddingModel, ModelConfig
+from .saving import load_model, save_model
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +38,12 @@ def load_version(workspace: Workspace, options: ExecutorOptions, version: str) -
     if version == "base":
         return load_model(ensure_base(workspace, options))
     check_version(workspace, version)
-    return load_model(workspace.model(version))
+    return load_model(workspace.model_folder(version))
 
 
 def check_version(workspace: Workspace, version: str) -> None:
     """Raise UnknownModel, naming the versions that there are, unless `version` is one."""
-    if version == "base" or workspace.model(version).is_dir():
+    if version == "base" or workspace.model_folder(version).is_dir():
         return
     known = sorted(folder.parent.name for folder in workspace.root.glob("runs/*/model"))
     raise UnknownModel(f"There is no model {version!r}; there are: {', '.join(['base', *known])}.")

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..documents import LABEL_TAG
 from ..errors import FinetunerError, NotFound
-from ..store.runs import Run, RunStore
+from ..store.run import Run
+from ..store.runs import RunStore
 from ..store.workspace import find_workspace
 from .gallery import choose_queries, make_gallery, rank_sessions
 from .page import Change, Interval, Outcomes, Query, Report, compare, load, render, save
@@ -70,19 +71,19 @@ def write(
         promoted=None,
         gallery=gallery,
     )
-    save(report, store.workspace.run(run.name))
+    save(report, store.workspace.run_folder(run.name))
 
 
 def settle(store: RunStore, run: Run, *, promoted: bool) -> None:
     """Write into the report of a run that has succeeded what became of it."""
-    folder = store.workspace.run(run.name)
+    folder = store.workspace.run_folder(run.name)
     save(replace(load(folder), promoted=promoted, verdict=run.verdict or "", ended_at=run.ended_at), folder)
 
 
 def main(name: str, folder: Path) -> int:
     """Write the report of a run again, print its path, and return the exit code."""
     try:
-        place = find_workspace(folder).run(name)
+        place = find_workspace(folder).run_folder(name)
         print(save(load(place), place))
     except FinetunerError as error:
         print(error, file=sys.stderr)
@@ -94,7 +95,7 @@ def read(store: RunStore, name: str) -> str:
     """Return the report of a run as HTML. Raises: UnknownRun. NotFound: the run has no report, or not yet."""
     run = store.get(name)
     try:
-        return render(load(store.workspace.run(name)))
+        return render(load(store.workspace.run_folder(name)))
     except NotFound:
         raise NotFound(
             f"Run {name!r} is {run.state.value} and has no report; a run writes one when it succeeds."

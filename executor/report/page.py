@@ -21,8 +21,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from ..errors import NotFound, WorkspaceError
-from ..evaluation.metrics import DECIDING, METRICS, Scores, paired_difference
-from ..images.reading import image_from_array
+from ..evaluation.metrics import DECIDING, METRICS, Scores
+from ..evaluation.proof import paired_difference
+from ..images.arrays import image_from_array
 from ..store.files import sync
 from .charts import Curve
 

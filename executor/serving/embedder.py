@@ -175,7 +175,7 @@ class Embedder:
         device = choose_device(self._options)
         model = load_version(self._workspace, self._options, name).to(device).eval()
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
-        size, folder = model.preprocessing.size, self._workspace.model(name)
+        size, folder = model.preprocessing.size, self._workspace.model_folder(name)
         light = not plain and is_light(model, size, device)
         bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light)
         return Version(name, model, make_preprocess(self._options, model), device, bf16, light, graph)
@@ -208,9 +208,9 @@ class Embedder:
         """
         from .inference import torch_threads
 
-        held: _Item | None = None
-        while (item := held or self._items.get()) is not None:
-            held = None
+        waiting: _Item | None = None  # taken from the queue already, and unlike the batch before it
+        while (item := waiting or self._items.get()) is not None:
+            waiting = None
             batch = [item]
             shared = item.version.light and self._calls > 1
             threads = max(1, self._threads - 1) if shared else self._threads
@@ -221,7 +221,7 @@ class Embedder:
                 except queue.Empty:
                     break
                 if following is None or not _alike(following, item):
-                    held = following
+                    waiting = following
                     if following is None:
                         self._items.put(None)
                     break
@@ -251,8 +251,8 @@ def _alike(one: _Item, other: _Item) -> bool:
 
 
 def _forward(batch: list[_Item]) -> np.ndarray:
-    from ..evaluation.eval_set import embed_batches
-    from ..loading.loader import collate
+    from ..loading.batches import collate
+    from ..loading.forward import embed_batches
     from .inference import embed_by_graph
 
     version = batch[0].version

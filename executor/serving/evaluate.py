@@ -31,10 +31,10 @@ async def evaluate(
         if docs:
             raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
         store.get(parameters.run)
-        with DocumentArrayMemmap(store.workspace.spool(parameters.run), split="eval") as held:
-            if not len(held):
+        with DocumentArrayMemmap(store.workspace.spool_file(parameters.run), split="eval") as eval_docs:
+            if not len(eval_docs):
                 raise BadRequest(f"Run {parameters.run!r} has no eval documents; send labelled documents to /evaluate.")
-            return await _evaluate_on(embedder, store, held, parameters)
+            return await _evaluate_on(embedder, store, eval_docs, parameters)
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
     return await _evaluate_on(embedder, store, docs, parameters)

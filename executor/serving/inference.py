@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..evaluation.eval_set import embed_batches
+from ..loading.forward import embed_batches
 from ..models.model import EmbeddingModel, WithNormalisation
 from ..training.precision import computes_in_bf16
 

@@ -23,43 +23,43 @@ class Workspace:
         self._discarded = root / "deleted"
         self._reserve = root / "reserve"
 
-    def run(self, name: str) -> Path:
+    def run_folder(self, name: str) -> Path:
         """The folder of one run."""
         return self.root / "runs" / name
 
-    def spool(self, name: str) -> Path:
+    def spool_file(self, name: str) -> Path:
         """The documents of one run, both splits: a `DocumentArrayMemmap`."""
-        return self.run(name) / "documents.sqlite"
+        return self.run_folder(name) / "documents.sqlite"
 
-    def model(self, version: str) -> Path:
+    def model_folder(self, version: str) -> Path:
         """The weights of a version: `base` or a run's name."""
-        return self.base if version == "base" else self.run(version) / "model"
+        return self.base if version == "base" else self.run_folder(version) / "model"
 
-    def micro_batch(self, name: str) -> Path:
+    def micro_batch_file(self, name: str) -> Path:
         """How many images of a batch one run computes at a time, as far as memory did not suffice for all."""
-        return self.run(name) / "micro_batch"
+        return self.run_folder(name) / "micro_batch"
 
-    def log(self, name: str) -> Path:
+    def log_file(self, name: str) -> Path:
         """What the trainer of one run printed."""
-        return self.run(name) / "trainer.log"
+        return self.run_folder(name) / "trainer.log"
 
-    def checkpoints(self, name: str) -> Path:
+    def checkpoint_folder(self, name: str) -> Path:
         """The checkpoints of one run: a folder each, named by the steps done."""
-        return self.run(name) / "checkpoints"
+        return self.run_folder(name) / "checkpoints"
 
-    def checkpoints_of(self, name: str) -> list[Path]:
+    def checkpoints(self, name: str) -> list[Path]:
         """The checkpoints there are, newest first."""
-        places = self.checkpoints(name)
+        places = self.checkpoint_folder(name)
         found = (place for place in places.iterdir() if place.name.isdigit()) if places.is_dir() else ()
         return sorted(found, reverse=True)
 
     def latest_step(self, name: str) -> int:
         """The steps done at the newest checkpoint; 0 if there is none."""
-        return next((int(place.name) for place in self.checkpoints_of(name)), 0)
+        return next((int(place.name) for place in self.checkpoints(name)), 0)
 
     def disk_bytes(self, name: str) -> int:
         """What the folder of one run takes on the disk, in bytes; holes in its files take nothing."""
-        taken, folders = 0, [self.run(name)]
+        taken, folders = 0, [self.run_folder(name)]
         while folders:
             try:
                 with os.scandir(folders.pop()) as entries:
@@ -76,15 +76,15 @@ class Workspace:
     def prune(self, name: str, *, keep_checkpoints: bool) -> None:
         """Remove what an ended run needs no more: its images and features, and its checkpoints unless they may help."""
         for cache in ("images", "features"):
-            shutil.rmtree(self.run(name) / cache, ignore_errors=True)
+            shutil.rmtree(self.run_folder(name) / cache, ignore_errors=True)
         if not keep_checkpoints:
-            shutil.rmtree(self.checkpoints(name), ignore_errors=True)
+            shutil.rmtree(self.checkpoint_folder(name), ignore_errors=True)
         self.remove_leftovers(name)
 
     def remove_leftovers(self, name: str) -> None:
         """Remove what a trainer that was killed had begun to write. Its successor must not write meanwhile."""
-        remove_leftovers(self.checkpoints(name))
-        remove_leftovers(self.run(name))
+        remove_leftovers(self.checkpoint_folder(name))
+        remove_leftovers(self.run_folder(name))
 
     def keep_reserve(self) -> None:
         """Lay a little room aside, so that a run can be deleted when the disk is full: that takes room, too."""
@@ -97,11 +97,11 @@ class Workspace:
 
     def discard(self, name: str, number: int) -> None:
         """Move the folder of a run away, under the run's number; nothing finds it any more."""
-        self._move(self.run(name), self._discarded / f"{number}-{name}")
+        self._move(self.run_folder(name), self._discarded / f"{number}-{name}")
 
     def restore(self, name: str, number: int) -> None:
         """Undo `discard`, if it was done."""
-        self._move(self._discarded / f"{number}-{name}", self.run(name))
+        self._move(self._discarded / f"{number}-{name}", self.run_folder(name))
 
     def discarded(self) -> Iterator[tuple[int, str]]:
         """The runs, each (number, name), whose folders were moved away and are still there."""

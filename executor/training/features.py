@@ -17,11 +17,14 @@ import torch
 from torch import nn
 
 from ..errors import WorkspaceError
+from ..loading.batches import Batch, collate
 from ..loading.cache import FeatureCache
-from ..loading.loader import Batch, Loader, ahead, collate, item_content, model_inputs
+from ..loading.content import item_content
+from ..loading.forward import compute_embeddings
+from ..loading.loader import Loader, ahead
 from ..models.backbones import Backbone
 from ..models.model import EmbeddingModel
-from .loop import TrainConfig
+from .config import TrainConfig
 
 DEFAULT_VIEWS = 4  # of each document, where they differ
 FILL_BATCH = 128  # images at a time through the backbone
@@ -134,15 +137,14 @@ class FeatureLoader(Loader):
 
     @torch.inference_mode()
     def _extract(self, inputs: Any) -> np.ndarray:
-        images = model_inputs(self._model, inputs, self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
-            features = self._model.extract_features(images)
-        extracted: np.ndarray = features.float().cpu().numpy()
+        through = self._model.extract_features
+        features = compute_embeddings(self._model, inputs, self._device, bf16=self._bf16, through=through)
+        extracted: np.ndarray = features.cpu().numpy()
         return extracted
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trainee:
     """What a run trains, on which batches: a model on images, or only its head on kept features."""
 
     model: nn.Module
@@ -160,7 +162,7 @@ class Trained:
             self.loader.features.close()
 
 
-def choose_trained(
+def choose_trainee(
     model: nn.Module,
     loader: Loader,
     config: TrainConfig,
@@ -173,7 +175,7 @@ def choose_trained(
     at_once: int = FILL_BATCH,
     say: Callable[[str], None],
     filled: Callable[[Filling], None],
-) -> Trained:
+) -> Trainee:
     """Return the head alone as what is trained, wherever features can be kept; else all of `model`.
 
     Args:
@@ -183,7 +185,7 @@ def choose_trained(
         folder: where the features are kept; None: a temporary one. at_once: images through the backbone.
         say: is told, a sentence each, what was asked and could not be had.
     """
-    everything = Trained(model, loader, config)
+    everything = Trainee(model, loader, config)
     if asked_views == 0 or (asked_views is None and not same_content):
         return everything
     if not (isinstance(model, EmbeddingModel) and model.is_backbone_frozen):
@@ -214,7 +216,7 @@ def choose_trained(
         filled=filled,
     )
     # A head is too small to gain by mixed precision, or by batches in parts.
-    return Trained(head_of(model), on_features, replace(config, bf16=False, micro_batch=None), model)
+    return Trainee(head_of(model), on_features, replace(config, bf16=False, micro_batch=None), model)
 
 
 def head_of(model: EmbeddingModel) -> EmbeddingModel:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..compute.memory import MicroBatch
-from ..compute.ranks import ALONE, Ranks, unwrapped
+from ..compute.ranks import ALONE, Ranks
 from ..errors import OutOfMemory
-from ..loading.loader import model_inputs
-from ..models.model import embedding_of
+from ..loading.forward import compute_embeddings
 from .losses import MemoryLoss
 
 
@@ -50,7 +49,7 @@ class Gradients:
     def __call__(self, inputs: Any, labels: Tensor, *, step: int) -> float:
         """Return the value of the loss; the arguments are those of `compute_gradients`, `step` the steps done before.
 
-        Raises: OutOfMemory: the inputs cannot be parted, or one item is too much.
+        Raises: OutOfMemory: the inputs cannot be split, or one item is too much.
         """
         before = _Before(self._model, self._loss, self._device)
         while True:
@@ -73,7 +72,7 @@ class Gradients:
                     raise  # the other ranks wait for this one's part: all have to start again
             # The error is gone by now, and the failed graph with it.
             if not isinstance(inputs, (Tensor, np.ndarray)):
-                raise OutOfMemory("A batch does not fit into memory, and it cannot be parted; lower batch_size.")
+                raise OutOfMemory("A batch does not fit into memory, and it cannot be split; lower batch_size.")
             self._micro_batch.halve(step, len(inputs) if items is None else min(items, len(inputs)))
             before.put_back()
 
@@ -107,12 +106,12 @@ def compute_gradients(
         with torch.no_grad():
             for part in parts:
                 states.append(_Random(device))
-                embedded.append(_embed(model, part, device, bf16))
+                embedded.append(compute_embeddings(model, part, device, bf16=bf16))
             for buffer, saved in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(saved)  # the second pass counts, not this one
         mine = torch.cat(embedded)
     else:
-        mine = _embed(model, inputs, device, bf16)
+        mine = compute_embeddings(model, inputs, device, bf16=bf16)
     embeddings = ranks.gather(mine.detach(), len(labels)).requires_grad_()
     value = loss(embeddings, labels.to(device))
     value.backward()
@@ -126,17 +125,10 @@ def compute_gradients(
     for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
         state.put_back()  # the same dropout as in the first pass
         with contextlib.nullcontext() if number == count else ranks.no_sync(model):
-            _embed(model, part, device, bf16).backward(gradient[: len(part)])
+            compute_embeddings(model, part, device, bf16=bf16).backward(gradient[: len(part)])
         gradient = gradient[len(part) :]
     after.put_back()
     return float(value.detach())
-
-
-def _embed(model: nn.Module, inputs: Any, device: torch.device, bf16: bool) -> Tensor:
-    """(b, D) float32."""
-    images = model_inputs(unwrapped(model), inputs, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return embedding_of(model(images)).float()
 
 
 class _Random:

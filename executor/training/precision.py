@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..loading.forward import compute_embeddings
+
 WORTHWHILE = 1.15  # a smaller gain drowns in the noise of the measurement, and fp32 is the safer choice
 PAIRS = 3
 ENOUGH = 16  # images, on a CPU: a whole batch gains about as much, and the first step waits for this
@@ -53,13 +55,10 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 def _seconds(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> float:
     """The time of one forward and backward pass."""
-    from ..models.model import embedding_of
-
     began = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        embeddings = embedding_of(model(images))
+    embeddings = compute_embeddings(model, images, device, bf16=bf16)
     if embeddings.requires_grad:
-        embeddings.float().square().sum().backward()
+        embeddings.square().sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

@@ -8,14 +8,18 @@ from torch import nn
 
 from ..compute.ranks import ALONE, Ranks
 from ..errors import ConfigurationError, NotTrainable
+from ..loading.augmentation import Augmentation
+from ..loading.batches import collate, model_inputs
 from ..loading.cache import ImageCache
+from ..loading.content import item_content
 from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trainable
-from ..loading.loader import Augmentation, Loader, collate, item_content, model_inputs
+from ..loading.loader import Loader
 from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
+from ..models.backbones import embedding_of
 from ..models.lora import add_lora, merge_lora
-from ..models.model import EmbeddingModel, embedding_of
+from ..models.model import EmbeddingModel
 from ..parameters import TrainingOptions
-from .loop import TrainConfig
+from .config import TrainConfig
 from .losses import build_loss
 
 SCRATCH_LEARNING_RATE = 1e-3

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..store.files import publish_folder, unwritable
-from ..training.loop import TrainState
+from ..training.state import TrainState
 
 KEPT = 2  # the newest ones: the second in case the first is damaged
 _TENSORS = "tensors.safetensors"

@@ -33,7 +33,7 @@ class Decoded:
         *,
         with_matches: bool,
     ) -> None:
-        self.docs = DocumentArrayMemmap(store.workspace.spool(run), split=split)
+        self.docs = DocumentArrayMemmap(store.workspace.spool_file(run), split=split)
         self.cache = cache
         self._split = split
         self._store = store
@@ -46,7 +46,7 @@ class Decoded:
         self.bad_items: set[int] = set()  # those found so far that cannot be used
         self._bad_docs = 0
 
-    def advance(self) -> bool:
+    def decode_next(self) -> bool:
         """Try the next few documents; false if there are none waiting."""
         docs = self.docs[self._next_doc : self._next_doc + self.CHUNK]
         if not docs:

@@ -16,7 +16,8 @@ import threading
 import time
 from pathlib import Path
 
-from ..store.runs import RunStore, TrainerExit
+from ..store.run import TrainerExit
+from ..store.runs import RunStore
 from ..store.workspace import Workspace
 
 PACKAGE = Path(__file__).resolve().parent.parent

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..compute.ranks import Ranks
 from ..errors import WorkspaceError
-from ..store.runs import Progress, Run, RunStore
+from ..store.run import Progress, Run
+from ..store.runs import RunStore
 
 REPORT_SECONDS = 0.2  # between reports of what changes with every step
 

@@ -22,18 +22,22 @@ from ..compute.device import choose_device
 from ..compute.memory import MicroBatch, is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, NotTrainable, OutOfMemory, WorkspaceError
-from ..evaluation.eval_set import BATCH, EvalSet, Measured, verdict
+from ..evaluation.eval_set import BATCH, EvalSet, Measured
+from ..evaluation.proof import verdict
+from ..loading.augmentation import load_augmentation
 from ..loading.datasets import ClassDataset, Dataset
-from ..loading.loader import Loader, load_augmentation
-from ..models.model import EmbeddingModel, load_model, save_model
+from ..loading.loader import Loader
+from ..models.model import EmbeddingModel
+from ..models.saving import load_model, save_model
 from ..models.versions import ensure_base
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..report import contents as reporting
 from ..store.files import is_full, unwritable
-from ..store.runs import RunStore, TrainerExit
+from ..store.run import TrainerExit
+from ..store.runs import RunStore
 from ..store.workspace import Workspace
-from ..training.features import FILL_BATCH, Filling, Trained, choose_trained
-from ..training.loop import Interrupted, Meter, NonFiniteLoss, Step, TrainState, train
+from ..training.features import FILL_BATCH, Filling, Trainee, choose_trainee
+from ..training.loop import Interrupted, Meter, NonFiniteLoss, Step, train
 from ..training.precision import choose_bf16_once
 from ..training.recipe import (
     embedding_size,
@@ -44,10 +48,11 @@ from ..training.recipe import (
     make_loss,
     prepare_model,
 )
+from ..training.state import TrainState
 from .checkpoints import load_checkpoint, save_checkpoint
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
-from .run_data import RunData, Task
+from .run_documents import RunDocuments, Task
 
 CHECKPOINT_SECONDS = 30.0  # within an epoch
 EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint: what is lost is done again, with the same result
@@ -83,7 +88,7 @@ class Trainer:
         self._ranks = ranks
         self._others = others
         self._run = store.get(name)
-        self._folder = store.workspace.run(name)
+        self._folder = store.workspace.run_folder(name)
         self._options = TrainingOptions.model_validate(self._run.options)
         self._configuration = ExecutorOptions.model_validate(self._run.configuration["options"])
         self._progress = ProgressWriter(store, self._run, ranks)
@@ -94,7 +99,7 @@ class Trainer:
         self._micro_batch = MicroBatch(
             self._options.micro_batch,
             -(-self._options.batch_size // ranks.count),
-            file=store.workspace.micro_batch(name),
+            file=store.workspace.micro_batch_file(name),
             say=lambda note: store.event(name, "warning", note),  # of any rank
         )
 
@@ -127,7 +132,7 @@ class Trainer:
         device = choose_device(self._configuration)
         self._progress.report(error=None, better=None, verdict=None, device=str(device))
         model = self._load_model().to(device)
-        data = RunData(
+        data = RunDocuments(
             self._store, self._run, model, self._ranks, check=self._check_interrupted, warn=self._progress.warn
         )
         data.receive()
@@ -159,7 +164,7 @@ class Trainer:
     @property
     def _base(self) -> Path:
         """The version that the run starts from."""
-        return self._store.workspace.model(self._options.base)
+        return self._store.workspace.model_folder(self._options.base)
 
     def _at_a_time(self, items: int) -> int:
         """So many images, or fewer where earlier attempts have shown that memory does not suffice."""
@@ -183,7 +188,7 @@ class Trainer:
         before = self._measure_base(task.eval_set, device)
         metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
         self._progress.report(phase="training", metrics=metrics, steps=loader.sampler.steps(config.epochs))
-        trained = choose_trained(
+        trained = choose_trainee(
             model,
             loader,
             config,
@@ -230,7 +235,7 @@ class Trainer:
         return measured
 
     def _make_steps(
-        self, trained: Trained, loss: nn.Module, dataset: Dataset, eval_set: EvalSet | None, device: torch.device
+        self, trained: Trainee, loss: nn.Module, dataset: Dataset, eval_set: EvalSet | None, device: torch.device
     ) -> dict[str, list[float]]:
         """Train from the last checkpoint to the end and return the history."""
 
@@ -247,7 +252,7 @@ class Trainer:
                 trained.config,
                 device=device,
                 evaluate=None if eval_set is None else evaluate,
-                resume=load_checkpoint(self._store.workspace.checkpoints(self._run.name)),
+                resume=load_checkpoint(self._store.workspace.checkpoint_folder(self._run.name)),
                 report=self._on_step(),
                 save=self._save,
                 stop=self._interrupted.is_set,
@@ -298,7 +303,7 @@ class Trainer:
             self._progress.report(phase="saving")
             written = state()
             try:
-                save_checkpoint(self._store.workspace.checkpoints(self._run.name), written, written.done)
+                save_checkpoint(self._store.workspace.checkpoint_folder(self._run.name), written, written.done)
             except WorkspaceError as error:
                 unsafe = "The run goes on; what it does until the next checkpoint is not safe yet."
                 self._progress.warn(f"{error} {unsafe}")
@@ -320,7 +325,7 @@ class Trainer:
             tuned = {f"tuned/{name}": value for name, value in after.scores.mean().items()}
             self._progress.report(metrics=self._progress.now.metrics | tuned, better=better, verdict=sentence)
         self._progress.report(phase="saving")
-        save_model(model, self._store.workspace.model(self._run.name))
+        save_model(model, self._store.workspace.model_folder(self._run.name))
         reporting.write(
             self._store,
             self._run,

@@ -16,7 +16,8 @@ from ..loading.content import make_preprocess
 from ..loading.datasets import Dataset, kind_of
 from ..models.model import EmbeddingModel
 from ..parameters import ExecutorOptions, TrainingOptions
-from ..store.runs import Run, RunState, RunStore
+from ..store.run import Run, RunState
+from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
 from ..training.loop import Interrupted
 from ..training.recipe import split_off
@@ -42,7 +43,7 @@ class Task:
     counts: tuple[int, int, int]
 
 
-class RunData:
+class RunDocuments:
     """Both splits of a run's spool.
 
     Args: check: called now and then; raises what shall stop the work. warn: told what the run's history should say.
@@ -71,7 +72,7 @@ class RunData:
         cache = None
         if self._configuration.preprocess_fn is None:  # only the default loading is known to give the same each time
             size = model.preprocessing.size
-            path = self._store.workspace.run(self._run.name) / "images" / f"{split}-{size}"
+            path = self._store.workspace.run_folder(self._run.name) / "images" / f"{split}-{size}"
             cache = ImageCache(size, path, max_bytes=self._configuration.max_cache_bytes, warn=self._warn)
         return Decoded(
             split,
@@ -92,7 +93,7 @@ class RunData:
                 return
             if state.ended:
                 raise Interrupted
-            advanced = [split.advance() for split in splits]
+            advanced = [split.decode_next() for split in splits]
             if not any(advanced):
                 time.sleep(POLL_SECONDS)
 
@@ -105,7 +106,7 @@ class RunData:
 
     def _rest_of(self, split: Decoded) -> set[int]:
         """Return the items that cannot be used."""
-        while split.advance():
+        while split.decode_next():
             self._check()
         return split.bad_items
 

@@ -1,0 +1,75 @@
+"""Augmentation of images by albumentations, seeded so that a resumed run sees the same pixels."""
+
+from pathlib import Path
+from typing import Any
+
+import albumentations
+
+from ..errors import ConfigurationError
+from .batches import is_image
+
+
+class Augmentation:
+    """An albumentations pipeline that can be seeded; on uint8 images (H, W, 3), and on nothing else."""
+
+    def __init__(self, pipeline: albumentations.Compose) -> None:
+        self.pipeline = pipeline
+
+    def seed(self, seed: int) -> None:
+        """Let the next images depend on `seed` alone."""
+        self.pipeline.set_random_seed(seed)
+
+    def describe(self) -> dict[str, Any]:
+        """The pipeline in albumentations' own form, which holds all that its results depend on besides the seed."""
+        description: dict[str, Any] = self.pipeline.to_dict()
+        return description
+
+    def __call__(self, content: Any) -> Any:
+        if is_image(content):
+            return self.pipeline(image=content)["image"]
+        return content
+
+
+def default_augmentation(kind: str, size: int) -> Augmentation:
+    """The pipeline used when none is configured. No flips for labelled data: a mirrored `b` is a `d`.
+
+    Without labels the two views of an image must differ in what is to be ignored, hence the stronger one there.
+    """
+    if kind == "unlabeled":
+        steps = [
+            albumentations.RandomResizedCrop((size, size), scale=(0.5, 1.0), ratio=(0.8, 1.25)),
+            albumentations.Affine(rotate=(-10, 10), p=0.5),
+            albumentations.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8),
+            albumentations.ToGray(p=0.1),
+            albumentations.GaussianBlur(blur_limit=(3, 5), p=0.2),
+        ]
+    else:
+        steps = [
+            albumentations.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), p=0.8),
+            albumentations.RandomBrightnessContrast(p=0.5),
+        ]
+    return Augmentation(albumentations.Compose(steps))
+
+
+def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: int) -> Augmentation | None:
+    """Return the configured pipeline: None is the default of the kind, `none` is off, else albumentations' own form.
+
+    Raises: ConfigurationError: it is neither a serialised pipeline nor the path of one.
+    """
+    if configured is None:
+        return default_augmentation(kind, size)
+    if configured == "none":
+        return None
+    try:
+        if isinstance(configured, dict):
+            pipeline = albumentations.from_dict(configured)
+        else:
+            form = "json" if Path(configured).suffix == ".json" else "yaml"
+            pipeline = albumentations.load(configured, data_format=form)
+    except Exception as error:  # whatever albumentations and the parsers raise, the remedy is one
+        reason = " ".join(str(error).split())  # a parser's has several lines
+        raise ConfigurationError(
+            f"augment is not a pipeline that albumentations can load ({reason}); give "
+            "albumentations.to_dict(pipeline), the path of a file written by albumentations.save, or 'none'."
+        ) from error
+    return Augmentation(pipeline)

@@ -1,0 +1,37 @@
+"""The one way from a batch of contents through a model to embeddings: for training, measuring and serving."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..compute.ranks import unwrapped
+from ..models.backbones import embedding_of
+from .batches import model_inputs
+
+
+def compute_embeddings(
+    model: nn.Module,
+    inputs: Any,
+    device: torch.device,
+    *,
+    bf16: bool,
+    through: Callable[[Any], Any] | None = None,
+) -> Tensor:
+    """Return the embeddings, (B, D) float32 on `device`, of a batch as the loader makes it.
+
+    Args: through: the part of the model to compute; by default all of it.
+    """
+    images = model_inputs(unwrapped(model), inputs, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        return embedding_of((through or model)(images)).float()
+
+
+@torch.inference_mode()
+def embed_batches(model: nn.Module, batches: Iterable[Any], device: torch.device, *, bf16: bool = False) -> np.ndarray:
+    """Return the embeddings of all batches, (N, D) float32. The model is put into evaluation mode."""
+    model.eval()
+    parts = [compute_embeddings(model, inputs, device, bf16=bf16).cpu().numpy() for inputs in batches]
+    return np.concatenate(parts)

@@ -1,0 +1,68 @@
+"""What is done to an image before a model sees it: size, crop and normalisation."""
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+USUAL_SIZE = 224  # what nearly every published image model was trained at
+DEFAULT_SIZE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What is done to an image before the model sees it; training, evaluation and serving do the same.
+
+    Attributes:
+        size: Side of the square the model sees, in pixels.
+        mean: Per channel, RGB in [0, 1].
+        std: Per channel, RGB in [0, 1].
+        crop: False squashes the whole image into the square, so that nothing at its borders is lost to a search.
+            True keeps the aspect ratio and takes the middle.
+        shorter_side: With `crop`: what the shorter side would be scaled to before the middle `size` pixels are
+            taken; None means `size`.
+    """
+
+    size: int = DEFAULT_SIZE
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    crop: bool = False
+    shorter_side: int | None = None
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Return the image, H×W×3 uint8, as size×size×3 uint8; the same input always gives the same bytes."""
+        if self.crop:
+            image = self._middle(image)
+        height, width = image.shape[:2]
+        # Areas are averaged where there are pixels to spare and interpolated where there are too few: OpenCV's
+        # area mode does not average an axis while the other one grows, hence two steps.
+        shrunk = min(width, self.size), min(height, self.size)
+        if shrunk != (width, height):
+            image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+        if shrunk != (self.size, self.size):
+            image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_CUBIC)
+        return np.ascontiguousarray(image)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return (B, H, W, 3) uint8 as (B, 3, H, W) float32 on the same device, in channels-last memory format."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, 3, 1, 1)
+        return images.permute(0, 3, 1, 2).to(torch.float32).sub_(mean * 255).div_(std * 255)
+
+    def at(self, size: int | None) -> "Preprocessing":
+        """Return the same preprocessing for squares of another size; None keeps the size."""
+        if size is None:
+            return self
+        shorter_side = self.shorter_side and round(self.shorter_side * size / self.size)
+        return replace(self, size=size, shorter_side=shorter_side)
+
+    def _middle(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        shorter = min(height, width)
+        side = max(1, round(shorter * self.size / max(self.shorter_side or self.size, self.size)))
+        top, left = (height - side) // 2, (width - side) // 2
+        return image[top : top + side, left : left + side]

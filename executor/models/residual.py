@@ -1,0 +1,67 @@
+"""The default network: a small residual network with random weights."""
+
+from torch import Tensor, nn
+
+from .backbones import Backbone
+from .preprocessing import Preprocessing
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions beside a shortcut (He et al. 2016, arXiv:1512.03385, figure 2)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.last_norm = nn.BatchNorm2d(channels)
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.relu(self.shortcut(images) + self.last_norm(self.residual(images)), inplace=True)
+
+
+class ResidualNetwork(nn.Sequential):
+    """The default backbone: (B, 3, H, W) float32, H and W at least 16 -> (B, 256) float32.
+
+    A ResNet-18 of half the width, 2.8 million parameters, whose first kernel is 3×3 because its images are small. The
+    smaller they are, the less it shrinks them at its beginning, so that at least 2×2 positions remain at its end: in
+    bf16 on a CPU, torch 2.13 gives garbage as the gradient of a convolution of stride 2 over a single position.
+    Each block begins with its residual at half weight. At zero, as is usual, the untrained network would see little
+    and learn more slowly; at one, images of unseen classes are told apart worse after training (0.23 instead of 0.32
+    mAP@R on generated textures of 64 pixels).
+
+    Args: size: of the images that it is for, in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        widths = (32, 64, 128, 256)
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 2 if size >= 32 else 1, 1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2, 1) if size >= 64 else nn.Identity(),
+        )
+        for index, (before, width) in enumerate(zip(widths[:1] + widths, widths, strict=False)):
+            stage = nn.Sequential(ResidualBlock(before, width, 2 if index else 1), ResidualBlock(width, width, 1))
+            self.add_module(f"stage{index + 1}", stage)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, ResidualBlock):
+                nn.init.constant_(module.last_norm.weight, 0.5)
+
+
+def default_backbone(input_size: int | None) -> Backbone:
+    """Return the default network with random weights, drawn from torch's generator."""
+    preprocessing = Preprocessing().at(input_size)
+    return Backbone(module=ResidualNetwork(preprocessing.size), preprocessing=preprocessing)

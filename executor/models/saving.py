@@ -1,0 +1,124 @@
+"""A model as a folder, and back: `weights.safetensors`, `model.json` and, of transformers, `backbone_config.json`.
+
+`model.json` says how to build the model, and its preprocessing. It loads without a network and without the original
+model; only a model from a factory needs that factory importable.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+
+from ..errors import WorkspaceError
+from ..store.files import publish_folder, unwritable
+from .backbones import Backbone
+from .building import build_backbone, channels_last, preprocessing_from, seeded
+from .model import EmbeddingModel, ModelConfig
+from .preprocessing import Preprocessing
+from .pretrained import rebuilt_transformers_backbone
+
+FORMAT = 1
+
+
+def save_model(model: EmbeddingModel, folder: Path) -> None:
+    """Save the model into `folder`: complete or, whatever happens meanwhile, not there. An old one is replaced.
+
+    Raises: WorkspaceError: the disk is full or cannot be written.
+    """
+    settings = {
+        "format": FORMAT,
+        "config": asdict(model.config),
+        "preprocessing": asdict(model.preprocessing),
+        "features": model.features,
+        "dim": model.dim,
+        "head": model.head is not None,
+        "normalise": model.normalise,
+    }
+
+    def write(place: Path) -> None:
+        safetensors.torch.save_model(model, str(place / "weights.safetensors"))
+        _write_json(place / "model.json", settings)
+        if model.description:
+            _write_json(place / "backbone_config.json", model.description)
+
+    try:
+        publish_folder(folder, write)
+    except (OSError, SafetensorError) as error:
+        raise unwritable("the model", folder, error) from error
+
+
+def load_model(
+    folder: Path, *, freeze: bool | tuple[str, ...] | None = None, embedding_dim: int | None = None
+) -> EmbeddingModel:
+    """Load what `save_model` saved, in evaluation mode and channels-last memory format.
+
+    Args:
+        freeze: What to freeze instead of what the saved config says.
+        embedding_dim: Another size than the saved one puts a new projection head on the backbone.
+    Raises: WorkspaceError: a file is missing or damaged; it is named. ConfigurationError: the code that the model
+        needs is not there, or `freeze` names what it does not have.
+    """
+    settings = _read_json(folder / "model.json")
+    if settings.get("format") != FORMAT:
+        raise WorkspaceError(
+            f"{folder / 'model.json'} has format {settings.get('format')}; this version reads {FORMAT}."
+        )
+    saved = _config(settings["config"])
+    config = replace(
+        saved,
+        freeze=saved.freeze if freeze is None else freeze,
+        embedding_dim=saved.embedding_dim if embedding_dim is None else embedding_dim,
+    )
+    with seeded(config.seed):
+        model = EmbeddingModel(
+            _rebuilt_backbone(folder, config, preprocessing_from(settings["preprocessing"])),
+            features=settings["features"],
+            config=config,
+            normalise=settings["normalise"],
+        )
+        if settings["head"]:
+            model.project(settings["dim"])
+        _load_weights(channels_last(model), folder / "weights.safetensors")
+        if embedding_dim not in (None, model.dim):
+            model.project(embedding_dim)
+        model.freeze(config.freeze)
+    return model.eval()
+
+
+def _config(saved: Mapping[str, Any]) -> ModelConfig:
+    freeze = saved["freeze"]
+    return ModelConfig(**{**saved, "freeze": tuple(freeze) if isinstance(freeze, list) else freeze})
+
+
+def _rebuilt_backbone(folder: Path, config: ModelConfig, preprocessing: Preprocessing) -> Backbone:
+    described = folder / "backbone_config.json"
+    if described.exists():
+        return rebuilt_transformers_backbone(_read_json(described), preprocessing)
+    return replace(build_backbone(config), preprocessing=preprocessing)
+
+
+def _load_weights(model: EmbeddingModel, file: Path) -> None:
+    try:
+        safetensors.torch.load_model(model, file)
+    except (OSError, SafetensorError) as error:
+        raise WorkspaceError(f"{file} is missing or damaged ({error}); restore it, or train again.") from error
+    except RuntimeError as error:
+        raise WorkspaceError(f"{file} does not belong to the model beside it: {error}") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(f"{file} is missing or damaged ({error}); restore it, or train again.") from error
+    if not isinstance(content, dict):
+        raise WorkspaceError(f"{file} is damaged: it holds no object; restore it, or train again.")
+    return content
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2), encoding="utf-8")

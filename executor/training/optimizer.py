@@ -1,0 +1,58 @@
+"""What the optimizer changes and how fast: parameter groups, the schedule, averages of weights."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from .config import TrainConfig
+
+PROXY_LEARNING_RATE = 1e-2  # of the parameters of a loss, which start from nothing (Kim et al. 2020, arXiv:2003.13911)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """A copy of `model` whose weights follow the model's slowly; None without a decay."""
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def interpolated(base: dict[str, Tensor], tuned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights between the base's and the tuned ones (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903)."""
+    return {
+        name: torch.lerp(base[name], tensor, share) if tensor.is_floating_point() else tensor
+        for name, tensor in tuned.items()
+    }
+
+
+def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: decay on matrices and kernels only, not on biases and norms; a loss's own parameters apart."""
+    backbone = {id(parameter) for parameter in getattr(model, "backbone", nn.Module()).parameters()}
+    groups = [{"params": trainable_parameters(loss), "lr": PROXY_LEARNING_RATE, "weight_decay": 0.0}]
+    for within, rate in ((True, config.backbone_rate * config.learning_rate), (False, config.learning_rate)):
+        part = [parameter for parameter in trainable_parameters(model) if (id(parameter) in backbone) is within]
+        matrices = [parameter for parameter in part if parameter.ndim > 1]
+        vectors = [parameter for parameter in part if parameter.ndim <= 1]
+        groups.insert(0, {"params": matrices, "lr": rate, "weight_decay": config.weight_decay})
+        groups.insert(1, {"params": vectors, "lr": rate, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
+    """Factor of the learning rate at a step: linear up over the warm-up, then half a cosine down to 0."""
+    rising = max(1, round(total * warmup))
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, total - rising))))
+
+    return factor

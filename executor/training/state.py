@@ -1,0 +1,66 @@
+"""Where a run is, with all that its next step depends on: put back, it goes on as if it had never stopped."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class TrainState:
+    """Where a run is: `epoch` is under way and `step` of its batches are done."""
+
+    epoch: int = 0
+    step: int = 0
+    done: int = 0  # steps of all epochs together
+    loss_sum: float = 0.0
+    history: dict[str, list[float]] = field(default_factory=dict)
+    best_score: float | None = None
+    best_epoch: int = 0
+    tensors: dict[str, Any] = field(default_factory=dict)  # see `snapshot`; and best_model, average
+
+
+def snapshot(
+    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+) -> dict[str, Any]:
+    """Copies of all tensors and numbers that the next step depends on."""
+    random: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state_all()
+    states = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
+    # The schedule's function is code, not state.
+    plain = {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}
+    copied: dict[str, Any] = copy(states | {"schedule": plain, "random": random})
+    return copied
+
+
+def restore(
+    state: TrainState,
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """Put everything back as `snapshot` found it."""
+    model.load_state_dict(state.tensors["model"])
+    loss.load_state_dict(state.tensors["loss"])
+    optimizer.load_state_dict(state.tensors["optimizer"])
+    schedule.load_state_dict(state.tensors["schedule"] | {"lr_lambdas": schedule.state_dict()["lr_lambdas"]})
+    torch.set_rng_state(state.tensors["random"]["cpu"])
+    if "cuda" in state.tensors["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state.tensors["random"]["cuda"])
+
+
+def copy(value: Any) -> Any:
+    """A copy of nested dicts and lists, with detached copies of their tensors."""
+    if isinstance(value, dict):
+        return {key: copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copy(item) for item in value]
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def note(history: dict[str, list[float]], name: str, value: float) -> None:
+    """Append a value to one of the per-epoch lists."""
+    history.setdefault(name, []).append(float(value))
