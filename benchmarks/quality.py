@@ -51,8 +51,8 @@ from executor.parameters import LOSS_NAMES, TrainingOptions
 from executor.training.loop import train
 from executor.training.losses import DEFAULT_LOSS
 from executor.training.optimizer import warmup_cosine
+from executor.training.parts import make_config, make_loader, make_loss
 from executor.training.precision import computes_in_bf16
-from executor.training.recipe import make_config, make_loader, make_loss
 
 DEVICE = torch.device("cpu")
 IN_BF16 = computes_in_bf16(DEVICE)
@@ -126,7 +126,7 @@ def ours(
     augment = default_augmentation(kind, split.images.shape[1])
     loader = make_loader(dataset, np.arange(len(dataset)), chosen, augment=augment)
     criterion = make_loss(dataset, chosen, model.dim, DEVICE)
-    train(model, criterion, loader, make_config(chosen, scratch=True, bf16=bf16), device=DEVICE)
+    train(model, criterion, loader, make_config(chosen, model, bf16=bf16), device=DEVICE)
 
 
 def labelled(split: Split, seed: int) -> DocumentArray:

@@ -27,7 +27,7 @@ from benchmarks.train import BATCH, CLASSES, Limit, TimedTrainer, prepare_run
 from executor.loading.datasets import check_trainable, make_dataset
 from executor.parameters import TrainingOptions
 from executor.store.spool import DocumentArrayMemmap
-from executor.training.recipe import make_sampler
+from executor.training.parts import make_sampler
 
 SIZE = 16
 FILE = 32  # pixels

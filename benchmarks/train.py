@@ -51,7 +51,7 @@ from executor.loading.samplers import ClassSampler
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.parameters import ExecutorOptions, TrainingOptions
-from executor.store.run import RunState
+from executor.store.run import Configuration, RunState
 from executor.store.runs import RunStore
 from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import Workspace
@@ -172,8 +172,8 @@ def prepare_run(
     executor = ExecutorOptions(
         input_size=size, augment=augment, allowed_roots=(str(folder),), trainer_threads=torch.get_num_threads()
     ).with_roots()
-    configuration = {"options": executor.model_dump(mode="json"), "directory": os.getcwd(), "path": []}
-    store.create(name, TrainingOptions(batch_size=BATCH, **training).model_dump(mode="json"), configuration)
+    configuration = Configuration(options=executor, directory=os.getcwd())
+    store.create(name, TrainingOptions(batch_size=BATCH, **training), configuration)
     with DocumentArrayMemmap(store.workspace.spool_file(name)) as spool:
         spool.extend(Document(uri=path, tags={"finetuner_label": label}) for path, label in files)
     store.advance(name, RunState.QUEUED, train_rows=len(files), eval_rows=0)

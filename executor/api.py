@@ -1,18 +1,36 @@
-"""`fit` and `embed` for Python callers: the service's trainer and embedder, in the foreground."""
+"""`fit` and `embed` for Python callers: the same recipe as the service's trainer, in the foreground."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
-from .parameters import TrainingOptions, parse
+from .compute.device import choose_device
+from .errors import BadRequest, InvalidParameter
+from .evaluation.eval_set import EvalSet
+from .evaluation.hold_out import split_off
+from .evaluation.metrics import DECIDING
+from .images.arrays import looks_channels_first, warn_channels_first
+from .images.reading import load_uri_to_image_blob
+from .loading.augmentation import Augmentation, default_augmentation
+from .loading.batches import collate, is_image
+from .loading.content import fit_to_model, item_content
+from .loading.datasets import CollateFn, Dataset, InstanceDataset, PreprocessFn, make_dataset
+from .loading.forward import embed_batches
+from .models.model import EmbeddingModel
+from .parameters import ExecutorOptions, TrainingOptions, parse
+from .store.spool import DocumentArrayMemmap
+from .training.micro_batch import MicroBatch
+from .training.parts import prepare_model
+from .training.progress_bar import ProgressBar
+from .training.recipe import Task, fine_tune
 
-if TYPE_CHECKING:
-    import torch
+SERVICE_OPTIONS = {"base", "embedding_dim", "promote", "promote_by"}  # what they choose is given or done by the caller
 
 
 def fit(
-    model: "torch.nn.Module",
+    model: torch.nn.Module,
     train_data: Any,
     eval_data: Any = None,
     *,
@@ -21,7 +39,7 @@ def fit(
     device: str = "auto",
     progress: bool = True,
     **options: Any,
-) -> "torch.nn.Module":
+) -> torch.nn.Module:
     """Fine-tune `model` in place on labelled documents, and return it, in evaluation mode.
 
     Args:
@@ -38,23 +56,47 @@ def fit(
     Raises: InvalidParameter: an unknown or ill-typed option. NotTrainable: nothing can be learned from these
         documents. BadDocument: one of them cannot be used; it is named.
     """
-    from .foreground import train_here
-
-    return train_here(
-        model,
-        train_data,
-        eval_data,
-        parse(TrainingOptions, options, where="fit"),
-        preprocess_fn=preprocess_fn,
-        collate_fn=collate_fn,
-        device=device,
-        progress=progress,
+    wanted = parse(TrainingOptions, options, where="fit")
+    for name in SERVICE_OPTIONS & wanted.model_fields_set:
+        raise InvalidParameter(f"fit has no option {name!r}: it trains the model that it is given, as it is.")
+    where = choose_device(ExecutorOptions(device=device))
+    loading = preprocess_fn or getattr(train_data, "preprocess_fn", None)
+    dataset = _dataset(model, train_data, wanted.kind, preprocess_fn, collate_fn)
+    items, eval_set = np.arange(len(dataset)), None
+    prepare_model(model, wanted)
+    model.to(where)
+    if eval_data is not None:
+        others = _dataset(model, eval_data, "auto", preprocess_fn, collate_fn)
+        eval_set = EvalSet(others, np.arange(len(others)), device=where)
+    elif wanted.val_split:
+        items, held_out = split_off(dataset, items, wanted.val_split, wanted.seed)
+        eval_set = EvalSet(dataset, held_out, device=where)
+    task = Task(
+        dataset=dataset,
+        items=items,
+        eval_set=eval_set,
+        same_content=loading in (None, load_uri_to_image_blob),  # of others it is not known
+        augment=_augmentation(dataset),
     )
+    with ProgressBar(wanted.epochs, visible=progress) as bar:
+        outcome = fine_tune(
+            model,
+            task,
+            wanted,
+            device=where,
+            watcher=bar,
+            micro_batch=MicroBatch(wanted.micro_batch, say=bar.say),
+            max_cache_bytes=ExecutorOptions().max_cache_bytes,
+        )
+        if progress and outcome.before is not None and outcome.after is not None:
+            before, after = (measured.scores.mean()[DECIDING] for measured in (outcome.before, outcome.after))
+            bar.say(f"mAP@R on the eval documents: {before:.3f} before, {after:.3f} after.")
+    return model
 
 
 def embed(
     docs: Sequence[Any],
-    model: "torch.nn.Module",
+    model: torch.nn.Module,
     preprocess_fn: Callable[[Any], np.ndarray] | None = None,
     *,
     collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -65,6 +107,44 @@ def embed(
 
     Raises: BadDocument: a document cannot be used; it is named.
     """
-    from .foreground import embed_here
+    if not len(docs):
+        return
+    if isinstance(docs, DocumentArrayMemmap):
+        raise BadRequest("A DocumentArrayMemmap cannot be filled in place; embed a part of it, such as docs[:1000].")
+    where = choose_device(ExecutorOptions(device=device))
+    dataset = InstanceDataset(docs, _fitted(model, preprocess_fn), collate_fn)
+    model.to(where)
+    for start in range(0, len(docs), batch_size):
+        part = range(start, min(start + batch_size, len(docs)))
+        inputs = collate([item_content(dataset, item, None) for item in part], collate_fn)
+        embeddings = embed_batches(model, [inputs], where)
+        if getattr(model, "normalise", True):
+            embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        for item, embedding in zip(part, embeddings, strict=True):
+            docs[item].embedding = embedding
 
-    embed_here(docs, model, preprocess_fn, collate_fn=collate_fn, batch_size=batch_size, device=device)
+
+def _dataset(
+    model: torch.nn.Module, docs: Any, kind: str, preprocess_fn: PreprocessFn | None, collate_fn: CollateFn | None
+) -> Dataset:
+    dataset = make_dataset(docs, kind, preprocess_fn, collate_fn)
+    dataset.preprocess_fn = _fitted(model, dataset.preprocess_fn)
+    blob = getattr(dataset.document(0), "blob", None)
+    if isinstance(blob, np.ndarray) and looks_channels_first(blob):
+        warn_channels_first(blob.shape)
+    return dataset
+
+
+def _fitted(model: torch.nn.Module, preprocess_fn: PreprocessFn | None) -> PreprocessFn | None:
+    """A model that says its input size gets images of that size."""
+    if preprocess_fn is None or not isinstance(model, EmbeddingModel):
+        return preprocess_fn
+    return fit_to_model(preprocess_fn, model.preprocessing)
+
+
+def _augmentation(dataset: Dataset) -> Augmentation | None:
+    """Your `preprocess_fn` augments; only the two views of an unlabeled image must differ in any case."""
+    if dataset.kind != "unlabeled":
+        return None
+    content = dataset[0][0]
+    return default_augmentation("unlabeled", content.shape[0]) if is_image(content) else None

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from .errors import ConfigurationError, InvalidParameter
 from .images.policy import ImagePolicy
 
+TOKEN_VARIABLE = "FINETUNER_TOKEN"  # of the environment: the bearer token that every call must present
 RESERVED_NAMES = ("base", "promoted")
 # By kind; `losses.py` builds them. Here too, so that a wrong name is refused without importing torch.
 LOSS_NAMES = {

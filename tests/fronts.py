@@ -21,7 +21,7 @@ from jina.proto import jina_pb2_grpc
 from jina.types.request.data import SingleDocumentRequest
 
 from executor.documents import DocumentArray, RunQuery, RunStatus
-from executor.wire.token import VARIABLE
+from executor.parameters import TOKEN_VARIABLE
 from serving import ROOT, free_ports
 
 DEPLOYMENT = """
@@ -135,7 +135,7 @@ def serving(
     """Serve until the end of the block."""
     environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
     if token is not None:
-        environment[VARIABLE] = token
+        environment[TOKEN_VARIABLE] = token
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
         served = Served(ports, folder, process, certificate)

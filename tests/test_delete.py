@@ -14,6 +14,7 @@ from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import Event, RunStatus
 from executor.errors import Conflict, UnknownRun, WorkspaceError
+from executor.parameters import TrainingOptions
 from executor.store.run import RunState
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
@@ -49,7 +50,7 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
 
 def make_run(store: RunStore, name: str, *way: RunState, base: str = "base") -> None:
     """A run with files, events, problems and progress, that went this way."""
-    store.create(name, {"base": base}, {})
+    store.create(name, TrainingOptions(base=base))
     for state in way:
         store.advance(name, state)
     store.quarantine(name, "train", [("d1", "bad")], spooled=True)
@@ -112,7 +113,7 @@ def test_a_deleted_run_is_not_promoted_afterwards(store: RunStore) -> None:
 def test_a_name_that_is_taken_is_refused_in_a_sentence(store: RunStore) -> None:
     make_run(store, "a", *SUCCEEDED)
     with pytest.raises(Conflict, match="There is a run 'a' already"):
-        store.create("a", {}, {})
+        store.create("a")
 
 
 def test_a_run_whose_folder_cannot_be_moved_is_still_there(store: RunStore) -> None:

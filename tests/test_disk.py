@@ -18,6 +18,7 @@ from executor import Document, DocumentArray, DocumentArrayMemmap
 from executor.documents import Event, RunStatus
 from executor.errors import WorkspaceError
 from executor.loading.cache import ImageCache
+from executor.parameters import TrainingOptions
 from executor.store.lock import WorkspaceLock
 from executor.store.run import RunState
 from executor.store.runs import RunStore
@@ -100,14 +101,14 @@ def test_documents_that_find_no_room_are_refused_and_the_others_stay(make_disk: 
 def test_a_change_of_a_run_that_finds_no_room_is_refused_and_works_later(make_disk: Any) -> None:
     disk = make_disk(4)
     store = RunStore(Workspace(disk.folder))
-    store.create("a", {}, {})
+    store.create("a")
     disk.fill()
-    large = {"text": "x" * MIB}
+    large = TrainingOptions(loss_options={"text": "x" * MIB})
     with pytest.raises(WorkspaceError, match=r"cannot be used: database or disk is full\. Free space on its disk"):
-        store.create("b", large, {})
+        store.create("b", large)
     assert [run.name for run in store.all()] == ["a"]
     disk.free()
-    assert store.create("b", large, {}).name == "b"
+    assert store.create("b", large).name == "b"
     store.close()
 
 
@@ -115,7 +116,7 @@ def test_a_run_is_deleted_from_a_full_disk_and_its_room_is_free(make_disk: Any) 
     disk = make_disk(8)
     store = RunStore(Workspace(disk.folder))
     store.finish_deletes()  # as a service does when it starts
-    store.create("a", {}, {})
+    store.create("a")
     store.advance("a", RunState.CANCELLED)
     with DocumentArrayMemmap(store.workspace.spool_file("a")) as docs:
         docs.extend(documents(0, 60))
@@ -192,7 +193,7 @@ def test_a_workspace_on_a_read_only_disk_is_refused_in_a_sentence(make_disk: Any
     disk = make_disk(4)
     workspace = Workspace(disk.folder)
     store = RunStore(workspace)
-    store.create("a", {}, {})
+    store.create("a")
     store.close()
     DocumentArrayMemmap(disk.folder / "documents.sqlite").close()
     disk.make_read_only()

@@ -15,11 +15,11 @@ from torch import nn
 
 from conftest import coloured
 from executor import Document, DocumentArray
-from executor.compute.memory import MicroBatch
 from executor.compute.ranks import Ranks
 from executor.store.run import RunState
 from executor.training.gradients import Gradients
 from executor.training.losses import build_loss
+from executor.training.micro_batch import MicroBatch
 from serving import ROOT
 from workshop import Workshop, kill
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray
-from executor.compute.memory import OOM_SCORE, KernelKills, MicroBatch, is_out_of_memory
+from executor.compute.memory import OOM_SCORE, KernelKills, is_out_of_memory
 from executor.errors import OutOfMemory
 from executor.lifecycle import supervisor
 from executor.loading.loader import Loader
@@ -22,6 +22,7 @@ from executor.store.run import RunState
 from executor.training.config import TrainConfig
 from executor.training.loop import train
 from executor.training.losses import build_loss
+from executor.training.micro_batch import MicroBatch
 from workshop import Workshop, kill
 
 CPU = torch.device("cpu")

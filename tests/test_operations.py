@@ -40,7 +40,7 @@ def test_a_workspace_in_use_is_backed_up_as_told_and_the_copy_goes_on(tmp_path: 
     source, target = tmp_path / "live", tmp_path / "copy"
     store = RunStore(Workspace(source))
     for name in ("done", "a"):
-        store.create(name, {}, {})
+        store.create(name)
     for state in (RunState.QUEUED, RunState.TRAINING, RunState.SUCCEEDED):
         store.advance("done", state)
     store.promote("done")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from executor.errors import IllegalTransition, UnknownRun, WorkspaceError
+from executor.parameters import ExecutorOptions, TrainingOptions
 from executor.store.database import SCHEMA_VERSION
 from executor.store.lock import WorkspaceLock
-from executor.store.run import Progress, RunState
+from executor.store.run import Configuration, Progress, RunState
 from executor.store.runs import SHOWN_PROBLEMS, RunStore
 from executor.store.workspace import Workspace
 
@@ -46,7 +47,7 @@ def store(tmp_path):
 
 
 def in_state(store: RunStore, state: RunState, name: str = "a") -> None:
-    store.create(name, {}, {})
+    store.create(name)
     for step in WAY[state]:
         store.advance(name, step)
 
@@ -78,7 +79,7 @@ def test_a_run_has_ended_where_no_move_leads_on(state):
 
 def test_the_events_of_a_run_are_numbered_from_one_and_tell_its_states(store):
     in_state(store, SUCCEEDED)
-    store.create("b", {}, {})
+    store.create("b")
     store.event("a", "warning", "a note")
     events = store.events("a")
     assert [number for number, *_ in events] == [1, 2, 3, 4, 5]
@@ -87,7 +88,7 @@ def test_the_events_of_a_run_are_numbered_from_one_and_tell_its_states(store):
 
 
 def test_events_are_read_from_a_number_on_and_so_many_at_a_time(store):
-    store.create("a", {}, {})
+    store.create("a")
     for number in range(2, 8):
         store.event("a", "note", str(number))
     assert [message for *_, message in store.events("a", after=2, limit=3)] == ["3", "4", "5"]
@@ -121,7 +122,7 @@ def test_an_ended_run_has_a_time_of_its_end_and_no_process(store):
 
 def test_queued_runs_keep_the_order_in_which_they_were_queued(store):
     for name in "abc":
-        store.create(name, {}, {})
+        store.create(name)
     for name in "cab":
         store.advance(name, QUEUED)
     assert [run.name for run in store.in_state(QUEUED)] == ["c", "a", "b"]
@@ -137,31 +138,38 @@ def test_a_run_that_is_queued_again_is_the_first_in_the_queue(store):
 
 def test_runs_are_listed_newest_first(store):
     for name in "abc":
-        store.create(name, {}, {})
+        store.create(name)
     assert [run.name for run in store.all()] == ["c", "b", "a"]
 
 
 def test_a_run_without_a_name_gets_one_that_is_free(store):
-    store.create("run-2", {}, {})
-    name = store.create(None, {}, {}).name
+    store.create("run-2")
+    name = store.create().name
     assert name != "run-2"
     assert store.exists(name)
-    assert store.create(None, {}, {}).name == "run-3"
+    assert store.create().name == "run-3"
 
 
 def test_an_unknown_run_is_refused_with_those_there_are(store):
     with pytest.raises(UnknownRun, match="there are none yet"):
         store.get("x")
-    store.create("a", {}, {})
+    store.create("a")
     with pytest.raises(UnknownRun, match="there are: a"):
         store.advance("x", QUEUED)
 
 
 def test_a_run_keeps_its_options_and_its_configuration(store):
-    store.create("a", {"epochs": 3, "freeze": ["x"]}, {"options": {"model": "default"}})
+    options = TrainingOptions(epochs=3, freeze=["x"], loss_options={"margin": 0.5})
+    configuration = Configuration(
+        options=ExecutorOptions(model="default", fit_defaults={"epochs": 3}),
+        given=("epochs",),
+        directory="/photos",
+        path=("/code",),
+    )
+    store.create("a", options, configuration)
     run = store.get("a")
-    assert run.options == {"epochs": 3, "freeze": ["x"]}
-    assert run.configuration == {"options": {"model": "default"}}
+    assert (run.options, run.options.epochs, run.options.freeze) == (options, 3, ("x",))
+    assert run.configuration == configuration
 
 
 def test_the_base_is_served_until_a_run_is_promoted(store):
@@ -175,7 +183,7 @@ def test_the_base_is_served_until_a_run_is_promoted(store):
 
 
 def test_the_last_progress_is_the_one_that_is_read(store):
-    store.create("a", {}, {})
+    store.create("a")
     assert store.progress("a") == Progress()
     store.report("a", Progress(phase="training", step=3, history={"loss": [0.5]}))
     last = Progress(phase="saving", step=4, metrics={"base/mrr": 1.0}, better=True)
@@ -184,7 +192,7 @@ def test_the_last_progress_is_the_one_that_is_read(store):
 
 
 def test_a_document_is_quarantined_once(store):
-    store.create("a", {}, {})
+    store.create("a")
     for _ in range(2):
         store.quarantine("a", "train", [("x", "truncated"), ("y", "no label")], spooled=True)
     store.quarantine("a", "train", [("x", "another reason")], spooled=False)
@@ -196,13 +204,13 @@ def test_a_document_is_quarantined_once(store):
 
 def test_the_same_document_may_be_quarantined_in_two_runs(store):
     for name in "ab":
-        store.create(name, {}, {})
+        store.create(name)
         store.quarantine(name, "train", [("x", "truncated")], spooled=True)
     assert store.count_problems("a") == store.count_problems("b") == 1
 
 
 def test_quarantined_documents_are_counted_by_split_and_by_where_they_lie(store):
-    store.create("a", {}, {})
+    store.create("a")
     store.quarantine("a", "train", [("x", "bad"), ("y", "bad")], spooled=True)
     store.quarantine("a", "eval", [("z", "bad")], spooled=False)
     assert store.count_problems("a", "train") == 2
@@ -211,7 +219,7 @@ def test_quarantined_documents_are_counted_by_split_and_by_where_they_lie(store)
 
 
 def test_only_the_first_problems_are_shown(store):
-    store.create("a", {}, {})
+    store.create("a")
     store.quarantine("a", "train", [(f"d{number}", "bad") for number in range(30)], spooled=True)
     assert [document for document, _ in store.problems("a")] == [f"d{number}" for number in range(SHOWN_PROBLEMS)]
     assert store.count_problems("a") == 30
@@ -259,12 +267,12 @@ store = RunStore(Workspace(Path(sys.argv[1])))
 for number in range(40):
     store.event("a", "note", f"{sys.argv[2]}{number}")
     store.quarantine("a", "train", [(f"d{number}", "bad")], spooled=True)
-    store.create(None, {}, {})
+    store.create()
 """
 
 
 def test_several_processes_write_at_once_and_nothing_is_lost(store):
-    store.create("a", {}, {})
+    store.create("a")
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(store.workspace.root), name], cwd=ROOT) for name in "xy"
     ]
@@ -279,7 +287,7 @@ def test_several_processes_write_at_once_and_nothing_is_lost(store):
 
 
 def test_stores_that_are_opened_at_once_make_the_workspace_once(tmp_path):
-    code = WRITER.replace("range(40)", "range(0)") + "store.create(sys.argv[2], {}, {})"
+    code = WRITER.replace("range(40)", "range(0)") + "store.create(sys.argv[2])"
     openers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "xyz"]
     assert [opener.wait(120) for opener in openers] == [0, 0, 0]
     store = RunStore(Workspace(tmp_path))

@@ -19,7 +19,8 @@ from jina.excepts import BadClientCallback, BadServerFlow
 from conftest import coloured, encoded
 from executor.documents import Document, DocumentArray
 from executor.errors import ConfigurationError
-from executor.wire.token import VARIABLE, read_token
+from executor.parameters import TOKEN_VARIABLE
+from executor.wire.token import read_token
 from fronts import Served, deployment, executor, flow, ports_for, serving
 from serving import ROOT
 
@@ -172,7 +173,7 @@ def test_the_token_reaches_no_trainer_no_log_and_no_file(guarded):
     assert answer.status_code == 200
     trainer = _found(lambda: [each for each in _processes(guarded) if "train" in each.cmdline()])[0]
     environment = _found(trainer.environ)
-    assert VARIABLE not in environment
+    assert TOKEN_VARIABLE not in environment
     assert "PATH" in environment
     written = [path for path in guarded.folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".sqlite" for path in written)
@@ -275,7 +276,7 @@ def test_our_gateway_serves_over_tls(tmp_path, monkeypatch):
 @pytest.fixture
 def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file with a token, and none in the environment."""
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
     return path
@@ -290,17 +291,17 @@ def test_the_token_comes_from_the_file_without_the_end_of_its_line(token_file):
 
 
 def test_the_token_comes_from_the_environment(token_file, monkeypatch):
-    monkeypatch.setenv(VARIABLE, TOKEN)
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     assert read_token(None) == TOKEN
 
 
 def test_both_may_name_the_same_token(token_file, monkeypatch):
-    monkeypatch.setenv(VARIABLE, TOKEN)
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     assert read_token(str(token_file)) == TOKEN
 
 
 def test_two_different_tokens_are_refused(token_file, monkeypatch):
-    monkeypatch.setenv(VARIABLE, "another")
+    monkeypatch.setenv(TOKEN_VARIABLE, "another")
     with pytest.raises(ConfigurationError, match="different tokens"):
         read_token(str(token_file))
 
@@ -310,8 +311,8 @@ def test_a_token_that_no_client_could_send_is_refused(token_file, monkeypatch, t
     token_file.write_text(token)
     with pytest.raises(ConfigurationError, match="token_file must be printable ASCII"):
         read_token(str(token_file))
-    monkeypatch.setenv(VARIABLE, token)
-    with pytest.raises(ConfigurationError, match=VARIABLE):
+    monkeypatch.setenv(TOKEN_VARIABLE, token)
+    with pytest.raises(ConfigurationError, match=TOKEN_VARIABLE):
         read_token(None)
 
 

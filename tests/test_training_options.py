@@ -21,8 +21,8 @@ from executor.training.gradients import compute_gradients
 from executor.training.loop import Interrupted, train
 from executor.training.losses import LOSSES, build_loss
 from executor.training.optimizer import interpolated
+from executor.training.parts import make_config, make_loader, make_loss, prepare_model
 from executor.training.precision import choose_bf16, computes_in_bf16
-from executor.training.recipe import make_config, make_loader, make_loss, prepare_model
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def run(model: nn.Module, options: dict[str, Any], **hooks: Any) -> dict[str, li
     dataset = make_dataset(vectors())
     loader = make_loader(dataset, np.arange(len(dataset)), chosen)
     loss = make_loss(dataset, chosen, 4, CPU)
-    return train(model, loss, loader, make_config(chosen, scratch=True, bf16=False), device=CPU, **hooks).history
+    return train(model, loss, loader, make_config(chosen, model, bf16=False), device=CPU, **hooks).history
 
 
 @pytest.mark.parametrize("kind", LOSSES)

@@ -12,6 +12,7 @@ import pytest
 from executor import Document, DocumentArrayMemmap
 from executor.errors import WorkspaceError
 from executor.lifecycle.status import status_of
+from executor.parameters import TrainingOptions
 from executor.store import database
 from executor.store.database import STEPS, Database
 from executor.store.run import Progress, RunState
@@ -95,7 +96,7 @@ def test_a_workspace_of_version_1_is_opened_and_goes_on(old: Workspace) -> None:
     status = status_of(store, store.get("old"), lambda name: (0, 0))
     assert (status.train_documents, status.skipped, status.step, status.loss) == (11, 1, 4, 0.5)
     store.advance("waiting", RunState.TRAINING)
-    assert store.create(None, {}, {}).name == "run-5"
+    assert store.create().name == "run-5"
     assert store.events("old")[0][3] == "the run was created"
     store.close()
 
@@ -186,7 +187,7 @@ def hold(path: Path, until: str) -> subprocess.Popen[str]:
 
 
 def test_a_database_locked_for_a_moment_is_waited_for(store: RunStore, tmp_path: Path) -> None:
-    store.create("a", {}, {})
+    store.create("a")
     docs = DocumentArrayMemmap(tmp_path / "documents.sqlite")
     with hold(store.workspace.database, "1"), hold(docs.path, "1"):
         store.report("a", Progress(step=7))
@@ -203,10 +204,10 @@ def test_a_database_locked_for_too_long_is_told_and_the_next_try_works(
     store = RunStore(workspace)
     with hold(workspace.database, "told") as holder:
         with pytest.raises(WorkspaceError, match=r"database is locked.*held its runs.sqlite for 0.2 s: end that one"):
-            store.create("a", {}, {})
+            store.create("a")
         assert not store.exists("a")
         holder.communicate("\n")
-    assert store.create("a", {}, {}).name == "a"
+    assert store.create("a").name == "a"
     store.close()
 
 
@@ -215,13 +216,13 @@ def test_a_database_locked_for_too_long_is_told_and_the_next_try_works(
 
 def test_a_clock_that_jumped_back_changes_no_order(store: RunStore) -> None:
     for name in ("first", "second"):
-        store.create(name, {"kind": "class", "epochs": 1}, {})
+        store.create(name, TrainingOptions(kind="class", epochs=1))
         store.advance(name, RunState.QUEUED)
         with sqlite3.connect(store.workspace.database) as changed:  # made before the clock was put back
             changed.execute("UPDATE runs SET created_at = ?", (FAR_FUTURE,))
             changed.execute("UPDATE events SET at = ?", (FAR_FUTURE,))
         changed.close()
-    store.create("third", {"kind": "class", "epochs": 1}, {})
+    store.create("third", TrainingOptions(kind="class", epochs=1))
     store.advance("third", RunState.QUEUED)
     assert [run.name for run in store.all()] == ["third", "second", "first"]
     assert [run.name for run in store.in_state(RunState.QUEUED)] == ["first", "second", "third"]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,27 +46,20 @@ class Workshop:
         receiver.close()
 
     def _receiver(self) -> Receiver:
-        def nothing(*_: object) -> None:
-            return
-
-        return Receiver(self.store, self.options, arrived=nothing, start_soon=nothing, options_changed=nothing)
+        return Receiver(self.store, self.options)
 
     @contextlib.contextmanager
     def supervised(self) -> Iterator[Supervisor]:
         """Train what is queued, as the service does."""
-        self.supervisor = Supervisor(
-            self.store,
-            TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=0),
-            receive_timeout=1e6,
-            queue=self.queue,
-            delete=self.store.delete,
-            promote=self.store.promote,
-        )
+        receiver = self._receiver()  # which has received nothing, so that nothing is ever due
+        trainers = TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=0)
+        self.supervisor = Supervisor(self.store, receiver, trainers, promote=self.store.promote, wake=threading.Event())
         self.supervisor.start()
         try:
             yield self.supervisor
         finally:
             self.supervisor.close()
+            receiver.close()
 
     def wait(self, run: str, until: Callable[[Run], object] = lambda run: run.state.ended, seconds: float = 120) -> Run:
         """Poll until a run has ended, or until `until` holds, and return it."""

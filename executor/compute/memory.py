@@ -3,11 +3,7 @@
 The service reads this too, so torch is not imported here.
 """
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-
-from ..errors import OutOfMemory
 
 OOM_SCORE = 500  # of 1000: a process counts as if it took half of all memory more than it does
 # What torch, oneDNN, C++ and CUDA libraries say in a RuntimeError; Python and numpy raise a MemoryError.
@@ -26,61 +22,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
     )
-
-
-class MicroBatch:
-    """How many items of a batch are in memory at a time; less from the step on at which that was too many.
-
-    Each halving is a line `step items` of a file, so that a resumed run makes each step as it was made before.
-
-    Args:
-        asked: items at a time; None: the whole batch. whole: the items of a batch, where `halve` is not told.
-        file: where the halvings are kept; None: nowhere.
-        say: is told of each halving, a sentence.
-    """
-
-    def __init__(
-        self,
-        asked: int | None,
-        whole: int | None = None,
-        *,
-        file: Path | None = None,
-        say: Callable[[str], None] = lambda note: None,
-    ) -> None:
-        self._asked = asked
-        self._whole = whole
-        self._file = file
-        self._say = say
-        self._halvings: list[tuple[int, int]] = []
-        if file is not None and file.exists():
-            lines = [line.split() for line in file.read_text().splitlines()]
-            self._halvings = [(int(step), int(items)) for step, items in lines]
-
-    def at(self, step: int) -> int | None:
-        """Items in memory at a time when `step` steps are done; None: the whole batch, however large."""
-        limits = [items for first, items in self._halvings if first <= step]
-        return min([*limits, *([self._asked] if self._asked else [])], default=None)
-
-    def halve(self, step: int, items: int | None = None) -> None:
-        """Note that, when `step` steps were done, memory did not suffice for `items`, or for what `at` says.
-
-        Raises: OutOfMemory: it was one item.
-        """
-        tried = min(number for number in (items, self.at(step), self._whole) if number is not None)
-        if tried == 1:
-            raise OutOfMemory(
-                "There is too little memory to train on even 1 image at a time; lower input_size, choose a smaller "
-                "model, or give the trainer more memory."
-            )
-        self._halvings.append((step, tried // 2))
-        if self._file is not None:
-            temporary = self._file.with_suffix(".new")
-            temporary.write_text("".join(f"{first} {number}\n" for first, number in self._halvings))
-            os.replace(temporary, self._file)
-        self._say(
-            f"There was too little memory for {tried} images at a time: from step {step} on a batch is computed in "
-            f"parts of {tried // 2}. It is compared as a whole still; batch norm sees the parts."
-        )
 
 
 def be_killed_first() -> None:

@@ -12,33 +12,24 @@ from ..errors import BadDocument, BadRequest, Conflict, InvalidParameter, LimitE
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
-from ..store.run import Run, RunState
+from ..store.run import Configuration, Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
+from .deadlines import Deadlines
 
 
 class Receiver:
-    """Appends documents durably to the spools of runs that are receiving.
+    """Appends documents durably to the spools of runs that are receiving, and queues a run that is complete.
 
-    Args: arrived, start_soon, options_changed: told when documents arrive for a run, when one shall start, and when a
-        later request has set options of one.
+    Args: wake: called when something has changed for whoever calls `queue_due` again and again.
     """
 
-    def __init__(
-        self,
-        store: RunStore,
-        options: ExecutorOptions,
-        *,
-        arrived: Callable[[str, bool], None],
-        start_soon: Callable[[str], None],
-        options_changed: Callable[[str], None],
-    ) -> None:
+    def __init__(self, store: RunStore, options: ExecutorOptions, *, wake: Callable[[], None] = lambda: None) -> None:
         self._store = store
         self._options = options
         self._policy = options.image_policy()
-        self._arrived = arrived
-        self._start_soon = start_soon
-        self._options_changed = options_changed
+        self._wake = wake
+        self._deadlines = Deadlines(options.receive_timeout)
         self._lock = threading.RLock()  # between a run's state and its spool
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
 
@@ -60,23 +51,29 @@ class Receiver:
                 self._store.set_total(run.name, parameters.total)
             if docs:
                 self._append(run, docs, parameters.split)
-                self._arrived(run.name, parameters.split == "train")
+                self._deadlines.arrived(run.name, train=parameters.split == "train")
             self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
-            return run.name
+        self._wake()
+        return run.name
 
     def go_on(self) -> None:
         """Let the runs that an earlier service was receiving wait for further documents, or time out, as before."""
         for run in self._store.in_state(RunState.RECEIVING):
             if self.counts(run.name)[0]:
-                self._arrived(run.name, True)
+                self._deadlines.arrived(run.name, train=True)
+
+    def queue_due(self) -> None:
+        """Queue the runs that were asked to start, or for which no document has arrived for `receive_timeout`."""
+        for run in self._deadlines.due():
+            self.queue(run)
 
     def queue(self, name: str) -> None:
-        """End the receiving of a run: it waits for its turn from now on."""
+        """End the receiving of a run: it waits for its turn from now on. One that receives no more stays as it is."""
         with self._lock:
-            if self._store.get(name).state is RunState.RECEIVING:
+            if self._store.exists(name) and self._store.get(name).state is RunState.RECEIVING:
                 train, evaluation = self.counts(name)
                 self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=evaluation)
-                self._drop_spool(name)
+            self.release(name)
 
     def counts(self, name: str) -> tuple[int, int]:
         """The documents in the spool of a run that is receiving: (train, eval); none if it was deleted meanwhile."""
@@ -89,15 +86,16 @@ class Receiver:
             return counted
 
     def release(self, name: str) -> None:
-        """Close the spool of a run that takes no more documents."""
+        """Let go of a run that takes no more documents."""
         with self._lock:
+            self._deadlines.forget(name)
             self._drop_spool(name)
 
     def delete(self, name: str) -> None:
         """Delete a run: see `RunStore.delete`. No request for it, or for a run based on it, is under way meanwhile."""
         with self._lock:
             self._store.delete(name)
-            self._drop_spool(name)
+            self.release(name)
 
     def close(self) -> None:
         """Close the spools."""
@@ -126,16 +124,20 @@ class Receiver:
                 "or raise that option of the executor."
             )
         asked = parameters.training_options()
-        merged = {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}
-        options = parse(TrainingOptions, merged, where="/fit").model_dump(mode="json")
-        options["base"] = self._version(options["base"])
-        configuration = {
-            "options": self._options.model_dump(mode="json"),
-            "given": sorted(asked),
-            "directory": os.getcwd(),
-            "path": [entry or os.getcwd() for entry in sys.path],
-        }
-        return self._store.create(parameters.run, options, configuration)
+        options = parse(
+            TrainingOptions, {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}, where="/fit"
+        )
+        configuration = Configuration(
+            options=self._options,
+            given=tuple(sorted(asked)),
+            directory=os.getcwd(),
+            path=tuple(entry or os.getcwd() for entry in sys.path),
+        )
+        return self._store.create(parameters.run, self._on_version(options), configuration)
+
+    def _on_version(self, options: TrainingOptions) -> TrainingOptions:
+        """The same options with a version to start from; `promoted` is the one served now."""
+        return options.model_copy(update={"base": self._version(options.base)})
 
     def _version(self, name: str) -> str:
         """Return the version to start from; `promoted` is the one served now."""
@@ -148,30 +150,26 @@ class Receiver:
 
     def _settle_options(self, run: Run, parameters: FitParameters) -> None:
         """Take over the options that this request is the first to name. Raises: InvalidParameter: a contradiction."""
-        asked = parameters.model_dump(mode="json")
-        names = parameters.training_options().keys()
-        if "base" in names and asked["base"] == "promoted":
-            asked["base"] = run.options["base"] if "base" in run.configuration["given"] else self._version("promoted")
-        changed = [name for name in names if asked[name] != run.options[name]]
-        for name in changed:
-            if name in run.configuration["given"]:
+        asked, present = parameters.training_options(), dict(run.options)
+        given = run.configuration.given
+        if asked.get("base") == "promoted":
+            asked["base"] = run.options.base if "base" in given else self._version("promoted")
+        changed = {name: value for name, value in asked.items() if value != present[name]}
+        for name, value in changed.items():
+            if name in given:
                 raise InvalidParameter(
-                    f"Parameter {name!r} of run {run.name!r} is {run.options[name]!r} since an earlier request, not "
-                    f"{asked[name]!r}; leave it out, or name another run."
+                    f"Parameter {name!r} of run {run.name!r} is {present[name]!r} since an earlier request, not "
+                    f"{value!r}; leave it out, or name another run."
                 )
         if None not in (run.total, parameters.total) and run.total != parameters.total:
             raise InvalidParameter(
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
-        named = [name for name in names if name not in run.configuration["given"]]
+        named = tuple(name for name in asked if name not in given)
         if named:  # also those that are as they were: from now on they hold
-            merged = run.options | {name: asked[name] for name in changed}
-            options = parse(TrainingOptions, merged, where="/fit").model_dump(mode="json")
-            options["base"] = self._version(options["base"])
-            configuration = run.configuration | {"given": [*run.configuration["given"], *named]}
+            options = self._on_version(parse(TrainingOptions, present | changed, where="/fit"))
+            configuration = run.configuration.model_copy(update={"given": (*given, *named)})
             self._store.set_options(run.name, options, configuration)
-        if changed:
-            self._options_changed(run.name)
 
     def _repeated(self, run: Run, docs: Sequence[Document], parameters: FitParameters) -> str:
         """A repeated request changes nothing; new documents are too late."""
@@ -197,7 +195,7 @@ class Receiver:
             )
         fit, problems = [], []
         for doc in docs:
-            fault = self._fault(doc, run.options["kind"], split)
+            fault = self._fault(doc, run.options.kind, split)
             if fault is None:
                 fit.append(doc)
             else:
@@ -240,7 +238,7 @@ class Receiver:
         if not has_docs or (run.total is not None and arrived >= run.total):
             self.queue(run.name)
         elif parameters.start:
-            self._start_soon(run.name)
+            self._deadlines.start_soon(run.name)
 
     def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
         splits = self._spools.setdefault(name, {})

@@ -4,20 +4,18 @@ import logging
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 
-from ..compute.memory import KernelKills, MicroBatch
-from ..errors import OutOfMemory
+from ..compute.memory import KernelKills
 from ..report.contents import UNPROVEN, settle
-from ..store.run import Run, RunState, TrainerExit
+from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
 from ..store.runs import RunStore
 from .processes import TrainerProcesses
+from .receiving import Receiver
 
 TICK_SECONDS = 0.05
-START_GRACE_SECONDS = 1.0  # a client's call is split into requests: `start` waits for the rest of them
-STOP_SECONDS = 10.0  # a trainer that is asked to stop gets so long to write its checkpoint
-MAX_BARREN_ATTEMPTS = 3  # attempts without a further checkpoint before the run fails
+STOP_SECONDS = 10.0  # a trainer that is told to stop gets so long to write its checkpoint
+MAX_FRUITLESS_ATTEMPTS = 3  # attempts without a further checkpoint before the run fails
 LOG_LINES = 20
 
 _log = logging.getLogger(__name__)
@@ -27,40 +25,33 @@ class Supervisor:
     """A thread that tends the runs of a workspace; it lives as long as the service.
 
     Args:
+        receiver: asked again and again to queue the runs that are complete.
         trainers: where trainer processes come from.
-        receive_timeout: seconds without a new train document after which a run is queued.
-        queue: called to queue a run that is receiving.
-        delete: called to delete a run that may be deleted.
         promote: called with the name of a run whose model shall be served, before the run is called succeeded.
+        wake: set by others when there is something to do before the next tick.
     """
 
     def __init__(
         self,
         store: RunStore,
+        receiver: Receiver,
         trainers: TrainerProcesses,
         *,
-        receive_timeout: float,
-        queue: Callable[[str], None],
-        delete: Callable[[str], None],
         promote: Callable[[str], None],
+        wake: threading.Event,
     ) -> None:
         self._store = store
+        self._receiver = receiver
         self._trainers = trainers
-        self._receive_timeout = receive_timeout
-        self._queue = queue
-        self._delete = delete
         self._promote = promote
+        self._wake = wake
         self._lock = threading.RLock()
         self._stopping = threading.Event()
-        self._wake = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_kills: KernelKills | None = None  # since the process was started
-        self._of = ""  # the run that the process is for
-        self._warmed: set[str] = set()  # runs a trainer was started for before they were queued
-        self._stale: set[str] = set()  # runs whose options have changed since their trainer was started
-        self._arrivals: dict[str, float] = {}  # of the last train document, by a clock that never jumps
-        self._starts: dict[str, float] = {}  # when to start, once `start` was asked for with documents
-        self._barren: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
+        self._started_for: Run | None = None  # what the process is for, as it was when the process was started
+        self._warmed: set[str] = set()  # runs that a trainer was started for before they were queued
+        self._fruitless: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
         self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -80,43 +71,23 @@ class Supervisor:
             self._end_trainer(signal.SIGTERM)
             self._trainers.close()
 
-    def arrived(self, run: str, train: bool) -> None:
-        """Note that documents arrived for a run that is receiving."""
-        if train or run in self._arrivals:
-            self._arrivals[run] = time.monotonic()
-        if run in self._starts:
-            self._starts[run] = time.monotonic() + START_GRACE_SECONDS
-        self._wake.set()
-
-    def start_soon(self, run: str) -> None:
-        """Queue a run as soon as no further request of the same call follows."""
-        self._starts[run] = time.monotonic() + START_GRACE_SECONDS
-        self._wake.set()
-
-    def warm_again(self, run: str) -> None:
-        """Note that the trainer of a run, if it has one already, knows old options."""
-        self._stale.add(run)
-        self._wake.set()
-
     def cancel(self, run: str) -> None:
         """Cancel a run that has not ended; its trainer is gone when this returns."""
         with self._lock:
             if not self._store.get(run).state.ended:
                 self._store.advance(run, RunState.CANCELLED)
-            if self._of == run:
+            if self._process_is_for(run):
                 self._end_trainer(signal.SIGKILL)
+            self._receiver.release(run)
             if self._store.get(run).state is RunState.CANCELLED:
                 self._store.workspace.prune(run, keep_checkpoints=False)
 
     def delete(self, run: str) -> None:
         """Delete a run that has ended; a later run of its name has nothing of it. Raises: as `RunStore.delete`."""
         with self._lock:
-            if self._store.get(run).state.ended:
-                for of_runs in (self._arrivals, self._starts, self._barren):
-                    of_runs.pop(run, None)
-                for runs in (self._warmed, self._stale):
-                    runs.discard(run)
-            self._delete(run)
+            self._receiver.delete(run)
+            self._fruitless.pop(run, None)
+            self._warmed.discard(run)
 
     # the thread ---------------------------------------------------------------------------------------------------
 
@@ -124,7 +95,7 @@ class Supervisor:
         while not self._stopping.is_set():
             try:
                 with self._lock:
-                    self._queue_due_runs()
+                    self._receiver.queue_due()
                     self._judge_trainer()
                     self._assign_trainer()
                     self._trainers.expire()
@@ -134,45 +105,48 @@ class Supervisor:
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
 
-    def _queue_due_runs(self) -> None:
-        now = time.monotonic()
-        for run in self._store.in_state(RunState.RECEIVING):
-            silent = run.name in self._arrivals and now - self._arrivals[run.name] >= self._receive_timeout
-            if silent or now >= self._starts.get(run.name, float("inf")):
-                self._queue(run.name)
-                self._starts.pop(run.name, None)
-
     def _assign_trainer(self) -> None:
         """Give the trainer to the first run in line; while none is queued, warm one up for a run that is receiving."""
         if self._store.in_state(RunState.TRAINING):
             return
         queued = self._store.in_state(RunState.QUEUED)
-        receiving = [run for run in self._store.in_state(RunState.RECEIVING) if run.name not in self._warmed]
+        receiving = self._store.in_state(RunState.RECEIVING)
         if queued:
             first = queued[0]
-            if self._of != first.name or first.name in self._stale:
+            if not self._knows_options_of(first):
                 self._end_trainer(signal.SIGKILL)  # it was only warming up: for another run, or with old options
                 self._spawn(first)
             self._store.advance(first.name, RunState.TRAINING)
-        elif self._of in self._stale:
-            self._warmed.discard(self._of)
-            self._end_trainer(signal.SIGKILL)
-        elif receiving and self._process is None:
-            self._warmed.add(receiving[0].name)
-            self._spawn(receiving[0])
+            return
+        for run in receiving:
+            if self._process_is_for(run.name) and not self._knows_options_of(run):
+                self._warmed.discard(run.name)
+                self._end_trainer(signal.SIGKILL)
+        cold = [run for run in receiving if run.name not in self._warmed]
+        if cold and self._process is None:
+            self._warmed.add(cold[0].name)
+            self._spawn(cold[0])
+
+    def _process_is_for(self, run: str) -> bool:
+        return self._started_for is not None and self._started_for.name == run
+
+    def _knows_options_of(self, run: Run) -> bool:
+        """Whether the process is for `run`, with the options that it has now."""
+        return self._started_for is not None and (
+            (self._started_for.number, self._started_for.options) == (run.number, run.options)
+        )
 
     def _spawn(self, run: Run) -> None:
-        self._stale.discard(run.name)
         self._store.workspace.run_folder(run.name).mkdir(parents=True, exist_ok=True)
         self._process = self._trainers.start(run)
         self._kernel_kills = KernelKills(self._process.pid)
-        self._of = run.name
+        self._started_for = run
         self._store.set_pid(run.name, self._process.pid)
 
     def _judge_trainer(self) -> None:
-        if self._process is None or self._process.poll() is None:
+        if self._process is None or self._started_for is None or self._process.poll() is None:
             return
-        run = self._store.get(self._of)
+        run = self._store.get(self._started_for.name)
         if run.state is RunState.TRAINING:  # else it was cancelled, or failed to warm up: tried again once it is queued
             self._judge(run, self._process.returncode)
         self._forget_trainer()  # last: what cannot be written down now, on a full disk, is judged again
@@ -189,13 +163,16 @@ class Supervisor:
         elif code == TrainerExit.OUT_OF_MEMORY:
             self._resume(run, "ran out of memory", attempts=0)
         elif code == -signal.SIGKILL and self._kernel_kills is not None and self._kernel_kills.grew():
-            self._resume_in_smaller_parts(run)
+            self._store.event(run.name, KILLED_FOR_MEMORY, "the kernel killed the trainer: no memory was left")
+            # The next trainer reads that and goes on in smaller parts. Each halving is a step forward, so attempts are
+            # not counted.
+            self._resume(run, "was killed by the kernel, which had no memory left", attempts=0)
         else:
             self._resume_or_fail(run, code)
 
     def _succeed(self, run: Run) -> None:
         progress = self._store.progress(run.name)
-        policy = run.options["promote"]
+        policy = run.options.promote
         promoted = policy == "always" or (policy == "if_better" and progress.better is not False)
         reason = progress.verdict or UNPROVEN
         if promoted:
@@ -208,10 +185,10 @@ class Supervisor:
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
         step = self._store.workspace.latest_step(run.name)
-        before, attempts = self._barren.get(run.name, (step, 0))
+        before, attempts = self._fruitless.get(run.name, (step, 0))
         attempts = 1 if step > before else attempts + 1
         death = how_it_ended(code)
-        if attempts >= MAX_BARREN_ATTEMPTS:
+        if attempts >= MAX_FRUITLESS_ATTEMPTS:
             log = self._end_of_log(run.name)
             self._store.event(run.name, "error", "the end of the trainer's log: " + " | ".join(log))
             reason = self._store.progress(run.name).error or (log[-1] if log else "its log is empty")
@@ -223,28 +200,11 @@ class Supervisor:
             return
         self._resume(run, death, attempts=attempts)
 
-    def _resume_in_smaller_parts(self, run: Run) -> None:
-        """The trainer could not note it itself. Each halving is a step forward, so attempts are not counted."""
-        options, workspace = run.options, self._store.workspace
-        micro_batch = MicroBatch(
-            options["micro_batch"],
-            -(-options["batch_size"] // len(run.configuration["options"]["devices"] or [""])),
-            file=workspace.micro_batch_file(run.name),
-            say=lambda note: self._store.event(run.name, "warning", note),
-        )
-        death = "was killed by the kernel, which had no memory left"
-        try:
-            micro_batch.halve(workspace.latest_step(run.name))
-        except OutOfMemory as error:
-            self._fail(run, f"The trainer {death}. {error}")
-        else:
-            self._resume(run, death, attempts=0)
-
     def _resume(self, run: Run, death: str, *, attempts: int) -> None:
         """Queue the run again. Args: attempts: those that have ended without a further checkpoint."""
         step = self._store.workspace.latest_step(run.name)
         self._store.advance(run.name, RunState.QUEUED, pid=None)
-        self._barren[run.name] = (step, attempts)
+        self._fruitless[run.name] = (step, attempts)
         self._store.event(run.name, "resumed", f"the trainer {death}; it goes on from step {step}")
 
     def _fail(self, run: Run, error: str) -> None:
@@ -270,7 +230,7 @@ class Supervisor:
     def _forget_trainer(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-        self._process, self._of = None, ""
+        self._process, self._started_for = None, None
 
 
 def how_it_ended(code: int) -> str:

@@ -49,7 +49,7 @@ def write(
     report = Report(
         run=run.name,
         kind=kind,
-        base=run.options["base"],
+        base=run.options.base,
         created_at=run.created_at,
         started_at=run.started_at,
         ended_at=None,
@@ -59,7 +59,7 @@ def write(
         skipped=store.count_problems(run.name),
         problems=store.problems(run.name),
         classes=classes,
-        options=run.options,
+        options=run.options.model_dump(mode="json"),
         device=device,
         history=history,
         metrics=metrics,

@@ -1,4 +1,4 @@
-"""Folders that are complete or absent."""
+"""The one way to publish a file or a folder: complete, or as it was."""
 
 import errno
 import os
@@ -35,6 +35,21 @@ def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish_file(path: Path, content: bytes) -> None:
+    """Replace `path`: readers see the old bytes or the new, never half; what is written is on the disk."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(descriptor, 0o644)
+        sync(Path(temporary))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:

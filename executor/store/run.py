@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ..parameters import ExecutorOptions, TrainingOptions
 
 
 class RunState(str, Enum):
@@ -26,6 +29,9 @@ LEGAL: dict[RunState, set[RunState]] = {
     RunState.QUEUED: {RunState.TRAINING, RunState.CANCELLED},
     RunState.TRAINING: {RunState.QUEUED, RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED},
 }
+
+
+KILLED_FOR_MEMORY = "killed"  # the kind of an event: the kernel killed the trainer, which could not note it itself
 
 
 class TrainerExit(IntEnum):
@@ -60,6 +66,22 @@ class Progress:
     device: str | None = None
 
 
+class Configuration(BaseModel):
+    """What a run was created under, besides its own options.
+
+    Attributes:
+        options: the executor's. given: the training options that a request has set.
+        directory: where the service ran. path: Python's search path there; the trainer imports from the same places.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    options: ExecutorOptions = ExecutorOptions()
+    given: tuple[str, ...] = ()
+    directory: str = "."
+    path: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """One training attempt, as the service knows it.
@@ -72,8 +94,8 @@ class Run:
     number: int
     name: str
     state: RunState
-    options: dict[str, Any]
-    configuration: dict[str, Any]
+    options: TrainingOptions
+    configuration: Configuration
     total: int | None
     train_rows: int | None
     eval_rows: int | None
@@ -84,3 +106,8 @@ class Run:
     created_at: str
     started_at: str | None
     ended_at: str | None
+
+    @property
+    def ranks(self) -> int:
+        """How many processes train it: one a device."""
+        return len(self.configuration.options.devices or ("",))

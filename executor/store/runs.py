@@ -4,6 +4,7 @@ Single writers: the service creates runs, moves their states and promotes; the t
 Both may quarantine documents and append events.
 """
 
+import functools
 import json
 import logging
 import sqlite3
@@ -12,8 +13,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..errors import Conflict, IllegalTransition, UnknownRun
+from ..parameters import TrainingOptions
 from .database import Database
-from .run import LEGAL, Progress, Run, RunState
+from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
 SHOWN_PROBLEMS = 20
@@ -25,6 +27,17 @@ _RUN_COLUMNS = (
     "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
     "created_at, started_at, ended_at"
 )
+
+
+# The states of all runs are asked for many times a second, and their options hardly ever change.
+@functools.lru_cache(maxsize=1024)
+def _options(text: str) -> TrainingOptions:
+    return TrainingOptions.model_validate_json(text)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configuration(text: str) -> Configuration:
+    return Configuration.model_validate_json(text)
 
 
 def now() -> str:
@@ -50,14 +63,20 @@ class RunStore:
 
     # runs ---------------------------------------------------------------------------------------------------------
 
-    def create(self, name: str | None, options: dict[str, Any], configuration: dict[str, Any]) -> Run:
+    def create(
+        self,
+        name: str | None = None,
+        options: TrainingOptions | None = None,
+        configuration: Configuration | None = None,
+    ) -> Run:
         """Add a run in `receiving`; without a name it is called `run-N`. Raises: Conflict: the name is taken."""
+        settings = [part.model_dump_json() for part in (options or TrainingOptions(), configuration or Configuration())]
         with self._database.transaction() as db:
             if name is not None and self.exists(name):
                 raise Conflict(f"There is a run {name!r} already; choose another name, or delete that run first.")
             cursor = db.execute(
                 "INSERT INTO runs (name, state, options, configuration, created_at) VALUES (?, ?, ?, ?, ?)",
-                (name or "", RunState.RECEIVING.value, json.dumps(options), json.dumps(configuration), now()),
+                (name or "", RunState.RECEIVING.value, *settings, now()),
             )
             if name is None:
                 number = cursor.lastrowid
@@ -103,8 +122,8 @@ class RunStore:
                     number=number,
                     name=name,
                     state=RunState(state),
-                    options=json.loads(options),
-                    configuration=json.loads(configuration),
+                    options=_options(options),
+                    configuration=_configuration(configuration),
                     **dict(zip(keys, rest, strict=True)),
                 )
             )
@@ -174,7 +193,7 @@ class RunStore:
         if self.promoted() == name:
             raise Conflict(f"Run {name!r} is the version now served; promote another, or base, before you delete it.")
         for other in self.in_state(*LEGAL):
-            if other.options.get("base") == name:
+            if other.options.base == name:
                 raise Conflict(
                     f"Run {other.name!r} starts from run {name!r} and is {other.state.value}; "
                     "let it end, or cancel it, before you delete this one."
@@ -191,12 +210,12 @@ class RunStore:
         with self._database.transaction() as db:
             db.execute("UPDATE runs SET total = ? WHERE name = ?", (total, name))
 
-    def set_options(self, name: str, options: dict[str, Any], configuration: dict[str, Any]) -> None:
+    def set_options(self, name: str, options: TrainingOptions, configuration: Configuration) -> None:
         """Replace the options of a run that is receiving."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE runs SET options = ?, configuration = ? WHERE name = ?",
-                (json.dumps(options), json.dumps(configuration), name),
+                (options.model_dump_json(), configuration.model_dump_json(), name),
             )
 
     def set_pid(self, name: str, pid: int | None) -> None:
@@ -258,7 +277,10 @@ class RunStore:
             self._append_event(db, name, kind, message)
 
     def events(self, name: str, after: int = 0, limit: int = 100) -> list[tuple[int, str, str, str]]:
-        """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1."""
+        """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1.
+
+        Args: limit: at most so many; -1: all.
+        """
         sql = "SELECT number, at, kind, message FROM events WHERE run = ? AND number > ? ORDER BY number LIMIT ?"
         return [
             (number, at, kind, message) for number, at, kind, message in self._database.rows(sql, name, after, limit)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..compute.memory import MicroBatch
 from ..compute.ranks import ALONE, Ranks
 from ..errors import OutOfMemory
 from ..loading.forward import compute_embeddings
 from .losses import MemoryLoss
+from .micro_batch import MicroBatch
 
 
 class Gradients:

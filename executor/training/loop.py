@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..compute.memory import MicroBatch
 from ..compute.ranks import ALONE, Ranks
 from ..errors import FinetunerError
 from ..evaluation.metrics import DECIDING
 from ..loading.loader import Loader
 from .config import TrainConfig
 from .gradients import Gradients
+from .micro_batch import MicroBatch
 from .optimizer import interpolated, moving_average, parameter_groups, trainable_parameters, warmup_cosine
 from .state import TrainState, copy, note, restore, snapshot
 

@@ -1,163 +1,177 @@
-"""From training options to sampler, loss, loader and configuration: what `fit()` and the trainer share."""
+"""The recipe, once: what the service's trainer does with a run, and `fit()` with what it is given."""
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..compute.ranks import ALONE, Ranks
-from ..errors import ConfigurationError, NotTrainable
+from ..errors import NotTrainable
+from ..evaluation.eval_set import EvalSet, Measured
 from ..loading.augmentation import Augmentation
-from ..loading.batches import collate, model_inputs
 from ..loading.cache import ImageCache
-from ..loading.content import item_content
-from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trainable
-from ..loading.loader import Loader
-from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
-from ..models.backbones import embedding_of
-from ..models.lora import add_lora, merge_lora
-from ..models.model import EmbeddingModel
+from ..loading.datasets import Dataset
 from ..parameters import TrainingOptions
-from .config import TrainConfig
-from .losses import build_loss
+from .features import FILL_BATCH, choose_trainee
+from .loop import NonFiniteLoss, train
+from .micro_batch import MicroBatch
+from .parts import embedding_size, example_inputs, finish_model, make_config, make_loader, make_loss
+from .precision import choose_bf16, choose_bf16_once
+from .state import TrainState
+from .watching import Watcher
 
-SCRATCH_LEARNING_RATE = 1e-3
-PRETRAINED_LEARNING_RATE = 1e-4
-VIEWS = 2  # of each unlabeled document
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is trained on, and what is measured on.
 
-def prepare_model(model: nn.Module, options: TrainingOptions) -> None:
-    """Freeze what is to be frozen and add low-rank updates; a module that is not ours is trained whole.
-
-    Raises: ConfigurationError: `freeze` or `lora_rank` does not fit the model.
+    Attributes:
+        items: (N,) the indices of `dataset` to train on.
+        cache: of the images of `dataset`; None where its documents may give another content each time.
+        same_content: whether they are known to give the same content each time.
+        augment: of the content of a batch.
     """
-    if isinstance(model, EmbeddingModel):
-        model.freeze(options.freeze)
-        if options.lora_rank:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(options.seed)
-                add_lora(model, options.lora_rank)
-    elif options.freeze or options.lora_rank:
-        raise ConfigurationError(
-            f"freeze and lora_rank need a model of this package, not {type(model).__name__}; "
-            "set requires_grad of its parameters yourself."
-        )
+
+    dataset: Dataset
+    items: np.ndarray
+    eval_set: EvalSet | None = None
+    cache: ImageCache | None = None
+    same_content: bool = False
+    augment: Augmentation | None = None
 
 
-def finish_model(model: nn.Module, options: TrainingOptions) -> None:
-    """Make a trained model a plain one again."""
-    if isinstance(model, EmbeddingModel) and options.lora_rank:
-        merge_lora(model)
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What lets a training go on where it was stopped.
+
+    Attributes:
+        folder: for what is chosen or computed once. done: steps that the state to go on from has made.
+        resume: loads that state. save, stop: as `loop.train` takes them.
+    """
+
+    folder: Path | None = None
+    done: int = 0
+    resume: Callable[[], TrainState | None] = lambda: None
+    save: Callable[[Callable[[], TrainState], bool], None] = lambda state, epoch_ended: None
+    stop: Callable[[], bool] = lambda: False
 
 
-def make_sampler(dataset: Dataset, items: np.ndarray, options: TrainingOptions) -> Sampler:
-    """Return the sampler for the dataset's kind over `items`. Raises: NotTrainable: with the counts."""
-    check_trainable(dataset, items)
-    labels = dataset.labels[items]
-    if isinstance(dataset, ClassDataset):
-        return ClassSampler(
-            labels,
-            batch_size=options.batch_size,
-            num_items_per_class=options.num_items_per_class,
-            seed=options.seed,
-            indices=items,
-        )
-    if isinstance(dataset, SessionDataset):
-        return SessionSampler(labels[:, 0], batch_size=options.batch_size, seed=options.seed, indices=items)
-    return InstanceSampler(len(items), batch_size=options.batch_size // VIEWS, seed=options.seed, indices=items)
+NOTHING_KEPT = Keeping()
 
 
-def make_loader(
-    dataset: Dataset,
-    items: np.ndarray,
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a training did: its history per epoch, and the base and the tuned model on the eval set, if there is one."""
+
+    history: dict[str, list[float]]
+    before: Measured | None
+    after: Measured | None
+
+
+def fine_tune(
+    model: nn.Module,
+    task: Task,
     options: TrainingOptions,
     *,
-    cache: ImageCache | None = None,
-    augment: Augmentation | None = None,
+    device: torch.device,
+    watcher: Watcher,
+    micro_batch: MicroBatch,
+    max_cache_bytes: int,
+    base: Callable[[], nn.Module] | None = None,
     ranks: Ranks = ALONE,
-) -> Loader:
-    """Return the loader of the training batches."""
-    sampler = make_sampler(dataset, items, options)
-    views = VIEWS if dataset.kind == "unlabeled" else 1
-    return Loader(dataset, sampler, cache=cache, augment=augment, views=views, seed=options.seed, ranks=ranks)
+    keeping: Keeping = NOTHING_KEPT,
+) -> Outcome:
+    """Train `model` in place, on `device` already; it is left in evaluation mode.
 
+    Args:
+        model: as `parts.prepare_model` leaves it.
+        base: makes the model that is measured before; by default `model` itself is.
+        max_cache_bytes: of the features of a frozen backbone.
+    Raises: NotTrainable: nothing can be learned, or measured, from these documents; or the loss became no number.
+        Whatever `watcher` raises.
+    """
 
-def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, device: torch.device) -> nn.Module:
-    """Return the loss, its own parameters drawn under the run's seed."""
-    classes = len(dataset.classes) if isinstance(dataset, ClassDataset) else 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
-        loss = build_loss(
-            options.loss,
-            dataset.kind,
-            num_classes=classes,
-            embedding_size=embedding_size,
-            options=options.loss_options,
-            memory_size=options.memory_size,
-        )
-    return loss.to(device)
+    def at_a_time(items: int) -> int:
+        return min(items, micro_batch.at(keeping.done) or items)
 
+    loader = make_loader(task.dataset, task.items, options, cache=task.cache, augment=task.augment, ranks=ranks)
+    for note in loader.sampler.notes:
+        watcher.say(note)
+    count = at_a_time(options.batch_size)
+    inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
+    loss = make_loss(task.dataset, options, embedding_size(model, inputs), device)
 
-def make_config(options: TrainingOptions, *, scratch: bool, bf16: bool) -> TrainConfig:
-    """Return the loop's configuration. `scratch`: the weights start random rather than pretrained."""
-    default = SCRATCH_LEARNING_RATE if scratch else PRETRAINED_LEARNING_RATE
-    return TrainConfig(
-        epochs=options.epochs,
-        learning_rate=options.learning_rate or default,
-        backbone_rate=options.backbone_rate,
-        weight_decay=options.weight_decay,
-        warmup=options.warmup,
-        patience=options.patience,
-        micro_batch=options.micro_batch,
-        ema=options.ema,
-        wise_ft=options.wise_ft,
-        bf16=bf16,
-        seed=options.seed,
+    def in_bf16() -> bool:
+        if keeping.folder is None:
+            return choose_bf16(options.precision, model, inputs, device)
+        return choose_bf16_once(keeping.folder / "precision", options.precision, model, inputs, device)
+
+    config = make_config(options, model, bf16=ranks.agree(in_bf16))
+    before = None
+    if task.eval_set is not None:
+        watcher.evaluating()
+        before = _measured(task.eval_set, model if base is None else base().to(device))
+    watcher.begin(before, loader.sampler.steps(config.epochs))
+    trainee = choose_trainee(
+        model,
+        loader,
+        config,
+        options.feature_views if ranks.alone else 0,  # each rank would fill the same cache
+        same_content=task.same_content,
+        device=device,
+        max_bytes=max_cache_bytes,
+        folder=keeping.folder and keeping.folder / "features",
+        at_once=at_a_time(FILL_BATCH),
+        say=watcher.say,
+        filled=watcher.filled,
     )
 
+    def evaluate(measured: nn.Module) -> dict[str, float]:
+        watcher.evaluating()
+        assert task.eval_set is not None
+        return task.eval_set.score(trainee.whole(measured)).mean()
 
-def split_off(dataset: Dataset, items: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split `items` into (train, eval): `share` of each label, or of the sessions, or of the documents.
-
-    A label keeps at least two documents for training, and gives at least two or none, so that they can find another.
-    """
-    random = np.random.default_rng([seed, 1])
-    labels = dataset.labels[items]
-    if isinstance(dataset, SessionDataset):
-        sessions = np.unique(labels[:, 0])
-        held = np.isin(labels[:, 0], random.permutation(sessions)[: round(share * len(sessions))])
-    elif isinstance(dataset, ClassDataset):
-        held = np.zeros(len(items), bool)
-        for label in np.unique(labels):
-            members = random.permutation(np.flatnonzero(labels == label))
-            count = min(max(2, round(share * len(members))), len(members) - 2)
-            held[members[: count if count >= 2 else 0]] = True
-    else:
-        held = np.zeros(len(items), bool)
-        held[random.permutation(len(items))[: round(share * len(items))]] = True
-    if not held.any():
-        raise NotTrainable(
-            f"val_split={share:g} holds out none of the {len(items)} documents; send more, or a larger val_split."
-        )
-    return items[~held], items[held]
-
-
-def example_inputs(
-    model: nn.Module, dataset: Dataset, item: int, count: int, cache: ImageCache | None, device: torch.device
-) -> Any:
-    """Return the model's input for a batch of `count` times the same item: enough to see shapes and speeds."""
-    content = item_content(dataset, item, cache)
-    return model_inputs(model, collate([content] * count, dataset.collate_fn), device)
-
-
-def embedding_size(model: nn.Module, inputs: Any) -> int:
-    """Return D of the model's (B, D) output, by a forward pass where the model does not say."""
-    if isinstance(model, EmbeddingModel):
-        return model.dim
-    training = model.training
+    with closing(trainee):
+        try:
+            state = train(
+                trainee.model,
+                loss,
+                trainee.loader,
+                trainee.config,
+                device=device,
+                evaluate=None if task.eval_set is None else evaluate,
+                report=watcher.stepped,
+                micro_batch=micro_batch if trainee.backbone is None else None,
+                ranks=ranks,
+                resume=keeping.resume(),
+                save=keeping.save,
+                stop=keeping.stop,
+            )
+        except NonFiniteLoss as error:
+            raise _named(error, task.dataset, watcher) from error
     model.eval()
-    with torch.no_grad():
-        size = embedding_of(model(inputs)).shape[1]
-    model.train(training)
-    return int(size)
+    finish_model(model, options)
+    watcher.ended(state.history)
+    after = None if task.eval_set is None else task.eval_set.measure(model)
+    return Outcome(history=state.history, before=before, after=after)
+
+
+def _measured(eval_set: EvalSet, base: nn.Module) -> Measured:
+    measured = eval_set.measure(base)
+    if not measured.scores.queries:
+        raise NotTrainable(
+            f"None of the {measured.scores.skipped} eval documents can be a query: each needs another one that "
+            "fits it. Send others, or leave them away."
+        )
+    return measured
+
+
+def _named(error: NonFiniteLoss, dataset: Dataset, watcher: Watcher) -> NotTrainable:
+    ids = list(dict.fromkeys(dataset.document(int(item)).id for item in error.items))
+    watcher.lost(f"{error} Its documents: {', '.join(ids)}.")
+    some = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+    return NotTrainable(f"{error} Its documents: {some}.")

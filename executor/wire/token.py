@@ -21,13 +21,13 @@ import grpc
 import grpc.aio
 
 from ..errors import ConfigurationError, Unauthorized
+from ..parameters import TOKEN_VARIABLE
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-VARIABLE = "FINETUNER_TOKEN"
 REFUSED = "This service wants a token, and there was none or a wrong one: send `Authorization: Bearer <token>`."
 REFUSED_BY_EXECUTOR = (
     f"{REFUSED} Jina's own gateways do not pass it on: use executor.gateway.FinetunerGateway, with the same token."
@@ -56,15 +56,15 @@ def read_token(token_file: str | None) -> str | None:
     Raises: ConfigurationError: it is empty, unreadable, no plain ASCII, or the two differ.
     """
     found = {}
-    if VARIABLE in os.environ:
-        found[VARIABLE] = os.environ[VARIABLE].strip()
+    if TOKEN_VARIABLE in os.environ:
+        found[TOKEN_VARIABLE] = os.environ[TOKEN_VARIABLE].strip()
     if token_file is not None:
         found["token_file"] = _from_file(token_file)
     for name, token in found.items():
         if not re.fullmatch("[!-~]+", token):
             raise ConfigurationError(f"The token in {name} must be printable ASCII without spaces, and not empty.")
     if len(set(found.values())) > 1:
-        raise ConfigurationError(f"{VARIABLE} and token_file name different tokens; set one of the two.")
+        raise ConfigurationError(f"{TOKEN_VARIABLE} and token_file name different tokens; set one of the two.")
     return next(iter(found.values()), None)
 
 

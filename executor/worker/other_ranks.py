@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,8 +18,8 @@ from pathlib import Path
 from ..store.run import TrainerExit
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
+from .command import start_process
 
-PACKAGE = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 5.0  # in which the failure of one rank reaches the others
 POLL_SECONDS = 0.05
 _HARMLESS = (None, TrainerExit.SUCCEEDED, TrainerExit.INTERRUPTED)
@@ -36,7 +35,7 @@ def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
     if "RANK" in os.environ:
         return OtherRanks([])
     store = RunStore(Workspace(workspace))
-    count = len(store.get(run).configuration["options"]["devices"] or [""])
+    count = store.get(run).ranks
     store.close()
     if count == 1:
         return OtherRanks([])
@@ -52,13 +51,9 @@ def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
         "LOCAL_RANK": "0",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    command = [sys.executable, "-m", PACKAGE.name, "train", "--workspace", str(workspace.resolve()), "--run", run]
     processes = [
-        subprocess.Popen(
-            [*command, "--tied"],
-            cwd=PACKAGE.parent,
-            env=os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.PIPE,  # from here: it ends when this process does, and they with it
+        start_process(
+            "train", workspace, "--run", run, "--tied", environment={"RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
         for rank in range(1, count)
     ]

@@ -3,44 +3,26 @@
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ..compute.ranks import Ranks
 from ..errors import NotTrainable
 from ..evaluation.eval_set import EvalSet
+from ..evaluation.hold_out import split_off
+from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import make_preprocess
-from ..loading.datasets import Dataset, kind_of
+from ..loading.datasets import kind_of
 from ..models.model import EmbeddingModel
-from ..parameters import ExecutorOptions, TrainingOptions
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
 from ..training.loop import Interrupted
-from ..training.recipe import split_off
+from ..training.recipe import Task
 from .decoding import Decoded
 
 POLL_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a run trains on, and what it is measured on.
-
-    Attributes:
-        items: the indices of `dataset` to train on.
-        cache: of the images of `dataset`; None where its documents may give another content each time.
-        counts: the documents for training and for evaluation, and how many of the former were held out.
-    """
-
-    dataset: Dataset
-    items: np.ndarray
-    cache: ImageCache | None
-    eval_set: EvalSet | None
-    counts: tuple[int, int, int]
 
 
 class RunDocuments:
@@ -64,8 +46,9 @@ class RunDocuments:
         self._ranks = ranks
         self._check = check
         self._warn = warn
-        self._options = TrainingOptions.model_validate(run.options)
-        self._configuration = ExecutorOptions.model_validate(run.configuration["options"])
+        self._options = run.options
+        self._configuration = run.configuration.options
+        self._size = model.preprocessing.size
         self._train, self._eval = self._decoded("train", model), self._decoded("eval", model)
 
     def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
@@ -115,21 +98,38 @@ class RunDocuments:
         return self._options.kind if self._options.kind != "auto" else kind_of(self._train.docs)
 
     def task(self, kind: str, device: torch.device, batch: int) -> Task:
-        """The datasets; without eval documents some of the others are held out, if the options say so.
+        """What is trained on and measured on; without eval documents some of the others are held out, if so asked.
 
         Args: batch: images embedded at a time. Raises: NotTrainable: what was asked to be held out cannot be.
         """
         make_eval = functools.partial(EvalSet, device=device, batch=batch, ranks=self._ranks)
         dataset, items = self._train.dataset(kind)
-        eval_set, held_out = None, 0
+        eval_set = None
         if len(self._eval.docs):
             eval_set = make_eval(*self._eval.dataset(self._eval_kind(self._eval.docs)), cache=self._eval.cache)
         elif self._options.val_split:
-            items, held = split_off(dataset, items, self._options.val_split, self._options.seed)
-            eval_set = make_eval(dataset, held, cache=self._train.cache)
-            held_out = eval_set.documents
-        counts = (len(self._train), len(self._eval), held_out)
-        return Task(dataset, items, self._train.cache, eval_set, counts)
+            items, held_out = split_off(dataset, items, self._options.val_split, self._options.seed)
+            eval_set = make_eval(dataset, held_out, cache=self._train.cache)
+        return Task(
+            dataset=dataset,
+            items=items,
+            eval_set=eval_set,
+            cache=self._train.cache,
+            same_content=self._train.cache is not None,
+            augment=self._augmentation(kind),
+        )
+
+    def counts(self, task: Task) -> tuple[int, int, int]:
+        """The usable documents for training and for evaluation, and how many of the former were held out."""
+        held_out = task.eval_set.documents if task.eval_set is not None and not len(self._eval.docs) else 0
+        return len(self._train), len(self._eval), held_out
+
+    def _augmentation(self, kind: str) -> Augmentation | None:
+        """A `preprocess_fn` of the operator's augments by itself, unless a pipeline is configured too."""
+        configured = self._configuration.augment
+        if self._train.cache is None and configured is None and kind != "unlabeled":
+            return None
+        return load_augmentation(configured, kind, self._size)
 
     def _eval_kind(self, docs: DocumentArrayMemmap) -> str:
         """Labelled eval documents prove a model that was trained without labels, too."""

@@ -16,43 +16,33 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..compute.device import choose_device
-from ..compute.memory import MicroBatch, is_out_of_memory
+from ..compute.memory import is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
-from ..errors import FinetunerError, NotTrainable, OutOfMemory, WorkspaceError
-from ..evaluation.eval_set import BATCH, EvalSet, Measured
+from ..errors import FinetunerError, OutOfMemory, WorkspaceError
+from ..evaluation.eval_set import BATCH, Measured
 from ..evaluation.proof import verdict
-from ..loading.augmentation import load_augmentation
-from ..loading.datasets import ClassDataset, Dataset
-from ..loading.loader import Loader
+from ..loading.datasets import ClassDataset
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model, save_model
 from ..models.versions import ensure_base
-from ..parameters import ExecutorOptions, TrainingOptions
-from ..report import contents as reporting
+from ..report import contents
 from ..store.files import is_full, unwritable
-from ..store.run import TrainerExit
+from ..store.run import KILLED_FOR_MEMORY, TrainerExit
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
-from ..training.features import FILL_BATCH, Filling, Trainee, choose_trainee
-from ..training.loop import Interrupted, Meter, NonFiniteLoss, Step, train
-from ..training.precision import choose_bf16_once
-from ..training.recipe import (
-    embedding_size,
-    example_inputs,
-    finish_model,
-    make_config,
-    make_loader,
-    make_loss,
-    prepare_model,
-)
+from ..training.features import Filling
+from ..training.loop import Interrupted, Meter, Step
+from ..training.micro_batch import TOO_LITTLE_MEMORY, MicroBatch
+from ..training.parts import prepare_model
+from ..training.recipe import Keeping, Outcome, Task, fine_tune
 from ..training.state import TrainState
+from ..training.watching import Watcher
 from .checkpoints import load_checkpoint, save_checkpoint
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
-from .run_documents import RunDocuments, Task
+from .run_documents import RunDocuments
 
 CHECKPOINT_SECONDS = 30.0  # within an epoch
 EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint: what is lost is done again, with the same result
@@ -80,7 +70,7 @@ def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
         return trainer.give_up(error)
 
 
-class Trainer:
+class Trainer(Watcher):
     """One run, from its spool to its model."""
 
     def __init__(self, store: RunStore, name: str, ranks: Ranks, others: OtherRanks) -> None:
@@ -89,11 +79,12 @@ class Trainer:
         self._others = others
         self._run = store.get(name)
         self._folder = store.workspace.run_folder(name)
-        self._options = TrainingOptions.model_validate(self._run.options)
-        self._configuration = ExecutorOptions.model_validate(self._run.configuration["options"])
+        self._options = self._run.options
+        self._configuration = self._run.configuration.options
         self._progress = ProgressWriter(store, self._run, ranks)
         self._interrupted = threading.Event()
         self._history: dict[str, list[float]] | None = None  # per epoch, as the loop keeps it
+        self._meter = Meter()
         self._saved = time.monotonic()
         self._done = store.workspace.latest_step(name)
         self._micro_batch = MicroBatch(
@@ -129,6 +120,8 @@ class Trainer:
     def run(self) -> None:
         """Do it all. Raises: Interrupted: asked to stop. FinetunerError: the run cannot be trained."""
         self._enter()
+        if self._ranks.first:
+            self._note_kernel_kills()
         device = choose_device(self._configuration)
         self._progress.report(error=None, better=None, verdict=None, device=str(device))
         model = self._load_model().to(device)
@@ -138,21 +131,56 @@ class Trainer:
         data.receive()
         self._others.release_port()
         self._ranks.join(device)
+        self._micro_batch.reload()  # as the first rank has left it
         self._progress.report(phase="loading")
         data.decode()
         kind = data.kind()
         self._progress.report(kind=kind)
-        self._train(model, data.task(kind, device, self._at_a_time(BATCH)), device)
+        task = data.task(kind, device, self._at_a_time(BATCH))
+        outcome = fine_tune(
+            model,
+            task,
+            self._options,
+            device=device,
+            watcher=self,
+            micro_batch=self._micro_batch,
+            max_cache_bytes=self._configuration.max_cache_bytes,
+            base=lambda: load_model(self._base),
+            ranks=self._ranks,
+            keeping=Keeping(
+                folder=self._folder,
+                done=self._done,
+                resume=lambda: load_checkpoint(self._store.workspace.checkpoint_folder(self._run.name)),
+                save=self._save,
+                stop=self._interrupted.is_set,
+            ),
+        )
+        if self._ranks.first:
+            self._finish(model, task, data.counts(task), outcome, device)
         self._ranks.leave()
 
     def _enter(self) -> None:
         """Be where the service was when the run was created, with as many threads as it may have."""
-        os.chdir(self._run.configuration["directory"])
-        sys.path[:0] = self._run.configuration["path"]
+        os.chdir(self._run.configuration.directory)
+        sys.path[:0] = self._run.configuration.path
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(self._configuration.trainer_threads or max(1, (os.cpu_count() or 1) // here))
         if self._ranks.first:
             self._store.workspace.remove_leftovers(self._run.name)
+
+    def _note_kernel_kills(self) -> None:
+        """Go on in smaller parts, once for each attempt that the kernel killed since the last halving.
+
+        Raises: OutOfMemory: it killed one that had one image in memory.
+        """
+        kills = 0
+        for _, _, kind, message in self._store.events(self._run.name, limit=-1):
+            if kind == KILLED_FOR_MEMORY:
+                kills += 1
+            elif message.startswith(TOO_LITTLE_MEMORY):
+                kills = 0
+        for _ in range(kills):
+            self._micro_batch.halve(self._done)
 
     def _load_model(self) -> EmbeddingModel:
         if self._options.base == "base":
@@ -174,99 +202,20 @@ class Trainer:
         if self._interrupted.is_set():
             raise Interrupted
 
-    # training -----------------------------------------------------------------------------------------------------
+    # what the recipe tells ----------------------------------------------------------------------------------------
 
-    def _train(self, model: EmbeddingModel, task: Task, device: torch.device) -> None:
-        loader = self._loader(model, task)
-        count = self._at_a_time(self._options.batch_size)
-        inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
-        loss = make_loss(task.dataset, self._options, embedding_size(model, inputs), device)
-        bf16 = self._ranks.agree(
-            lambda: choose_bf16_once(self._folder / "precision", self._options.precision, model, inputs, device)
-        )
-        config = make_config(self._options, scratch=model.config.model == "default", bf16=bf16)
-        before = self._measure_base(task.eval_set, device)
-        metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
-        self._progress.report(phase="training", metrics=metrics, steps=loader.sampler.steps(config.epochs))
-        trained = choose_trainee(
-            model,
-            loader,
-            config,
-            self._options.feature_views if self._ranks.alone else 0,  # each rank would fill the same cache
-            same_content=task.cache is not None,
-            device=device,
-            max_bytes=self._configuration.max_cache_bytes,
-            folder=self._folder / "features",
-            at_once=self._at_a_time(FILL_BATCH),
-            say=self._progress.warn,
-            filled=self._on_features,
-        )
-        eval_set = task.eval_set if before is not None else None  # one without a query measures nothing
-        history = self._make_steps(trained, loss, task.dataset, eval_set, device)
-        finish_model(model, self._options)
-        self._progress.report(phase="evaluating", history=history, eta_seconds=0.0)
-        after = None if eval_set is None else eval_set.measure(model)
-        if self._ranks.first:
-            self._finish(model, task, history, before, after, device)
+    def say(self, sentence: str) -> None:
+        self._progress.warn(sentence)
 
-    def _loader(self, model: EmbeddingModel, task: Task) -> Loader:
-        augment = None
-        if task.cache is not None or self._configuration.augment is not None or task.dataset.kind == "unlabeled":
-            augment = load_augmentation(self._configuration.augment, task.dataset.kind, model.preprocessing.size)
-        loader = make_loader(
-            task.dataset, task.items, self._options, cache=task.cache, augment=augment, ranks=self._ranks
-        )
-        for note in loader.sampler.notes:
-            self._progress.warn(note)
-        return loader
-
-    def _measure_base(self, eval_set: EvalSet | None, device: torch.device) -> Measured | None:
-        """Measure the version that the run starts from; None if there is nothing to measure on."""
-        if eval_set is None:
-            return None
+    def evaluating(self) -> None:
         self._progress.report(phase="evaluating")
-        measured = eval_set.measure(load_model(self._base).to(device))
-        if measured.scores.queries == 0:
-            skipped = measured.scores.skipped
-            self._progress.warn(
-                f"None of the {skipped} eval documents can be a query: each needs another one that fits it."
-            )
-            return None
-        return measured
 
-    def _make_steps(
-        self, trained: Trainee, loss: nn.Module, dataset: Dataset, eval_set: EvalSet | None, device: torch.device
-    ) -> dict[str, list[float]]:
-        """Train from the last checkpoint to the end and return the history."""
+    def begin(self, before: Measured | None, steps: int) -> None:
+        self._meter = Meter()
+        metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
+        self._progress.report(phase="training", metrics=metrics, steps=steps)
 
-        def evaluate(measured: nn.Module) -> dict[str, float]:
-            self._progress.report(phase="evaluating")
-            assert eval_set is not None
-            return eval_set.score(trained.whole(measured)).mean()
-
-        try:
-            state = train(
-                trained.model,
-                loss,
-                trained.loader,
-                trained.config,
-                device=device,
-                evaluate=None if eval_set is None else evaluate,
-                resume=load_checkpoint(self._store.workspace.checkpoint_folder(self._run.name)),
-                report=self._on_step(),
-                save=self._save,
-                stop=self._interrupted.is_set,
-                micro_batch=self._micro_batch if trained.backbone is None else None,
-                ranks=self._ranks,
-            )
-        except NonFiniteLoss as error:
-            ids = list(dict.fromkeys(dataset.document(int(item)).id for item in error.items))
-            self._progress.tell("error", f"{error} Its documents: {', '.join(ids)}.")
-            some = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
-            raise NotTrainable(f"{error} Its documents: {some}.") from error
-        return state.history
-
-    def _on_features(self, filling: Filling) -> None:
+    def filled(self, filling: Filling) -> None:
         self._check_interrupted()  # what has been computed is kept
         if filling.done == filling.total:
             self._progress.tell("features", str(filling))
@@ -275,25 +224,28 @@ class Trainer:
             left = (filling.total - filling.done) / speed
             self._progress.report(phase="loading", images_per_second=speed, eta_seconds=left)
 
-    def _on_step(self) -> Callable[[Step], None]:
-        meter = Meter()
+    def stepped(self, step: Step) -> None:
+        self._done = step.done
+        self._history = step.history
+        speed, left = self._meter.update(step)
+        if self._progress.is_due or step.done == step.total:
+            self._progress.report(
+                phase="training",
+                epoch=step.epoch + 1,
+                step=step.done,
+                loss=step.loss,
+                images_per_second=speed,
+                eta_seconds=left,
+                history=step.history,
+            )
 
-        def on_step(step: Step) -> None:
-            self._done = step.done
-            self._history = step.history
-            speed, left = meter.update(step)
-            if self._progress.is_due or step.done == step.total:
-                self._progress.report(
-                    phase="training",
-                    epoch=step.epoch + 1,
-                    step=step.done,
-                    loss=step.loss,
-                    images_per_second=speed,
-                    eta_seconds=left,
-                    history=step.history,
-                )
+    def ended(self, history: dict[str, list[float]]) -> None:
+        self._progress.report(phase="evaluating", history=history, eta_seconds=0.0)
 
-        return on_step
+    def lost(self, sentence: str) -> None:
+        self._progress.tell("error", sentence)
+
+    # what is kept -------------------------------------------------------------------------------------------------
 
     def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
         if epoch_ended:
@@ -313,26 +265,26 @@ class Trainer:
         self,
         model: EmbeddingModel,
         task: Task,
-        history: dict[str, list[float]],
-        before: Measured | None,
-        after: Measured | None,
+        counts: tuple[int, int, int],
+        outcome: Outcome,
         device: torch.device,
     ) -> None:
         """Judge the tuned model against the one before, and write it and the report."""
-        sentence = reporting.UNPROVEN
+        before, after = outcome.before, outcome.after
+        sentence = contents.UNPROVEN
         if before is not None and after is not None:
             better, sentence = verdict(before.scores, after.scores, by=self._options.promote_by)
             tuned = {f"tuned/{name}": value for name, value in after.scores.mean().items()}
             self._progress.report(metrics=self._progress.now.metrics | tuned, better=better, verdict=sentence)
         self._progress.report(phase="saving")
         save_model(model, self._store.workspace.model_folder(self._run.name))
-        reporting.write(
+        contents.write(
             self._store,
             self._run,
             kind=task.dataset.kind,
             classes=len(task.dataset.classes) if isinstance(task.dataset, ClassDataset) else None,
-            counts=task.counts,
-            history=history,
+            counts=counts,
+            history=outcome.history,
             device=str(device),
             eval_set=task.eval_set,
             before=before,

@@ -11,48 +11,43 @@ from ..documents import ERROR_TAG, DocumentArray, Evaluation
 from ..errors import BadRequest
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
-from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
-from .embedder import Embedder
+from .service import Service
 
 CHUNK = 256  # documents embedded at a time
 
 
-async def evaluate(
-    embedder: Embedder, store: RunStore, docs: Sequence[Any], parameters: EvaluateParameters
-) -> Evaluation:
+async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
     """Return the metrics of a version on `docs`, or on the eval documents of a run.
 
     Documents that cannot be embedded, and queries that nothing else fits, are counted in `skipped`.
 
     Raises: BadRequest: there is nothing to evaluate on. NotTrainable: the documents are a mixture.
     """
-    if parameters.run is not None:
+    if wanted.run is not None:
         if docs:
             raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
-        store.get(parameters.run)
-        with DocumentArrayMemmap(store.workspace.spool_file(parameters.run), split="eval") as eval_docs:
+        await asyncio.to_thread(service.store.get, wanted.run)
+        with DocumentArrayMemmap(service.store.workspace.spool_file(wanted.run), split="eval") as eval_docs:
             if not len(eval_docs):
-                raise BadRequest(f"Run {parameters.run!r} has no eval documents; send labelled documents to /evaluate.")
-            return await _evaluate_on(embedder, store, eval_docs, parameters)
+                raise BadRequest(f"Run {wanted.run!r} has no eval documents; send labelled documents to /evaluate.")
+            return [await _evaluate_on(service, eval_docs, wanted.model)]
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
-    return await _evaluate_on(embedder, store, docs, parameters)
+    return [await _evaluate_on(service, docs, wanted.model)]
 
 
-async def _evaluate_on(
-    embedder: Embedder, store: RunStore, docs: Sequence[Any], parameters: EvaluateParameters
-) -> Evaluation:
+async def _evaluate_on(service: Service, docs: Sequence[Any], version: str | None) -> Evaluation:
     """What takes long goes to threads: the event loop answers `/embed` meanwhile."""
     kind = await asyncio.to_thread(kind_of, docs)
     if kind == "unlabeled":
         raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")
-    model = parameters.model or store.promoted()
+    model = version or service.store.promoted()
     good = DocumentArray()
     failed = 0
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
-        await embedder.embed(chunk, model=model, matches=kind == "session", exact=True)
+        await service.embedder.embed(chunk, model=model, matches=kind == "session", exact=True)
         for doc in chunk:
             doc.matches = [match for match in doc.matches if ERROR_TAG not in match.tags]
             if ERROR_TAG in doc.tags or (kind == "session" and not doc.matches):

@@ -1,0 +1,13 @@
+"""`/embed`: the same documents with their embeddings."""
+
+from collections.abc import Sequence
+
+from ..documents import Document
+from ..parameters import EmbedParameters
+from .service import Service
+
+
+async def embed(service: Service, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
+    """Fill the embeddings of the documents, in place, and return them."""
+    await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
+    return docs

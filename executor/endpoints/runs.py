@@ -1,0 +1,95 @@
+"""The endpoints about runs: `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from ..documents import Document, Event, RunStatus
+from ..lifecycle.status import status_of
+from ..parameters import (
+    CancelParameters,
+    DeleteParameters,
+    EventsParameters,
+    FitParameters,
+    PromoteParameters,
+    ReportParameters,
+    StatusParameters,
+)
+from ..report import contents
+from ..store.run import Run
+from .service import Service
+
+WATCH_SECONDS = 0.2
+
+
+async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
+    """Append documents to a run, durably, and return its status."""
+    return await _statuses(service, await asyncio.to_thread(service.receiver.receive, docs, wanted))
+
+
+async def status(service: Service, docs: Sequence[Document], wanted: StatusParameters) -> list[RunStatus]:
+    """Return the status of one run, or of all, newest first."""
+    return await _statuses(service, wanted.run)
+
+
+async def cancel(service: Service, docs: Sequence[Document], wanted: CancelParameters) -> list[RunStatus]:
+    """Cancel a run that has not ended."""
+    await asyncio.to_thread(service.supervisor.cancel, wanted.run)
+    return await _statuses(service, wanted.run)
+
+
+async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParameters) -> list[RunStatus]:
+    """Remove an ended run with all its files; the answer is its last status."""
+    last = await _statuses(service, wanted.run)
+    await asyncio.to_thread(service.supervisor.delete, wanted.run)
+    await asyncio.to_thread(service.embedder.forget, wanted.run)
+    return last
+
+
+async def promote(service: Service, docs: Sequence[Document], wanted: PromoteParameters) -> list[RunStatus]:
+    """Serve another version from now on; the answer is the status of that run, or of all for `base`."""
+    await asyncio.to_thread(service.serve, wanted.run)
+    return await _statuses(service, None if wanted.run == "base" else wanted.run)
+
+
+async def events(service: Service, docs: Sequence[Document], wanted: EventsParameters) -> list[Event]:
+    """Return the history of a run, oldest first."""
+    run = await asyncio.to_thread(service.store.get, wanted.run)
+    found = await asyncio.to_thread(service.store.events, run.name, wanted.after, wanted.limit)
+    return [
+        Event(run=run.name, number=number, at=at, kind=kind, message=message) for number, at, kind, message in found
+    ]
+
+
+async def report(service: Service, docs: Sequence[Document], wanted: ReportParameters) -> list[Document]:
+    """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
+    text = await asyncio.to_thread(contents.read, service.store, wanted.run)
+    return [Document(id=wanted.run, text=text)]
+
+
+async def watch(service: Service, name: str | None) -> AsyncIterator[RunStatus]:
+    """Yield the status of a run, without a name of the newest, whenever it changes, until the run has ended."""
+    run = await asyncio.to_thread(_watched, service, name)
+    shown = None
+    while True:
+        (now,) = await _statuses(service, run.name)
+        if now != shown:
+            yield now
+            shown = now
+        if now.ended_at is not None:
+            return
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def _watched(service: Service, name: str | None) -> Run:
+    if name is None and (runs := service.store.all()):
+        return runs[0]
+    return service.store.get(name or "")
+
+
+async def _statuses(service: Service, run: str | None) -> list[RunStatus]:
+    return await asyncio.to_thread(_list_statuses, service, run)
+
+
+def _list_statuses(service: Service, name: str | None) -> list[RunStatus]:
+    runs = service.store.all() if name is None else [service.store.get(name)]
+    return [status_of(service.store, run, service.receiver.counts) for run in runs]

@@ -1,0 +1,66 @@
+"""How many items of a batch are in memory at a time; kept in a file, so that a resumed run does the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import OutOfMemory
+from ..store.files import publish_file
+
+TOO_LITTLE_MEMORY = "There was too little memory"
+
+
+class MicroBatch:
+    """How many items of a batch are in memory at a time; less from the step on at which that was too many.
+
+    Each halving is a line `step items` of a file, so that a resumed run makes each step as it was made before.
+
+    Args:
+        asked: items at a time; None: the whole batch. whole: the items of a batch, where `halve` is not told.
+        file: where the halvings are kept; None: nowhere.
+        say: is told of each halving, a sentence.
+    """
+
+    def __init__(
+        self,
+        asked: int | None,
+        whole: int | None = None,
+        *,
+        file: Path | None = None,
+        say: Callable[[str], None] = lambda note: None,
+    ) -> None:
+        self._asked = asked
+        self._whole = whole
+        self._file = file
+        self._say = say
+        self._halvings: list[tuple[int, int]] = []
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again, where there is one."""
+        if self._file is not None and self._file.exists():
+            lines = [line.split() for line in self._file.read_text().splitlines()]
+            self._halvings = [(int(step), int(items)) for step, items in lines]
+
+    def at(self, step: int) -> int | None:
+        """Items in memory at a time when `step` steps are done; None: the whole batch, however large."""
+        limits = [items for first, items in self._halvings if first <= step]
+        return min([*limits, *([self._asked] if self._asked else [])], default=None)
+
+    def halve(self, step: int, items: int | None = None) -> None:
+        """Note that, when `step` steps were done, memory did not suffice for `items`, or for what `at` says.
+
+        Raises: OutOfMemory: it was one item.
+        """
+        tried = min(number for number in (items, self.at(step), self._whole) if number is not None)
+        if tried == 1:
+            raise OutOfMemory(
+                "There is too little memory to train on even 1 image at a time; lower input_size, choose a smaller "
+                "model, or give the trainer more memory."
+            )
+        self._halvings.append((step, tried // 2))
+        if self._file is not None:
+            publish_file(self._file, "".join(f"{first} {number}\n" for first, number in self._halvings).encode())
+        self._say(
+            f"{TOO_LITTLE_MEMORY} for {tried} images at a time: from step {step} on a batch is computed in "
+            f"parts of {tried // 2}. It is compared as a whole still; batch norm sees the parts."
+        )

@@ -1,0 +1,143 @@
+"""From training options to the parts of a training: sampler, loss, loader and configuration."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..compute.ranks import ALONE, Ranks
+from ..errors import ConfigurationError
+from ..loading.augmentation import Augmentation
+from ..loading.batches import collate, model_inputs
+from ..loading.cache import ImageCache
+from ..loading.content import item_content
+from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trainable
+from ..loading.loader import Loader
+from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
+from ..models.backbones import embedding_of
+from ..models.lora import add_lora, merge_lora
+from ..models.model import EmbeddingModel
+from ..parameters import TrainingOptions
+from .config import TrainConfig
+from .losses import build_loss
+
+SCRATCH_LEARNING_RATE = 1e-3
+PRETRAINED_LEARNING_RATE = 1e-4
+VIEWS = 2  # of each unlabeled document
+
+
+def prepare_model(model: nn.Module, options: TrainingOptions) -> None:
+    """Freeze what is to be frozen and add low-rank updates; a module that is not ours is trained whole.
+
+    Raises: ConfigurationError: `freeze` or `lora_rank` does not fit the model.
+    """
+    if isinstance(model, EmbeddingModel):
+        model.freeze(options.freeze)
+        if options.lora_rank:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(options.seed)
+                add_lora(model, options.lora_rank)
+    elif options.freeze or options.lora_rank:
+        raise ConfigurationError(
+            f"freeze and lora_rank need a model of this package, not {type(model).__name__}; "
+            "set requires_grad of its parameters yourself."
+        )
+
+
+def finish_model(model: nn.Module, options: TrainingOptions) -> None:
+    """Make a trained model a plain one again."""
+    if isinstance(model, EmbeddingModel) and options.lora_rank:
+        merge_lora(model)
+
+
+def make_sampler(dataset: Dataset, items: np.ndarray, options: TrainingOptions) -> Sampler:
+    """Return the sampler for the dataset's kind over `items`. Raises: NotTrainable: with the counts."""
+    check_trainable(dataset, items)
+    labels = dataset.labels[items]
+    if isinstance(dataset, ClassDataset):
+        return ClassSampler(
+            labels,
+            batch_size=options.batch_size,
+            num_items_per_class=options.num_items_per_class,
+            seed=options.seed,
+            indices=items,
+        )
+    if isinstance(dataset, SessionDataset):
+        return SessionSampler(labels[:, 0], batch_size=options.batch_size, seed=options.seed, indices=items)
+    return InstanceSampler(len(items), batch_size=options.batch_size // VIEWS, seed=options.seed, indices=items)
+
+
+def make_loader(
+    dataset: Dataset,
+    items: np.ndarray,
+    options: TrainingOptions,
+    *,
+    cache: ImageCache | None = None,
+    augment: Augmentation | None = None,
+    ranks: Ranks = ALONE,
+) -> Loader:
+    """Return the loader of the training batches."""
+    sampler = make_sampler(dataset, items, options)
+    views = VIEWS if dataset.kind == "unlabeled" else 1
+    return Loader(dataset, sampler, cache=cache, augment=augment, views=views, seed=options.seed, ranks=ranks)
+
+
+def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, device: torch.device) -> nn.Module:
+    """Return the loss, its own parameters drawn under the run's seed."""
+    classes = len(dataset.classes) if isinstance(dataset, ClassDataset) else 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        loss = build_loss(
+            options.loss,
+            dataset.kind,
+            num_classes=classes,
+            embedding_size=embedding_size,
+            options=options.loss_options,
+            memory_size=options.memory_size,
+        )
+    return loss.to(device)
+
+
+def make_config(options: TrainingOptions, model: nn.Module, *, bf16: bool) -> TrainConfig:
+    """Return the loop's configuration for `model`."""
+    default = PRETRAINED_LEARNING_RATE if is_pretrained(model) else SCRATCH_LEARNING_RATE
+    return TrainConfig(
+        epochs=options.epochs,
+        learning_rate=options.learning_rate or default,
+        backbone_rate=options.backbone_rate,
+        weight_decay=options.weight_decay,
+        warmup=options.warmup,
+        patience=options.patience,
+        micro_batch=options.micro_batch,
+        ema=options.ema,
+        wise_ft=options.wise_ft,
+        bf16=bf16,
+        seed=options.seed,
+    )
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """Whether the weights are known not to start from nothing: those of transformers are."""
+    backbone = model.backbone if isinstance(model, EmbeddingModel) else model
+    return hasattr(getattr(backbone, "config", None), "model_type")
+
+
+def example_inputs(
+    model: nn.Module, dataset: Dataset, item: int, count: int, cache: ImageCache | None, device: torch.device
+) -> Any:
+    """Return the model's input for a batch of `count` times the same item: enough to see shapes and speeds."""
+    content = item_content(dataset, item, cache)
+    return model_inputs(model, collate([content] * count, dataset.collate_fn), device)
+
+
+def embedding_size(model: nn.Module, inputs: Any) -> int:
+    """Return D of the model's (B, D) output, by a forward pass where the model does not say."""
+    if isinstance(model, EmbeddingModel):
+        return model.dim
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        size = embedding_of(model(inputs)).shape[1]
+    model.train(training)
+    return int(size)

@@ -1,0 +1,66 @@
+"""How a training goes on, on the terminal."""
+
+import logging
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ..evaluation.eval_set import Measured
+from .features import Filling
+from .loop import Meter, Step
+from .watching import Watcher
+
+_log = logging.getLogger(__name__)
+
+
+class ProgressBar(Watcher):
+    """Epoch, loss, images a second and time left, on the terminal. What a person should know is logged otherwise."""
+
+    def __init__(self, epochs: int, *, visible: bool) -> None:
+        self._meter = Meter()
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  {task.fields[left]} left"),
+            console=Console(stderr=True),
+            disable=not visible,
+        )
+        self._task = self._bar.add_task("", total=None, epoch=0, loss="–", speed="–", left="–")
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence above the bar."""
+        if self._bar.disable:
+            _log.warning(sentence)
+        else:
+            self._bar.console.print(sentence, highlight=False)
+
+    def begin(self, before: Measured | None, steps: int) -> None:
+        """Let speed and time left count from here."""
+        self._meter = Meter()
+
+    def filled(self, filling: Filling) -> None:
+        """Show how far the features of a frozen backbone are."""
+        self._bar.update(self._task, total=filling.total, completed=filling.done)
+        if filling.done == filling.total and not self._bar.disable:
+            self.say(str(filling))
+
+    def stepped(self, step: Step) -> None:
+        """Show a finished step."""
+        speed, left = self._meter.update(step)
+        self._bar.update(
+            self._task,
+            total=step.total,
+            completed=step.done,
+            epoch=step.epoch + 1,
+            loss=f"{step.loss:.4f}",
+            speed=f"{speed:.0f}",
+            left=f"{int(left) // 60}:{int(left) % 60:02d}",
+        )
