@@ -18,7 +18,9 @@ from executor.images.policy import ImagePolicy
 from executor.images.uris import read_uri
 from executor.report.charts import Curve
 from executor.report.gallery import choose_queries, make_gallery, rank_sessions
-from executor.report.page import Neighbour, Query, Report, compare, load, render, save
+from executor.report.page import render
+from executor.report.report import Neighbour, Query, Report, compare, load
+from executor.report.saving import save
 
 HOSTILE = "</title></style><script>alert('x')</script><img src=https://example.com/x.png onerror=\"alert(1)\">&amp;"
 VOID = {"meta", "link", "img", "br", "hr", "input"}

@@ -1,10 +1,11 @@
 """The model versions of a workspace: `base`, made from the configuration, and one a succeeded run."""
 
-import fcntl
 import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
+
+from filelock import FileLock
 
 from ..errors import UnknownModel
 from ..parameters import ExecutorOptions
@@ -24,8 +25,7 @@ def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
     """
     config = ModelConfig(model=options.model, input_size=options.input_size, embedding_dim=options.embedding_dim)
     workspace.root.mkdir(parents=True, exist_ok=True)
-    with open(workspace.root / "base.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(workspace.root / "base.lock"):
         if _saved_config(workspace.base) != json.loads(json.dumps(asdict(config))):
             _log.info("Building the base model %s", options.model)
             remove_leftovers(workspace.root)

@@ -16,7 +16,9 @@ from ..store.run import Run
 from ..store.runs import RunStore
 from ..store.workspace import find_workspace
 from .gallery import choose_queries, make_gallery, rank_sessions
-from .page import Change, Interval, Outcomes, Query, Report, compare, load, render, save
+from .page import render
+from .report import Change, Interval, Outcomes, Query, Report, compare, load
+from .saving import save
 
 if TYPE_CHECKING:
     from ..evaluation.eval_set import EvalSet, Measured

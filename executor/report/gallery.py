@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .page import Neighbour, Query
+from .report import Neighbour, Query
 
 POOL = 1000  # queries looked through for what got worse; all of a large eval set would take minutes
 _ROWS = 256  # queries whose similarities are held at a time

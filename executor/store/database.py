@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WorkspaceError
+from .sqlite import Schema, connect
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -49,31 +50,28 @@ class Database:
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                self._check_version()
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+                self._look_before_writing()
+            self._connection = self._connect("rwc")
             try:
                 self._connection.execute("PRAGMA journal_mode=WAL")
-                self._connection.execute("PRAGMA synchronous=FULL")
                 self._migrate()
             except BaseException:
                 self._connection.close()
                 raise
 
-    def _check_version(self) -> None:
-        """Look before anything is written: even opening a file to write may change it."""
-        uri = f"{self.path.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS)) as reader:
-            ((version,),) = reader.execute("PRAGMA user_version")
-            ((tables,),) = reader.execute("SELECT COUNT(*) FROM sqlite_master")
-        if version > len(STEPS):
-            raise WorkspaceError(
-                f"The workspace {self.path.parent} is of schema version {version}, this software knows {len(STEPS)}; "
-                "use the newer release that wrote it, or another workspace."
-            )
-        if version == 0 and tables:
-            raise WorkspaceError(f"{self.path} is another program's database; move it away, or name another workspace.")
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        return connect(self.path, mode=mode, busy_seconds=BUSY_SECONDS, factory=sqlite3.Connection)
+
+    def _look_before_writing(self) -> None:
+        """Even opening a file to write may change it."""
+        with contextlib.closing(self._connect("ro")) as reader:
+            Schema(
+                versions=range(1, len(STEPS) + 1),
+                application_id=0,
+                elsewhere="workspace",
+                refusal="The workspace {folder} is of schema version {version}, this software knows "
+                f"{len(STEPS)}; use the newer release that wrote it, or another workspace.",
+            ).check(reader, self.path)
 
     def _migrate(self) -> None:
         with self.transaction() as connection:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import WorkspaceError
+from .sqlite import Schema, connect
 
 _APPLICATION_ID = 0x46544D44  # "FTMD", in the file's header
 _SCHEMA_VERSION = 1
@@ -23,6 +24,13 @@ CREATE TABLE documents (
     document BLOB NOT NULL,  -- last, so that the other columns are read without it
     UNIQUE (split, position)
 )"""
+_HEADER = Schema(
+    versions=range(_SCHEMA_VERSION, _SCHEMA_VERSION + 1),
+    application_id=_APPLICATION_ID,
+    elsewhere="file",
+    refusal="{path} has schema version {version}; this program reads "
+    f"{_SCHEMA_VERSION}. Open it with the version that wrote it, or name another file.",
+)
 _BUSY_SECONDS = 60  # how long to wait for another process's transaction
 
 
@@ -136,36 +144,15 @@ def _explained(path: Path) -> Iterator[None]:
 
 def _connect(path: Path, mode: str) -> _Connection:
     """Open an existing file (`mode` rw) or make it (rwc), and check that it is ours or empty."""
-    connection = sqlite3.connect(
-        f"{path.as_uri()}?mode={mode}",
-        uri=True,
-        timeout=_BUSY_SECONDS,
-        isolation_level=None,  # transactions are written out
-        check_same_thread=False,  # `close` closes those of other threads
-        factory=_Connection,
-    )
+    connection = connect(path, mode=mode, busy_seconds=_BUSY_SECONDS, factory=_Connection)
     try:
-        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
         connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages, 16 MB
         connection.execute("PRAGMA journal_size_limit = 67108864")
-        _check_version(connection, path)
+        _HEADER.check(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection
-
-
-def _check_version(connection: sqlite3.Connection, path: Path) -> None:
-    ((application,),) = connection.execute("PRAGMA application_id")
-    ((version,),) = connection.execute("PRAGMA user_version")
-    ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
-    if tables and application != _APPLICATION_ID:
-        raise WorkspaceError(f"{path} is another program's database. Move it away, or name another file.")
-    if tables and version != _SCHEMA_VERSION:
-        raise WorkspaceError(
-            f"{path} has schema version {version}; this program reads {_SCHEMA_VERSION}. "
-            "Open it with the version that wrote it, or name another file."
-        )
 
 
 def create_file(path: Path) -> None:
