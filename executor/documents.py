@@ -11,11 +11,11 @@ from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 from docarray import BaseDoc, DocList
-from docarray.base_doc.mixins.io import _type_to_protobuf
 from docarray.proto import DocProto
 from docarray.typing import ID, NdArray
 from pydantic import field_validator, model_validator
 
+from .docarray_private import ID_TYPE, node_of, value_of
 from .errors import BadDocument, MissingLabel
 
 LABEL_TAG = "finetuner_label"
@@ -32,14 +32,14 @@ def _fill(node: Any, value: Any) -> None:
     if kind in _PLAIN:
         setattr(node, _PLAIN[kind], value)
     elif kind is ID:
-        node.text, node.type = value, ID._proto_type_name
+        node.text, node.type = value, ID_TYPE
     elif isinstance(value, DocList) and not value:
         node.doc_array.SetInParent()
     elif kind is dict and value and all(type(key) is str and type(item) in _PLAIN for key, item in value.items()):
         for key, item in value.items():
             _fill(node.dict.data[key], item)
     elif value is not None:
-        node.CopyFrom(_type_to_protobuf(value))
+        node.CopyFrom(node_of(value))
 
 
 class Match(BaseDoc):
@@ -87,7 +87,7 @@ class Match(BaseDoc):
             elif kind == "doc_array" and name == "matches":
                 fields[name] = DocList[Match](Match.from_protobuf(match) for match in node.doc_array.docs)
             elif kind is not None and name in cls.model_fields:
-                fields[name] = cls._get_content_from_node_proto(node, name)
+                fields[name] = value_of(cls, node, name)
         return cls(**fields)
 
     def load_uri_to_image_blob(self) -> "Match":

@@ -23,15 +23,19 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
-from jina.proto import jina_pb2
-from jina.serve.runtimes.gateway.gateway import BaseGateway
-from jina.serve.runtimes.servers.composite import CompositeBaseServer
-from jina.serve.runtimes.servers.grpc import GRPCServer
-from jina.serve.runtimes.servers.http import HTTPServer
-from jina.serve.runtimes.servers.websocket import WebSocketServer
 
 from . import errors
 from .wire.ending import answer_before_the_end
+from .wire.jina_private import (
+    BaseGateway,
+    CompositeBaseServer,
+    GRPCServer,
+    HTTPServer,
+    WebSocketServer,
+    refusal_in,
+    settings_of_servers,
+    wrap_streamer,
+)
 from .wire.refusals import OptionalData, malformed
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
@@ -48,8 +52,7 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         answer_before_the_end()
         super().__init__(**kwargs)
         self.servers = [
-            _SERVERS[str(settings["runtime_args"]["protocol"]).lower()](token=self._token, **settings)
-            for settings in self._server_kwargs
+            _SERVERS[protocol](token=self._token, **settings) for protocol, settings in settings_of_servers(self)
         ]
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
@@ -80,7 +83,7 @@ class _OverHttp(_Guarded, HTTPServer):
     @property
     def app(self) -> FastAPI:
         """Jina's app, with its streamer watched for refusals."""
-        self._request_handler.streamer = _Watched(self._request_handler.streamer)
+        wrap_streamer(self, _Watched)
         app: FastAPI = super().app
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
@@ -123,9 +126,9 @@ class _Watched:
         if reason := unsendable(docs, kwargs.get("parameters"), kwargs.get("target_executor")):
             raise HTTPException(errors.BadRequest.status, reason)
         async for response in self._streamer.stream_docs(docs, **kwargs):
-            refused = getattr(response, "header", None)  # a dry run asks for documents, not for responses
-            if refused is not None and refused.status.code == jina_pb2.StatusProto.ERROR:
-                raise HTTPException(_status(refused.status.exception.args), refused.status.description)
+            if (refused := refusal_in(response)) is not None:
+                arguments, sentence = refused
+                raise HTTPException(_status(arguments), sentence)
             yield response
 
 

@@ -11,7 +11,7 @@ versions.py       the versions of a workspace: `base`, and one a succeeded run
 lora.py           low-rank updates of a transformers backbone
 export.py         a version as ONNX, safetensors or a transformers folder
 
-May import store and what lies below it.
+May import store, compute and what lies below them.
 """
 
 from .saving import load_model

@@ -6,10 +6,7 @@ a batch size that became a constant, is found by the check that follows.
 """
 
 import json
-import os
-import shutil
 import sys
-import uuid
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -23,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
-from ..store.files import sync
+from ..store.files import publish_folder
 from ..store.workspace import find_workspace
 from .model import EmbeddingModel, WithNormalisation
 from .preprocessing import Preprocessing
@@ -75,30 +72,18 @@ def export(model_folder: Path, output: Path, form: str) -> Path:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConfigurationError(f"{output} exists already; name a new folder, or an empty one.")
     model = load_model(model_folder)
-    nearest = next(folder for folder in output.parents if folder.exists())
-    unfinished = nearest / f".{output.name}.{uuid.uuid4().hex}"
+
+    def write(folder: Path) -> None:
+        readme = folder / "README.md"
+        readme.write_text(FORMS[form](model, folder), encoding="utf-8")
+        for file in folder.iterdir():
+            file.chmod(readme.stat().st_mode)  # safetensors lets nobody but its owner read a file
+
     try:
-        unfinished.mkdir()
-        readme = FORMS[form](model, unfinished)
-        (unfinished / "README.md").write_text(readme, encoding="utf-8")
-        _publish(unfinished, output)
+        publish_folder(output, write, replace=False)
     except (OSError, SafetensorError) as error:
         raise WorkspaceError(f"The export cannot be written to {output}: {error}.") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return output
-
-
-def _publish(unfinished: Path, output: Path) -> None:
-    """Give the finished folder its name, durably. It replaces an empty folder; one that has filled up stays."""
-    mode = (unfinished / "README.md").stat().st_mode
-    for file in unfinished.iterdir():
-        file.chmod(mode)  # safetensors lets nobody but its owner read a file
-        sync(file)
-    sync(unfinished)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(unfinished, output)
-    sync(output.parent)
 
 
 # ONNX

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..loading.forward import embed_batches
 from ..models.model import EmbeddingModel, WithNormalisation
+from ..store.files import publish_file
 from ..training.precision import computes_in_bf16
 
 AGREEMENT = 0.999  # cosine between the fp32 embedding of an image and the one served, at least
@@ -49,15 +50,15 @@ def choose_path(
     if not computes_in_bf16(device):
         return False, None
     chosen = folder / "serving"
-    if chosen.is_file():
-        kept = chosen.read_text()
+    kept = chosen.read_text() if chosen.is_file() else ""
+    if kept in ("fp32", "bf16", "graph"):
         return kept in ("bf16", "graph"), _graph_of(model, sample_images(size)) if kept == "graph" else None
     images = sample_images(size)
     with torch_threads(1 if light else torch.get_num_threads()):
         bf16 = agrees_and_is_faster(model, images, device)
         graph = faster_graph(model, images) if bf16 and device.type == "cpu" else None
     try:
-        chosen.write_text("graph" if graph is not None else "bf16" if bf16 else "fp32")
+        publish_file(chosen, b"graph" if graph is not None else b"bf16" if bf16 else b"fp32")
     except OSError as error:  # measured again at the next start
         _log.warning("The precision of %s cannot be kept: %s", folder, error)
     return bf16, graph

@@ -4,27 +4,31 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import WorkspaceError
 
 
-def publish_folder(folder: Path, write: Callable[[Path], None]) -> None:
+def publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool = True) -> None:
     """Replace `folder` by what `write` puts into an empty one: readers see the old files or all of the new.
 
     Everything is synced to disk before it appears under its name. A former `folder` is moved away first, so a
     process killed in between leaves none; write each version under a name of its own where that matters.
+
+    Args: replace: false: only an empty folder is replaced. Raises: OSError: it is not empty, or a disk's.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    temporary.mkdir()
     try:
         write(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
                 sync(path)
         sync(temporary)
-        if folder.exists():
+        if replace and folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             os.rename(folder, old / "replaced")
             os.rename(temporary, folder)

@@ -49,9 +49,7 @@ class Workspace:
 
     def checkpoints(self, name: str) -> list[Path]:
         """The checkpoints there are, newest first."""
-        places = self.checkpoint_folder(name)
-        found = (place for place in places.iterdir() if place.name.isdigit()) if places.is_dir() else ()
-        return sorted(found, reverse=True)
+        return newest_first(self.checkpoint_folder(name))
 
     def latest_step(self, name: str) -> int:
         """The steps done at the newest checkpoint; 0 if there is none."""
@@ -121,6 +119,12 @@ class Workspace:
             os.rename(source, target)
             sync(target.parent)
             sync(source.parent)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, newest first."""
+    found = (place for place in folder.iterdir() if place.name.isdigit()) if folder.is_dir() else ()
+    return sorted(found, reverse=True)
 
 
 def find_workspace(folder: Path) -> Workspace:

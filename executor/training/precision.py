@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..loading.forward import compute_embeddings
+from ..store.files import publish_file
 
 WORTHWHILE = 1.15  # a smaller gain drowns in the noise of the measurement, and fp32 is the safer choice
 PAIRS = 3
@@ -18,8 +19,8 @@ ENOUGH = 16  # images, on a CPU: a whole batch gains about as much, and the firs
 
 def choose_bf16_once(file: Path, asked: str, model: nn.Module, inputs: Any, device: torch.device) -> bool:
     """Return what `file` says, or choose and write it there: a resumed run goes on in the same precision."""
-    if not file.exists() or not file.read_text():  # empty: its writer was killed, before any step
-        file.write_text("bf16" if choose_bf16(asked, model, inputs, device) else "fp32")
+    if not file.exists():
+        publish_file(file, b"bf16" if choose_bf16(asked, model, inputs, device) else b"fp32")
     return file.read_text() == "bf16"
 
 

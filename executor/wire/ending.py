@@ -7,37 +7,34 @@ broke off.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from grpc.aio import Server as GrpcServer
-from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
-from jina.serve.runtimes.servers.websocket import WebSocketServer
-from jina.serve.stream import RequestStreamer
 from uvicorn import Server as HttpServer
 
-GRACE_SECONDS = 5.0  # for the requests under way; new ones are refused meanwhile
+from .jina_private import WebSocketServer, before_teardown, library_server, replace_wait_for_floating_requests
 
-_jinas = AsyncNewLoopRuntime.async_teardown
+GRACE_SECONDS = 5.0  # for the requests under way; new ones are refused meanwhile
 
 
 def answer_before_the_end() -> None:
     """Let what Jina serves in this process answer before it is closed, for `GRACE_SECONDS` at most."""
-    AsyncNewLoopRuntime.async_teardown = _teardown
-    RequestStreamer.wait_floating_requests_end = _end_floating_requests
+    before_teardown(_answer_all)
+    replace_wait_for_floating_requests(_wait_a_little)
 
 
-async def _teardown(runtime: Any) -> None:
-    servers = getattr(runtime.server, "servers", [runtime.server])
+async def _answer_all(servers: list[Any]) -> None:
     await asyncio.gather(*map(_answer, servers))
-    await _jinas(runtime)
 
 
 async def _answer(server: Any) -> None:
     """Take no more requests; return when those under way are answered, or cut off after the grace."""
-    if isinstance(server.server, GrpcServer):
-        await server.server.stop(GRACE_SECONDS)
-    elif isinstance(server.server, HttpServer):
-        await _answer_http(server.server, websockets=isinstance(server, WebSocketServer))
+    library = library_server(server)
+    if isinstance(library, GrpcServer):
+        await library.stop(GRACE_SECONDS)
+    elif isinstance(library, HttpServer):
+        await _answer_http(library, websockets=isinstance(server, WebSocketServer))
 
 
 async def _answer_http(server: HttpServer, websockets: bool) -> None:
@@ -52,13 +49,7 @@ async def _answer_http(server: HttpServer, websockets: bool) -> None:
             task.cancel()
 
 
-async def _end_floating_requests(streamer: Any) -> None:
-    """Wait for the executors whose answers nobody waits for; Jina's own wait has no end.
-
-    It counts every call as such a one, and one whose reading fails (a message that is malformed, a server that has
-    been stopped) for good.
-    """
+async def _wait_a_little(some_are_left: Callable[[], bool]) -> None:
     end = time.monotonic() + GRACE_SECONDS
-    while streamer.total_num_floating_tasks_alive > 0 and time.monotonic() < end:
+    while some_are_left() and time.monotonic() < end:
         await asyncio.sleep(0.01)
-    streamer.total_num_floating_tasks_alive = 0  # each server of a gateway asks again

@@ -12,16 +12,12 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
-import jina.helper
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from jina.serve.instrumentation import InstrumentationMixin
-from jina.serve.runtimes.servers.grpc import GRPCServer
-from jina.types.request import Request as JinaRequest
-from jina.types.request.data import DataRequest
 from pydantic import ValidationError
 
 from ..errors import BadDocument, BadRequest, FinetunerError, InternalError
+from .jina_private import extend_http_app, replace_exceptions, set_grpc_interceptors
 from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
 
 MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents: it is not worth parsing twice
@@ -143,16 +139,14 @@ def extend_servers(token: str | None) -> None:
             app.add_middleware(TokenRequired, token=token)
         return app
 
-    def interceptors(server: GRPCServer) -> list[Any]:
-        tracing = InstrumentationMixin.aio_tracing_server_interceptors(server) or []
+    def interceptors(own: list[Any]) -> list[Any]:
         if token is None:
-            return [*tracing]
-        return [*tracing, TokenRequiredByServer(token, free=DISCOVERY, refused_within=REFUSED_WITHIN)]
+            return own
+        return [*own, TokenRequiredByServer(token, free=DISCOVERY, refused_within=REFUSED_WITHIN)]
 
-    def add_exception(request: DataRequest, error: Exception, executor: Any = None) -> None:
-        refusal = error if isinstance(error, Refusal) else Refusal.undecodable(error)
-        JinaRequest.add_exception(request, refusal, executor)
+    def refusal(error: Exception) -> Exception:
+        return error if isinstance(error, Refusal) else Refusal.undecodable(error)
 
-    DataRequest.add_exception = add_exception
-    jina.helper.extend_rest_interface = extended
-    GRPCServer.aio_tracing_server_interceptors = interceptors
+    extend_http_app(extended)
+    set_grpc_interceptors(interceptors)
+    replace_exceptions(refusal)

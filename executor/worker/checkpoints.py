@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..store.files import publish_folder, unwritable
+from ..store.workspace import newest_first
 from ..training.state import TrainState
 
 KEPT = 2  # the newest ones: the second in case the first is damaged
@@ -44,13 +45,13 @@ def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
         publish_folder(folder / f"{done:010d}", write)
     except (OSError, SafetensorError) as error:
         raise unwritable("the checkpoint", folder, error) from error
-    for old in _newest_first(folder)[KEPT:]:
+    for old in newest_first(folder)[KEPT:]:
         shutil.rmtree(old)
 
 
 def load_checkpoint(folder: Path) -> TrainState | None:
     """Return the newest state that is whole, or None if there is none."""
-    for place in _newest_first(folder):
+    for place in newest_first(folder):
         try:
             written = json.loads((place / _STATE).read_text())
             if _digest(place, written["state"]) != written["sha256"]:
@@ -66,12 +67,6 @@ def _digest(place: Path, encoded: Any) -> str:
     digest = hashlib.sha256((place / _TENSORS).read_bytes())
     digest.update(json.dumps(encoded).encode())
     return digest.hexdigest()
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted((place for place in folder.iterdir() if place.name.isdigit()), reverse=True)
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
