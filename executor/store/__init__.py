@@ -1,15 +1,15 @@
-"""What is kept on the disk of a workspace, and how it gets there.
+"""What a workspace keeps on disk, and how it is written.
 
-workspace.py   where things lie in a workspace folder, and what is removed when
-run.py         a run: its states with the one table of legal moves, its options, its progress
+workspace.py   where each file of a workspace is, and when it is removed
+run.py         a run: its states, the one table of legal moves, its options, its progress
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
-database.py    the SQLite file of the runs: schema, transactions, errors in words
-spool.py       `DocumentArrayMemmap`: documents on disk, appended to while they are read
-spool_file.py  the SQLite file below it: connections that survive threads and forks
+database.py    the SQLite file of the runs: schema, transactions, readable errors
+spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
+spool_file.py  the SQLite file under it: connections that survive threads and forks
 sqlite.py      the one way to open a SQLite file
 files.py       the one way to publish a file or a folder
-lock.py        one service a workspace
+lock.py        one service per workspace
 
-May import documents, parameters and what lies below them; no torch, no Jina. Single writers: the service appends
-documents and moves states; the trainer writes progress, events and its run's folder.
+May import documents, parameters and the layers below them; no torch, no Jina. Only the service appends documents and
+changes states; only the trainer reports progress and saves models. Both append events.
 """

@@ -1,4 +1,4 @@
-"""The SQLite file of a workspace: its schema and how an older one becomes it, transactions, and errors in words."""
+"""The SQLite file of a workspace: its schema, the steps from older schemas, transactions, and readable errors."""
 
 import contextlib
 import sqlite3
@@ -12,8 +12,8 @@ from .sqlite import Schema, connect
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
-# The statements that bring a file to version 1, 2, … from the version before; version 0 is an empty file. What was
-# released stays as it is: a change of the schema is one more step, and both lists of columns here and in `runs`.
+# The statements that bring a file to version 1, 2, … from the version before; version 0 is an empty file. Never change
+# a released step. To change the schema, add a step here and update the list of columns in `runs`.
 STEPS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE runs (
@@ -38,10 +38,10 @@ SCHEMA_VERSION = len(STEPS)
 
 
 class Database:
-    """One SQLite file that several threads and several processes use. What is committed is on the disk.
+    """One SQLite file that several threads and several processes use. A committed transaction is on the disk.
 
-    Raises, here and from every method: WorkspaceError: it cannot be opened, read or written, is another program's, or
-        of a newer version of this software; that one is left as it is.
+    Raises: WorkspaceError, here and from every method: the file cannot be opened, read or written, belongs to another
+        program, or was written by a newer version of this software. A file of the last two sorts is left unchanged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class Database:
         return connect(self.path, mode=mode, busy_seconds=BUSY_SECONDS, factory=sqlite3.Connection)
 
     def _look_before_writing(self) -> None:
-        """Even opening a file to write may change it."""
+        """Check the file before it is opened for writing, because even that may change it."""
         with contextlib.closing(self._connect("ro")) as reader:
             Schema(
                 versions=range(1, len(STEPS) + 1),
@@ -84,19 +84,19 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that is executed within is stored when it ends, or nothing of it. Not to be nested."""
+        """Store everything that the block executes, or nothing if it raises. Do not nest."""
         with self._lock, self._explained():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # a full disk has rolled it back already
+                if self._connection.in_transaction:  # if the disk is full, SQLite has rolled it back already
                     self._connection.execute("ROLLBACK")
                 raise
 
     def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        """What a query finds; within a transaction of this thread, with its changes."""
+        """Return the rows that a query finds, with the changes of this thread's open transaction, if there is one."""
         with self._lock, self._explained():
             return self._connection.execute(sql, arguments).fetchall()
 

@@ -1,4 +1,4 @@
-"""The one way to publish a file or a folder: complete, or as it was."""
+"""The one way to publish a file or a folder: readers see it complete, or as it was before."""
 
 import errno
 import os
@@ -12,12 +12,13 @@ from ..errors import WorkspaceError
 
 
 def publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool = True) -> None:
-    """Replace `folder` by what `write` puts into an empty one: readers see the old files or all of the new.
+    """Replace `folder` with what `write` puts into an empty folder. Readers see the old files or all the new ones.
 
-    Everything is synced to disk before it appears under its name. A former `folder` is moved away first, so a
-    process killed in between leaves none; write each version under a name of its own where that matters.
+    Everything is synced to disk before it appears under its name. An old `folder` is moved away first, so a process
+    killed between the two moves leaves no folder at all. If that matters, give each version a name of its own.
 
-    Args: replace: false: only an empty folder is replaced. Raises: OSError: it is not empty, or a disk's.
+    Args: replace: if false, only an empty folder is replaced.
+    Raises: OSError: the folder is not empty, or the disk failed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
@@ -42,7 +43,7 @@ def publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool
 
 
 def publish_file(path: Path, content: bytes) -> None:
-    """Replace `path`: readers see the old bytes or the new, never half; what is written is on the disk."""
+    """Replace `path`: readers see the old bytes or the new, never half. On return the new bytes are on the disk."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -57,20 +58,20 @@ def publish_file(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left of `publish_folder` in `folder`. Nobody may publish there meanwhile."""
+    """Remove the temporary folders that killed processes left in `folder`. Nobody may publish there meanwhile."""
     for place in folder.glob(".*-*"):
         shutil.rmtree(place, ignore_errors=True)
 
 
 def is_full(error: Exception) -> bool:
-    """Whether an error says that a disk is full; libraries that are not Python's say so in words only."""
+    """Whether an error says that a disk is full. Libraries not written in Python say it only in the message."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
 
 
 def unwritable(what: str, folder: Path, error: Exception) -> WorkspaceError:
-    """Return the error that says that `what` cannot be written below `folder`, and why."""
+    """Return an error saying that `what` cannot be written in `folder`, and why."""
     if is_full(error):
         return WorkspaceError(f"The disk of {folder} is full, so {what} cannot be written. Free space on it.")
     return WorkspaceError(f"{what[0].upper()}{what[1:]} cannot be written to {folder}: {error}.")

@@ -1,4 +1,4 @@
-"""One service a workspace."""
+"""The lock that allows one service per workspace."""
 
 import os
 
@@ -9,7 +9,7 @@ from .workspace import Workspace
 
 
 class WorkspaceLock:
-    """Held for the life of a service; the system releases it when the process ends, however it ends.
+    """Held as long as a service runs. The operating system releases it when the process ends, even by a crash.
 
     Raises: WorkspaceError: another service holds it; the message names its process.
     """

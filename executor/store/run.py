@@ -1,4 +1,4 @@
-"""A run as the store knows it: its states with the one table of legal moves, and its progress."""
+"""A run as the store knows it: its states, the one table of legal moves, and its progress."""
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -9,7 +9,7 @@ from ..parameters import ExecutorOptions, TrainingOptions
 
 
 class RunState(str, Enum):
-    """Where a run stands."""
+    """The state of a run."""
 
     RECEIVING = "receiving"
     QUEUED = "queued"
@@ -20,7 +20,7 @@ class RunState(str, Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether no move leads out of it."""
+        """Whether a run in this state can never leave it."""
         return self not in LEGAL
 
 
@@ -31,23 +31,23 @@ LEGAL: dict[RunState, set[RunState]] = {
 }
 
 
-KILLED_FOR_MEMORY = "killed"  # the kind of an event: the kernel killed the trainer, which could not note it itself
+KILLED_FOR_MEMORY = "killed"  # kind of event: the kernel killed the trainer; the service notes it
 
 
 class TrainerExit(IntEnum):
-    """How the trainer process ends by itself; the service reads it."""
+    """The exit codes of the trainer process. The service reads them."""
 
     SUCCEEDED = 0
     CRASHED = 1
     REFUSED = 3  # the run cannot be trained, and another attempt would not help
     INTERRUPTED = 4  # it was told to stop
-    OUT_OF_MEMORY = 5  # it has noted that the next attempt is to compute a batch in smaller parts
+    OUT_OF_MEMORY = 5  # it has noted that the next attempt must use smaller parts of a batch
     UNWRITABLE = 6  # the disk of the workspace is full, read-only or broken
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What the trainer says of itself; written by the trainer alone. See `RunStatus` for the units."""
+    """What the trainer reports about itself; only the trainer writes it. See `RunStatus` for the units."""
 
     phase: str | None = None
     kind: str | None = None
@@ -60,18 +60,18 @@ class Progress:
     eta_seconds: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
-    better: bool | None = None  # by the proof on the eval documents; None: there were none
+    better: bool | None = None  # as proven on the eval documents; None if there were none
     verdict: str | None = None
     error: str | None = None
     device: str | None = None
 
 
 class Configuration(BaseModel):
-    """What a run was created under, besides its own options.
+    """The settings of the service when it created a run, and which options the run's requests have set.
 
     Attributes:
-        options: the executor's. given: the training options that a request has set.
-        directory: where the service ran. path: Python's search path there; the trainer imports from the same places.
+        options: the executor's. given: the names of the training options that requests have set.
+        directory: the service's working directory. path: its Python search path; the trainer imports from there, too.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,7 +88,8 @@ class Run:
 
     Attributes:
         options: the training options, complete. configuration: the executor's, as they were at its creation.
-        total: train documents to expect. train_rows, eval_rows: how many it has in its spool, once queued.
+        total: how many train documents to expect. train_rows, eval_rows: how many documents its spool has, once the
+            run is queued.
     """
 
     number: int
@@ -109,5 +110,5 @@ class Run:
 
     @property
     def ranks(self) -> int:
-        """How many processes train it: one a device."""
+        """How many processes train it: one per device."""
         return len(self.configuration.options.devices or ("",))

@@ -1,6 +1,6 @@
-"""The runs of a workspace, their states, and the one table of legal moves: SQLite.
+"""The runs of a workspace in SQLite: their states, progress, quarantined documents and events.
 
-Single writers: the service creates runs, moves their states and promotes; the trainer reports progress.
+Only the service creates runs, changes their states and promotes. Only the trainer reports progress.
 Both may quarantine documents and append events.
 """
 
@@ -29,7 +29,7 @@ _RUN_COLUMNS = (
 )
 
 
-# The states of all runs are asked for many times a second, and their options hardly ever change.
+# All runs are read many times a second, and their options hardly ever change.
 @functools.lru_cache(maxsize=1024)
 def _options(text: str) -> TrainingOptions:
     return TrainingOptions.model_validate_json(text)
@@ -41,14 +41,14 @@ def _configuration(text: str) -> Configuration:
 
 
 def now() -> str:
-    """The time in UTC, as ISO 8601 with milliseconds."""
+    """The current time in UTC, as ISO 8601 with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 class RunStore:
     """All runs of one workspace. Safe to use from several threads and from several processes.
 
-    Raises: WorkspaceError: the database cannot be opened, or is of a newer version of this software.
+    Raises: WorkspaceError: the database cannot be opened, or was written by a newer version of this software.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -69,7 +69,7 @@ class RunStore:
         options: TrainingOptions | None = None,
         configuration: Configuration | None = None,
     ) -> Run:
-        """Add a run in `receiving`; without a name it is called `run-N`. Raises: Conflict: the name is taken."""
+        """Add a run in state `receiving`; without a name it is called `run-N`. Raises: Conflict: the name is taken."""
         settings = [part.model_dump_json() for part in (options or TrainingOptions(), configuration or Configuration())]
         with self._database.transaction() as db:
             if name is not None and self.exists(name):
@@ -88,7 +88,7 @@ class RunStore:
         return self.get(name)
 
     def get(self, name: str) -> Run:
-        """Raises: UnknownRun: the message names the runs that there are."""
+        """Return a run. Raises: UnknownRun: the message names up to ten runs that exist."""
         runs = self._select("WHERE name = ?", name)
         if not runs:
             known = [run.name for run in self.all()]
@@ -98,7 +98,7 @@ class RunStore:
         return runs[0]
 
     def exists(self, name: str) -> bool:
-        """Whether there is a run of that name."""
+        """Whether there is a run with that name."""
         return bool(self._select("WHERE name = ?", name))
 
     def all(self) -> list[Run]:
@@ -130,9 +130,10 @@ class RunStore:
         return runs
 
     def advance(self, name: str, to: RunState, **changes: Any) -> Run:
-        """Move a run to state `to`, with further columns to set; the only place where a state changes.
+        """Move a run to state `to`. States change only here.
 
-        Raises: IllegalTransition: no such move.
+        Args: changes: further columns to set.
+        Raises: IllegalTransition: `LEGAL` does not have this move.
         """
         with self._database.transaction() as db:
             run = self.get(name)
@@ -156,11 +157,13 @@ class RunStore:
         return self.get(name)
 
     def delete(self, name: str) -> None:
-        """Remove an ended run with all its files. A process that is killed meanwhile leaves all of it or nothing.
+        """Remove an ended run with all its files. If the process is killed meanwhile, all or none is left.
 
-        Its folder is moved away before its rows are committed away; `finish_deletes` sees by the rows what was meant.
+        The folder is moved away before the deletion of the rows is committed. So `finish_deletes` sees from the rows
+        whether to undo the deletion or to finish it.
 
-        Raises: UnknownRun. Conflict: it has not ended, is served, or is what a run that has not ended starts from.
+        Raises: UnknownRun. Conflict: the run has not ended, is served now, or another run that has not ended starts
+            from it.
         """
         run = self.get(name)
         self.workspace.give_reserve()
@@ -178,7 +181,7 @@ class RunStore:
         self.workspace.keep_reserve()
 
     def finish_deletes(self) -> None:
-        """Undo or finish what a service that was killed was deleting. For the service alone, when it starts."""
+        """Undo or finish the deletions that a killed service had begun. Only the service calls this, when it starts."""
         self.workspace.keep_reserve()
         for number, name in self.workspace.discarded():
             if self._select("WHERE number = ?", number):
@@ -239,7 +242,10 @@ class RunStore:
     # quarantine ---------------------------------------------------------------------------------------------------
 
     def quarantine(self, name: str, split: str, problems: Iterable[tuple[str, str]], *, spooled: bool) -> None:
-        """Note documents that cannot be used, each `(id, reason)`, once. `spooled`: they lie in the spool."""
+        """Note documents that cannot be used, each `(id, reason)`. One that is noted already is ignored.
+
+        Args: spooled: whether they are in the spool.
+        """
         with self._database.transaction() as db:
             for document, reason in problems:
                 cursor = db.execute(
@@ -257,7 +263,12 @@ class RunStore:
         return [(document, reason) for document, reason in rows]
 
     def count_problems(self, name: str, split: str | None = None, *, spooled: bool | None = None) -> int:
-        """How many documents are quarantined: of all splits or one, in the spool or not or both. Matches count too."""
+        """Count the quarantined documents, their matches included.
+
+        Args:
+            split: count only this one; matches have their own, `train match` and `eval match`.
+            spooled: count only those in the spool (true), or only those outside it (false).
+        """
         sql, arguments = "SELECT COUNT(*) FROM problems WHERE run = ?", [name]
         if split is not None:
             sql, arguments = f"{sql} AND split = ?", [*arguments, split]
@@ -272,14 +283,14 @@ class RunStore:
     # events -------------------------------------------------------------------------------------------------------
 
     def event(self, name: str, kind: str, message: str) -> None:
-        """Append to the history of a run."""
+        """Append an event to the history of a run."""
         with self._database.transaction() as db:
             self._append_event(db, name, kind, message)
 
     def events(self, name: str, after: int = 0, limit: int = 100) -> list[tuple[int, str, str, str]]:
         """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1.
 
-        Args: limit: at most so many; -1: all.
+        Args: after: leave out the events up to this number. limit: return at most this many; -1: all.
         """
         sql = "SELECT number, at, kind, message FROM events WHERE run = ? AND number > ? ORDER BY number LIMIT ?"
         return [
@@ -300,11 +311,11 @@ class RunStore:
     # the promoted version -----------------------------------------------------------------------------------------
 
     def promoted(self) -> str:
-        """The version now served: `base` or a run's name. The service alone changes it, so it is kept in memory."""
+        """The version now served: `base` or a run's name. Only the service changes it, so it is kept in memory."""
         return self._promoted
 
     def promote(self, version: str) -> None:
-        """Serve `version` from now on: `base` or a run. Raises: UnknownRun: it was deleted meanwhile."""
+        """Serve `version` from now on: `base` or a run. Raises: UnknownRun: the run was deleted meanwhile."""
         with self._database.transaction() as db:
             if version != "base":
                 self.get(version)

@@ -1,8 +1,8 @@
-"""`DocumentArrayMemmap`: documents on disk, in one SQLite file that is appended to while it is read.
+"""`DocumentArrayMemmap`: documents on disk, in one SQLite file that can be read while documents are appended.
 
-The file, schema version 1: table `documents`, one row a document. `id` is unique in the whole file; `position`
-counts 0, 1, … without gaps within a `split`; `label` is normalised; `matches` is their number; `document` is its
-protobuf (docarray's `DocProto`). Everything but `document` can be read without decoding one.
+The file, schema version 1: table `documents`, one row per document. `id` is unique in the whole file; `position`
+counts 0, 1, … without gaps within a `split`; `label` is normalised; `matches` is the number of matches; `document` is
+the document's protobuf (docarray's `DocProto`). The other columns can be read without decoding the document.
 """
 
 import operator
@@ -28,16 +28,16 @@ _INSERT = """
 INSERT INTO documents (id, split, position, label, matches, document)
 VALUES (?1, ?2, (SELECT coalesce(max(position), -1) + 1 FROM documents WHERE split = ?2), ?3, ?4, ?5)
 ON CONFLICT (id) DO NOTHING"""
-_CHUNK = 1000  # documents a transaction,
-_CHUNK_BYTES = 64 << 20  # or fewer if they are large: a chunk is held in memory
-_MAX_BYTES = 999_000_000  # SQLite holds no row above 10**9 bytes
+_CHUNK = 1000  # documents per transaction,
+_CHUNK_BYTES = 64 << 20  # or fewer if they are large, because a chunk is held in memory
+_MAX_BYTES = 999_000_000  # a row in SQLite may have 10**9 bytes at most
 _PAGE = 32  # documents read at a time; a page of 640×480 arrays is 28 MB
 _ROWS_PAGE = 2000  # rows read at a time without their documents
 _UNSTORABLE = (ValueError, TypeError, AttributeError, RecursionError, DecodeError, EncodeError)
 
 
 class LabelRow(NamedTuple):
-    """What is known of a document without decoding it: `label` is None without one, `matches` their number."""
+    """What can be read without decoding a document. `label` may be None; `matches` is the number of matches."""
 
     id: str
     label: Label | None
@@ -45,9 +45,11 @@ class LabelRow(NamedTuple):
 
 
 class Sorts(NamedTuple):
-    """How many documents have matches (`sessions`), else a label (`labelled`), else neither (`unlabelled`).
+    """How many documents of each sort there are.
 
-    `examples` has the first document's id of each sort that occurs, under those names.
+    Attributes:
+        labelled: those with a label and no matches. sessions: those with matches. unlabelled: those with neither.
+        examples: the id of the first document of each sort that occurs, under the names above.
     """
 
     labelled: int
@@ -57,17 +59,17 @@ class Sorts(NamedTuple):
 
 
 class DocumentArrayMemmap(Sequence[Document]):
-    """The documents of one split of a file: a sequence larger than memory, appendable while it is read.
+    """The documents of one split of a file: a sequence that may exceed memory, and can be read while it grows.
 
-    Several threads and processes may append to and read one file at once. An instance may be shared by threads,
-    pickled, and used on both sides of a fork. A document counts once in the file, whatever its split: one whose
-    `id` is there already is ignored.
+    Several threads and processes may read one file and append to it at once. Threads may share an instance. It can be
+    pickled, and used on both sides of a fork. A file stores each `id` once, whatever the split: a document whose `id`
+    is already there is ignored.
 
     Args:
-        path: The file, made with its folders if absent.
-        split: Which of the file's sequences this is; `train` and `eval` are usual.
+        path: The file. It is created, with its folders, if it does not exist.
+        split: Which of the file's sequences this is, usually `train` or `eval`.
 
-    Raises: WorkspaceError, here and from every method: the file is of another kind or version, cannot be read or
+    Raises: WorkspaceError, here and from every method: the file is of another kind or version, or cannot be read or
         written, or this instance was closed.
     """
 
@@ -84,16 +86,17 @@ class DocumentArrayMemmap(Sequence[Document]):
     def extend(self, docs: Iterable[Any]) -> int:
         """Store documents durably, in order, and return how many were new.
 
-        Objects with the fields of `Document` are stored as one; a document without id is given one. Up to 1,000
-        documents or 64 MiB are one transaction, so that `docs` may be endless.
+        Any object with the fields of `Document` is stored as a `Document`. A document without an id gets one. A
+        transaction holds up to 1,000 documents or 64 MiB, so `docs` may be endless.
 
-        Raises: BadDocument: one cannot be stored, or its label is no label. None of its transaction is stored then.
+        Raises: BadDocument: a document cannot be stored, or its label is neither an integer nor a string. Then nothing
+            of its transaction is stored.
         """
         return sum(self._insert(chunk) for chunk in _chunks(_row(doc, self.split) for doc in docs))
 
     def _insert(self, rows: list["_Row"]) -> int:
         with self._connections.use() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # the write lock first: positions are given under it
+            connection.execute("BEGIN IMMEDIATE")  # take the write lock first: it protects the numbering of positions
             try:
                 new = connection.executemany(_INSERT, rows).rowcount
                 connection.execute("COMMIT")
@@ -113,7 +116,7 @@ class DocumentArrayMemmap(Sequence[Document]):
     @overload
     def __getitem__(self, index: slice) -> "DocList[Document]": ...
     def __getitem__(self, index: Any) -> Any:
-        """Return a document, or for a slice a `DocumentArray`. Raises: IndexError."""
+        """Return a document, or a `DocumentArray` for a slice. Raises: IndexError."""
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
@@ -136,7 +139,7 @@ class DocumentArrayMemmap(Sequence[Document]):
         return (Document.from_protobuf(DocProto.FromString(document)) for (document,) in pages)
 
     def __contains__(self, doc: object) -> bool:
-        """Whether a document, or one of this id, is in this split."""
+        """Whether this split has the document `doc`, or a document with the id `doc`."""
         id = doc if isinstance(doc, str) else getattr(doc, "id", None)
         return bool(id) and bool(self._select("SELECT 1 FROM documents WHERE id = ? AND split = ?", id, self.split))
 
@@ -158,7 +161,7 @@ class DocumentArrayMemmap(Sequence[Document]):
         return _sorts({sort: count for sort, count, _, _ in rows}, {sort: id for sort, _, id, _ in rows})
 
     def known_ids(self, ids: Iterable[str]) -> set[str]:
-        """Return those of `ids` that the file has already, in any split."""
+        """Return which of `ids` the file already has, in any split."""
         wanted = iter(ids)
         known: set[str] = set()
         while chunk := list(islice(wanted, 500)):
@@ -171,13 +174,13 @@ class DocumentArrayMemmap(Sequence[Document]):
             return connection.execute(query, values).fetchall()
 
     def _pages(self, columns: str, first: int, last: int, size: int) -> Iterator[tuple[Any, ...]]:
-        """Yield the rows of these positions. No statement stays open between pages: it would stop checkpoints."""
+        """Yield the rows from `first` to before `last`, a page at a time: an open statement would block checkpoints."""
         query = f"SELECT {columns} FROM documents WHERE split = ? AND position >= ? AND position < ? ORDER BY position"
         for start in range(first, last, size):
             yield from self._select(query, self.split, start, min(start + size, last))
 
     def close(self) -> None:
-        """Close the file in all threads, once what they are doing with it is done. Closing again does nothing."""
+        """Close the file in all threads, after they have finished what they do with it. Closing again does nothing."""
         self._connections.close()
 
     def __enter__(self) -> Self:
@@ -200,14 +203,14 @@ class DocumentArrayMemmap(Sequence[Document]):
 
 
 def label_rows(docs: Iterable[Any]) -> Iterator[LabelRow]:
-    """Iterate over the labels of any documents. Raises: BadDocument: a label is no label."""
+    """Iterate over the labels of any documents. Raises: BadDocument: a label is neither an integer nor a string."""
     if isinstance(docs, DocumentArrayMemmap):
         return docs.labels()
     return (LabelRow(doc.id, label_of(doc) if has_label(doc) else None, len(doc.matches or ())) for doc in docs)
 
 
 def sorts_of(docs: Iterable[Any]) -> Sorts:
-    """Count the sorts of any documents. Raises: BadDocument: a label is no label."""
+    """Count the sorts of any documents. Raises: BadDocument: a label is neither an integer nor a string."""
     if isinstance(docs, DocumentArrayMemmap):
         return docs.sorts()
     counts: dict[str, int] = {}
@@ -263,7 +266,7 @@ def _is_plain(doc: Any) -> bool:
 
 
 def _converted(doc: Any) -> Document:
-    """Return any document as a `Document`, its matches as `Match`es, with Python's scalars for numpy's in tags."""
+    """Convert any document to a `Document`, its matches to `Match`es, and numpy's scalars in tags to Python's."""
     try:
         matches = DocList[Match](Match(**_fields(match)) for match in getattr(doc, "matches", None) or ())
         return Document(**_fields(doc), matches=matches)
@@ -307,5 +310,5 @@ def _encoded(document: Document) -> bytes:
     payload: bytes = document.to_protobuf().SerializeToString()
     if len(payload) > _MAX_BYTES:
         raise ValueError(f"{len(payload)} bytes; a document holds {_MAX_BYTES}")
-    DocProto.FromString(payload)  # protobuf writes deeper nesting than it reads: what is stored can be read
+    DocProto.FromString(payload)  # protobuf writes deeper nesting than it can read: try it
     return payload

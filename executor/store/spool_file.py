@@ -1,4 +1,4 @@
-"""The SQLite file below `DocumentArrayMemmap`: its schema, and connections that survive threads and forks."""
+"""The SQLite file under `DocumentArrayMemmap`: its schema, and connections that survive threads and forks."""
 
 import os
 import sqlite3
@@ -35,14 +35,15 @@ _BUSY_SECONDS = 60  # how long to wait for another process's transaction
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly: it closes when its thread ends."""
+    """A connection that allows weak references, so that it closes when its thread ends."""
 
 
 class Connections:
-    """One connection a thread to one file, opened when first used; none is open across a fork.
+    """One connection per thread to one file, opened when first used. All are closed before a fork.
 
-    SQLite forbids to use, or even to close, a connection in a child that was opened in its parent, and its locks
-    would be wrong in one opened beside it. So all are closed before a fork, and opened again by who needs them.
+    A forked child must not use, or even close, a connection that its parent opened. If the child opened another one
+    beside it, SQLite's locks would be wrong. So all connections are closed before a fork, and each thread that needs
+    one opens it again.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +57,7 @@ class Connections:
 
     @contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
-        """Lend this thread's connection. Not to be nested: a fork or `close` waits for the end of each."""
+        """Lend this thread's connection. Do not nest: a fork would wait for the outer use and block the inner one."""
         with self._changed:
             self._changed.wait_for(lambda: not self._paused)
             if self._closed:
@@ -83,7 +84,7 @@ class Connections:
         self.resume()
 
     def pause(self) -> None:
-        """Close all connections once nobody uses one, and lend none until `resume`."""
+        """Lend no connections until `resume`. Wait until none is in use, then close them all."""
         with self._changed:
             self._changed.wait_for(lambda: not self._paused)
             self._paused = True
@@ -98,7 +99,7 @@ class Connections:
             self._changed.notify_all()
 
     def _in_child(self) -> None:
-        self._changed = threading.Condition()  # a new one: a thread that the fork left behind may hold the old
+        self._changed = threading.Condition()  # a new one: a thread that exists only in the parent may hold the old
         self._paused = False
         self._users = 0
 
@@ -143,7 +144,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _connect(path: Path, mode: str) -> _Connection:
-    """Open an existing file (`mode` rw) or make it (rwc), and check that it is ours or empty."""
+    """Open an existing file (`mode` rw) or create it (rwc), and check that it is ours or empty."""
     connection = connect(path, mode=mode, busy_seconds=_BUSY_SECONDS, factory=_Connection)
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages, 16 MB
@@ -156,13 +157,13 @@ def _connect(path: Path, mode: str) -> _Connection:
 
 
 def create_file(path: Path) -> None:
-    """Make the file and its folders, unless it is there."""
+    """Create the file and its folders, unless it exists."""
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = _connect(path, "rwc")
         try:
-            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # the last step below is not done
-                connection.execute("BEGIN IMMEDIATE")  # another process may be making it too
+            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # not finished: WAL is set last
+                connection.execute("BEGIN IMMEDIATE")  # another process may be creating it, too
                 if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                     connection.execute(_SCHEMA)
                     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")

@@ -1,4 +1,4 @@
-"""The one way to open a SQLite file of ours: what it is, its schema version, and how long to wait for others."""
+"""The one way to open one of our SQLite files, and the check of its kind and schema version."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ C = TypeVar("C", bound=sqlite3.Connection)
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What a kind of file says of itself in its header.
+    """What the header of one kind of file must say.
 
     Attributes:
-        versions: those that this software reads. application_id: 0 where files of this kind have none.
-        elsewhere: what to name instead of a file that is another program's.
-        refusal: of another version; it may have `{folder}`, `{path}` and `{version}`.
+        versions: the schema versions that this software reads. application_id: 0 if files of this kind have none.
+        elsewhere: what the user should name instead, if the file belongs to another program.
+        refusal: the error message for another version. It may contain `{folder}`, `{path}` and `{version}`.
     """
 
     versions: range
@@ -26,7 +26,7 @@ class Schema:
     refusal: str
 
     def check(self, connection: sqlite3.Connection, path: Path) -> None:
-        """Raise WorkspaceError unless the file is empty, or of this kind and of a version that can be read."""
+        """Raise WorkspaceError unless the file is empty, or of this kind and a version that this software reads."""
         ((application,),) = connection.execute("PRAGMA application_id")
         ((version,),) = connection.execute("PRAGMA user_version")
         ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
@@ -39,11 +39,11 @@ class Schema:
 
 
 def connect(path: Path, *, mode: str, busy_seconds: float, factory: type[C]) -> C:
-    """Open a file. Transactions are written out by hand, and a commit is on the disk when it returns.
+    """Open a file. Callers execute BEGIN and COMMIT themselves, and a commit is on the disk when it returns.
 
     Args:
-        mode: `ro`, `rw`, or `rwc` to make it. busy_seconds: how long to wait for another process's transaction.
-        factory: the class of the connection, which threads may share.
+        mode: `ro`, `rw`, or `rwc` to create it. busy_seconds: how long to wait for another process's transaction.
+        factory: the class of the connection. Threads may share the connection.
     """
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",

@@ -1,4 +1,4 @@
-"""Where things lie in a workspace folder, what they take, and what is removed when."""
+"""Where each file of a workspace is, how much disk a run takes, and when files are removed."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ _RESERVE_BYTES = 2 << 20
 
 
 class Workspace:
-    """Where things lie in a workspace folder."""
+    """The files and folders of a workspace."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -36,7 +36,7 @@ class Workspace:
         return self.base if version == "base" else self.run_folder(version) / "model"
 
     def micro_batch_file(self, name: str) -> Path:
-        """How many images of a batch one run computes at a time, as far as memory did not suffice for all."""
+        """The file in which one run notes that a batch did not fit into memory; see `MicroBatch`."""
         return self.run_folder(name) / "micro_batch"
 
     def log_file(self, name: str) -> Path:
@@ -44,19 +44,19 @@ class Workspace:
         return self.run_folder(name) / "trainer.log"
 
     def checkpoint_folder(self, name: str) -> Path:
-        """The checkpoints of one run: a folder each, named by the steps done."""
+        """The checkpoints of one run: one folder each, named after the number of steps done."""
         return self.run_folder(name) / "checkpoints"
 
     def checkpoints(self, name: str) -> list[Path]:
-        """The checkpoints there are, newest first."""
+        """The existing checkpoints of one run, newest first."""
         return newest_first(self.checkpoint_folder(name))
 
     def latest_step(self, name: str) -> int:
-        """The steps done at the newest checkpoint; 0 if there is none."""
+        """How many steps were done at the newest checkpoint; 0 if there is none."""
         return next((int(place.name) for place in self.checkpoints(name)), 0)
 
     def disk_bytes(self, name: str) -> int:
-        """What the folder of one run takes on the disk, in bytes; holes in its files take nothing."""
+        """How much disk the folder of one run takes, in bytes; holes in its files do not count."""
         taken, folders = 0, [self.run_folder(name)]
         while folders:
             try:
@@ -65,14 +65,14 @@ class Workspace:
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(Path(entry.path))
                         taken += entry.stat(follow_symlinks=False).st_blocks * 512
-            except FileNotFoundError:  # the trainer publishes, prunes and removes meanwhile
+            except FileNotFoundError:  # the trainer may rename or remove folders meanwhile
                 continue
         return taken
 
     # what is removed ----------------------------------------------------------------------------------------------
 
     def prune(self, name: str, *, keep_checkpoints: bool) -> None:
-        """Remove what an ended run needs no more: its images and features, and its checkpoints unless they may help."""
+        """Remove what an ended run no longer needs: cached images and features, and checkpoints if they cannot help."""
         for cache in ("images", "features"):
             shutil.rmtree(self.run_folder(name) / cache, ignore_errors=True)
         if not keep_checkpoints:
@@ -80,35 +80,35 @@ class Workspace:
         self.remove_leftovers(name)
 
     def remove_leftovers(self, name: str) -> None:
-        """Remove what a trainer that was killed had begun to write. Its successor must not write meanwhile."""
+        """Remove what a killed trainer had begun to write. The next trainer must not write meanwhile."""
         remove_leftovers(self.checkpoint_folder(name))
         remove_leftovers(self.run_folder(name))
 
     def keep_reserve(self) -> None:
-        """Lay a little room aside, so that a run can be deleted when the disk is full: that takes room, too."""
-        with contextlib.suppress(OSError):  # a full disk: as much as there is
+        """Reserve a little disk space, so that a run can be deleted when the disk is full: deleting needs space."""
+        with contextlib.suppress(OSError):  # on a full disk, reserve as much as there is
             self._reserve.write_bytes(bytes(_RESERVE_BYTES))
 
     def give_reserve(self) -> None:
-        """Give that room up."""
+        """Free the reserved space."""
         self._reserve.unlink(missing_ok=True)
 
     def discard(self, name: str, number: int) -> None:
-        """Move the folder of a run away, under the run's number; nothing finds it any more."""
+        """Move the folder of a run to where nothing looks for it, with the run's number in its name."""
         self._move(self.run_folder(name), self._discarded / f"{number}-{name}")
 
     def restore(self, name: str, number: int) -> None:
-        """Undo `discard`, if it was done."""
+        """Undo `discard`, if it has happened."""
         self._move(self._discarded / f"{number}-{name}", self.run_folder(name))
 
     def discarded(self) -> Iterator[tuple[int, str]]:
-        """The runs, each (number, name), whose folders were moved away and are still there."""
+        """The runs whose folders were moved away and not yet removed, each (number, name)."""
         for place in sorted(self._discarded.iterdir()) if self._discarded.is_dir() else ():
             number, _, name = place.name.partition("-")
             yield int(number), name
 
     def remove_discarded(self, name: str, number: int) -> None:
-        """Remove a folder that was moved away. Raises: OSError: something of it cannot be removed."""
+        """Remove a folder that was moved away. Raises: OSError: something in it cannot be removed."""
         place = self._discarded / f"{number}-{name}"
         if place.is_dir():
             shutil.rmtree(place)
@@ -128,7 +128,7 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def find_workspace(folder: Path) -> Workspace:
-    """Return the workspace in or below `folder`: Jina puts it into FOLDER/FinetunerExecutor/0.
+    """Return the workspace in `folder` or up to two folders below: Jina creates FOLDER/FinetunerExecutor/0.
 
     Raises: WorkspaceError: there is none, or there are several.
     """
