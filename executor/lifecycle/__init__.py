@@ -1,10 +1,10 @@
 """The life of a run: received, queued, trained, judged.
 
-receiving.py   documents into a run, and when it is complete
+receiving.py   takes documents into a run, and knows when it is complete
 deadlines.py   when a run has waited long enough for further documents
 supervisor.py  one trainer at a time: start, watch, resume, cancel, judge
 processes.py   trainer processes, one of them started in advance
-status.py      what a client is told of a run
+status.py      what a client is told about a run
 
-May import worker's `command.py`, report, loading's `datasets.py`, store and what lies below; no torch, no Jina.
+May import worker's `command.py`, report, loading's `datasets.py`, store and the layers below; no torch, no Jina.
 """

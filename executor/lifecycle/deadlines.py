@@ -3,23 +3,25 @@
 import threading
 import time
 
-START_GRACE_SECONDS = 1.0  # a client's call is split into requests: `start` waits for the rest of them
+START_GRACE_SECONDS = 1.0  # a client splits one call into several requests: `start` waits for the rest
 
 
 class Deadlines:
-    """Says which runs are due: silent for too long, or asked to start. Threads may share an instance.
+    """Says which runs are due: those without new documents for too long, and those asked to start.
 
-    Args: silence: seconds without a new train document after which a run is due.
+    Threads may share an instance.
+
+    Args: silence: seconds without a new document after which a run is due, once it has a train document.
     """
 
     def __init__(self, silence: float) -> None:
         self._silence = silence
         self._lock = threading.Lock()
-        self._arrivals: dict[str, float] = {}  # of the last document, by a clock that never jumps
-        self._starts: dict[str, float] = {}  # when to start, once that was asked for
+        self._arrivals: dict[str, float] = {}  # time of the last document, by a clock that never jumps
+        self._starts: dict[str, float] = {}  # when to start, for runs that were asked to
 
     def arrived(self, run: str, *, train: bool) -> None:
-        """Note that documents have arrived. Eval documents alone do not let the time begin to run."""
+        """Note that documents have arrived. A train document starts the clock; then any document restarts it."""
         with self._lock:
             if train or run in self._arrivals:
                 self._arrivals[run] = time.monotonic()
@@ -27,7 +29,7 @@ class Deadlines:
                 self._starts[run] = time.monotonic() + START_GRACE_SECONDS
 
     def start_soon(self, run: str) -> None:
-        """Let a run be due as soon as no further request of the same call follows."""
+        """Make a run due once no request of the same call has followed for `START_GRACE_SECONDS`."""
         with self._lock:
             self._starts[run] = time.monotonic() + START_GRACE_SECONDS
 
@@ -39,7 +41,7 @@ class Deadlines:
             return sorted(silent | {run for run, start in self._starts.items() if now >= start})
 
     def forget(self, run: str) -> None:
-        """Let a run that receives no more never be due."""
+        """Forget a run that takes no more documents: it is never due again."""
         with self._lock:
             self._arrivals.pop(run, None)
             self._starts.pop(run, None)

@@ -1,6 +1,6 @@
-"""Starts trainer processes, one of them in advance: its imports take longer than many a run.
+"""Starts trainer processes, one of them in advance, because the imports take longer than many runs.
 
-One that was started in advance reads the name of its run from its standard input.
+The process started in advance waits for the name of its run on its standard input.
 """
 
 import subprocess
@@ -14,8 +14,9 @@ from ..worker.command import end_process, start_process
 class TrainerProcesses:
     """Where the supervisor gets its trainers.
 
-    Args: nice: their niceness. yields: whether they compute only where no other process wants to.
-        standby_seconds: how long one waits for a next run; 0: none is started in advance.
+    Args:
+        nice: the niceness of the trainers. yields: whether they compute only when no other process wants to.
+        standby_seconds: how long a process started in advance waits for a run; 0: start none in advance.
     """
 
     def __init__(self, workspace: Workspace, *, nice: int, yields: bool, standby_seconds: float) -> None:
@@ -26,7 +27,7 @@ class TrainerProcesses:
         self._since = 0.0
 
     def start(self, run: Run) -> "subprocess.Popen[bytes]":
-        """Return the trainer of a run: the one that waits, if there is one, else a new one."""
+        """Return a trainer for a run: the waiting process if there is one and the run has one rank, else a new one."""
         waiting, self._standby = self._standby, None
         if waiting is not None and waiting.stdin is not None:
             if waiting.poll() is None and run.ranks == 1:
@@ -42,18 +43,18 @@ class TrainerProcesses:
             return start_process("train", self._workspace.root, *arguments, output=log)
 
     def prepare(self) -> None:
-        """Start one in advance, unless there is one."""
+        """Start a process in advance, unless one is waiting."""
         if self._standby_seconds and self._standby is None:
             self._standby = start_process("standby", self._workspace.root, *self._priority, output=subprocess.DEVNULL)
             self._since = time.monotonic()
 
     def expire(self) -> None:
-        """End the one that has waited long enough."""
+        """End the waiting process if it has waited long enough."""
         if self._standby is not None and time.monotonic() - self._since > self._standby_seconds:
             self.close()
 
     def close(self) -> None:
-        """End the one that waits."""
+        """End the waiting process."""
         if self._standby is not None:
             end_process(self._standby)
             self._standby = None

@@ -1,4 +1,4 @@
-"""Documents into a run: which run, with which options, which documents are fit, and when it is complete."""
+"""Takes documents into a run: finds the run, settles its options, checks the documents, sees when it is complete."""
 
 import os
 import sys
@@ -19,9 +19,9 @@ from .deadlines import Deadlines
 
 
 class Receiver:
-    """Appends documents durably to the spools of runs that are receiving, and queues a run that is complete.
+    """Stores documents durably in the spools of receiving runs, and queues a run when it is complete.
 
-    Args: wake: called when something has changed for whoever calls `queue_due` again and again.
+    Args: wake: called after each request, so that the supervisor looks at once for something to do.
     """
 
     def __init__(self, store: RunStore, options: ExecutorOptions, *, wake: Callable[[], None] = lambda: None) -> None:
@@ -30,14 +30,14 @@ class Receiver:
         self._policy = options.image_policy()
         self._wake = wake
         self._deadlines = Deadlines(options.receive_timeout)
-        self._lock = threading.RLock()  # between a run's state and its spool
+        self._lock = threading.RLock()  # keeps a run's state and its spool in step
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
 
     def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
-        """Store the documents of one request and return the name of their run; stored means synced to disk.
+        """Store the documents of one request and return the name of their run. Stored means synced to disk.
 
         Raises: BadRequest, InvalidParameter: the request is wrong. Conflict: the run takes no more documents.
-            LimitExceeded: a limit, named.
+            LimitExceeded: the message names the limit.
         """
         for doc in docs:
             for part in (doc, *doc.matches):
@@ -57,7 +57,7 @@ class Receiver:
         return run.name
 
     def go_on(self) -> None:
-        """Let the runs that an earlier service was receiving wait for further documents, or time out, as before."""
+        """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before."""
         for run in self._store.in_state(RunState.RECEIVING):
             if self.counts(run.name)[0]:
                 self._deadlines.arrived(run.name, train=True)
@@ -68,7 +68,7 @@ class Receiver:
             self.queue(run)
 
     def queue(self, name: str) -> None:
-        """End the receiving of a run: it waits for its turn from now on. One that receives no more stays as it is."""
+        """Close a run to documents and put it in the queue. A run that is not receiving any more stays as it is."""
         with self._lock:
             if self._store.exists(name) and self._store.get(name).state is RunState.RECEIVING:
                 train, evaluation = self.counts(name)
@@ -76,23 +76,23 @@ class Receiver:
             self.release(name)
 
     def counts(self, name: str) -> tuple[int, int]:
-        """The documents in the spool of a run that is receiving: (train, eval); none if it was deleted meanwhile."""
+        """How many documents the spool of a receiving run has: (train, eval); (0, 0) if it was deleted meanwhile."""
         with self._lock:
             if not self._store.exists(name):
                 return 0, 0
             counted = len(self._spool(name, "train")), len(self._spool(name, "eval"))
-            if self._store.get(name).state is not RunState.RECEIVING:  # since the caller looked
-                self._drop_spool(name)  # else it would stay open
+            if self._store.get(name).state is not RunState.RECEIVING:  # it changed since the caller looked
+                self._drop_spool(name)  # otherwise it would stay open
             return counted
 
     def release(self, name: str) -> None:
-        """Let go of a run that takes no more documents."""
+        """Close the spool of a run that takes no more documents, and forget its deadline."""
         with self._lock:
             self._deadlines.forget(name)
             self._drop_spool(name)
 
     def delete(self, name: str) -> None:
-        """Delete a run: see `RunStore.delete`. No request for it, or for a run based on it, is under way meanwhile."""
+        """Delete a run, see `RunStore.delete`. The lock keeps out requests for it and for runs based on it."""
         with self._lock:
             self._store.delete(name)
             self.release(name)
@@ -136,11 +136,11 @@ class Receiver:
         return self._store.create(parameters.run, self._on_version(options), configuration)
 
     def _on_version(self, options: TrainingOptions) -> TrainingOptions:
-        """The same options with a version to start from; `promoted` is the one served now."""
+        """Return the options with a version as `base`; `promoted` becomes the one served now."""
         return options.model_copy(update={"base": self._version(options.base)})
 
     def _version(self, name: str) -> str:
-        """Return the version to start from; `promoted` is the one served now."""
+        """Return the version to start from; `promoted` is the one served now. Raises: UnknownModel: it has no model."""
         version = self._store.promoted() if name == "promoted" else name
         if version != "base" and not Path(self._store.workspace.model_folder(version)).is_dir():
             raise UnknownModel(
@@ -149,7 +149,7 @@ class Receiver:
         return version
 
     def _settle_options(self, run: Run, parameters: FitParameters) -> None:
-        """Take over the options that this request is the first to name. Raises: InvalidParameter: a contradiction."""
+        """Save the options that no earlier request named. Raises: InvalidParameter: one contradicts an earlier one."""
         asked, present = parameters.training_options(), dict(run.options)
         given = run.configuration.given
         if asked.get("base") == "promoted":
@@ -166,13 +166,13 @@ class Receiver:
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
         named = tuple(name for name in asked if name not in given)
-        if named:  # also those that are as they were: from now on they hold
+        if named:  # unchanged ones, too: from now on they are fixed
             options = self._on_version(parse(TrainingOptions, present | changed, where="/fit"))
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
             self._store.set_options(run.name, options, configuration)
 
     def _repeated(self, run: Run, docs: Sequence[Document], parameters: FitParameters) -> str:
-        """A repeated request changes nothing; new documents are too late."""
+        """Accept a repeated request, which changes nothing. Raises: Conflict: new documents come too late."""
         known = self._spool(run.name, "train").known_ids([doc.id for doc in docs])
         known |= self._store.quarantined(run.name)
         self._drop_spool(run.name)
@@ -205,9 +205,9 @@ class Receiver:
             self._store.quarantine(run.name, split, problems, spooled=False)
 
     def _fault(self, doc: Document, kind: str, split: str) -> str | None:
-        """Return why a document cannot be used, as far as that shows without opening anything."""
+        """Return why a document cannot be used, or None. No file or URL is opened to find out."""
         if kind == "unlabeled" and split == "eval":
-            kind = "auto"  # labelled eval documents are welcome
+            kind = "auto"  # such a run may have labelled eval documents
         fault = fault_of(doc, kind)
         if fault is not None:
             return fault

@@ -10,7 +10,7 @@ from ..store.runs import RunStore
 
 
 def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]]) -> RunStatus:
-    """Return the status of `run`. `counts`: the documents (train, eval) of a run that is receiving."""
+    """Return the status of `run`. Args: counts: returns how many documents (train, eval) a receiving run has."""
     progress = store.progress(run.name)
     if run.state is RunState.RECEIVING:
         train, evaluation = counts(run.name)
