@@ -1,9 +1,9 @@
-"""Checkpoints of a run: a folder each, complete or absent; a damaged one is refused and the one before it used.
+"""Checkpoints of a run: one folder each, complete or absent. A damaged one is skipped, and the one before it is used.
 
     checkpoints/0000000042/tensors.safetensors   every tensor of the state, named 0, 1, 2, …
-    checkpoints/0000000042/state.json            the rest, with a SHA-256 of both
+    checkpoints/0000000042/state.json            the rest, with one SHA-256 of both
 
-Nothing is pickled: the state's nested dicts and lists are JSON in which a tensor stands as its number.
+Nothing is pickled: the state's nested dicts and lists are JSON, with a number in place of each tensor.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from ..store.files import publish_folder, unwritable
 from ..store.workspace import newest_first
 from ..training.state import TrainState
 
-KEPT = 2  # the newest ones: the second in case the first is damaged
+KEPT = 2  # the newest, and one more in case it is damaged
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
-    """Write the state after `done` steps below `folder`, then remove all but the newest checkpoints.
+    """Save the state after `done` steps in `folder`, then remove all but the newest checkpoints.
 
-    Raises: WorkspaceError: the disk is full or cannot be written; the checkpoints that there are stay.
+    Raises: WorkspaceError: the disk is full or cannot be written; the existing checkpoints stay.
     """
 
     def write(place: Path) -> None:
@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
 
 
 def load_checkpoint(folder: Path) -> TrainState | None:
-    """Return the newest state that is whole, or None if there is none."""
+    """Return the state of the newest undamaged checkpoint, or None if there is none."""
     for place in newest_first(folder):
         try:
             written = json.loads((place / _STATE).read_text())
@@ -63,14 +63,17 @@ def load_checkpoint(folder: Path) -> TrainState | None:
 
 
 def _digest(place: Path, encoded: Any) -> str:
-    """The SHA-256 of the tensors of a checkpoint and of the rest of its state."""
+    """Return one SHA-256 over the tensors of a checkpoint and the rest of its state."""
     digest = hashlib.sha256((place / _TENSORS).read_bytes())
     digest.update(json.dumps(encoded).encode())
     return digest.hexdigest()
 
 
 def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Dicts become `{"dict": [[key, value], …]}`, because JSON would turn integer keys into strings."""
+    """Move the tensors into `tensors` and return the rest for JSON.
+
+    Dicts become `{"dict": [[key, value], …]}`, because JSON would turn integer keys into strings.
+    """
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()

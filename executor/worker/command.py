@@ -1,6 +1,7 @@
-"""The one way to start a process that trains: `python -m executor train`, or one that waits to.
+"""The one way to start a process that trains: `python -m executor train`, or `standby`, which waits for a run.
 
-Its standard input is a pipe: it ends when the process that started it does, and the trainer with it.
+Standard input of the new process is a pipe from its parent. When the parent ends, the pipe ends, and so does the
+trainer.
 """
 
 import os
@@ -12,9 +13,9 @@ from typing import IO
 from ..parameters import TOKEN_VARIABLE
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# OpenMP's threads wait for one another by spinning. On a machine that has other work, such as this service's, they spin
-# away the time that the one waited for needs: a step took 20 times as long. With this many rounds an idle machine is
-# as fast as ever (with none, OMP_WAIT_POLICY=PASSIVE, a third slower).
+# OpenMP's threads spin while they wait for each other. On a machine with other work, such as this service's, they take
+# CPU time from the thread that they wait for: a step took 20 times as long. With this number of spins, training on an
+# idle machine is as fast as by default. With no spins (OMP_WAIT_POLICY=PASSIVE) it is a third slower.
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "10000"}
 
 
@@ -25,9 +26,11 @@ def start_process(
     output: int | IO[bytes] | None = None,
     environment: dict[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start `python -m executor COMMAND` on a workspace. What it trains does not need the token, and does not get it.
+    """Start `python -m executor COMMAND` on a workspace. It does not need the token, and does not get it.
 
-    Args: output: where it prints; by default where this process does. environment: what differs from this process's.
+    Args:
+        output: where it prints; by default, where this process prints.
+        environment: variables that it gets besides those of this process, or instead of them.
     """
     inherited = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
     return subprocess.Popen(
@@ -41,7 +44,7 @@ def start_process(
 
 
 def end_process(process: "subprocess.Popen[bytes]") -> None:
-    """Kill it and wait until it is gone."""
+    """Kill a process and wait until it is gone."""
     process.kill()
     process.wait()
     if process.stdin is not None:

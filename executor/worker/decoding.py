@@ -1,4 +1,4 @@
-"""Tries every document of a run once, while it is still receiving; what does not decode is quarantined."""
+"""Tries every document once, while the run is still receiving, and quarantines those that do not decode."""
 
 import os
 from collections.abc import Callable
@@ -16,9 +16,11 @@ from ..store.spool import DocumentArrayMemmap
 
 
 class Decoded:
-    """One split of a run's spool: its documents, each tried once, the unusable ones quarantined.
+    """One split of a run's spool. Each document is tried once, and those that cannot be used are quarantined.
 
-    Args: preprocess: from a document to its content; `cache` keeps that.
+    Args:
+        preprocess: turns a document into its content. cache: keeps the contents; None: nothing is kept.
+        with_matches: whether the matches of the documents are tried, too.
     """
 
     CHUNK = 64
@@ -43,11 +45,11 @@ class Decoded:
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._next_doc = 0
         self._next_item = 0
-        self.bad_items: set[int] = set()  # those found so far that cannot be used
+        self.bad_items: set[int] = set()  # items found so far that cannot be used
         self._bad_docs = 0
 
     def decode_next(self) -> bool:
-        """Try the next few documents; false if there are none waiting."""
+        """Try the next few documents. Return false if none was waiting."""
         docs = self.docs[self._next_doc : self._next_doc + self.CHUNK]
         if not docs:
             return False
@@ -79,18 +81,18 @@ class Decoded:
             return str(error)
         except Exception as error:  # a custom preprocess_fn may raise anything
             if is_out_of_memory(error):
-                raise  # which is not the document's fault
+                raise  # not the document's fault
             return f"preprocess_fn raised {type(error).__name__}: {error}"
         if self.cache is not None:
             self.cache.put(item, content)
         return None
 
     def __len__(self) -> int:
-        """The documents that can be used, as far as they have been tried."""
+        """How many of the documents tried so far can be used."""
         return self._next_doc - self._bad_docs
 
     def dataset(self, kind: str) -> tuple[Dataset, np.ndarray]:
-        """Return all documents as a dataset, and the items that can be used: whole sessions need their root."""
+        """Return all documents as a dataset, and its usable items (n,) int64. A session with a bad root is left out."""
         dataset = DATASETS[kind](self.docs, self._preprocess)
         items = np.arange(len(dataset))
         bad = np.isin(items, list(self.bad_items))

@@ -1,8 +1,8 @@
-"""The processes of a run on several devices of this machine: the trainer, which is rank 0, starts the others.
+"""The processes of a run on several devices of this machine: the trainer is rank 0 and starts the others.
 
-torchrun and `accelerate launch` may start them instead, on several machines too; the environment is the same. Here
-they are not used because they hide how a rank ended, put the ranks into sessions of their own, where their niceness
-no longer counts against the service's, and let them outlive a SIGKILL.
+torchrun and `accelerate launch` can start them instead, also on several machines; they set the same environment. We do
+not use them here, because they hide how a rank ended, they put the ranks into sessions of their own, where the niceness
+no longer counts against the service's, and after a SIGKILL of the launcher its ranks live on.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .command import start_process
 
-GRACE_SECONDS = 5.0  # in which the failure of one rank reaches the others
+GRACE_SECONDS = 5.0  # the time that the failure of one rank takes to reach the others
 POLL_SECONDS = 0.05
 _HARMLESS = (None, TrainerExit.SUCCEEDED, TrainerExit.INTERRUPTED)
 
@@ -28,9 +28,9 @@ _log = logging.getLogger(__name__)
 
 
 def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
-    """Start a process for each further device of a run, and make this one rank 0.
+    """Start one process for each further device of a run, and make this process rank 0.
 
-    Nothing is started where the run has one device, or where a launcher has started this process as one of several.
+    Start nothing if the run has one device, or if a launcher started this process as one of several.
     """
     if "RANK" in os.environ:
         return OtherRanks([])
@@ -39,7 +39,7 @@ def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
     store.close()
     if count == 1:
         return OtherRanks([])
-    # Bound and not listened to, the port is kept for this process; who calls too early is refused, and tries again.
+    # A port that is bound but not listened to stays ours. A rank that connects too early is refused, and tries again.
     port = socket.socket()
     port.bind(("127.0.0.1", 0))
     os.environ |= {
@@ -70,26 +70,26 @@ class OtherRanks:
             threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
     def release_port(self) -> None:
-        """Let the port that was kept be bound again, by whoever now lets the ranks meet."""
+        """Free the port, so that torch can bind it for the meeting of the ranks."""
         if self._port is not None:
             self._port.close()
 
     def end_with_the_failed(self) -> None:
-        """End this process as the rank ended that failed first, if one does so soon; else return."""
+        """Wait `GRACE_SECONDS` for another rank to fail, and end this process the same way; return if none fails."""
         deadline = time.monotonic() + GRACE_SECONDS
         while self._processes and time.monotonic() < deadline:
             if self._failed():
-                time.sleep(POLL_SECONDS)  # for those that failed at the same moment
+                time.sleep(POLL_SECONDS)  # others may have failed at the same moment
                 self._end()
             time.sleep(POLL_SECONDS)
 
     def _failed(self) -> list[int]:
         codes = [process.poll() for process in self._processes]
-        # One that crashed may have done so because another one was gone.
+        # A rank may have crashed only because another one was gone: crashes come last.
         return sorted((code for code in codes if code not in _HARMLESS), key=lambda code: code == TrainerExit.CRASHED)
 
     def _watch(self) -> None:
-        """While this process waits for another rank it cannot notice by itself that there is none any more."""
+        """End this process if a rank has failed: it cannot notice that by itself while it waits for that rank."""
         while not self._failed():
             time.sleep(POLL_SECONDS)
         time.sleep(2 * GRACE_SECONDS)

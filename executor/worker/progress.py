@@ -1,4 +1,4 @@
-"""What a trainer says of its run while it goes on: its progress, for `/status`, and events of its history."""
+"""What a trainer reports while it trains: its progress, for `/status`, and events for the history of the run."""
 
 import logging
 import time
@@ -10,15 +10,15 @@ from ..errors import WorkspaceError
 from ..store.run import Progress, Run
 from ..store.runs import RunStore
 
-REPORT_SECONDS = 0.2  # between reports of what changes with every step
+REPORT_SECONDS = 0.2  # between reports of values that change with every step
 
 _log = logging.getLogger(__name__)
 
 
 class ProgressWriter:
-    """Publishes progress and events. Of several ranks only the first does, and what cannot be written ends no run.
+    """Publishes progress and events. Only the first rank publishes, and a failed write does not end the run.
 
-    Attributes: now: the progress as it was last reported.
+    Attributes: now: the latest progress, even if it could not be written.
     """
 
     def __init__(self, store: RunStore, run: Run, ranks: Ranks) -> None:
@@ -29,7 +29,7 @@ class ProgressWriter:
         self._reported = 0.0
 
     def report(self, **changes: Any) -> None:
-        """Publish fields of `Progress`. Where they cannot be written now, the next report has them too."""
+        """Publish fields of `Progress`. If they cannot be written now, the next report includes them."""
         if not self._ranks.first:
             return
         self.now = replace(self.now, **changes)
@@ -41,21 +41,24 @@ class ProgressWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last report is old enough for a next one."""
+        """Whether it is time for the next report."""
         return time.monotonic() - self._reported >= REPORT_SECONDS
 
     def conclude(self) -> None:
-        """Publish the last report once more: the service decides by it. Raises: WorkspaceError: it is not written."""
+        """Publish the last report again, because the service decides by it. Raises: WorkspaceError: that failed."""
         self._store.report(self._run, self.now)
 
     def refuse(self, reason: str) -> None:
-        """Say why the run cannot be trained, by whichever rank has found out. Raises: WorkspaceError."""
+        """Report why the run cannot be trained. Any rank may call this.
+
+        Raises: WorkspaceError: it cannot be written; the first rank only logs that.
+        """
         if not self._ranks.first:
             self._store.report(self._run, replace(self._store.progress(self._run), error=reason))
         self.report(error=reason)
 
     def tell(self, kind: str, message: str) -> None:
-        """Append to the run's history."""
+        """Append an event to the run's history."""
         if not self._ranks.first:
             return
         try:
@@ -68,6 +71,6 @@ class ProgressWriter:
         self.tell("warning", note)
 
     def tell_epoch(self, history: dict[str, list[float]]) -> None:
-        """Append the latest epoch of a history, which has a value an epoch under each name."""
+        """Append the latest epoch as an event. Args: history: one list per measured value, one entry per epoch."""
         values = ", ".join(f"{name} {series[-1]:.4g}" for name, series in history.items())
         self.tell("epoch", f"epoch {len(history['loss'])} of {self.now.epochs}: {values}")
