@@ -1,9 +1,9 @@
-"""What a machine has to compute with: devices, processes that share a training, threads, memory.
+"""What a machine computes with: devices, processes that train together, threads, memory.
 
 device.py   which device to compute on
 ranks.py    several processes that train one run together
-threads.py  computing in a thread that ends at once
-memory.py   what says that memory ran out; the kernel's kills
+threads.py  runs a computation in a thread that ends right after it
+memory.py   whether memory ran out, and whether the kernel killed a process for it
 
-May import parameters and what lies below it. `memory.py` is read by the service too and imports no torch.
+May import parameters and the layers below it. The service uses `memory.py` too, so it imports no torch.
 """

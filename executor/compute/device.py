@@ -9,7 +9,10 @@ from ..parameters import ExecutorOptions
 
 
 def choose_device(options: ExecutorOptions) -> torch.device:
-    """Return the configured device; of several, that of this process. Raises: ConfigurationError: torch lacks it."""
+    """Return the configured device; of several, the one for this process.
+
+    Raises: ConfigurationError: torch cannot use it.
+    """
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     name = options.devices[rank % len(options.devices)] if options.devices else options.device
     if name == "auto":

@@ -1,42 +1,42 @@
-"""When memory does not suffice: how many items of a batch are in it at a time, and whether the kernel killed for it.
+"""Whether memory ran out, and how many processes the kernel killed for it.
 
-The service reads this too, so torch is not imported here.
+The service uses this too, so torch is not imported here.
 """
 
 from pathlib import Path
 
-OOM_SCORE = 500  # of 1000: a process counts as if it took half of all memory more than it does
+OOM_SCORE = 500  # of 1000: the kernel adds half of all memory to what the process takes
 # What torch, oneDNN, C++ and CUDA libraries say in a RuntimeError; Python and numpy raise a MemoryError.
 _SAYINGS = (
     "out of memory",
     "can't allocate memory",
     "not enough memory",
     "bad_alloc",
-    "could not create a primitive",  # oneDNN, whose code and scratch space did not fit
+    "could not create a primitive",  # oneDNN: its code and scratch space did not fit
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory, of a device or of the machine, did not suffice."""
+    """Whether `error` says that the memory of a device or of the machine ran out."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
     )
 
 
 def be_killed_first() -> None:
-    """Let the kernel, when memory runs out, kill this process rather than another, such as the service."""
+    """Tell the kernel to kill this process before others, such as the service, when memory runs out."""
     file = Path("/proc/self/oom_score_adj")
     if file.exists():
         file.write_text(f"{OOM_SCORE}\n")
 
 
 class KernelKills:
-    """The kernel's count of the processes that it killed because memory ran out, where process `pid` is counted.
+    """The kernel's count of the processes that it killed because memory ran out.
 
-    That is its cgroup's (of version 2 or 1), else the whole machine's.
+    The count is that of the cgroup (version 2 or 1) of process `pid`, or of the whole machine if its cgroup has none.
 
-    Args: root: the folder in which `proc` and `sys` lie.
+    Args: root: the folder that contains `proc` and `sys`.
     """
 
     def __init__(self, pid: int, root: Path = Path("/")) -> None:
@@ -44,7 +44,7 @@ class KernelKills:
         self._before = self.count()
 
     def count(self) -> int:
-        """The processes killed so far; 0 if the kernel does not tell."""
+        """How many processes were killed so far; 0 if the kernel does not tell."""
         return (_count(self._file) if self._file is not None else None) or 0
 
     def grew(self) -> bool:

@@ -1,10 +1,10 @@
-"""Several processes, a rank each, that train one run together; and one process, for which nothing changes.
+"""Several processes, called ranks, that train one run together. A process that trains alone uses the same methods.
 
-Every rank makes its share of each batch. The loss sees all embeddings of the batch, in the sampler's order, on every
-rank, and the gradient of the loss by embedding is backpropagated by whoever made the embedding: so the gradient is
-that of one process with the whole batch, of uneven shares too, and the memory and miners of a loss need not know of
-ranks. (pytorch-metric-learning's DistributedLossWrapper orders the batch differently on every rank, which a memory of
-batches does not survive, and `torch.distributed.nn.functional.all_gather` wants even shares.)
+Each rank embeds its share of each batch. On every rank the loss sees all embeddings of the batch, in the sampler's
+order. Then each rank backpropagates the loss's gradient of the embeddings that it made. So the gradient is the same as
+in one process with the whole batch, also with uneven shares, and the memory and miners of a loss need not know about
+ranks. (pytorch-metric-learning's DistributedLossWrapper orders the batch differently on every rank, which breaks a
+memory of batches, and `torch.distributed.nn.functional.all_gather` needs even shares.)
 """
 
 import contextlib
@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = datetime.timedelta(days=7)  # rank 0 may decode for hours; a rank that dies is noticed by its parent at once
+PATIENCE = datetime.timedelta(days=7)  # rank 0 may decode for hours; if a rank dies, its parent notices at once
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """This process among those that train a run. Unless told otherwise, it is alone and every method is a plain one."""
+    """This process among those that train a run. By default it is alone, and no method talks to other processes."""
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank = rank
@@ -33,16 +33,16 @@ class Ranks:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other."""
+        """Whether this is the only rank."""
         return self.count == 1
 
     @property
     def first(self) -> bool:
-        """Whether this one reports and saves."""
+        """Whether this is rank 0, which reports and saves."""
         return self.rank == 0
 
     def join(self, device: torch.device) -> None:
-        """Meet the other ranks, as the environment says (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
+        """Connect to the other ranks that the environment names (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
         if not self.alone:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
@@ -50,27 +50,30 @@ class Ranks:
             dist.init_process_group(backend, timeout=PATIENCE)
 
     def leave(self) -> None:
-        """Part from the other ranks."""
+        """Disconnect from the other ranks."""
         if not self.alone and dist.is_initialized():
             dist.destroy_process_group()
 
     def share(self, count: int, rank: int | None = None) -> slice:
-        """Which of `count` items are this rank's, or another's: as even as can be, possibly none."""
+        """Return which of `count` items belong to a rank, by default this one: as even as can be, possibly none."""
         rank = self.rank if rank is None else rank
         return slice(rank * count // self.count, (rank + 1) * count // self.count)
 
     def items(self, items: np.ndarray) -> np.ndarray:
-        """This rank's share of `items` (n,); the first one where that would be none, since every rank must compute."""
+        """Return this rank's share of `items` (n,). If it is empty, return the first item: every rank must compute."""
         mine = items[self.share(len(items))]
         return mine if len(mine) else items[:1]
 
     def share_of(self, rows: Tensor) -> Tensor:
-        """This rank's share of `rows` (n, D), in the shape of what it computed: a zero where it only stood in."""
+        """Return this rank's share of `rows` (n, D), with a row for each item that `items` returned.
+
+        If the share is empty, that is one row of zeros: the item that the rank computed adds nothing.
+        """
         mine = rows[self.share(len(rows))]
         return mine if len(mine) else torch.zeros_like(rows[:1])
 
     def gather(self, mine: Tensor, count: int) -> Tensor:
-        """Return the rows of all ranks, (count, D), each of which has its share. The result has no graph."""
+        """Return the rows of all ranks, (count, D). Each rank gives its share. Gathered rows have no graph."""
         if self.alone:
             return mine
         shares = [self.share(count, rank) for rank in range(self.count)]
@@ -82,7 +85,7 @@ class Ranks:
         return torch.cat([rows[:size] for rows, size in zip(found, sizes, strict=True)])
 
     def agree(self, value: Callable[[], T]) -> T:
-        """Return what `value` returns in rank 0; the others do not call it."""
+        """Return what `value` returns on rank 0. The other ranks do not call it."""
         if self.alone:
             return value()
         found: list[Any] = [value() if self.first else None]
@@ -91,7 +94,7 @@ class Ranks:
         return result
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any rank."""
+        """Whether `flag` is set on any rank."""
         if self.alone:
             return flag
         flags = torch.tensor(int(flag))
@@ -99,21 +102,21 @@ class Ranks:
         return bool(flags)
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """Return `model` such that a backward pass leaves the mean of all ranks' gradients."""
+        """Wrap `model` so that each backward pass leaves the mean of the gradients of all ranks."""
         if self.alone:
             return model
-        # What a step does not use, such as a pooling layer that is not asked for, must not be waited for.
+        # A step may leave parameters unused, such as those of a pooling layer: torch must not wait for their gradients.
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Within it, gradients add up in this rank alone."""
+        """Return a context in which gradients add up on this rank only."""
         synced: contextlib.AbstractContextManager[None] = (
             model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
         )
         return synced
 
     def agree_on_gradients(self, loss: nn.Module) -> None:
-        """Take rank 0's gradients of what all ranks computed from the same: they may differ by rounding."""
+        """Take rank 0's gradients of the loss's parameters: each rank computed the same ones, up to rounding."""
         if not self.alone:
             for parameter in loss.parameters():
                 if parameter.grad is not None:
@@ -123,14 +126,14 @@ class Ranks:
         """Set the floating-point buffers, such as the statistics of norms, to their mean over the ranks."""
         floating = [buffer for buffer in buffers if buffer.is_floating_point()]
         if not self.alone and floating:
-            together = torch.cat([buffer.reshape(-1) for buffer in floating])  # a message each would be slow
+            together = torch.cat([buffer.reshape(-1) for buffer in floating])  # one message per buffer would be slow
             dist.all_reduce(together)
             parts = (together / self.count).split([buffer.numel() for buffer in floating])
             for buffer, mean in zip(floating, parts, strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
     def seed(self, seed: int, step: int) -> None:
-        """Let the random numbers of a step depend on the seed, the step and the rank; alone they just go on."""
+        """Seed torch from the seed, the step and the rank. In a process that is alone, do nothing."""
         if not self.alone:
             state = np.random.SeedSequence([seed, step, self.rank]).generate_state(1)
             torch.manual_seed(int(state[0]))
@@ -140,10 +143,10 @@ ALONE = Ranks()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return what `Ranks.wrapped` got."""
+    """Undo `Ranks.wrapped`."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def ranks_of_environment() -> Ranks:
-    """This process as torchrun, `accelerate launch` or rank 0 started it; alone if none of them did."""
+    """Return this process's rank, as torchrun, `accelerate launch` or rank 0 set it; alone if none of them did."""
     return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

@@ -1,7 +1,8 @@
-"""Computing in a thread that ends at once.
+"""Runs a computation in a thread that ends right after it.
 
-OpenMP counts the threads of all threads that have computed and are still there. Once there are more than cores, none
-of them waits for work awake any more, and a single image takes twice as long: so only the embedder's own thread stays.
+Every thread that computes starts OpenMP threads, and they last as long as it does. Once there are more of them than
+cores, they sleep while they wait for work, and a single image takes twice as long. So only the embedder's own thread
+stays.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,6 @@ T = TypeVar("T")
 
 
 def in_brief_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return what the function returns, or raise what it raises."""
+    """Call a function in a new thread. Return what it returns, or raise what it raises."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *args, **kwargs).result()
