@@ -8,6 +8,6 @@ from .service import Service
 
 
 async def embed(service: Service, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
-    """Fill the embeddings of the documents, in place, and return them."""
+    """Set the embedding of each document, and return the same documents."""
     await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
     return docs

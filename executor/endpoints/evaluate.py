@@ -20,9 +20,9 @@ CHUNK = 256  # documents embedded at a time
 async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
     """Return the metrics of a version on `docs`, or on the eval documents of a run.
 
-    Documents that cannot be embedded, and queries that nothing else fits, are counted in `skipped`.
+    `skipped` counts documents that cannot be embedded, and queries that no other document matches.
 
-    Raises: BadRequest: there is nothing to evaluate on. NotTrainable: the documents are a mixture.
+    Raises: BadRequest: there is nothing to evaluate on. NotTrainable: the documents are of several kinds.
     """
     if wanted.run is not None:
         if docs:
@@ -38,7 +38,7 @@ async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParame
 
 
 async def _evaluate_on(service: Service, docs: Sequence[Any], version: str | None) -> Evaluation:
-    """What takes long goes to threads: the event loop answers `/embed` meanwhile."""
+    """Slow work goes to threads, so that the event loop can answer `/embed` meanwhile."""
     kind = await asyncio.to_thread(kind_of, docs)
     if kind == "unlabeled":
         raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")

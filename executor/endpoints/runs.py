@@ -22,7 +22,7 @@ WATCH_SECONDS = 0.2
 
 
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
-    """Append documents to a run, durably, and return its status."""
+    """Store documents durably in a run, and return its status."""
     return await _statuses(service, await asyncio.to_thread(service.receiver.receive, docs, wanted))
 
 
@@ -67,7 +67,7 @@ async def report(service: Service, docs: Sequence[Document], wanted: ReportParam
 
 
 async def watch(service: Service, name: str | None) -> AsyncIterator[RunStatus]:
-    """Yield the status of a run, without a name of the newest, whenever it changes, until the run has ended."""
+    """Yield the status of a run whenever it changes, until the run has ended. Without a name: the newest run."""
     run = await asyncio.to_thread(_watched, service, name)
     shown = None
     while True:

@@ -1,4 +1,4 @@
-"""What every door serves: a workspace, and all that works on it."""
+"""What every door serves: a workspace, and everything that works on it."""
 
 import threading
 from pathlib import Path
@@ -14,9 +14,9 @@ from ..store.workspace import Workspace
 
 
 class Service:
-    """Receives, trains, serves. One a workspace.
+    """Receives documents, trains runs and serves models. There is one per workspace.
 
-    Args: folder: the workspace's. options: the executor's, with their roots resolved.
+    Args: folder: the workspace folder. options: the executor's, with their roots resolved.
     Raises: WorkspaceError: the workspace is in use, or cannot be used.
     """
 
@@ -40,7 +40,7 @@ class Service:
         self.embedder.warm()
 
     def serve(self, version: str) -> None:
-        """Serve a version, `base` or a run, from now on. Raises: UnknownModel: there is none."""
+        """Serve a version, `base` or a run, from now on. Raises: UnknownModel: there is no such version."""
         self.embedder.version(version)  # loaded first, so that no request waits for it
         if version != "base":
             self.store.get(version)

@@ -14,7 +14,7 @@ from .service import Service
 
 
 class Endpoint(NamedTuple):
-    """A function of the service, documents and typed parameters, which returns documents."""
+    """A function that takes the service, documents and typed parameters, and returns documents."""
 
     function: Callable[[Service, Any, Any], Awaitable[Sequence[Any]]]
     parameters: type[BaseModel]
@@ -36,9 +36,9 @@ ENDPOINTS = {
 async def call(
     service: Service, path: str, docs: Sequence[Document], parameters: dict[str, Any] | None
 ) -> Sequence[Any]:
-    """Do what the endpoint at `path` does, with parameters as they came over the wire.
+    """Call the endpoint at `path`, with parameters as they came over the wire.
 
-    Raises: FinetunerError: what was wrong, in a sentence; among them InvalidParameter.
+    Raises: FinetunerError: the message says what was wrong. InvalidParameter: a parameter is wrong.
     """
     endpoint = ENDPOINTS[path]
     return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
