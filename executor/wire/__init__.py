@@ -1,9 +1,9 @@
-"""What Jina's servers and gateway must be taught: the token, refusals in a sentence, a graceful end.
+"""What we add to Jina's servers and gateway: the token, refusals in one sentence, a graceful end.
 
 token.py         the bearer token
 refusals.py      errors on the wire
-ending.py        requests under way are answered when a process is told to end
-jina_private.py  every private part of Jina that is patched or read
+ending.py        answers the requests under way when a process is told to end
+jina_private.py  every private part of Jina that we patch or read
 
 May import errors, parameters and Jina.
 """

@@ -1,8 +1,8 @@
-"""Lets the requests that are under way be answered when a process of Jina's is told to end.
+"""Answers the requests under way when a Jina process is told to end.
 
-Jina closes the executor, or the gateway's way to it, first and cuts off its gRPC calls then. Where it serves several
-protocols, the first one to end takes the others' way as well. And its gateway waits for ever for a call whose requests
-broke off.
+Jina first closes the executor, or the gateway's connection to it, and then cuts off its gRPC calls. If a process serves
+several protocols, the first server to end closes that connection for the others, too. And Jina's gateway waits for ever
+for a call whose requests broke off.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ GRACE_SECONDS = 5.0  # for the requests under way; new ones are refused meanwhil
 
 
 def answer_before_the_end() -> None:
-    """Let what Jina serves in this process answer before it is closed, for `GRACE_SECONDS` at most."""
+    """Make the servers of this process answer their requests before they close, within `GRACE_SECONDS`."""
     before_teardown(_answer_all)
     replace_wait_for_floating_requests(_wait_a_little)
 
@@ -29,7 +29,7 @@ async def _answer_all(servers: list[Any]) -> None:
 
 
 async def _answer(server: Any) -> None:
-    """Take no more requests; return when those under way are answered, or cut off after the grace."""
+    """Take no more requests. Return when those under way are answered, or were cut off after `GRACE_SECONDS`."""
     library = library_server(server)
     if isinstance(library, GrpcServer):
         await library.stop(GRACE_SECONDS)
@@ -40,12 +40,12 @@ async def _answer(server: Any) -> None:
 async def _answer_http(server: HttpServer, websockets: bool) -> None:
     for listener in server.servers:
         listener.close()
-    if not websockets:  # whose answers this would cut off; of HTTP it closes the connections that are idle
+    if not websockets:  # closes idle HTTP connections; it would cut off the answers of a websocket
         for connection in list(server.server_state.connections):
             connection.shutdown()
     if tasks := list(server.server_state.tasks):
         _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
-        for task in late:  # else Jina would wait for ever, for one who watches a run
+        for task in late:  # otherwise Jina waits for ever for a client that watches a run
             task.cancel()
 
 

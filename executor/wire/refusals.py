@@ -1,10 +1,10 @@
 """Errors on the wire: one sentence, no traceback, and over HTTP a status of their own.
 
 Jina answers an exception over HTTP with status 500 and `repr(exception)`, and sends gRPC clients its traceback.
-A `Refusal` is a sentence to both. Where the executor itself serves HTTP, `extend_servers` puts the error's own
-status in place of the 500. Behind a Flow's HTTP gateway that is another process: see `gateway.py`.
+A `Refusal` is one sentence to both. If the executor itself serves HTTP, `extend_servers` replaces the 500 by the
+error's own status. In a Flow the HTTP gateway is another process: see `gateway.py`.
 
-Where a token is configured, `extend_servers` also lets the servers of this process ask for it.
+If a token is configured, `extend_servers` also makes the servers of this process ask for it.
 """
 
 import json
@@ -20,13 +20,13 @@ from ..errors import BadDocument, BadRequest, FinetunerError, InternalError
 from .jina_private import extend_http_app, replace_exceptions, set_grpc_interceptors
 from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
 
-MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents: it is not worth parsing twice
+MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents and is too costly to parse twice
 
 _statuses: ContextVar[list[int] | None] = ContextVar("statuses", default=None)
 
 
 class Refusal(Exception):
-    """What an endpoint raises: `str` and `repr` are the sentence, and the traceback does not travel."""
+    """What an endpoint raises. `str` and `repr` are the sentence, and the traceback is not sent."""
 
     def __init__(self, error: FinetunerError) -> None:
         super().__init__(str(error), type(error).__name__)  # the gateway reads the class from here
@@ -37,7 +37,7 @@ class Refusal(Exception):
 
     @classmethod
     def undecodable(cls, error: Exception) -> "Refusal":
-        """What Jina raised before an endpoint was reached: it could not make documents or parameters of a request."""
+        """Wrap what Jina raised before it called an endpoint: it could not read the documents or the parameters."""
         if isinstance(error, ValidationError):
             first = error.errors(include_url=False)[0]
             return cls(BadDocument(f"A document is wrong at {'.'.join(map(str, first['loc']))[:200]}: {first['msg']}."))
@@ -45,7 +45,7 @@ class Refusal(Exception):
 
     @classmethod
     def internal(cls, error: Exception) -> "Refusal":
-        """An error that is our fault."""
+        """Wrap an error that is our fault."""
         return cls(
             InternalError(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")
         )
@@ -57,7 +57,7 @@ class Refusal(Exception):
 
     @property
     def __traceback__(self) -> TracebackType | None:
-        """Jina formats the traceback for the client from here; the service's log has it all."""
+        """Hide the traceback: Jina takes the one that it sends to clients from here. The service's log has it all."""
         return None
 
     @__traceback__.setter
@@ -66,7 +66,7 @@ class Refusal(Exception):
 
 
 class OwnStatus:
-    """Replaces the status 500 of a response by that of the `Refusal` raised meanwhile (ASGI middleware)."""
+    """Replaces the status 500 of a response by that of the `Refusal` that was raised (ASGI middleware)."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -87,7 +87,7 @@ class OwnStatus:
 
 
 class OptionalData:
-    """Lets a body leave out `data`, which Jina wants in each, where there are no documents (ASGI middleware)."""
+    """Lets a body without documents leave out `data`, which Jina requires (ASGI middleware)."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -108,16 +108,16 @@ class OptionalData:
 
 
 def with_data(body: bytes) -> bytes:
-    """Return a JSON body with an empty `data`, should it have none; what is no JSON object stays as it is."""
+    """Add an empty `data` to a JSON body that has none. A body that is not a JSON object stays as it is."""
     try:
         value = json.loads(body or b"{}")
-    except (ValueError, RecursionError):  # refused further on
+    except (ValueError, RecursionError):  # it is refused later
         return body
     return json.dumps(value | {"data": []}).encode() if isinstance(value, dict) and "data" not in value else body
 
 
 async def malformed(_: Request, error: Exception) -> Response:
-    """Answer a body of the wrong form in a sentence; FastAPI's own answer repeats the body, and fails with some."""
+    """Refuse a body of the wrong form in one sentence. FastAPI's own answer repeats the body, and fails for some."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
     where = ".".join(map(str, first["loc"]))[:200]
     detail = json.dumps({"detail": f"The request has the wrong form at {where}: {first['msg']}."})
@@ -127,8 +127,9 @@ async def malformed(_: Request, error: Exception) -> Response:
 def extend_servers(token: str | None) -> None:
     """Prepare the servers that Jina is about to start in this process.
 
-    That of HTTP, if there is one, answers refusals with their status and spares `data`. With a token, that and gRPC's
-    ask for it. What Jina cannot decode is refused in a sentence, without its traceback.
+    The HTTP server, if there is one, answers refusals with their own status and does not require `data`. With a token,
+    the HTTP and gRPC servers ask for it. A request that Jina cannot decode is refused in one sentence, without Jina's
+    traceback.
     """
 
     def extended(app: FastAPI) -> FastAPI:

@@ -1,9 +1,9 @@
-"""The bearer token that guards every endpoint, where one is configured.
+"""The bearer token that guards every endpoint, if one is configured.
 
-A client presents it as `Authorization: Bearer <token>`: an HTTP header, also of the websocket's handshake, or gRPC
-metadata. It is checked at the door, before documents are read. In the executor's process, which Jina's gateway asks
-for health and endpoints without a token, each of our endpoints checks besides that the door was passed: should Jina
-ever serve by a door that we do not know, it stays shut.
+A client sends `Authorization: Bearer <token>`: as an HTTP header (of a websocket: with the handshake), or as gRPC
+metadata. The door checks it before documents are read. Jina's gateway asks the executor's process for health and
+endpoints without a token, so some calls must pass there. That is why each endpoint in that process checks again that
+the call showed the token at the door. If Jina ever adds a door that we do not know, that door stays shut.
 """
 
 import asyncio
@@ -33,13 +33,13 @@ REFUSED_BY_EXECUTOR = (
     f"{REFUSED} Jina's own gateways do not pass it on: use executor.gateway.FinetunerGateway, with the same token."
 )
 HEALTH = "/grpc.health.v1.Health/"
-# What Jina's gateway calls without metadata before it serves; no document, no run and no setting is to be had there.
+# Jina's gateway calls these without metadata before it serves. They give away no document, no run and no setting.
 DISCOVERY = (
     HEALTH,
     "/grpc.reflection.v1alpha.ServerReflection/",
     "/jina.JinaDiscoverEndpointsRPC/",
 )
-# Their endpoints refuse by themselves: in the form that Jina's gateway hands on to its client.
+# Behind these, our endpoints refuse by themselves, in the form that Jina's gateway passes on to its client.
 REFUSED_WITHIN = (
     "/jina.JinaSingleDataRequestRPC/",
     "/jina.JinaDataRequestRPC/",
@@ -51,9 +51,9 @@ _passed: ContextVar[bool] = ContextVar("passed", default=False)
 
 
 def read_token(token_file: str | None) -> str | None:
-    """Return the token from the environment or from a file; None where neither is configured.
+    """Return the token from the environment or from a file; None if neither is configured.
 
-    Raises: ConfigurationError: it is empty, unreadable, no plain ASCII, or the two differ.
+    Raises: ConfigurationError: the token is empty, unreadable or not printable ASCII, or the two differ.
     """
     found = {}
     if TOKEN_VARIABLE in os.environ:
@@ -76,7 +76,7 @@ def _from_file(path: str) -> str:
 
 
 def presents(token: str, headers: Iterable[tuple[Any, Any]]) -> bool:
-    """Whether one of the headers (or metadata) is an `authorization` with the token; compared in constant time."""
+    """Whether one of the headers (or metadata) is an `authorization` with the token, compared in constant time."""
     for name, value in headers:
         if _bytes(name).lower() == b"authorization":
             scheme, _, presented = _bytes(value).partition(b" ")
@@ -90,13 +90,13 @@ def _bytes(value: str | bytes) -> bytes:
 
 
 def require(token: str | None) -> None:
-    """Raises: Unauthorized: there is a token, and the present call has not passed a door that checks it."""
+    """Raise Unauthorized if there is a token and the present call did not show it at the door."""
     if token is not None and not _passed.get():
         raise Unauthorized(REFUSED_BY_EXECUTOR)
 
 
 class TokenRequired:
-    """Answers 401 to a request without the token, 403 to such a websocket; health is free (ASGI middleware)."""
+    """Answers 401 to a request and 403 to a websocket without the token; health needs none (ASGI middleware)."""
 
     def __init__(self, app: App, token: str) -> None:
         self._app = app
@@ -111,7 +111,7 @@ class TokenRequired:
                 return await self._app(scope, receive, send)
             finally:
                 _passed.reset(before)
-        if scope["type"] == "websocket":  # before it is accepted: the handshake fails
+        if scope["type"] == "websocket":  # it is not accepted yet, so the handshake fails
             return await send({"type": "websocket.close", "code": 1008})
         body = json.dumps({"detail": REFUSED}).encode()
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
@@ -121,9 +121,11 @@ class TokenRequired:
 
 
 class TokenRequiredByServer(grpc.aio.ServerInterceptor):
-    """Ends a gRPC call without the token as UNAUTHENTICATED; nothing of it is decoded.
+    """Ends a gRPC call without the token as UNAUTHENTICATED, before anything is decoded.
 
-    Args: free: beginnings of the methods that need no token. refused_within: of those that refuse by themselves.
+    Args:
+        free: prefixes of the methods that need no token.
+        refused_within: prefixes of the methods that refuse by themselves.
     """
 
     def __init__(self, token: str, *, free: tuple[str, ...] = (HEALTH,), refused_within: tuple[str, ...] = ()) -> None:
@@ -140,7 +142,7 @@ class TokenRequiredByServer(grpc.aio.ServerInterceptor):
 
 
 async def _unauthenticated(requests: Any, context: Any) -> None:
-    """Refuse once the client has sent all: grpc's own tells it of an internal error if it is still sending."""
+    """Refuse after the client has sent everything: while it still sends, grpc would report an internal error."""
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(_drained(requests), DRAIN_SECONDS)
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, REFUSED)
@@ -152,7 +154,7 @@ async def _drained(requests: Any) -> None:
 
 
 def presenting(token: str) -> list[grpc.aio.ClientInterceptor]:
-    """Interceptors of a channel that present the token with every call of the kinds that Jina's gateway makes."""
+    """Return interceptors for a channel: they send the token with each kind of call that Jina's gateway makes."""
 
     def with_token(details: Any) -> Any:
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
