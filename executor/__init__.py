@@ -39,12 +39,12 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: the trainer process needs no Jina, and starts seconds sooner."""
+    """Import a public name when it is first used: the trainer needs no Jina, so it starts seconds sooner."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 if __name__ == "user_module":
-    # So Jina calls the package when `config.yml` names it, and finds the class only if it has been defined.
+    # Jina imports the package under this name for `config.yml`. It finds the class only if the import defined it.
     from .service import FinetunerExecutor

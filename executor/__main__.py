@@ -48,12 +48,12 @@ def _add_priority(command: argparse.ArgumentParser) -> None:
 
 
 def _lower_priority(arguments: argparse.Namespace) -> None:
-    """Make way for the service, before threads are started: they inherit it."""
+    """Give the service priority over this process. Call this before threads start, because they inherit it."""
     os.nice(arguments.nice)
     if arguments.yields and hasattr(os, "SCHED_IDLE"):  # Linux
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        except PermissionError as error:  # a sandbox may forbid it; the niceness has to do then
+        except PermissionError as error:  # a sandbox may forbid it; then only the niceness counts
             print(f"This process cannot yield to others ({error}).", file=sys.stderr)
 
 
@@ -67,7 +67,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if arguments.tied:
         be_killed_first()
-    others = start_other_ranks(arguments.workspace, arguments.run)  # whose imports overlap with those that follow
+    others = start_other_ranks(arguments.workspace, arguments.run)  # they import while we do
 
     from .worker.trainer import main as run_trainer
 
@@ -99,7 +99,10 @@ def _standby(arguments: argparse.Namespace) -> int:
 
 
 def _die_with_the_service(told: Callable[[bytes], None] = lambda line: None) -> None:
-    """Standard input is a pipe from the service: it ends when that process does, however it ends."""
+    """Pass on what comes from standard input, and kill this process when it ends.
+
+    It is a pipe from the service, so it ends when the service does, even by a crash.
+    """
     while line := os.read(0, 1024):
         told(line)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,7 +1,7 @@
-"""Every private part of DocArray 0.41 that is used, in one place: encoding and decoding documents in half the time.
+"""Every private part of DocArray 0.41 that we use, in one place. They halve the time to encode and decode documents.
 
-It lies on the floor, beside `documents`, and knows nothing of Jina: the trainer reads documents and imports no Jina.
-A test looks for each part by name, so that an upgrade of DocArray that has moved one says which.
+This module is below `documents` and imports no Jina, because the trainer reads documents without Jina.
+A test looks for each part by name. If an upgrade of DocArray moves one, the test says which.
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from docarray.typing import ID
 
 
 def node_of(value: Any) -> Any:
-    """The protobuf node of any value, as DocArray makes it; it tries a dozen types."""
+    """Return the protobuf node of any value. DocArray makes it, and tries a dozen types."""
     return _type_to_protobuf(value)
 
 
-ID_TYPE: str = ID._proto_type_name  # how the protobuf of an id calls its type
+ID_TYPE: str = ID._proto_type_name  # the name of the type in the protobuf of an id
 
 
 def value_of(document: type[BaseDoc], node: Any, field: str) -> Any:
-    """The value of a protobuf node as a field of a class of documents."""
+    """Return the value of a protobuf node, read as `field` of the class `document`."""
     return document._get_content_from_node_proto(node, field)

@@ -1,6 +1,6 @@
-"""The documents that travel: `Document` in, `Document`, `RunStatus`, `Evaluation` and `Event` out.
+"""The documents that clients send (`Document`, `RunQuery`) and get (`Document`, `RunStatus`, `Evaluation`, `Event`).
 
-No `from __future__ import annotations` here: Jina reads these annotations at run time. Only literal
+No `from __future__ import annotations` here: Jina reads these annotations at run time. Use only literal
 defaults, because a `default_factory` makes a field required behind the HTTP gateway.
 """
 
@@ -27,7 +27,7 @@ _PLAIN = {str: "text", bytes: "blob", bool: "boolean", int: "integer", float: "f
 
 
 def _fill(node: Any, value: Any) -> None:
-    """Set a node as docarray would; the types that nearly every document has are told by a look at their class."""
+    """Set a node as docarray would. The class of a value alone tells the types that nearly every document has."""
     kind = type(value)
     if kind in _PLAIN:
         setattr(node, _PLAIN[kind], value)
@@ -50,7 +50,7 @@ class Match(BaseDoc):
         blob: The image as an array: H×W×3, H×W×1 or H×W (grayscale) or H×W×4 (RGBA), uint8, or float in [0, 1].
         buffer: The encoded image file (JPEG, PNG, WebP, …).
         text: Content for a custom `preprocess_fn`.
-        tags: Free; `tags['finetuner_label']` is the label.
+        tags: Any values; `tags['finetuner_label']` is the label.
         embedding: float32, shape (D,).
     """
 
@@ -67,18 +67,18 @@ class Match(BaseDoc):
         return content_of(self)
 
     def to_protobuf(self) -> Any:
-        """Do what docarray does, but faster: it tries a dozen types for each value, also for one that is absent."""
+        """Do what docarray does, but faster: docarray tries a dozen types for each value, even an absent one."""
         proto = DocProto()
         try:
             for name, value in vars(self).items():
                 _fill(proto.data[name], value)
-        except Exception:  # docarray's own words say which field it is
+        except Exception:  # docarray's own error says which field it is
             return super().to_protobuf()
         return proto
 
     @classmethod
     def from_protobuf(cls, pb_msg: Any) -> Any:
-        """Do what docarray does, but faster: it builds a schema anew for each default `id` and `matches`."""
+        """Do what docarray does, but faster: docarray builds a new schema for each default `id` and `matches`."""
         fields: Dict[str, Any] = {}
         for name, node in pb_msg.data.items():
             kind = node.WhichOneof("content")
@@ -94,7 +94,7 @@ class Match(BaseDoc):
         """Read `uri` (or `buffer`) into `blob` as H×W×3 uint8 RGB, upright by its EXIF orientation.
 
         Returns: the document itself.
-        Raises: BadDocument: it cannot be read as an image, or lies where the configuration does not allow.
+        Raises: BadDocument: it cannot be read as an image, or the configuration does not allow its location.
         """
         from .images.reading import load_uri_to_image_blob
 
@@ -134,14 +134,14 @@ DocumentArray = DocList[Document]
 
 
 class RunQuery(BaseDoc):
-    """The one input document of `/watch`: which run."""
+    """The one input document of `/watch`: it names the run."""
 
     run: Optional[str] = None
 
     @field_validator("run", mode="before")
     @classmethod
     def _as_text(cls, run: Any) -> Any:
-        """Take what is no text as a name that no run has: a stream that Jina cannot begin ends without a word."""
+        """Turn a value that is not text into a name that no run has: if Jina cannot start a stream, it says nothing."""
         return run if run is None or isinstance(run, str) else reprlib.repr(run)
 
 
@@ -165,9 +165,9 @@ class RunStatus(BaseDoc):
         model: The version now served: `base` or a run's name.
         verdict: Why the model was promoted or not, in a sentence.
         error: Why the run failed.
-        attempts: How often a trainer has been started on it.
-        disk_bytes: What the run's folder takes on the disk: documents, images, checkpoints, model, report. A whole
-            number; docarray's integers end at 2 GiB.
+        attempts: How often a trainer was started for it.
+        disk_bytes: How much disk the run's folder takes: documents, images, checkpoints, model, report. A whole number,
+            but a float, because docarray's integers end at 2 GiB.
         events: How many events its history has: `/events` with `after` set to an earlier count returns the new ones.
     """
 
@@ -226,7 +226,7 @@ Label = Union[int, str]
 def normalise_label(value: Any) -> Label:
     """Return the label as int or str: `1`, `1.0` and `True` are one label, `'1'` is another.
 
-    Clients and gateways turn integers into floats here and there, so an integral float is the integer.
+    Some clients and gateways turn integers into floats, so an integral float counts as the integer.
 
     Raises: BadDocument: the value is neither an integer nor a string.
     """
@@ -259,12 +259,12 @@ def has_label(doc: Any) -> bool:
 
 
 def content_of(doc: Any) -> Union[np.ndarray, str, bytes, None]:
-    """The first of `blob`, `text` and `buffer` that is set, or None: of any class of documents."""
+    """The first of `blob`, `text` and `buffer` that is set, or None, for any class of documents."""
     return next((value for value in (doc.blob, doc.text, doc.buffer) if value is not None), None)
 
 
 def with_id(doc: Any) -> Any:
-    """Give `doc` an id if it came without one, as documents do through an HTTP Flow."""
+    """Give `doc` an id if it came without one, as documents through an HTTP Flow do."""
     if not doc.id:
         doc.id = uuid.uuid4().hex
     return doc

@@ -3,7 +3,7 @@
 FinetunerError
 ├── BadRequest            400  the call itself is wrong
 │   ├── InvalidParameter  400  unknown, ill-typed or contradicting parameter
-│   └── NotTrainable      400  documents that no run could be trained on
+│   └── NotTrainable      400  documents that no run can train on
 ├── Unauthorized          401  no token, or a wrong one
 ├── NotFound              404
 │   ├── UnknownRun        404
@@ -17,9 +17,9 @@ FinetunerError
 ├── ConfigurationError    500  an executor option, or the model it names, is wrong
 ├── OutOfMemory           500  not even one image at a time fits into memory
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
-└── InternalError         500  ours: the service's log has the traceback
+└── InternalError         500  our fault: the service's log has the traceback
 
-The message of each is one sentence or two: what was wrong, and what to do about it.
+Each message is one or two sentences: what was wrong, and what to do about it.
 """
 
 
@@ -36,7 +36,7 @@ class BadRequest(FinetunerError, ValueError):
 
 
 class InvalidParameter(BadRequest):
-    """An unknown, ill-typed or contradicting parameter; the message lists the accepted ones."""
+    """A parameter that is unknown, has the wrong type or contradicts another; the message names it."""
 
 
 class NotTrainable(BadRequest):
@@ -50,17 +50,17 @@ class Unauthorized(FinetunerError):
 
 
 class NotFound(FinetunerError, LookupError):
-    """Something was named that does not exist."""
+    """The call names something that does not exist."""
 
     status = 404
 
 
 class UnknownRun(NotFound):
-    """No run of that name."""
+    """There is no run with that name."""
 
 
 class UnknownModel(NotFound):
-    """No model version of that name."""
+    """There is no model version with that name."""
 
 
 class Conflict(FinetunerError):
@@ -70,7 +70,7 @@ class Conflict(FinetunerError):
 
 
 class IllegalTransition(Conflict):
-    """A run was asked to move to a state that its present state does not lead to."""
+    """A run cannot move from its present state to the state asked for."""
 
 
 class LimitExceeded(FinetunerError):
@@ -103,7 +103,7 @@ class ConfigurationError(FinetunerError, ValueError):
 
 
 class OutOfMemory(FinetunerError):
-    """Memory does not suffice, however small the parts of a batch are made."""
+    """There is too little memory, even for the smallest parts of a batch."""
 
 
 class WorkspaceError(FinetunerError):
@@ -113,4 +113,4 @@ class WorkspaceError(FinetunerError):
 
 
 class InternalError(FinetunerError):
-    """A defect of the service; its log has the traceback."""
+    """A bug in the service; its log has the traceback."""

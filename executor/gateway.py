@@ -1,13 +1,13 @@
 """A gateway for a Flow, over any of Jina's protocols, that knows our refusals and our token.
 
-Over HTTP it answers a caller's mistake with its own 4xx instead of Jina's 500, and takes a body without `data` where
-there are no documents to send. With a token, in the environment or in a `token_file`, it asks every client for it, over
-HTTP, websocket and gRPC, and presents it to the executors of the Flow. In Python:
+Over HTTP it answers a caller's mistake with the right 4xx instead of Jina's 500, and accepts a body without `data` if
+there are no documents to send. If there is a token, in the environment or in a `token_file`, it asks every client for
+it, over HTTP, websocket and gRPC, and sends it to the executors of the Flow. In Python:
 
     Flow(protocol="http").config_gateway(uses=FinetunerGateway).add(uses="config.yml")
 
-In YAML, by its dotted path. The package must be importable in the gateway's process: install it, or start the Flow
-with `PYTHONPATH` naming the directory that holds the package (`PYTHONPATH=. jina flow --uses flow.yml`).
+In YAML, name it by its dotted path. The gateway's process must be able to import the package: install it, or start the
+Flow with `PYTHONPATH` naming the directory that holds the package (`PYTHONPATH=. jina flow --uses flow.yml`).
 
     jtype: Flow
     with: {protocol: [grpc, http], port: [54321, 8080], host: 127.0.0.1}
@@ -41,7 +41,7 @@ from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, r
 
 
 class FinetunerGateway(CompositeBaseServer, BaseGateway):
-    """Jina's gateway, but for the status of refused requests, bodies without `data`, and the token.
+    """Jina's gateway, with our status for refused requests, our token, and bodies that may leave out `data`.
 
     Args: token_file: a file that holds the token, if it is not in the environment.
     Raises: ConfigurationError: the token cannot be used.
@@ -56,12 +56,12 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         ]
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
-        """Those of the channels to the executors."""
+        """The interceptors of the channels to the executors: Jina's own, and ours for the token."""
         return [*(super().aio_tracing_client_interceptors() or []), *(presenting(self._token) if self._token else [])]
 
     @property
     def _should_exit(self) -> bool:
-        """Whether a server was told to end; Jina's own would say so of one that speaks gRPC alone."""
+        """Whether a server was told to end. Jina's own says so of every gateway that serves only gRPC."""
         return any(getattr(server, "should_exit", False) for server in self.servers)
 
 
@@ -95,7 +95,7 @@ class _OverHttp(_Guarded, HTTPServer):
 class _OverWebsocket(_Guarded, WebSocketServer):
     @property
     def app(self) -> App:
-        """What is served; Jina assigns it once it has been made."""
+        """The app that is served. Jina makes it, then sets it here."""
         return self._app
 
     @app.setter
@@ -106,14 +106,14 @@ class _OverWebsocket(_Guarded, WebSocketServer):
 _SERVERS = {"grpc": _OverGrpc, "http": _OverHttp, "websocket": _OverWebsocket}
 
 
-# What Jina's messages carry from a gateway to an executor. What they do not breaks its gateway, which then answers 500
-# and waits for ever when it shall end.
+# The limits of Jina's messages from a gateway to an executor. Anything beyond them breaks Jina's gateway: it answers
+# 500, and waits for ever when it is told to end.
 MAX_INTEGER = 2**31 - 1
 MAX_DEPTH = 16
 
 
 class _Watched:
-    """A gateway's streamer that raises the refusals it meets with the status of their error."""
+    """A gateway's streamer that raises each refusal with the HTTP status of its error."""
 
     def __init__(self, streamer: Any) -> None:
         self._streamer = streamer
@@ -122,7 +122,7 @@ class _Watched:
         return getattr(self._streamer, name)
 
     async def stream_docs(self, docs: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Like the streamer's own. Raises: HTTPException: an executor refused the request, or none could get it."""
+        """Like the streamer's own. Raises: HTTPException: an executor refused the request, or it cannot be sent."""
         if reason := unsendable(docs, kwargs.get("parameters"), kwargs.get("target_executor")):
             raise HTTPException(errors.BadRequest.status, reason)
         async for response in self._streamer.stream_docs(docs, **kwargs):
@@ -133,13 +133,13 @@ class _Watched:
 
 
 def _status(arguments: Any) -> int:
-    """The HTTP status of the error whose class a `Refusal` names as its second argument."""
+    """Return the HTTP status of the error class that a `Refusal` names as its second argument; 500 if there is none."""
     error = getattr(errors, arguments[1], None) if len(arguments) == 2 else None
     return error.status if isinstance(error, type) and issubclass(error, errors.FinetunerError) else 500
 
 
 def unsendable(docs: Iterable[Any], parameters: dict[str, Any] | None, target_executor: str | None) -> str | None:
-    """Say what of a request Jina could not pass on to an executor; None where it can."""
+    """Return why Jina cannot pass a request on to an executor; None if it can."""
     for doc in docs:
         for each in (doc, *(getattr(doc, "matches", None) or ())):
             texts = [getattr(each, name, None) for name in ("id", "uri", "text", "run")]

@@ -1,7 +1,7 @@
-"""`FinetunerExecutor`: Jina's door. Each method hands its documents to the endpoint of that name.
+"""`FinetunerExecutor`: Jina's door. Each method hands its documents to the endpoint of the same name.
 
 No `from __future__ import annotations` here: Jina reads these annotations at run time. The methods are coroutines,
-because Jina runs plain functions one at a time; what blocks goes to threads.
+because Jina runs plain functions one at a time. Blocking work goes to threads.
 """
 
 import logging
@@ -45,7 +45,7 @@ class FinetunerExecutor(Executor):
         extend_servers(self._token)
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:
-        """Call an endpoint; every error becomes one sentence for the caller, and ours are logged with traceback."""
+        """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""
         try:
             require(self._token)
             return await call(self._service, path, docs, parameters)
@@ -57,7 +57,7 @@ class FinetunerExecutor(Executor):
 
     @requests(on="/fit")
     async def fit(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[RunStatus]:
-        """Append documents to a run, durably, and return its status."""
+        """Store documents durably in a run, and return its status."""
         return DocList[RunStatus](await self._call("/fit", docs, parameters))
 
     @requests(on="/status")
@@ -105,7 +105,7 @@ class FinetunerExecutor(Executor):
     async def watch(self, doc: RunQuery, **_: Any) -> RunStatus:  # type: ignore[misc]  # Jina wants the item's class
         """Yield the status of a run whenever it changes, until the run has ended.
 
-        It never raises, because a Flow's gateway would start the stream again: an error is a last status.
+        It never raises, because a Flow's gateway would start the stream again. An error is sent as the last status.
         """
         try:
             require(self._token)
