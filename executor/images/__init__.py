@@ -1,11 +1,11 @@
-"""A document's image as H×W×3 uint8 RGB, from wherever it is, and what may be read at all.
+"""Read a document's image as H×W×3 uint8 RGB, from the places that the operator allows.
 
 reading.py   the image of a document, from its uri, its bytes or its array
-policy.py    what may be read from where, and how much of it
-uris.py      the bytes behind a path, `file://`, `http(s)://` or `data:`
-remote.py    fetching over http(s) without a way into the private network
-decoding.py  encoded images: JPEG, PNG, WebP, GIF, BMP, TIFF
-arrays.py    arrays of any usual form
+policy.py    which files and addresses may be read, and how large an image may be
+uris.py      read the bytes behind a path, `file://`, `http(s)://` or `data:`
+remote.py    fetch over http(s), but never from the private network
+decoding.py  decode JPEG, PNG, WebP, GIF, BMP and TIFF
+arrays.py    turn arrays of the usual shapes and types into images
 
-May import errors alone.
+May import only errors.
 """

@@ -1,4 +1,4 @@
-"""Arrays of any usual form to H×W×3 uint8."""
+"""Turn arrays of the usual shapes and types into images, H×W×3 uint8."""
 
 import threading
 import warnings
@@ -18,18 +18,15 @@ def over_white(image: Image.Image) -> np.ndarray:
     return np.array(Image.alpha_composite(white, image).convert("RGB"))
 
 
-# --- arrays ----------------------------------------------------------------------------------------------------
-
-
 def image_from_array(blob: Any) -> np.ndarray:
     """Convert an array to an image.
 
     Args:
         blob: H×W×3, H×W×1 or H×W (grayscale) or H×W×4 (RGBA, composited over white); integers in 0..255 of any
             type, floats in [0, 1], or floats that are whole numbers in 0..255, as HTTP clients send them.
-            C×H×W is transposed, with one warning per process.
+            C×H×W is transposed; a process warns of this once.
 
-    Returns: H×W×3 uint8; `blob` itself, not a copy, if it is that already.
+    Returns: H×W×3 uint8; `blob` itself, not a copy, if it already has that form.
     Raises: BadDocument: any other shape, type or range.
     """
     array = np.asarray(blob)
@@ -45,11 +42,11 @@ def image_from_array(blob: Any) -> np.ndarray:
 
 
 def looks_channels_first(array: np.ndarray) -> bool:
-    """Whether the shape of `array` is that of C×H×W, and not of H×W×C."""
+    """Whether `array` has the shape of a C×H×W image, and not of an H×W×C one."""
     return array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[2] not in _CHANNELS
 
 
-_channels_first_warning = threading.Lock()  # held by the one who warned, for good
+_channels_first_warning = threading.Lock()  # whoever warns takes it and never releases it
 
 
 def warn_channels_first(shape: tuple[int, ...]) -> None:
@@ -63,12 +60,12 @@ def warn_channels_first(shape: tuple[int, ...]) -> None:
 
 
 def _uint8(array: np.ndarray) -> np.ndarray:
-    """Bring the values of `array` to 0..255 by the rules of `image_from_array`."""
+    """Convert the values of `array` to 0..255 uint8, by the rules of `image_from_array`."""
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind not in "iuf":
         raise _not_an_image(array, "an image has uint8 values, or floats in [0, 1]")
-    low, high = array.min(), array.max()  # NaN if there is any, which no comparison below lets pass
+    low, high = array.min(), array.max()  # NaN if the array has one; then every comparison below is false
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
         scaled: np.ndarray = np.rint(array * 255).astype(np.uint8)
         return scaled

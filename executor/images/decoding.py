@@ -1,4 +1,4 @@
-"""Encoded images (JPEG, PNG, WebP, GIF, BMP, TIFF) to H×W×3 uint8 RGB.
+"""Decode images (JPEG, PNG, WebP, GIF, BMP, TIFF) to H×W×3 uint8 RGB.
 
 Safe to call from many threads; Pillow's codecs release the interpreter lock.
 """
@@ -20,7 +20,7 @@ from ..errors import BadDocument
 from .arrays import image_from_array, over_white, three_channels
 from .policy import ImagePolicy, check_bytes, check_pixels
 
-# The codecs are called by their class, not through Image.open: that would judge sizes by Pillow's global limit.
+# We call the codec classes directly, not Image.open, which would apply Pillow's global size limit.
 _CODECS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
@@ -32,32 +32,29 @@ _CODECS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
 
 
 def without_base64(buffer: bytes) -> bytes:
-    """Undo the base64 in which bytes travel in JSON; other bytes are returned as they are."""
+    """Decode the base64 that JSON clients send bytes in; return any other bytes unchanged."""
     if _codec_of(buffer) is not None:
         return buffer
     try:
         return base64.b64decode(buffer, validate=True)
     except ValueError:
-        return buffer  # not base64 either: the decoder names the trouble
-
-
-# --- encoded images --------------------------------------------------------------------------------------------
+        return buffer  # not base64 either: the image decoder will say what is wrong
 
 
 def decode_image(data: bytes, policy: ImagePolicy, *, min_size: int | None = None) -> np.ndarray:
     """Decode a JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF image.
 
-    Transparency is composited over white, 16 bits are scaled to 8, the EXIF orientation is applied; colour
-    profiles are not.
+    Transparent images are composited over white and 16 bits are scaled to 8. The EXIF orientation is applied;
+    colour profiles are ignored.
 
     Args:
         data: The encoded file.
-        min_size: If given, a JPEG is decoded at a half, quarter or eighth of its size, which is much faster,
-            as long as both sides stay at least this many pixels. Other formats keep their size.
+        min_size: If given, a JPEG may be decoded at a half, quarter or eighth of its size, which is much faster.
+            Both sides keep at least this many pixels. Other formats keep their size.
 
     Returns: H×W×3 uint8 RGB, writable.
-    Raises: BadDocument: unknown format, damaged or truncated, or over the limits, which are checked against the
-        header before anything is decoded.
+    Raises: BadDocument: the format is unknown, or the image is damaged, truncated or over the limits. The limits are
+        checked against the header before anything is decoded.
     """
     check_bytes(len(data), policy)
     codec = _codec_of(data)
@@ -75,7 +72,7 @@ def decode_image(data: bytes, policy: ImagePolicy, *, min_size: int | None = Non
         raise
     except Image.DecompressionBombError as error:
         raise BadDocument(f"The image has more pixels than can be decoded: {error}") from error
-    except Exception as error:  # on damaged files the codecs raise a dozen classes that have no common base
+    except Exception as error:  # on damaged files the codecs raise a dozen exception classes without a common base
         raise BadDocument(
             f"The {codec.format} image is damaged or truncated and cannot be decoded: {error or type(error).__name__}"
         ) from error
@@ -88,9 +85,9 @@ def _codec_of(data: bytes) -> type[ImageFile.ImageFile] | None:
 def _rgb_array(image: Image.Image) -> np.ndarray:
     """Convert an image of any mode to H×W×3 uint8."""
     if image.mode.startswith("I;16"):
-        bits = image.tag_v2[BITSPERSAMPLE][0] if isinstance(image, TiffImageFile) else 16  # a TIFF may have 12
+        bits = image.tag_v2[BITSPERSAMPLE][0] if isinstance(image, TiffImageFile) else 16  # a TIFF may have 12 bits
         return three_channels(np.rint(np.asarray(image) * np.float32(255 / (2**bits - 1))).astype(np.uint8))
-    if image.mode in ("I", "F"):  # 32-bit TIFF, whose range is up to its author
+    if image.mode in ("I", "F"):  # 32-bit TIFF: its author chooses the range of values
         return image_from_array(np.asarray(image))
     if image.has_transparency_data:
         return over_white(image.convert("RGBA"))

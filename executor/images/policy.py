@@ -1,4 +1,4 @@
-"""What images may be read from where, and how much of them."""
+"""Which files and addresses may be read, and how large an image may be."""
 
 import functools
 import os
@@ -9,14 +9,14 @@ from ..errors import BadDocument
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
-    """What may be read, and how much of it.
+    """Which files and addresses may be read, and how large an image may be.
 
     Attributes:
-        allowed_roots: Directories that a path may lie in; None allows every path.
+        allowed_roots: Directories whose files may be read; None allows every path.
         allow_remote_uris: Whether http and https uris are fetched (from public addresses only).
-        max_image_bytes: Largest encoded image.
-        max_image_pixels: Largest image once decoded, width × height.
-        remote_timeout: Seconds for one whole fetch.
+        max_image_bytes: Limit for an encoded image.
+        max_image_pixels: Limit for a decoded image, width × height.
+        remote_timeout: Seconds that a whole fetch may take.
     """
 
     allowed_roots: tuple[str, ...] | None = None
@@ -27,7 +27,7 @@ class ImagePolicy:
 
     @functools.cached_property
     def resolved_roots(self) -> tuple[str, ...] | None:
-        """The allowed roots without symbolic links, as they were when first asked for."""
+        """The allowed roots with symbolic links resolved; resolved once, at the first use."""
         return None if self.allowed_roots is None else tuple(map(os.path.realpath, self.allowed_roots))
 
 

@@ -1,4 +1,4 @@
-"""The image of a document, from its uri, its encoded bytes or its array, as H×W×3 uint8 RGB."""
+"""Read the image of a document from its uri, its encoded bytes or its array, as H×W×3 uint8 RGB."""
 
 from typing import Any
 
@@ -10,14 +10,12 @@ from .decoding import decode_image, without_base64
 from .policy import DEFAULT_POLICY, ImagePolicy, check_pixels
 from .uris import read_uri
 
-# --- documents -------------------------------------------------------------------------------------------------
-
 
 def load_uri_to_image_blob(doc: Any, policy: ImagePolicy = DEFAULT_POLICY) -> np.ndarray:
-    """Read the image of `doc` from its `uri`, else its `buffer`, else its `blob`; `doc` stays unchanged.
+    """Read the image of `doc` from its `uri`, else its `buffer`, else its `blob`; `doc` is not changed.
 
-    Returns: H×W×3 uint8 RGB, upright by its EXIF orientation.
-    Raises: BadDocument: there is no image, it cannot be read, or lies where `policy` does not allow.
+    Returns: H×W×3 uint8 RGB, turned upright by its EXIF orientation.
+    Raises: BadDocument: there is no image, it cannot be read, or `policy` does not allow it.
     """
     if doc.uri or doc.buffer:
         return _encoded_image(doc, policy, min_size=None)
@@ -29,7 +27,7 @@ def image_of(doc: Any, policy: ImagePolicy = DEFAULT_POLICY, *, min_size: int | 
 
     Args: min_size: as in `decode_image`; a `blob` keeps its size.
     Returns: H×W×3 uint8 RGB.
-    Raises: BadDocument: there is no image, it cannot be read, or lies where `policy` does not allow.
+    Raises: BadDocument: there is no image, it cannot be read, or `policy` does not allow it.
     """
     if doc.blob is not None:
         image = image_from_array(doc.blob)

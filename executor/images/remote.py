@@ -1,8 +1,8 @@
-"""Fetch an image over http(s) without becoming a way into the private network.
+"""Fetch an image over http(s), but never from the private network.
 
-The host's name is resolved once, every address is judged, and the connection goes to an address that was
-judged: a name that answers differently the second time gains nothing. Redirects are followed by hand, each as
-a new uri. Proxies of the environment are not used, since they would resolve the name themselves.
+We resolve the host name once, check every address, and connect to a checked address. So it does not help an attacker
+if the name resolves to something else the second time. We follow redirects ourselves and check each one as a new
+uri. We ignore the proxies of the environment, because a proxy would resolve the name itself.
 """
 
 import functools
@@ -22,7 +22,7 @@ _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _CHUNK_BYTES = 1 << 16
-_RESERVED = "/%:@!$&'()*+,;=~?"  # not to be percent-encoded (again)
+_RESERVED = "/%:@!$&'()*+,;=~?"  # characters that are not percent-encoded (again)
 _HEADERS = {
     "User-Agent": "FinetunerExecutor",
     "Accept": "image/*",
@@ -34,15 +34,15 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def shown(uri: str) -> str:
-    """Return `uri` short enough for a message: a data: uri may have megabytes."""
+    """Return `uri`, shortened for a message: a data: uri can have megabytes."""
     return uri if len(uri) <= 200 else f"{uri[:200]}…"
 
 
 def is_forbidden_address(address: Address) -> bool:
     """Whether `address` is anything but a public unicast address.
 
-    Private, shared, loopback, link-local, multicast, reserved and unspecified addresses are forbidden, also
-    where an IPv6 address only wraps such an IPv4 address (IPv4-mapped, 6to4).
+    Private, shared, loopback, link-local, multicast, reserved and unspecified addresses are forbidden. So is an
+    IPv6 address that wraps a forbidden IPv4 address (IPv4-mapped, 6to4).
     """
     if isinstance(address, ipaddress.IPv6Address):
         address = address.ipv4_mapped or address.sixtofour or address
@@ -59,12 +59,13 @@ def fetch(
     """Return the body behind an http or https uri.
 
     Args:
-        max_bytes: The largest body accepted; longer ones are refused while they arrive.
-        timeout: Seconds for the whole fetch, redirects included. (How long a name may take to resolve is up to
-            the system's resolver.)
-        forbidden: Judges every address before it is connected to.
+        max_bytes: Limit for the body; a longer one is refused while it arrives.
+        timeout: Seconds for the whole fetch, redirects included. (The time for resolving a name is limited only
+            by the system's resolver.)
+        forbidden: Is asked about every address before we connect to it.
 
-    Raises: BadDocument: a forbidden address, a failed, oversized or overlong transfer, a status other than 200.
+    Raises: BadDocument: the address is forbidden, the transfer fails, takes too long or is too large, or the status is
+        not 200.
     """
     deadline = time.monotonic() + timeout
     target = uri
@@ -86,12 +87,12 @@ def fetch(
 def _request(
     uri: str, max_bytes: int, deadline: float, forbidden: Callable[[Address], bool]
 ) -> tuple[bytes, str | None]:
-    """Return (body, None), or (b"", where to) for a redirect. Raises TimeoutError once `deadline` has passed."""
+    """Return (body, None), or (b"", new location) for a redirect. Raises: TimeoutError: `deadline` has passed."""
     parts, host, port = _parse(uri)
     connection = http.client.HTTPConnection(host, port)
     with closing(connection):
         sock = _connect(_public_addresses(uri, host, port, forbidden), deadline)
-        connection.sock = sock  # closed with the connection; http.client then never resolves the name itself
+        connection.sock = sock  # closed with the connection; with a socket set, http.client does not resolve the name
         sock.settimeout(_left(deadline))
         if parts.scheme == "https":
             connection.sock = sock = _tls_context().wrap_socket(sock, server_hostname=host)
@@ -113,12 +114,12 @@ def _redirected(uri: str, location: str) -> str:
 
 
 def _parse(uri: str) -> tuple[SplitResult, str, int]:
-    """Return the parts of an http(s) uri, its host in ASCII and its port."""
+    """Split an http(s) uri; return its parts, its host in ASCII and its port."""
     try:
         parts = urlsplit(uri)
         host = (parts.hostname or "").encode("idna").decode("ascii")
         port = parts.port
-    except ValueError as error:  # UnicodeError is one
+    except ValueError as error:  # UnicodeError is a ValueError
         raise BadDocument(f"{shown(uri)!r} is not a valid uri: {error}") from error
     if parts.scheme not in _DEFAULT_PORTS or not host:
         raise BadDocument(f"{shown(uri)!r} is not a valid http or https uri")
@@ -126,7 +127,7 @@ def _parse(uri: str) -> tuple[SplitResult, str, int]:
 
 
 def _request_target(parts: SplitResult) -> str:
-    """Return path and query, percent-encoded where the uri's author left that undone."""
+    """Return the path and query, percent-encoded where they are not yet."""
     path = quote(parts.path or "/", safe=_RESERVED)
     return f"{path}?{quote(parts.query, safe=_RESERVED)}" if parts.query else path
 
@@ -137,7 +138,7 @@ def _host_header(parts: SplitResult, host: str, port: int) -> str:
 
 
 def _public_addresses(uri: str, host: str, port: int, forbidden: Callable[[Address], bool]) -> list[tuple[str, int]]:
-    """Resolve `host`. Raises: BadDocument: any of its addresses is forbidden."""
+    """Resolve `host`. Raises: BadDocument: at least one of its addresses is forbidden."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     addresses = [(str(sockaddr[0]), port) for *_, sockaddr in found]
     for address, _ in addresses:
@@ -147,7 +148,7 @@ def _public_addresses(uri: str, host: str, port: int, forbidden: Callable[[Addre
 
 
 def _connect(addresses: list[tuple[str, int]], deadline: float) -> socket.socket:
-    """Connect to the first address that answers; each gets an even share of the time that is left."""
+    """Connect to the first address that answers; each may take an equal share of the remaining time."""
     for waiting, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
             return socket.create_connection(address, timeout=_left(deadline) / waiting)
@@ -158,7 +159,7 @@ def _connect(addresses: list[tuple[str, int]], deadline: float) -> socket.socket
 
 
 def _left(deadline: float) -> float:
-    """Return the seconds until `deadline`. Raises: TimeoutError: there are none."""
+    """Return the seconds until `deadline`. Raises: TimeoutError: it has passed."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
         raise TimeoutError
@@ -167,19 +168,19 @@ def _left(deadline: float) -> float:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Verifies certificates and host names by the system's authorities (or SSL_CERT_FILE)."""
+    """Return a context that checks certificates by the system's authorities (or SSL_CERT_FILE), and host names."""
     return ssl.create_default_context()
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads a socket so that all reads together end by `deadline`, however slowly the bytes drip in."""
+    """Reads a socket; all reads together must end by `deadline`, however slowly the bytes arrive."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
         self._deadline = deadline
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Stand in for the socket: `http.client.HTTPResponse` asks it for nothing else."""
+        """Act as the socket: this is the only method that `http.client.HTTPResponse` calls on it."""
         return io.BufferedReader(self, _CHUNK_BYTES)
 
     def readable(self) -> bool:
@@ -191,11 +192,11 @@ class _DeadlineReader(io.RawIOBase):
 
 
 def _read(uri: str, response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """Read the body, no further than `max_bytes`."""
+    """Read the body. Raises: BadDocument: it has more than `max_bytes`, or ends early."""
     too_large = BadDocument(
         f"{shown(uri)} has more than the {max_bytes} bytes that max_image_bytes allows; send a smaller file or raise it"
     )
-    if (response.length or 0) > max_bytes:  # from Content-Length; None if that is missing
+    if (response.length or 0) > max_bytes:  # from Content-Length; None without that header
         raise too_large
     body = bytearray()
     while chunk := response.read(min(_CHUNK_BYTES, max_bytes + 1 - len(body))):

@@ -1,4 +1,4 @@
-"""The bytes behind a uri: a path, `file://`, `http(s)://` or `data:`, where the policy allows it."""
+"""Read the bytes behind a uri (a path, `file://`, `http(s)://` or `data:`) if the policy allows it."""
 
 import base64
 import functools
@@ -16,13 +16,10 @@ from .remote import fetch, shown
 _SCHEME = re.compile(r"(?:([a-z][a-z0-9+.-]*)://|(file|data):)", re.IGNORECASE)
 
 
-# --- uris ------------------------------------------------------------------------------------------------------
-
-
 def check_uri(uri: str, policy: ImagePolicy) -> None:
-    """Check without opening anything that `policy` allows `uri`; reading it checks again, more strictly.
+    """Check that `policy` allows `uri`, without opening anything. `read_uri` checks again, more strictly.
 
-    Raises: BadDocument: unknown scheme, remote uris are off, or the path lies outside the allowed roots.
+    Raises: BadDocument: the scheme is unknown, remote uris are off, or the path lies outside the allowed roots.
     """
     scheme = _scheme(uri)
     if scheme in ("http", "https"):
@@ -53,13 +50,16 @@ def read_uri(uri: str, policy: ImagePolicy) -> bytes:
 
 
 def _scheme(uri: str) -> str:
-    """Return the scheme in lower case, or "" for a path (which may well contain a colon)."""
+    """Return the scheme in lower case, or "" for a path (which may contain a colon)."""
     match = _SCHEME.match(uri)
     return (match[1] or match[2]).lower() if match else ""
 
 
 def _allowed_path(uri: str, policy: ImagePolicy, resolve: Callable[[str], str] = os.path.realpath) -> str:
-    """Return the path of `uri`, absolute and without symbolic links, if it lies in an allowed root."""
+    """Return the path of `uri`, absolute and without symbolic links.
+
+    Raises: BadDocument: the path is not valid, or lies outside the allowed roots.
+    """
     path = _file_uri_path(uri) if _scheme(uri) == "file" else uri
     try:
         resolved = resolve(path)
@@ -79,11 +79,11 @@ def _is_within(path: str, root: str) -> bool:
 
 
 def _lately_resolved(path: str) -> str:
-    """Like `os.path.realpath`, but for folders that change in this very second: a thousand files lie in one folder."""
+    """Like `os.path.realpath`, but remembers each folder for at most a second: many files share a folder."""
     folder, name = os.path.split(path)
     if name in ("", ".", "..") or "\0" in name:
         return os.path.realpath(path)
-    folder = os.path.join(os.getcwd(), folder)  # the cache must know it apart after a change of directory
+    folder = os.path.join(os.getcwd(), folder)  # an absolute cache key: the current directory may change
     place = os.path.join(_folder_resolved(folder, int(time.monotonic())), name)
     return os.path.realpath(place) if os.path.islink(place) else place
 
@@ -94,7 +94,7 @@ def _folder_resolved(folder: str, second: int) -> str:
 
 
 def _file_uri_path(uri: str) -> str:
-    """Return the decoded path of a `file:` uri; `#` and `?` are taken as part of the name."""
+    """Return the decoded path of a `file:` uri; `#` and `?` count as part of the name."""
     path = uri[len("file:") :]
     if path.startswith("//"):
         host, slash, path = path[2:].partition("/")
@@ -105,9 +105,9 @@ def _file_uri_path(uri: str) -> str:
 
 
 def _read_file(path: str, policy: ImagePolicy) -> bytes:
-    """Read a regular file. `path` has no symbolic links left, so that one found now was put there since."""
+    """Read a regular file. Links in `path` are resolved already; if it is a link now, someone has just put it there."""
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for its writer
+        # O_NONBLOCK: opening a FIFO must not wait for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -129,7 +129,7 @@ def _read_data_uri(uri: str, policy: ImagePolicy) -> bytes:
     if not header.lower().endswith(";base64"):
         check_bytes(len(payload) - 2 * payload.count("%"), policy)
         return unquote_to_bytes(payload)
-    check_bytes(len(payload) * 3 // 4 - 2, policy)  # padding is no content
+    check_bytes(len(payload) * 3 // 4 - 2, policy)  # without the padding
     text = "".join(unquote(payload).split()).rstrip("=")
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)

@@ -1,17 +1,17 @@
-"""From a model's name to a module that embeds images, to a folder, and to files that other programs read.
+"""Build models that embed images, save and load them, and export them for other programs.
 
-model.py          `EmbeddingModel`: a backbone, perhaps a projection head, and their preprocessing
-preprocessing.py  size, crop and normalisation of an image, saved with the weights
-backbones.py      what all backbones have in common; what of a model's output is the embedding
+model.py          `EmbeddingModel`: a backbone, an optional projection head, and their preprocessing
+preprocessing.py  resize, crop and normalise an image; the settings are saved with the weights
+backbones.py      what all backbones have in common, and how to find the embedding in a model's output
 residual.py       the default network
 pretrained.py     vision models of transformers
-building.py       from a name to a model
-saving.py         a model as a folder, and back
-versions.py       the versions of a workspace: `base`, and one a succeeded run
+building.py       build a model from its name
+saving.py         save a model to a folder and load it
+versions.py       the versions in a workspace: `base`, and one for each succeeded run
 lora.py           low-rank updates of a transformers backbone
-export.py         a version as ONNX, safetensors or a transformers folder
+export.py         export a version as ONNX, safetensors or a transformers folder
 
-May import store, compute and what lies below them.
+May import store, compute and the packages below them.
 """
 
 from .saving import load_model

@@ -1,4 +1,4 @@
-"""A backbone, whichever it is: an image in, features out."""
+"""The backbone of a model: takes images, returns features."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from .preprocessing import Preprocessing
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A feature extractor and what has to be known to call it, and to build it again without its weights.
+    """A feature extractor, with all that is needed to call it and to rebuild it without its weights.
 
     Attributes:
-        options: Keyword arguments of each forward call.
-        description: For a transformers model, its class, configuration and changes; empty for the others.
+        options: Keyword arguments for every forward call.
+        description: For a transformers model its class, its configuration and our changes; empty for other models.
     """
 
     module: nn.Module
@@ -28,11 +28,11 @@ class Backbone:
 def embedding_of(output: Any) -> Tensor:
     """Return the (B, D) embedding in a model's output.
 
-    A tensor is taken as it is; of a transformers-like output the first of `pooler_output`, `image_embeds` and
-    `last_hidden_state` that is set. A feature map (B, C, H, W) is averaged over H and W; of a sequence (B, N, D)
-    the first token is taken, which is the class token.
+    The output is a tensor, or has attributes as in transformers: then the first of `pooler_output`, `image_embeds` and
+    `last_hidden_state` that is set is used. A feature map (B, C, H, W) is averaged over H and W. From a sequence
+    (B, N, D) the first token is taken, which is the class token.
 
-    Raises: ConfigurationError: there is none of these.
+    Raises: ConfigurationError: the output has none of these, or the tensor has another number of dimensions.
     """
     looked_for = ("pooler_output", "image_embeds", "last_hidden_state")
     found = output if isinstance(output, Tensor) else None

@@ -1,4 +1,4 @@
-"""From a model's name to a module that embeds images: the default network, transformers, or a factory."""
+"""Build a model from its name: the default network, a transformers model, or one from a factory."""
 
 import importlib
 import re
@@ -27,7 +27,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def build_model(config: ModelConfig) -> EmbeddingModel:
     """Build the model, in evaluation mode and channels-last memory format.
 
-    The same config gives the same weights; torch's random generator is left as it was.
+    The same config gives the same weights. The state of torch's random generator does not change.
 
     Raises: ConfigurationError: there is no such model, or it cannot be used; the message says why.
     """
@@ -44,7 +44,7 @@ def build_model(config: ModelConfig) -> EmbeddingModel:
 
 
 def channels_last(model: EmbeddingModel) -> EmbeddingModel:
-    """Lay the kernels out so that the processor convolves channels-last images without reordering them."""
+    """Store the kernels channels-last, so that images in that format need no reordering before a convolution."""
     for parameter in model.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -53,7 +53,7 @@ def channels_last(model: EmbeddingModel) -> EmbeddingModel:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw random numbers from `seed`, and leave the caller's generator as it was."""
+    """Seed torch's random generator inside the block, and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -73,7 +73,7 @@ def build_backbone(config: ModelConfig) -> Backbone:
 def _factory_backbone(path: str, input_size: int | None) -> Backbone:
     """Return the module that `package.module:factory` makes when called without arguments.
 
-    The module's own attribute `preprocessing` is honoured: a `Preprocessing`, or a mapping of its fields.
+    The module may have an attribute `preprocessing`, a `Preprocessing` or a mapping of its fields; then it is used.
 
     Raises: ConfigurationError: the factory cannot be imported or called, or does not return a module.
     """
@@ -82,7 +82,7 @@ def _factory_backbone(path: str, input_size: int | None) -> Backbone:
         factory: Any = importlib.import_module(module_name)
         for name in attribute.split("."):
             factory = getattr(factory, name)
-    except Exception as error:  # a module may raise anything while it is imported
+    except Exception as error:  # an import may raise anything
         raise ConfigurationError(f"model={path!r} cannot be imported: {type(error).__name__}: {error}.") from error
     if not callable(factory):
         raise ConfigurationError(f"model={path!r} is not callable but of type {type(factory).__name__}.")
@@ -101,7 +101,7 @@ def _own_preprocessing(module: nn.Module, path: str) -> Preprocessing:
     own = getattr(module, "preprocessing", None)
     if own is None:
         return Preprocessing(size=USUAL_SIZE)
-    try:  # by its fields, not by its class: Jina loads this package a second time under another name
+    try:  # look at the fields, not the class: Jina loads this package a second time under another name
         return preprocessing_from(asdict(own) if is_dataclass(own) and not isinstance(own, type) else own)
     except TypeError as error:
         names = ", ".join(each.name for each in fields(Preprocessing))
@@ -113,7 +113,7 @@ def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
 
 
 def _count_features(backbone: Backbone, name: str) -> int:
-    """Return the size of the backbone's embeddings, found by embedding two black images."""
+    """Embed two black images and return the size of the backbone's embeddings."""
     size = backbone.preprocessing.size
     backbone.module.eval()
     try:

@@ -1,8 +1,8 @@
-"""A model version as files that other programs read: `python -m executor export RUN …`.
+"""Export a model version to files that other programs read: `python -m executor export RUN …`.
 
-ONNX is written by torch's tracing exporter. Its successor (`dynamo=True`) gives the same embeddings, but took ten
-times as long on the models tried, fails on Swin and wants a further package. What tracing can get wrong, a branch or
-a batch size that became a constant, is found by the check that follows.
+We write ONNX with torch's tracing exporter. Its successor (`dynamo=True`) gives the same embeddings, but took ten
+times as long on the models we tried, fails on Swin and needs another package. Tracing can turn a branch or a batch
+size into a constant; `_check_onnx` finds such mistakes.
 """
 
 import json
@@ -28,13 +28,13 @@ from .saving import load_model, save_model
 from .versions import check_version
 
 OPSET = 18
-LEAST_COSINE = 0.9999  # of the exported model's embeddings with those of torch
+LEAST_COSINE = 0.9999  # between the exported model's embeddings and torch's
 CHECKED_BATCHES = (slice(0, 100), slice(0, 1), slice(1, 8))
-PIL_BILINEAR = 2  # the filter nearest to ours of those that every image processor of transformers offers
+PIL_BILINEAR = 2  # of the filters that all image processors of transformers offer, the closest to ours
 
 
 def main(run: str, workspace: Path, form: str, output: Path) -> int:
-    """Export a version, print where it lies, and return the exit code."""
+    """Export a version, print the folder, and return the exit code."""
     try:
         print(export(find_model(workspace, run), output, form))
     except FinetunerError as error:
@@ -44,9 +44,9 @@ def main(run: str, workspace: Path, form: str, output: Path) -> int:
 
 
 def find_model(folder: Path, version: str) -> Path:
-    """Return the folder of a version, a run's name or `base`, in the workspace in or below `folder`.
+    """Return the folder of a version (a run's name or `base`); the workspace is `folder` or lies below it.
 
-    Raises: WorkspaceError: there is no workspace, or several. UnknownModel: it has no such version.
+    Raises: WorkspaceError: there is no workspace, or more than one. UnknownModel: it has no such version.
     """
     workspace = find_workspace(folder)
     check_version(workspace, version)
@@ -59,12 +59,12 @@ def export(model_folder: Path, output: Path, form: str) -> Path:
     """Write the model saved in `model_folder` into a new folder `output`, with a README.md that says how to load it.
 
     Args:
-        output: Complete at the end, or as it was. Its parents are made.
-        form: `onnx`: model.onnx, from (B, S, S, 3) uint8 RGB to the embeddings (B, D) float32. `safetensors`: what
-            `models.save_model` writes. `transformers`: what `from_pretrained` of a transformers model reads.
+        output: If the export fails, it stays as it was. Missing parents are made.
+        form: `onnx`: model.onnx, from (B, S, S, 3) uint8 RGB to the embeddings (B, D) float32. `safetensors`: the files
+            of `save_model`. `transformers`: a folder for the `from_pretrained` of a transformers model.
     Returns: `output`.
-    Raises: ConfigurationError: `output` is taken, or the model has no such form. WorkspaceError: the model cannot be
-        read, or the export not written.
+    Raises: ConfigurationError: `output` exists and is not empty, or this model has no such form. WorkspaceError: the
+        model cannot be read, or the export cannot be written.
     """
     if form not in FORMS:
         raise ConfigurationError(f"format={form!r} is unknown; it is one of {', '.join(FORMS)}.")
@@ -77,7 +77,7 @@ def export(model_folder: Path, output: Path, form: str) -> Path:
         readme = folder / "README.md"
         readme.write_text(FORMS[form](model, folder), encoding="utf-8")
         for file in folder.iterdir():
-            file.chmod(readme.stat().st_mode)  # safetensors lets nobody but its owner read a file
+            file.chmod(readme.stat().st_mode)  # safetensors makes files that only their owner can read
 
     try:
         publish_folder(output, write, replace=False)
@@ -98,7 +98,7 @@ def _write_onnx(model: EmbeddingModel, folder: Path) -> str:
     whole = WithNormalisation(model).eval()
     try:
         with warnings.catch_warnings():
-            # That the exporter is the old one, and where tracing may go wrong: `_check_onnx` looks whether it did.
+            # The exporter warns that it is old and where tracing may go wrong; `_check_onnx` checks the result.
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 whole,
@@ -112,7 +112,7 @@ def _write_onnx(model: EmbeddingModel, folder: Path) -> str:
             )
     except OSError:
         raise
-    except Exception as error:  # a model, and the exporter, may raise anything
+    except Exception as error:  # a model or the exporter may raise anything
         reason = str(error).strip().partition("\n")[0]
         raise ConfigurationError(
             f"model={model.config.model!r} cannot be written as ONNX ({reason}); export it as safetensors."
@@ -121,9 +121,9 @@ def _write_onnx(model: EmbeddingModel, folder: Path) -> str:
 
 
 def _check_onnx(file: Path, whole: nn.Module, images: np.ndarray) -> float:
-    """Return the lowest cosine similarity of the file's embeddings with those of torch, in batches of several sizes.
+    """Compare the file's embeddings with torch's, in batches of several sizes; return the lowest cosine similarity.
 
-    Raises: ConfigurationError: it is below `LEAST_COSINE`, or the file cannot be run.
+    Raises: ConfigurationError: it is below `LEAST_COSINE`, or onnxruntime cannot run the file.
     """
     import onnxruntime
 
@@ -132,14 +132,14 @@ def _check_onnx(file: Path, whole: nn.Module, images: np.ndarray) -> float:
     try:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         found = [session.run(None, {"images": images[batch]})[0] for batch in CHECKED_BATCHES]
-    except Exception as error:  # onnxruntime's errors have no common base
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise ConfigurationError(
             f"onnxruntime cannot run the exported model ({str(error).splitlines()[0]}); export it as safetensors."
         ) from error
     lowest = min(
         float(_cosines(part, expected[batch]).min()) for part, batch in zip(found, CHECKED_BATCHES, strict=True)
     )
-    if not lowest >= LEAST_COSINE:  # so that NaN is refused too
+    if not lowest >= LEAST_COSINE:  # this way NaN is refused too
         raise ConfigurationError(
             f"The ONNX model's embeddings differ from PyTorch's: cosine similarity {lowest:.6f}, needed {LEAST_COSINE}."
             " The model may compute otherwise for other images or batch sizes; export it as safetensors."
@@ -154,7 +154,7 @@ def _cosines(some: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _varied_images(preprocessing: Preprocessing) -> np.ndarray:
-    """Return images, (100, S, S, 3) uint8, from flat colours over smooth textures to fine noise."""
+    """Return random images, (100, S, S, 3) uint8: flat colours, smooth textures and fine noise."""
     rng = np.random.default_rng(0)
     shapes = rng.integers(1, 2 * preprocessing.size, (CHECKED_BATCHES[0].stop, 2))
     return np.stack([preprocessing.resize(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes])
@@ -183,7 +183,7 @@ Opset {OPSET}. Checked against PyTorch on {CHECKED_BATCHES[0].stop} images: cosi
 
 
 def _pillow_resize(preprocessing: Preprocessing) -> str:
-    """Return the expression that resizes `image` as `Preprocessing.resize` does where it shrinks."""
+    """Return the Pillow expression that shrinks `image` as `Preprocessing.resize` does."""
     side = f"({preprocessing.size}, {preprocessing.size})"
     if not preprocessing.crop:
         return f"image.resize({side}, Image.Resampling.BOX)"
@@ -241,7 +241,7 @@ def _write_transformers(model: EmbeddingModel, folder: Path) -> str:
 
 
 def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Return our preprocessing in the words of transformers' image processors."""
+    """Return our preprocessing as the settings of a transformers image processor."""
     square = {"height": preprocessing.size, "width": preprocessing.size}
     settings = {
         "image_processor_type": "ViTImageProcessor",
@@ -297,7 +297,7 @@ Only resizing differs a little from what was done in training: the image process
 
 
 def _features(model: EmbeddingModel) -> str:
-    """Return what `backbones.embedding_of` takes from the backbone's output, as an expression."""
+    """Return, as an expression, the part of the backbone's output that `backbones.embedding_of` uses."""
     size = model.preprocessing.size
     with torch.inference_mode():
         output = model.backbone(torch.zeros(1, 3, size, size), **model.options)

@@ -1,17 +1,17 @@
-"""Low-rank updates (LoRA: Hu et al. 2021, arXiv:2106.09685) of a transformers backbone, through peft."""
+"""Low-rank updates (LoRA: Hu et al. 2021, arXiv:2106.09685) of a transformers backbone, by peft."""
 
 from typing import Any
 
 from ..errors import ConfigurationError
 from .model import EmbeddingModel
 
-ALPHA = 2  # the updates are scaled by lora_alpha / rank: the usual choice is twice the rank
+ALPHA = 2  # lora_alpha / rank scales the updates; 2 is the usual choice
 
 
 def add_lora(model: EmbeddingModel, rank: int) -> None:
-    """Freeze the backbone and give its linear layers trainable updates of `rank`. They change nothing at first.
+    """Freeze the backbone and add trainable updates of `rank` to its linear layers. At first they change nothing.
 
-    Raises: ConfigurationError: the backbone is no transformers model, or has no linear layers.
+    Raises: ConfigurationError: the backbone is not a transformers model, or has no linear layers.
     """
     from peft import LoraConfig, get_peft_model
     from transformers import PreTrainedModel
@@ -31,6 +31,6 @@ def add_lora(model: EmbeddingModel, rank: int) -> None:
 
 
 def merge_lora(model: EmbeddingModel) -> None:
-    """Add the updates to the weights, so that the model is a plain one again."""
+    """Add the updates to the weights, so that the model is a plain transformers model again."""
     adapted: Any = model.backbone
     model.backbone = adapted.merge_and_unload()

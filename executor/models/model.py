@@ -1,4 +1,4 @@
-"""`EmbeddingModel`: a backbone, perhaps a projection head, and the preprocessing they were trained with."""
+"""`EmbeddingModel`: a backbone, an optional projection head, and the preprocessing they were trained with."""
 
 from dataclasses import dataclass
 
@@ -17,11 +17,11 @@ class ModelConfig:
 
     Attributes:
         model: `default`, a transformers vision model (a directory or a hub id), or `package.module:factory`.
-        input_size: Side of the square the model sees, in pixels; None is the model's own.
-        embedding_dim: Size of the embedding, by a projection head where it is not the model's own; None is the
-            model's own, and 128 for `default`.
-        freeze: True freezes the whole backbone; names freeze the parts of the backbone so called.
-        seed: Of all weights that are not pretrained.
+        input_size: Side of the square that the model sees, in pixels; None: the model's own.
+        embedding_dim: Size of the embedding; another size than the model's own adds a projection head. None: the
+            model's own, or 128 for `default`.
+        freeze: True freezes the whole backbone; names freeze the parts of the backbone with these names.
+        seed: For all weights that are not pretrained.
     """
 
     model: str = "default"
@@ -45,7 +45,7 @@ class EmbeddingModel(nn.Module):
         head: (B, features) -> (B, D), or None.
         normalise: Whether embeddings are scaled to unit L2 norm.
         dim: D, the size of an embedding.
-        config: What it was built from.
+        config: The settings it was built from.
     """
 
     def __init__(self, backbone: Backbone, config: ModelConfig, *, features: int, normalise: bool = True) -> None:
@@ -62,7 +62,7 @@ class EmbeddingModel(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings, (B, D) float32 also under autocast, of images (B, 3, H, W) float32."""
+        """Return the embeddings of images (B, 3, H, W) float32: (B, D) float32, also under autocast."""
         embeddings = self.extract_features(images)
         if self.head is not None:
             embeddings = self.head(embeddings)
@@ -70,20 +70,20 @@ class EmbeddingModel(nn.Module):
         return nn.functional.normalize(embeddings, dim=1) if self.normalise else embeddings
 
     def extract_features(self, images: Tensor) -> Tensor:
-        """Return what the backbone makes of images (B, 3, H, W) float32, and the head gets: (B, features)."""
+        """Return the backbone's features (B, features), the input of the head, for images (B, 3, H, W) float32."""
         return embedding_of(self.backbone(images, **self.options))
 
     @property
     def is_backbone_frozen(self) -> bool:
-        """Whether an image has the same features all through a training: the backbone is frozen, all of it."""
+        """Whether the whole backbone is frozen, so that the features of an image stay the same during training."""
         trains = any(parameter.requires_grad for parameter in self.backbone.parameters())
         return not trains and any(module is self.backbone for module in self._frozen)
 
     def project(self, dim: int) -> None:
         """Put a new linear head on the backbone, for embeddings of `dim` values.
 
-        Its rows or columns begin orthonormal, so that it distorts the backbone's similarities as little as it can:
-        not at all where `dim` is at least the number of features.
+        Its rows or columns start orthonormal, so that it changes the backbone's similarities as little as possible,
+        and not at all if `dim` is at least the number of features.
         """
         weight = next(self.backbone.parameters(), torch.empty(0))
         self.head = nn.Linear(self.features, dim, bias=False)
@@ -92,13 +92,13 @@ class EmbeddingModel(nn.Module):
         self.dim = dim
 
     def freeze(self, names: bool | tuple[str, ...]) -> None:
-        """Keep parts of the backbone as they are: no gradients, norm statistics fixed, dropout off.
+        """Freeze parts of the backbone: no gradients, fixed norm statistics, no dropout.
 
-        Where this leaves nothing to train, a projection head of the same dimension is added.
+        If nothing is left to train, a projection head of the same dimension is added.
 
-        Args: names: True for all of it; or names of modules or parameters within the backbone, each of which
-            includes everything below it.
-        Raises: ConfigurationError: a name matches nothing.
+        Args: names: True for the whole backbone, or names of modules or parameters in it; a name includes
+            everything below it.
+        Raises: ConfigurationError: the backbone has nothing of that name.
         """
         if not names:
             return
@@ -130,7 +130,7 @@ class EmbeddingModel(nn.Module):
 
 
 class WithNormalisation(nn.Module):
-    """What a model is from the outside: (B, S, S, 3) uint8 RGB -> (B, D) float32."""
+    """A model with its normalisation in front: (B, S, S, 3) uint8 RGB -> (B, D) float32."""
 
     def __init__(self, model: EmbeddingModel) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is done to an image before a model sees it: size, crop and normalisation."""
+"""Resize, crop and normalise an image before a model sees it."""
 
 from dataclasses import dataclass, replace
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-USUAL_SIZE = 224  # what nearly every published image model was trained at
+USUAL_SIZE = 224  # nearly all published image models were trained at this size
 DEFAULT_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """What is done to an image before the model sees it; training, evaluation and serving do the same.
+    """What happens to an image before the model sees it, the same in training, evaluation and serving.
 
     Attributes:
-        size: Side of the square the model sees, in pixels.
-        mean: Per channel, RGB in [0, 1].
-        std: Per channel, RGB in [0, 1].
-        crop: False squashes the whole image into the square, so that nothing at its borders is lost to a search.
+        size: Side of the square that the model sees, in pixels.
+        mean: Mean of each channel, RGB in [0, 1].
+        std: Standard deviation of each channel, RGB in [0, 1].
+        crop: False squashes the whole image into the square, so that a search still sees what is at the borders.
             True keeps the aspect ratio and takes the middle.
-        shorter_side: With `crop`: what the shorter side would be scaled to before the middle `size` pixels are
-            taken; None means `size`.
+        shorter_side: With `crop`: the shorter side is scaled to this many pixels before the middle `size` pixels
+            are taken; None: to `size`.
     """
 
     size: int = DEFAULT_SIZE
@@ -38,8 +38,8 @@ class Preprocessing:
         if self.crop:
             image = self._middle(image)
         height, width = image.shape[:2]
-        # Areas are averaged where there are pixels to spare and interpolated where there are too few: OpenCV's
-        # area mode does not average an axis while the other one grows, hence two steps.
+        # First shrink by averaging areas, then enlarge by interpolation. These are two steps because OpenCV's area
+        # mode does not average one axis while the other one grows.
         shrunk = min(width, self.size), min(height, self.size)
         if shrunk != (width, height):
             image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)

@@ -1,6 +1,6 @@
-"""Vision models of transformers, from a directory or the hub, and rebuilt from what was saved.
+"""Load vision models of transformers from a directory or the hub, or rebuild them from a saved description.
 
-`transformers` takes about ten seconds to import, so it is imported only where a model of it is asked for.
+`transformers` takes about ten seconds to import, so we import it only when someone asks for such a model.
 """
 
 import inspect
@@ -20,10 +20,11 @@ from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, USUAL_SIZE, Preprocessin
 def transformers_backbone(name: str, input_size: int | None) -> Backbone:
     """Return a transformers vision model with its pretrained weights, from a directory or from the hub.
 
-    Of a text and vision model only the vision tower is loaded. Weights are read from safetensors only, and no
-    code that comes with a model is run.
+    If the model reads text and images, only its vision tower is loaded. Weights are read only from safetensors, and
+    code that comes with a model is never run.
 
-    Raises: ConfigurationError: not there, not reachable, not a vision model, or without usable weights.
+    Raises: ConfigurationError: the model is not there, the hub cannot be reached, it is not a vision model, or it has
+        no usable weights.
     """
     config = _transformers_config(name)
     model_class = _vision_class(name, config)
@@ -33,8 +34,8 @@ def transformers_backbone(name: str, input_size: int | None) -> Backbone:
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise ConfigurationError(f"The weights of model={name!r} cannot be loaded: {_first_line(error)}") from error
-    # Checkpoints of classifiers often lack the pooler of the bare model. One with random weights would only blur
-    # the class token, so the model goes without.
+    # Checkpoints of classifiers often have no pooler. A pooler with random weights would only blur the class token,
+    # so we remove it.
     missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
     if missing:
         raise ConfigurationError(
@@ -47,7 +48,7 @@ def transformers_backbone(name: str, input_size: int | None) -> Backbone:
 
 
 def rebuilt_transformers_backbone(description: Mapping[str, Any], preprocessing: Preprocessing) -> Backbone:
-    """Return the model that a `Backbone.description` describes, with random weights; needs no network.
+    """Build the model of a `Backbone.description`, with random weights. This needs no network.
 
     Raises: ConfigurationError: the installed transformers has no such model class.
     """
@@ -67,7 +68,7 @@ def rebuilt_transformers_backbone(description: Mapping[str, Any], preprocessing:
 def _described(model: Any, description: Mapping[str, Any], preprocessing: Preprocessing) -> Backbone:
     if description["without_pooler"]:
         model.pooler = None
-    # Position embeddings learnt for one image size are interpolated for another.
+    # The position embeddings fit one image size; for any other they are interpolated.
     resizes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     other_size = preprocessing.size != getattr(model.config, "image_size", preprocessing.size)
     options = {"interpolate_pos_encoding": True} if resizes and other_size else {}
@@ -96,7 +97,7 @@ def _transformers_config(name: str) -> Any:
 
 
 def _vision_class(name: str, config: Any) -> Any:
-    """Return the class of the model, or of the vision tower of one that reads text too."""
+    """Return the class of the model; for a model that also reads text, the class of its vision tower."""
     import transformers
 
     kind = type(config).__name__.removesuffix("Config")
@@ -117,7 +118,7 @@ def _vision_class(name: str, config: Any) -> Any:
 def _published_preprocessing(name: str, config: Any) -> Preprocessing:
     """Read the published image processor; without one, assume ImageNet's mean and std and the model's image size.
 
-    Its file is read as it is, because the image processors of transformers need torchvision.
+    We read its file ourselves, because the image processors of transformers need torchvision.
     """
     published = _image_processor(name)
     size = published.get("size", getattr(config, "image_size", USUAL_SIZE))
@@ -125,14 +126,14 @@ def _published_preprocessing(name: str, config: Any) -> Preprocessing:
     crop = bool(published.get("do_center_crop"))
     if crop:
         side = _side(published.get("crop_size", size), name)
-    elif "crop_pct" in published and side < 384:  # how ConvNeXt's processor asks for a margin to be cut off
+    elif "crop_pct" in published and side < 384:  # ConvNeXt's way to cut off a margin
         crop, resized = True, int(side / (published["crop_pct"] or 0.875))
     if published.get("do_flip_channel_order"):
         raise ConfigurationError(f"model={name!r} reads BGR images, which is not supported; give another model.")
     mean, std = published.get("image_mean", IMAGENET_MEAN), published.get("image_std", IMAGENET_STD)
     if published and not published.get("do_normalize", "image_mean" in published):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    scale = 255 * published.get("rescale_factor", 1 / 255)  # mean and std may refer to another range than [0, 1]
+    scale = 255 * published.get("rescale_factor", 1 / 255)  # mean and std may be for another range than [0, 1]
     return Preprocessing(
         size=side,
         mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
@@ -143,7 +144,7 @@ def _published_preprocessing(name: str, config: Any) -> Preprocessing:
 
 
 def _image_processor(name: str) -> dict[str, Any]:
-    """Return the settings of the image processor that is published with a model, empty if there is none."""
+    """Return the settings of the image processor published with a model; empty if there is none."""
     from transformers.utils import cached_file
 
     try:
@@ -159,7 +160,7 @@ def _image_processor(name: str) -> dict[str, Any]:
 
 
 def _side(size: Any, name: str) -> int:
-    """Return the side of the square in any of the forms in which configurations give an image size."""
+    """Return the side of the square from an image size, in any form that configurations use."""
     if isinstance(size, Mapping):
         sides = {size[key] for key in ("shortest_edge", "height", "width") if size.get(key)}
     else:
@@ -170,5 +171,5 @@ def _side(size: Any, name: str) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    """Return the beginning of what a library said, as a sentence."""
+    """Return the first line of an error message, as a sentence."""
     return str(error).strip().partition("\n")[0].rstrip(" .") + "."

@@ -31,14 +31,14 @@ class ResidualBlock(nn.Module):
 class ResidualNetwork(nn.Sequential):
     """The default backbone: (B, 3, H, W) float32, H and W at least 16 -> (B, 256) float32.
 
-    A ResNet-18 of half the width, 2.8 million parameters, whose first kernel is 3×3 because its images are small. The
-    smaller they are, the less it shrinks them at its beginning, so that at least 2×2 positions remain at its end: in
-    bf16 on a CPU, torch 2.13 gives garbage as the gradient of a convolution of stride 2 over a single position.
-    Each block begins with its residual at half weight. At zero, as is usual, the untrained network would see little
-    and learn more slowly; at one, images of unseen classes are told apart worse after training (0.23 instead of 0.32
-    mAP@R on generated textures of 64 pixels).
+    A ResNet-18 of half the width with 2.8 million parameters. The first kernel is 3×3 because the images are small. The
+    stem shrinks smaller images less, so that at least 2×2 positions remain at the end: in bf16 on a CPU, torch 2.13
+    computes a wrong gradient for a convolution of stride 2 over a single position.
+    Each block starts with its residual at half weight. Zero is usual, but then the untrained network sees little and
+    learns more slowly. With one, the trained network separates unseen classes less well (0.23 instead of 0.32 mAP@R
+    on generated textures of 64 pixels).
 
-    Args: size: of the images that it is for, in pixels.
+    Args: size: side of the images in pixels.
     """
 
     def __init__(self, size: int) -> None:

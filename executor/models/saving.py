@@ -1,7 +1,8 @@
-"""A model as a folder, and back: `weights.safetensors`, `model.json` and, of transformers, `backbone_config.json`.
+"""Save a model to a folder and load it.
 
-`model.json` says how to build the model, and its preprocessing. It loads without a network and without the original
-model; only a model from a factory needs that factory importable.
+The folder holds `weights.safetensors`, `model.json` and, for a transformers model, `backbone_config.json`. `model.json`
+says how to build the model and how to preprocess images. Loading needs no network and no copy of the original model;
+only a model from a factory needs that factory to be importable.
 """
 
 import json
@@ -25,7 +26,7 @@ FORMAT = 1
 
 
 def save_model(model: EmbeddingModel, folder: Path) -> None:
-    """Save the model into `folder`: complete or, whatever happens meanwhile, not there. An old one is replaced.
+    """Save the model into `folder`. It replaces an old one there, and only when it is complete.
 
     Raises: WorkspaceError: the disk is full or cannot be written.
     """
@@ -57,10 +58,10 @@ def load_model(
     """Load what `save_model` saved, in evaluation mode and channels-last memory format.
 
     Args:
-        freeze: What to freeze instead of what the saved config says.
-        embedding_dim: Another size than the saved one puts a new projection head on the backbone.
-    Raises: WorkspaceError: a file is missing or damaged; it is named. ConfigurationError: the code that the model
-        needs is not there, or `freeze` names what it does not have.
+        freeze: What to freeze; None: what the saved config says.
+        embedding_dim: If it differs from the saved size, the backbone gets a new projection head.
+    Raises: WorkspaceError: a file is missing or damaged; the message names it. ConfigurationError: the code of the
+        model is not installed, or `freeze` names a part that the model does not have.
     """
     settings = _read_json(folder / "model.json")
     if settings.get("format") != FORMAT:

@@ -1,4 +1,4 @@
-"""The model versions of a workspace: `base`, made from the configuration, and one a succeeded run."""
+"""The model versions in a workspace: `base`, built from the configuration, and one for each succeeded run."""
 
 import json
 import logging
@@ -19,9 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
-    """Build and save the base version, unless it lies there already as configured; return its folder.
+    """Return the folder of the base version; build and save it if it is missing or the configuration has changed.
 
-    The service and the trainer may both ask: a lock lets one build it, while the other waits.
+    The service and the trainer may call this at the same time: a lock lets one build while the other waits.
     """
     config = ModelConfig(model=options.model, input_size=options.input_size, embedding_dim=options.embedding_dim)
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
 
 
 def load_version(workspace: Workspace, options: ExecutorOptions, version: str) -> EmbeddingModel:
-    """Return the model called `version`, in evaluation mode. Raises: UnknownModel: there is none."""
+    """Return the model called `version`, in evaluation mode. Raises: UnknownModel: there is no such version."""
     if version == "base":
         return load_model(ensure_base(workspace, options))
     check_version(workspace, version)
@@ -42,7 +42,7 @@ def load_version(workspace: Workspace, options: ExecutorOptions, version: str) -
 
 
 def check_version(workspace: Workspace, version: str) -> None:
-    """Raise UnknownModel, naming the versions that there are, unless `version` is one."""
+    """Raise UnknownModel if there is no `version`; the message names those that exist."""
     if version == "base" or workspace.model_folder(version).is_dir():
         return
     known = sorted(folder.parent.name for folder in workspace.root.glob("runs/*/model"))
