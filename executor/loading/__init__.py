@@ -1,13 +1,13 @@
-"""From documents to batches of a model's input.
+"""Turn documents into batches of model input.
 
-datasets.py      class, session and unlabeled data
-samplers.py      which items make which batch
-content.py       how a document becomes the content of an item
-augmentation.py  albumentations, seeded
-cache.py         decoded images and features that are kept
-batches.py       contents to a batch, a batch to a model's input
-loader.py        the batches of an epoch, made ahead
-forward.py       from a batch through a model to embeddings
+datasets.py      datasets with class labels, with sessions, or without labels
+samplers.py      choose the items of each batch
+content.py       load the content of an item from its document
+augmentation.py  augment images by albumentations, with a seed
+cache.py         keep decoded images and features on disk
+batches.py       turn contents into a batch, and a batch into model input
+loader.py        make the batches of an epoch ahead of time
+forward.py       compute the embeddings of a batch
 
-May import models and what lies below it. `datasets.py` is used by the service and imports no torch.
+May import models and the packages below it. `datasets.py` imports no torch, because the service uses it.
 """

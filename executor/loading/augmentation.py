@@ -1,4 +1,4 @@
-"""Augmentation of images by albumentations, seeded so that a resumed run sees the same pixels."""
+"""Augment images by albumentations, with a seed, so that a resumed run sees the same pixels."""
 
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,17 @@ from .batches import is_image
 
 
 class Augmentation:
-    """An albumentations pipeline that can be seeded; on uint8 images (H, W, 3), and on nothing else."""
+    """An albumentations pipeline with a seed. It changes uint8 images (H, W, 3); other content passes unchanged."""
 
     def __init__(self, pipeline: albumentations.Compose) -> None:
         self.pipeline = pipeline
 
     def seed(self, seed: int) -> None:
-        """Let the next images depend on `seed` alone."""
+        """Restart the random numbers: the next images depend only on `seed`."""
         self.pipeline.set_random_seed(seed)
 
     def describe(self) -> dict[str, Any]:
-        """The pipeline in albumentations' own form, which holds all that its results depend on besides the seed."""
+        """Return the pipeline in albumentations' own form: all that its results depend on, except the seed."""
         description: dict[str, Any] = self.pipeline.to_dict()
         return description
 
@@ -31,9 +31,9 @@ class Augmentation:
 
 
 def default_augmentation(kind: str, size: int) -> Augmentation:
-    """The pipeline used when none is configured. No flips for labelled data: a mirrored `b` is a `d`.
+    """Return the pipeline for when none is configured. Labelled images are not flipped: a mirrored `b` is a `d`.
 
-    Without labels the two views of an image must differ in what is to be ignored, hence the stronger one there.
+    Without labels the pipeline is stronger: the two views of an image must differ in all that the model should ignore.
     """
     if kind == "unlabeled":
         steps = [
@@ -52,8 +52,10 @@ def default_augmentation(kind: str, size: int) -> Augmentation:
 
 
 def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: int) -> Augmentation | None:
-    """Return the configured pipeline: None is the default of the kind, `none` is off, else albumentations' own form.
+    """Return the configured pipeline.
 
+    Args: configured: None: the default of the kind. `none`: no augmentation. Otherwise a pipeline as albumentations
+        serialises it, or the path of one.
     Raises: ConfigurationError: it is neither a serialised pipeline nor the path of one.
     """
     if configured is None:
@@ -66,8 +68,8 @@ def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: 
         else:
             form = "json" if Path(configured).suffix == ".json" else "yaml"
             pipeline = albumentations.load(configured, data_format=form)
-    except Exception as error:  # whatever albumentations and the parsers raise, the remedy is one
-        reason = " ".join(str(error).split())  # a parser's has several lines
+    except Exception as error:  # albumentations and the parsers may raise anything; the remedy is always the same
+        reason = " ".join(str(error).split())  # a parser's message has several lines
         raise ConfigurationError(
             f"augment is not a pipeline that albumentations can load ({reason}); give "
             "albumentations.to_dict(pipeline), the path of a file written by albumentations.save, or 'none'."

@@ -1,4 +1,4 @@
-"""From the contents of documents to a batch, and from a batch to a model's input."""
+"""Turn the contents of documents into a batch, and a batch into model input."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from .datasets import CollateFn
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: `inputs` (B, H, W, 3) uint8 images or whatever collation made, `labels`, and `items` (B,) indices.
+    """One batch: `inputs`, (B, H, W, 3) uint8 images or what `collate_fn` returned, `labels`, and `items` (B,) indices.
 
-    Of several ranks, each has its own share of the inputs and the labels and items of all.
+    With several ranks, each rank has its own share of the inputs, but the labels and items of the whole batch.
     """
 
     inputs: Any
@@ -30,12 +30,12 @@ def is_image(content: Any) -> bool:
 
 
 def collate(contents: list[Any], collate_fn: CollateFn | None = None) -> Any:
-    """Return the contents of a batch as one model input, by `collate_fn` if there is one.
+    """Combine the contents of a batch into one model input, by `collate_fn` if there is one.
 
     uint8 images of one shape become (B, H, W, 3) uint8 (normalised later, as a whole batch); other arrays are stacked
     as float32.
 
-    Raises: BadDocument: contents that are no arrays, or of different shapes.
+    Raises: BadDocument: a content is not an array, or the shapes differ.
     """
     if collate_fn is not None:
         return collate_fn(contents)
@@ -57,9 +57,9 @@ def collate(contents: list[Any], collate_fn: CollateFn | None = None) -> Any:
 
 
 def model_inputs(model: nn.Module, inputs: Any, device: torch.device) -> Any:
-    """Move a batch to `device` as what `model` takes: uint8 images (B, H, W, 3) become (B, 3, H, W) float32.
+    """Move a batch to `device` in the form that `model` takes: uint8 images (B, H, W, 3) become (B, 3, H, W) float32.
 
-    They are normalised by the model's own `preprocessing`; a module without one gets them scaled to [0, 1].
+    The model's own `preprocessing` normalises them; for a module without one they are scaled to [0, 1].
     """
     if isinstance(inputs, np.ndarray):
         inputs = torch.from_numpy(inputs)

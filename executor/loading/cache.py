@@ -1,4 +1,4 @@
-"""What a run has made once and keeps: records of one size, by number, in a file that grows as they come."""
+"""Keep decoded images and features of a run in a file, as numbered records of one size; the file grows on demand."""
 
 import os
 import tempfile
@@ -16,12 +16,12 @@ _MARK_BYTES = 8
 
 
 class Records:
-    """Byte strings of one size, each with a checksum of its own in a second file.
+    """Byte strings of one size. A second file holds a checksum for each.
 
-    A record whose checksum does not fit, because its writer was killed half-way, counts as absent. Threads may share
-    an instance.
+    If the writer is killed half-way, the checksum does not match; such a record counts as absent. Threads may share an
+    instance.
 
-    Args: size: bytes of a record. path: of the file; by default a temporary one, removed by `close`.
+    Args: size: bytes per record. path: the file; by default a temporary one, which `close` removes.
     """
 
     def __init__(self, size: int, path: Path | None = None) -> None:
@@ -33,7 +33,7 @@ class Records:
         self._marks = os.open(f"{self.path}.sums", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def get(self, number: int) -> bytes | None:
-        """Record `number`, or None."""
+        """Return record `number`, or None if it is not kept."""
         mark = os.pread(self._marks, _MARK_BYTES, number * _MARK_BYTES)
         if len(mark) < _MARK_BYTES or not any(mark):
             return None
@@ -52,7 +52,7 @@ class Records:
             raise unwritable("the cache", self.path.parent, error) from error
 
     def close(self) -> None:
-        """Close the files; temporary ones are removed."""
+        """Close the files and remove temporary ones."""
         os.close(self._records)
         os.close(self._marks)
         if self._temporary is not None:
@@ -62,10 +62,10 @@ class Records:
 class ImageCache:
     """Decoded images of a dataset, size × size × 3 uint8, by item index. Threads may share an instance.
 
-    Images that would lie beyond `max_bytes` are not kept, nor are further ones once the disk was full.
+    Images that would lie beyond `max_bytes` are not kept. Once the disk is full, no more images are kept.
 
-    Args: size: pixels. path: of the file; by default a temporary one, removed by `close`. max_bytes: of the file.
-        warn: is told, once, that no more are kept.
+    Args: size: side in pixels. path: the file; by default a temporary one, which `close` removes. max_bytes: limit for
+        the file. warn: called once with a message, when the disk is full.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class ImageCache:
         self._lock = threading.Lock()
 
     def get(self, index: int) -> np.ndarray | None:
-        """The image of item `index`, read-only, or None."""
+        """Return the image of item `index`, read-only, or None if it is not kept."""
         record = self._records.get(index)
         return None if record is None else np.frombuffer(record, np.uint8).reshape(self.size, self.size, 3)
 
     def put(self, index: int, image: np.ndarray) -> None:
-        """Keep the image of item `index`, if there is room."""
+        """Keep the image of item `index` if there is room."""
         if index >= self._max_records:
             return
         try:
@@ -100,28 +100,28 @@ class ImageCache:
                 self._warn(f"{error} Images are decoded anew whenever they are needed.")
 
     def close(self) -> None:
-        """Close the files; a temporary cache is removed."""
+        """Close the files and remove temporary ones."""
         self._records.close()
 
 
 class FeatureCache:
-    """Feature vectors, (size,) float32, by row; read as a memory map.
+    """Feature vectors, (size,) float32, by row, read through a memory map.
 
-    What lies in the file counts only once its checksum was found to fit, by `missing`, or it was `put` here.
+    A row counts as kept when `put` has written it here, or `missing` has found a matching checksum in the file.
 
-    Args: rows: how many there can be. size: of a vector. path: of the file; by default a temporary one.
+    Args: rows: the largest number of rows. size: length of a vector. path: the file; by default a temporary one.
     """
 
     def __init__(self, rows: int, size: int, path: Path | None = None) -> None:
         self._records = Records(4 * size, path)
         whole = rows * self._records.size
         if self._records.path.stat().st_size < whole:
-            os.truncate(self._records.path, whole)  # a map cannot grow; what is empty takes no space
+            os.truncate(self._records.path, whole)  # a memory map cannot grow; the empty part takes no disk space
         self._values = np.memmap(self._records.path, np.float32, "r", shape=(rows, size))
         self._known = np.zeros(rows, bool)
 
     def missing(self, rows: np.ndarray) -> np.ndarray:
-        """Return those of `rows` that are not kept, each once, in ascending order."""
+        """Return the rows among `rows` that are not kept, each once, in ascending order."""
         unknown = np.unique(rows[~self._known[rows]])
         for row in unknown:
             self._known[row] = self._records.get(int(row)) is not None
@@ -135,12 +135,12 @@ class FeatureCache:
         self._known[rows] = True
 
     def get(self, rows: np.ndarray) -> np.ndarray:
-        """Return `rows` (n,) as a copy, (n, size) float32. Raises: KeyError: one of them is not kept."""
+        """Return a copy of `rows` (n,), (n, size) float32. Raises: KeyError: a row is not kept."""
         if not self._known[rows].all():
             raise KeyError(f"rows {rows[~self._known[rows]].tolist()} are not in the cache")
         return np.asarray(self._values[rows])
 
     def close(self) -> None:
-        """Close the files; temporary ones are removed."""
+        """Close the files and remove temporary ones."""
         del self._values
         self._records.close()

@@ -1,4 +1,4 @@
-"""How a document becomes the content of an item: the default image loading, or the configured `preprocess_fn`."""
+"""Load the content of an item from its document: by the default image loading, or the configured `preprocess_fn`."""
 
 import importlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .datasets import Dataset
 
 
 def make_preprocess(options: ExecutorOptions, model: EmbeddingModel) -> Callable[[Any], Any]:
-    """Return the configured `preprocess_fn`, or the default image loading, with images fitted to the model."""
+    """Return the configured `preprocess_fn`, or the default image loading. Either resizes images to fit the model."""
     if options.preprocess_fn is None:
         return ModelImages(model.preprocessing, options.image_policy())
     return fit_to_model(import_function(options.preprocess_fn), model.preprocessing)
@@ -40,7 +40,7 @@ def import_function(path: str) -> Callable[[Any], Any]:
 
 
 class ModelImages:
-    """The default `preprocess_fn`: a document's image as size × size × 3 uint8, alike for training and serving."""
+    """The default `preprocess_fn`: a document's image as size × size × 3 uint8, the same for training and serving."""
 
     def __init__(self, preprocessing: Preprocessing, policy: ImagePolicy) -> None:
         self.preprocessing = preprocessing
@@ -52,7 +52,7 @@ class ModelImages:
 
 
 def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:
-    """Return the content of one item, from the cache or made and kept there.
+    """Return the content of one item from the cache; if it is not there, load it and put it there.
 
     Raises: BadDocument: the document cannot be loaded; the message names it.
     """
@@ -67,7 +67,7 @@ def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:
             raise BadDocument(f"Document {doc.id!r}: {error}") from error
         except Exception as error:  # a custom preprocess_fn may raise anything
             if is_out_of_memory(error):
-                raise  # which is not the document's fault
+                raise  # not the document's fault
             raise BadDocument(f"Document {doc.id!r}: preprocess_fn raised {type(error).__name__}: {error}") from error
         if cache is not None:
             cache.put(item, content)
@@ -75,7 +75,7 @@ def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:
 
 
 def fit_to_model(preprocess: Callable[[Any], Any], preprocessing: Preprocessing) -> Callable[[Any], Any]:
-    """Return `preprocess` with images resized to what the model wants; other content passes unchanged."""
+    """Wrap `preprocess` so that images get the size that the model wants; other content passes unchanged."""
 
     def resized(doc: Any) -> Any:
         content = preprocess(doc)

@@ -1,7 +1,7 @@
 """The three kinds of dataset over any sequence of documents: class, session and unlabeled.
 
-Each is a map-style dataset: `len(dataset)` items, `dataset[i] -> (content, label)`. Content is
-`preprocess_fn(document)` if there is one, computed anew at each access, else `document.content`.
+Each is a map-style dataset: `len(dataset)` items, `dataset[i] -> (content, label)`. The content is
+`preprocess_fn(document)`, computed again at each access; without a `preprocess_fn` it is `document.content`.
 """
 
 import reprlib
@@ -21,7 +21,7 @@ KINDS = ("class", "session", "unlabeled")
 
 
 class _Dataset:
-    """What the three share: the documents and how an item's content is made."""
+    """The base of the three kinds: holds the documents and loads an item's content."""
 
     kind: str
 
@@ -35,7 +35,7 @@ class _Dataset:
             raise NotTrainable("There are no documents; send at least two.")
 
     def content(self, doc: Any) -> Any:
-        """The content of `doc` as an item. Raises: BadDocument: it has none."""
+        """Return the content of `doc` as an item. Raises: BadDocument: it has none."""
         if self.preprocess_fn is not None:
             return self.preprocess_fn(doc)
         content = content_of(doc)
@@ -50,12 +50,13 @@ class _Dataset:
 class ClassDataset(_Dataset):
     """Documents with one label each: `self[i] -> (content, int label)`.
 
-    Labels are numbered in the order of their first appearance: `classes[label]` is the tag's value.
+    Labels are numbered in the order in which they first appear: `classes[label]` is the tag's value.
 
     Args:
-        docs: the documents. preprocess_fn: from a document to its content. collate_fn: from a list of contents to
-            a batch of model inputs.
-    Raises: MissingLabel (a KeyError): names the tag and the document. NotTrainable: no documents.
+        docs: the documents. preprocess_fn: returns the content of a document. collate_fn: makes a list of contents
+            into a batch of model input.
+    Raises: MissingLabel (a KeyError): a document has no label; the message names it and the tag. NotTrainable: there
+        are no documents.
     """
 
     kind = "class"
@@ -65,10 +66,10 @@ class ClassDataset(_Dataset):
     ) -> None:
         super().__init__(docs, preprocess_fn, collate_fn)
         numbers: dict[Label, int] = {}
-        labels: list[int] = []  # as many as were read: others may append to the documents meanwhile
+        labels: list[int] = []  # do not use len(docs): someone may append documents while we read
         for index, row in enumerate(label_rows(docs)):
             if row.label is None:
-                label_of(docs[index])  # raises, naming the document
+                label_of(docs[index])  # raises an error that names the document
             labels.append(numbers.setdefault(row.label, len(numbers)))  # type: ignore[arg-type]
         self.labels = np.asarray(labels, np.int64)
         self.classes: list[Label] = list(numbers)
@@ -80,16 +81,17 @@ class ClassDataset(_Dataset):
         return self.content(self.docs[index]), int(self.labels[index])
 
     def document(self, index: int) -> Any:
-        """The document of item `index`."""
+        """Return the document of item `index`."""
         return self.docs[index]
 
 
 class SessionDataset(_Dataset):
-    """Documents with labelled matches: each root, then its matches in order.
+    """Documents with labelled matches; the items are each root and then its matches, in order.
 
     `self[i] -> (content, (session index, 0 | 1 | -1))`: 0 is the root, 1 a match that fits it, -1 one that does not.
 
-    Raises: BadDocument: a match is labelled with anything but 1 or -1. MissingLabel (a KeyError): it has no label.
+    Raises: BadDocument: a document has no matches, or a match has another label than 1 or -1. MissingLabel (a
+        KeyError): a match has no label.
     """
 
     kind = "session"
@@ -100,7 +102,7 @@ class SessionDataset(_Dataset):
         super().__init__(docs, preprocess_fn, collate_fn)
         sessions: list[int] = []
         kinds: list[int] = []
-        members: list[int] = []  # position within the session; 0 is the root
+        members: list[int] = []  # position in the session; 0 is the root
         for number, doc in enumerate(docs):
             if not doc.matches:
                 raise BadDocument(f"Document {doc.id!r} has no matches; a session needs matches labelled 1 or -1.")
@@ -119,14 +121,14 @@ class SessionDataset(_Dataset):
         return self.content(self.document(index)), (int(session), int(kind))
 
     def document(self, index: int) -> Any:
-        """The root or match of item `index`."""
+        """Return the document of item `index`, a root or a match."""
         root = self.docs[int(self.labels[index, 0])]
         member = int(self._members[index])
         return root if member == 0 else root.matches[member - 1]
 
 
 class InstanceDataset(_Dataset):
-    """Documents without labels, each an instance of its own: `self[i] -> (content, i)`."""
+    """Documents without labels; each counts as a class of its own: `self[i] -> (content, i)`."""
 
     kind = "unlabeled"
 
@@ -145,7 +147,7 @@ class InstanceDataset(_Dataset):
         return self.content(self.docs[index]), int(self.labels[index])
 
     def document(self, index: int) -> Any:
-        """The document of item `index`."""
+        """Return the document of item `index`."""
         return self.docs[index]
 
 
@@ -158,7 +160,7 @@ DATASETS: dict[str, type[ClassDataset] | type[SessionDataset] | type[InstanceDat
 
 
 def match_label(root: Any, match: Any) -> int:
-    """Return the label of a match, 1 or -1. Raises: MissingLabel, BadDocument: naming the match and its root."""
+    """Return the label of a match, 1 or -1. Raises: MissingLabel, BadDocument: they name the match and its root."""
     try:
         label = label_of(match)
     except MissingLabel as error:
@@ -171,7 +173,7 @@ def match_label(root: Any, match: Any) -> int:
 
 
 def fault_of(doc: Any, kind: str) -> str | None:
-    """Return why `doc` does not fit `kind`, or None. With `auto` only what fits no kind is a fault."""
+    """Return why `doc` does not fit `kind`, or None if it fits. With `auto` it may fit any kind."""
     try:
         if kind == "class" or (kind == "auto" and not doc.matches and doc.tags.get("finetuner_label") is not None):
             label_of(doc)
@@ -186,9 +188,10 @@ def fault_of(doc: Any, kind: str) -> str | None:
 
 
 def kind_of(docs: Sequence[Any]) -> str:
-    """Return the kind of the whole set: all labelled is class, any matches is session, no label at all is unlabeled.
+    """Return the kind of the whole set: `class` if all have labels, `session` if all have matches, else `unlabeled`.
 
-    Raises: NotTrainable: a mixture; the message counts each sort and names a document of each.
+    Raises: NotTrainable: there are no documents, or they are a mixture; then the message counts each sort and names a
+        document of each.
     """
     sorts = sorts_of(docs)
     counts = {"class": sorts.labelled, "session": sorts.sessions, "unlabeled": sorts.unlabelled}
@@ -209,7 +212,7 @@ def kind_of(docs: Sequence[Any]) -> str:
 def make_dataset(
     docs: Any, kind: str = "auto", preprocess_fn: PreprocessFn | None = None, collate_fn: CollateFn | None = None
 ) -> Dataset:
-    """Return `docs` as a dataset of `kind`; a dataset is returned as it is, with the functions filled in."""
+    """Return `docs` as a dataset of `kind`. If it is a dataset already, only set the given functions in it."""
     if isinstance(docs, _Dataset):
         docs.preprocess_fn = preprocess_fn or docs.preprocess_fn
         docs.collate_fn = collate_fn or docs.collate_fn
@@ -218,7 +221,7 @@ def make_dataset(
 
 
 def check_trainable(dataset: Dataset, items: np.ndarray) -> None:
-    """Raise NotTrainable, with the counts, if nothing could be learned from these items of `dataset`."""
+    """Raise NotTrainable if a model cannot learn from these items of `dataset`; the message gives the counts."""
     labels = dataset.labels[items]
     if len(items) == 0:
         raise NotTrainable("None of the documents can be trained on; the problems listed say why.")

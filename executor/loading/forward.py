@@ -1,4 +1,4 @@
-"""The one way from a batch of contents through a model to embeddings: for training, measuring and serving."""
+"""Compute the embeddings of a batch. Training, measuring and serving all do it here."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,9 +20,9 @@ def compute_embeddings(
     bf16: bool,
     through: Callable[[Any], Any] | None = None,
 ) -> Tensor:
-    """Return the embeddings, (B, D) float32 on `device`, of a batch as the loader makes it.
+    """Return the embeddings, (B, D) float32 on `device`, of a batch from the loader.
 
-    Args: through: the part of the model to compute; by default all of it.
+    Args: through: the part of the model to run; by default all of it.
     """
     images = model_inputs(unwrapped(model), inputs, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -31,7 +31,7 @@ def compute_embeddings(
 
 @torch.inference_mode()
 def embed_batches(model: nn.Module, batches: Iterable[Any], device: torch.device, *, bf16: bool = False) -> np.ndarray:
-    """Return the embeddings of all batches, (N, D) float32. The model is put into evaluation mode."""
+    """Put the model into evaluation mode and return the embeddings of all batches, (N, D) float32."""
     model.eval()
     parts = [compute_embeddings(model, inputs, device, bf16=bf16).cpu().numpy() for inputs in batches]
     return np.concatenate(parts)

@@ -1,8 +1,8 @@
-"""From dataset items to batches of model inputs, made ahead of the training step in a thread of their own.
+"""Make batches of model input from dataset items, in a thread that works ahead of the training step.
 
-Images of the default pipeline are decoded and resized once, into an `ImageCache`; augmentation is drawn anew for
-every batch, seeded by (seed, epoch, batch), so that a resumed run sees the same pixels. A custom `preprocess_fn` is
-called anew for every batch, and nothing of it is kept.
+The default image loading decodes and resizes each image once and keeps it in an `ImageCache`. Every batch is augmented
+again, with a seed made from (seed, epoch, batch), so that a resumed run sees the same pixels. A custom `preprocess_fn`
+is called again for every batch, and its results are not kept.
 """
 
 import queue
@@ -21,14 +21,14 @@ from .content import item_content
 from .datasets import Dataset
 from .samplers import Sampler
 
-AHEAD = 4  # batches made before they are needed
+AHEAD = 4  # batches that are ready before they are needed
 
 
 class Loader:
     """The batches of a dataset, epoch by epoch, in the order of a sampler.
 
-    Args: cache: keeps the content of items, which must then be size × size × 3 uint8. augment: of the content.
-        views: how often each item is in a batch, augmented anew each time. ranks: that share each batch.
+    Args: cache: keeps the content of items, which must then be size × size × 3 uint8. augment: applied to the content.
+        views: how often each item is in a batch, each time augmented differently. ranks: share each batch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Loader:
         self.ranks = ranks
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `first` on, made ahead by a thread that ends with the iterator."""
+        """Return the batches of one epoch from number `first` on. A thread makes them; it ends with the iterator."""
         batches = self.sampler.batches(epoch)
         return ahead(self._batch(epoch, number, batches[number]) for number in range(first, len(batches)))
 
@@ -67,7 +67,7 @@ class Loader:
 
 
 def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
-    """Yield `items`, produced up to `depth` ahead by a thread; its exception is raised here."""
+    """Yield `items`. A thread produces up to `depth` of them ahead; if it raises, the exception is raised here."""
     made: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
     end = object()
@@ -86,7 +86,7 @@ def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
                 if stop.is_set():
                     return
             put(end)
-        except BaseException as error:  # handed over: it is raised in the consumer's thread
+        except BaseException as error:  # passed on, to be raised in the consumer's thread
             put(error)
 
     producer = threading.Thread(target=produce, name="loader", daemon=True)

@@ -1,8 +1,8 @@
-"""Which items make which batch. A sampler's batches are a pure function of (seed, epoch), so that a resumed run
-continues in the middle of an epoch exactly where it was.
+"""Choose the items of each batch. The batches depend only on (seed, epoch), so a resumed run can continue in the
+middle of an epoch, exactly where it stopped.
 
-pytorch-metric-learning's `MPerClassSampler` draws from a global random state, asserts instead of adapting and may
-leave items of large classes out of an epoch; it knows neither sessions nor instances. Hence these three.
+We do not use pytorch-metric-learning's `MPerClassSampler`: it uses a global random state, asserts instead of adapting,
+may leave items of large classes out of an epoch, and has nothing for sessions or unlabeled documents.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from ..errors import NotTrainable
 
 
 class _Sampler:
-    """What the three share. `notes` says, a sentence each, what was asked and could not be had.
+    """The base of the three samplers. `notes` has a sentence for each setting that it could not follow.
 
-    Args: seed: of the order; every epoch has another one.
+    Args: seed: for the order, which differs from epoch to epoch.
     """
 
     def __init__(self, seed: int) -> None:
@@ -23,11 +23,11 @@ class _Sampler:
         self.notes: list[str] = []
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The batches of one epoch, each the int64 indices of its items; never none, never an empty one."""
+        """Return the batches of one epoch, each as int64 item indices. There is at least one, and none is empty."""
         raise NotImplementedError
 
     def steps(self, epochs: int) -> int:
-        """Batches in the first `epochs` epochs together."""
+        """Return the number of batches in the first `epochs` epochs."""
         return epochs * len(self.batches(0))
 
     def _random(self, epoch: int) -> np.random.Generator:
@@ -35,14 +35,14 @@ class _Sampler:
 
 
 class ClassSampler(_Sampler):
-    """P labels × K documents a batch; every document is in every epoch at least once.
+    """P labels × K documents per batch. Every epoch has every document at least once.
 
-    Each label's documents are shuffled and cut into groups of K; a group that comes out short is filled with
-    documents of the same label (repeated if the label has fewer than K). Groups are dealt out so that the groups of
-    a batch have different labels as long as there are any. A batch in which only one label would be left gets a
-    group of another label, so that every batch has negatives.
+    The documents of each label are shuffled and cut into groups of K. A group that is too small is filled up with
+    documents of the same label (repeated if the label has fewer than K). The groups of a batch have different labels
+    as long as there are enough labels. If only one label is left for a batch, it also gets a group of another label,
+    so that every batch has negatives.
 
-    Args: labels: (N,) int64. indices: (N,) the items that the labels belong to; by default 0 … N-1.
+    Args: labels: (N,) int64. indices: (N,) the items with these labels; by default 0 … N-1.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ClassSampler(_Sampler):
         shuffled = random.permutation(members)
         short = -len(shuffled) % self.items
         if short:
-            extra = shuffled[: len(shuffled) - (self.items - short)]  # documents of earlier, full groups
+            extra = shuffled[: len(shuffled) - (self.items - short)]  # the documents of the full groups
             pool = extra if len(extra) >= short else shuffled
             shuffled = np.concatenate([shuffled, random.choice(pool, short, replace=len(pool) < short)])
         return list(shuffled.reshape(-1, self.items))
@@ -98,29 +98,29 @@ class ClassSampler(_Sampler):
     def _deal(
         self, waiting: list[list[np.ndarray]], left: np.ndarray, size: int, random: np.random.Generator
     ) -> list[np.ndarray]:
-        """Take `size` groups, of the labels with the most groups left first, one a label as long as that goes.
+        """Take `size` groups, first from the labels with the most groups left, and one per label as long as possible.
 
-        Args: left: how many groups of each label are `waiting`.
+        Args: left: the number of groups of each label in `waiting`.
         """
         batch: list[np.ndarray] = []
         labels: set[int] = set()
         while len(batch) < size:
-            key = random.random(len(left)) - left  # ties in random order
+            key = random.random(len(left)) - left  # a random part below 1 breaks ties
             wanted = min(size - len(batch), len(left))
-            first = np.argpartition(key, wanted - 1)[:wanted]  # sorting them all would take most of the time
+            first = np.argpartition(key, wanted - 1)[:wanted]  # sorting all labels would take most of the time
             for label in first[np.argsort(key[first])]:
                 if waiting[label]:
                     batch.append(waiting[label].pop())
                     left[label] -= 1
                     labels.add(int(label))
-        if len(labels) == 1:  # a batch of one label has no negatives: lend it a group of another one
+        if len(labels) == 1:  # a batch with one label has no negatives: add a group of another label
             other = random.choice([label for label in range(len(waiting)) if label not in labels])
             batch.append(random.permutation(self._members[other])[: self.items])
         return batch
 
 
 class SessionSampler(_Sampler):
-    """Whole sessions, packed into batches of about `batch_size` items; a larger session is a batch of its own.
+    """Whole sessions, packed into batches of up to `batch_size` items; a larger session is a batch of its own.
 
     Args: sessions: (N,) int64, the session of each item. indices: (N,) the items; by default 0 … N-1.
     """
@@ -153,14 +153,14 @@ class SessionSampler(_Sampler):
         return [np.concatenate(batch) for batch in batches]
 
     def steps(self, epochs: int) -> int:
-        """How full the batches come out differs from epoch to epoch, so all are packed once to count them."""
+        """Pack the batches of every epoch and count them, because their number differs from epoch to epoch."""
         return sum(len(self.batches(epoch)) for epoch in range(epochs))
 
 
 class InstanceSampler(_Sampler):
-    """Every document once an epoch, in batches of nearly equal size, each of at least 2 documents.
+    """Every document once per epoch, in batches of nearly equal size with at least 2 documents each.
 
-    Args: count: documents, at least 2. batch_size: documents a batch. indices: the items; by default 0 … count-1.
+    Args: count: documents, at least 2. batch_size: documents per batch. indices: the items; by default 0 … count-1.
     """
 
     def __init__(
