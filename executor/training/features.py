@@ -1,7 +1,7 @@
-"""Training of the head alone: what a frozen backbone makes of an image is computed once, kept, and trained on.
+"""Train only the head: the features of the frozen backbone are computed once and kept.
 
-Where images are augmented, several views of each document are kept. View k of item i depends on (seed, i, k) alone,
-and which views a batch gets on (seed, epoch) alone, so that a resumed run sees the same ones.
+If images are augmented, several views of each document are kept. View k of item i depends only on (seed, i, k). The
+choice of views for a batch depends only on (seed, epoch), so that a resumed run sees the same views.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from ..models.backbones import Backbone
 from ..models.model import EmbeddingModel
 from .config import TrainConfig
 
-DEFAULT_VIEWS = 4  # of each document, where they differ
-FILL_BATCH = 128  # images at a time through the backbone
+DEFAULT_VIEWS = 4  # views kept of each document, if its images are augmented
+FILL_BATCH = 128  # images that go through the backbone at a time
 
 
 @dataclass(frozen=True)
 class Filling:
-    """How far the features that an epoch needs have been computed."""
+    """How many of the features that an epoch needs are computed."""
 
     done: int
     total: int
@@ -43,13 +43,14 @@ class Filling:
 
 
 class FeatureLoader(Loader):
-    """The batches of another loader with features, (B, features) float32, in place of images.
+    """The batches of another loader, with features, (B, features) float32, in place of images.
 
-    What an epoch needs and is not kept yet is computed before its first batch.
+    Before the first batch of an epoch, all features that it needs and that are not kept yet are computed.
 
     Args:
-        features: by row; row item × kept_views + v is view v of an item. at_once: images through the backbone.
-        say: is told, once, that the disk is full. filled: is told how far it is after each batch through the backbone.
+        features: row item × kept_views + v is view v of an item. at_once: images that go through the backbone at a
+            time. say: called once with a message if the disk is full. filled: called with the progress after each
+            batch through the backbone.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class FeatureLoader(Loader):
         self._bf16 = bf16
         self._say = say
         self._filled = filled
-        self._full = False  # the disk: what is not kept yet is computed whenever it is needed
+        self._full = False  # the disk is full: features that are not kept are computed whenever they are needed
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `first` on."""
+        """Yield the batches of one epoch from number `first` on."""
         batches = [np.tile(items, self.views) for items in self.sampler.batches(epoch)[first:]]
         rows = [self._rows(epoch, items) for items in batches]
         if batches:
@@ -94,7 +95,7 @@ class FeatureLoader(Loader):
             yield Batch(torch.from_numpy(self._vectors(wanted)), labels, items)
 
     def _rows(self, epoch: int, items: np.ndarray) -> np.ndarray:
-        """The views of `items` in turn, from one epoch to the next and within a batch that has an item twice."""
+        """Return the rows for `items`. The view of an item changes every epoch, and also if a batch repeats it."""
         turn, start = divmod(epoch, self._kept_views)
         order = np.random.default_rng([self.seed, turn]).permutation(self._kept_views)
         rows: np.ndarray = items * self._kept_views + order[(start + occurrences(items)) % self._kept_views]
@@ -145,19 +146,19 @@ class FeatureLoader(Loader):
 
 @dataclass(frozen=True)
 class Trainee:
-    """What a run trains, on which batches: a model on images, or only its head on kept features."""
+    """The module that a run trains and its batches: a model on images, or only its head on kept features."""
 
     model: nn.Module
     loader: Loader
     config: TrainConfig
-    backbone: EmbeddingModel | None = None  # whose head it is; None: `model` is all of it
+    backbone: EmbeddingModel | None = None  # the model that the head belongs to; None: `model` is the whole model
 
     def whole(self, measured: nn.Module) -> nn.Module:
-        """Return `measured`, `model` or an average of it, as a model of images. Nothing is copied."""
+        """Return `measured` (`model` or an average of it) as a model that takes images. Nothing is copied."""
         return measured if self.backbone is None else with_head(self.backbone, measured.head)
 
     def close(self) -> None:
-        """Remove what lies in a temporary place."""
+        """Close the feature files and remove temporary ones."""
         if isinstance(self.loader, FeatureLoader):
             self.loader.features.close()
 
@@ -176,14 +177,15 @@ def choose_trainee(
     say: Callable[[str], None],
     filled: Callable[[Filling], None],
 ) -> Trainee:
-    """Return the head alone as what is trained, wherever features can be kept; else all of `model`.
+    """Return the head alone to train if features can be kept, else the whole `model`.
 
     Args:
         asked_views: the option `feature_views`.
         same_content: whether a document's content is the same each time; if not, features are kept only when asked for.
-        max_bytes: of the features. Fewer views are kept where all would take more, or none.
-        folder: where the features are kept; None: a temporary one. at_once: images through the backbone.
-        say: is told, a sentence each, what was asked and could not be had.
+        max_bytes: limit for the features. If all views would take more, fewer are kept, or none.
+        folder: where the features are kept; None: a temporary folder. at_once: images that go through the backbone at
+            a time. say: called with a sentence for each wish that cannot be met.
+        filled: called with the progress of computing features.
     """
     everything = Trainee(model, loader, config)
     if asked_views == 0 or (asked_views is None and not same_content):
@@ -195,7 +197,7 @@ def choose_trainee(
     of_one_view = len(loader.dataset) * model.features * 4
     wanted = 1
     if loader.augment is not None or not same_content:
-        wanted = max(asked_views or DEFAULT_VIEWS, loader.views)  # the views of an item in a batch must differ
+        wanted = max(asked_views or DEFAULT_VIEWS, loader.views)  # if a batch has an item twice, its views must differ
     views = min(wanted, max_bytes // of_one_view)
     if views < min(wanted, loader.views):
         say("The features of the frozen backbone are not kept: they would take more than max_cache_bytes.")
@@ -215,7 +217,7 @@ def choose_trainee(
         say=say,
         filled=filled,
     )
-    # A head is too small to gain by mixed precision, or by batches in parts.
+    # A head is too small to gain anything from mixed precision or from batches in parts.
     return Trainee(head_of(model), on_features, replace(config, bf16=False, micro_batch=None), model)
 
 
@@ -231,7 +233,7 @@ def with_head(model: EmbeddingModel, head: Any) -> EmbeddingModel:
 
 
 def occurrences(items: np.ndarray) -> np.ndarray:
-    """Return how often each of `items` (n,) has come before."""
+    """Return for each of `items` (n,) how often it has occurred before."""
     order = np.argsort(items, kind="stable")
     ranked = items[order]
     starts = np.searchsorted(ranked, ranked)
@@ -247,7 +249,7 @@ def _assembled(model: EmbeddingModel, backbone: Backbone, head: nn.Linear | None
 
 
 def _key(model: EmbeddingModel, loader: Loader, views: int, bf16: bool) -> str:
-    """A name for all that features depend on besides the documents of the run."""
+    """Return a hash of all that features depend on, except the documents of the run."""
     digest = hashlib.sha256()
     for name, tensor in model.backbone.state_dict().items():
         digest.update(name.encode())

@@ -1,9 +1,9 @@
-"""The gradient of a batch, all at once or in parts, by one process or by several.
+"""Compute the gradient of a batch, whole or in parts, in one process or in several.
 
-It is that of the whole batch in any case, within rounding: first all embeddings, then the loss of them all and its
-gradient by embedding, then the model's by that (gradient caching: Gao et al. 2021, arXiv:2101.06983). A batch in
-parts is embedded twice, without a graph at first. Layers that look at the whole batch, such as batch norm in training,
-see the parts.
+The result is always the gradient of the whole batch, except for rounding (gradient caching: Gao et al. 2021,
+arXiv:2101.06983). First all embeddings are computed, then their loss and its gradient with respect to each embedding,
+then from that the gradient of the model. A batch in parts is embedded twice, the first time without a graph. Layers
+that look at the whole batch, such as batch norm in training, see only the parts.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from .micro_batch import MicroBatch
 class Gradients:
     """Sets the gradients of `model` and `loss` for one batch after another.
 
-    A batch that the memory of an accelerator does not hold is computed again in halves, and so are those after it. On
-    a CPU the error is the caller's: what oneDNN has half done when memory ran out makes it fail, or crash, later.
+    If a batch does not fit into the memory of an accelerator, it and all later batches are computed in halves. On a CPU
+    the error goes to the caller: when memory runs out inside oneDNN, it may fail or crash later.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class Gradients:
         self._forward = ranks.wrapped(model)
 
     def __call__(self, inputs: Any, labels: Tensor, *, step: int) -> float:
-        """Return the value of the loss; the arguments are those of `compute_gradients`, `step` the steps done before.
+        """Set the gradients as `compute_gradients` does, and return the value of the loss.
 
+        Args: inputs, labels: as for `compute_gradients`. step: the number of steps done before.
         Raises: OutOfMemory: the inputs cannot be split, or one item is too much.
         """
         before = _Before(self._model, self._loss, self._device)
@@ -69,8 +70,8 @@ class Gradients:
                 return value
             except torch.OutOfMemoryError:
                 if not self._ranks.alone:
-                    raise  # the other ranks wait for this one's part: all have to start again
-            # The error is gone by now, and the failed graph with it.
+                    raise  # the other ranks wait for this one, so all must start again
+            # Outside the except block: the error is freed, and with it the failed graph.
             if not isinstance(inputs, (Tensor, np.ndarray)):
                 raise OutOfMemory("A batch does not fit into memory, and it cannot be split; lower batch_size.")
             self._micro_batch.halve(step, len(inputs) if items is None else min(items, len(inputs)))
@@ -91,9 +92,9 @@ def compute_gradients(
     """Set the gradients of `model` and `loss` for one batch and return the value of the loss.
 
     Args:
-        inputs: this rank's share of the batch as the loader makes it; a tensor or array (b, …) where `micro_batch`, the
-            items in memory at a time, is to take effect.
-        labels: of the whole batch, (B,) or (B, 2) int64.
+        inputs: this rank's share of the batch from the loader.
+        labels: labels of the whole batch, (B,) or (B, 2) int64.
+        micro_batch: items in memory at a time. It only takes effect if `inputs` is a tensor or an array (b, …).
     """
     if isinstance(inputs, np.ndarray):
         inputs = torch.from_numpy(inputs)
@@ -108,7 +109,7 @@ def compute_gradients(
                 states.append(_Random(device))
                 embedded.append(compute_embeddings(model, part, device, bf16=bf16))
             for buffer, saved in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(saved)  # the second pass counts, not this one
+                buffer.copy_(saved)  # only the second pass may change the buffers
         mine = torch.cat(embedded)
     else:
         mine = compute_embeddings(model, inputs, device, bf16=bf16)
@@ -116,14 +117,14 @@ def compute_gradients(
     value = loss(embeddings, labels.to(device))
     value.backward()
     assert embeddings.grad is not None
-    gradient = ranks.share_of(embeddings.grad) * ranks.count  # the mean over the ranks is taken of it
+    gradient = ranks.share_of(embeddings.grad) * ranks.count  # later averaged over the ranks
     ranks.agree_on_gradients(loss)
     if count == 1:
         mine.backward(gradient)
         return float(value.detach())
     after = _Random(device)
     for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
-        state.put_back()  # the same dropout as in the first pass
+        state.put_back()  # so that dropout is the same as in the first pass
         with contextlib.nullcontext() if number == count else ranks.no_sync(model):
             compute_embeddings(model, part, device, bf16=bf16).backward(gradient[: len(part)])
         gradient = gradient[len(part) :]
@@ -132,7 +133,7 @@ def compute_gradients(
 
 
 class _Random:
-    """The state of the random generators of the CPU and of a device."""
+    """The state of the random generators of the CPU and a device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -146,7 +147,7 @@ class _Random:
 
 
 class _Before:
-    """What a step changes besides the gradients before the optimizer makes it, so that it can be tried again."""
+    """A copy of all that computing gradients changes, except the gradients, so that a step can be tried again."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, device: torch.device) -> None:
         self._model = model
@@ -156,7 +157,7 @@ class _Before:
         self._remembered = loss.get_extra_state() if isinstance(loss, MemoryLoss) else None
 
     def put_back(self) -> None:
-        """Free what the failed attempt has left, and let the next one begin as it did."""
+        """Free what the failed attempt has left, and restore the state from before it."""
         self._model.zero_grad(set_to_none=True)
         self._loss.zero_grad(set_to_none=True)
         with torch.no_grad():

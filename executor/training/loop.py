@@ -1,7 +1,7 @@
-"""The training loop, top to bottom. It knows no files, no processes and no Jina.
+"""The training loop, from top to bottom. It does not know about files, processes or Jina.
 
-Everything that a run's future depends on is in `TrainState`: put back, the run goes on as if it had never stopped,
-bit for bit on a CPU.
+`TrainState` holds everything that the rest of a run depends on. A restored run goes on as if it had never stopped; on a
+CPU the result is the same bit for bit.
 """
 
 import math
@@ -23,12 +23,12 @@ from .micro_batch import MicroBatch
 from .optimizer import interpolated, moving_average, parameter_groups, trainable_parameters, warmup_cosine
 from .state import TrainState, copy, note, restore, snapshot
 
-GRADIENT_NORM = 5.0  # larger gradients are scaled down to it
+GRADIENT_NORM = 5.0  # larger gradients are scaled down to this norm
 
 
 @dataclass(frozen=True)
 class Step:
-    """One finished step, for whoever watches: `done` of `total` steps; `loss` of this step; its images."""
+    """Report of one finished step: `done` of `total` steps, and the `loss` and number of `images` of this step."""
 
     epoch: int
     done: int
@@ -48,7 +48,7 @@ class NonFiniteLoss(FinetunerError):
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; the state was saved."""
+    """Training was told to stop; the state is saved."""
 
 
 def train(
@@ -67,16 +67,17 @@ def train(
     micro_batch: MicroBatch | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainState:
-    """Train `model` in place and return the final state; with `evaluate`, the weights of its best epoch are kept.
+    """Train `model` in place and return the final state; with `evaluate`, it ends with the weights of the best epoch.
 
     Args:
-        evaluate: measures the model that it gets, higher is better; `score` names the value that decides.
-        save: is offered the state after every step, as a function that makes it, and whether an epoch has ended.
-        stop: asked after every step; true saves and raises Interrupted.
+        evaluate: measures a model. `score` names the value that decides which epoch is best; higher is better.
+        save: called after every step with a function that makes the state, and whether an epoch has ended.
+        stop: called after every step; if it returns true, the loop saves and raises Interrupted.
         resume: the state to go on from.
-        micro_batch: items in memory at a time, of a run that may have been resumed; by default the configured number.
-        ranks: the processes that train this together, each calling this with a loader of its own share.
-    Raises: NonFiniteLoss. Interrupted. OutOfMemory: an accelerator does not hold even one item.
+        micro_batch: items in memory at a time, with the halvings of a resumed run; by default the configured number.
+        ranks: the processes that train together; each calls this with a loader for its own share.
+    Raises: NonFiniteLoss: the loss or its gradient is not finite. Interrupted: `stop` returned true. OutOfMemory: not
+        even one item fits into the memory of an accelerator.
     """
     total_steps = loader.sampler.steps(config.epochs)
     optimizer = torch.optim.AdamW(parameter_groups(model, loss, config))
@@ -125,7 +126,7 @@ def train(
             state.step += 1
             state.loss_sum += value
             report(Step(state.epoch, state.done, total_steps, value, len(batch.items), state.history))
-            stopping = ranks.any(stop())  # asked before `save` is, which then knows of it too
+            stopping = ranks.any(stop())  # before `save`, which must know the answer too
             save(current, False)
             if stopping:
                 raise Interrupted
@@ -148,7 +149,7 @@ def train(
 
 
 def rehearse() -> None:
-    """Make a step that changes nothing: at the first one torch imports 800 modules more, which takes a second."""
+    """Make a step that changes nothing: at its first step torch imports 800 more modules, which takes a second."""
     parameter = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([parameter])
     parameter.sum().backward()
@@ -156,14 +157,14 @@ def rehearse() -> None:
 
 
 def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
-    """Whether as many epochs as `patience` allows have gone by without a better score."""
+    """Whether the last `patience` epochs have brought no better score."""
     return (
         bool(config.patience) and state.best_score is not None and state.epoch - 1 - state.best_epoch >= config.patience
     )
 
 
 class Meter:
-    """Images a second and time left, over the steps seen so far; waiting time counts."""
+    """Computes images per second and the time left from the steps so far; waiting time counts."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -171,7 +172,7 @@ class Meter:
         self._images = 0
 
     def update(self, step: Step) -> tuple[float, float]:
-        """Return (images a second, seconds left)."""
+        """Count a step and return (images per second, seconds left)."""
         if self._first is None:
             self._first = step.done - 1
         self._images += step.images

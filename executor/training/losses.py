@@ -1,4 +1,4 @@
-"""Losses by name, for each kind of data: pytorch-metric-learning's, fed with the right pairs.
+"""Losses by name, for each kind of data. They come from pytorch-metric-learning; we give them the right pairs.
 
 Every loss maps (embeddings (B, D) float32, labels) to a scalar. Labels are (B,) int64 for class and unlabeled data,
 and (B, 2) int64, `(session, 0 | 1 | -1)`, for sessions.
@@ -18,10 +18,10 @@ LossFactory = type[nn.Module]
 
 
 class ProxyAnchorSupCon(nn.Module):
-    """ProxyAnchor plus `supcon_weight` times SupCon: what the classes have in common, and what tells items apart.
+    """ProxyAnchor plus `supcon_weight` times SupCon: the first compares items with classes, the second with each other.
 
-    Each is the best of the field on some image sets and behind on others; together they are near the best on all that
-    were tried (docs/training.md). Kim et al. 2020, arXiv:2003.13911; Khosla et al. 2020, arXiv:2004.11362.
+    Each of them is the best loss on some image sets and worse on others. Together they are close to the best on all
+    sets that we tried (docs/training.md). Kim et al. 2020, arXiv:2003.13911; Khosla et al. 2020, arXiv:2004.11362.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ProxyAnchorSupCon(nn.Module):
         return value
 
 
-# The proxy losses learn one vector a class; the others compare the items of a batch.
+# The proxy losses learn one vector per class; the others compare the items of a batch.
 PROXY_LOSSES: dict[str, LossFactory] = {
     "proxy_anchor_supcon": ProxyAnchorSupCon,
     "proxy_anchor": losses.ProxyAnchorLoss,
@@ -70,15 +70,15 @@ LOSSES: dict[str, dict[str, LossFactory]] = {
     "session": SESSION_LOSSES,
     "unlabeled": BATCH_LOSSES,
 }
-# How they compare: docs/training.md.
+# docs/training.md compares the losses.
 DEFAULT_LOSS = {"class": "proxy_anchor_supcon", "session": "contrastive", "unlabeled": "ntxent"}
 DEFAULT_OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("unlabeled", "ntxent"): {"temperature": 0.2},
     ("session", "triplet"): {"margin": 0.2},
     ("class", "triplet"): {"margin": 0.2},
 }
-_GIVEN = {"num_classes", "embedding_size"}  # known from the data and the model, not a caller's to set
-# Only plain numbers and switches may come from a request.
+_GIVEN = {"num_classes", "embedding_size"}  # set from the data and the model, not by a caller
+# A request may only set plain numbers and switches, not these.
 _NOT_PLAIN = {"self", "args", "kwargs", "reducer", "distance", "embedding_regularizer", "embedding_reg_weight"} | {
     "weight_regularizer",
     "weight_reg_weight",
@@ -89,7 +89,7 @@ _NOT_PLAIN = {"self", "args", "kwargs", "reducer", "distance", "embedding_regula
 
 
 class MetricLoss(nn.Module):
-    """A loss on all pairs or triplets of a batch that a miner, where there is one, finds hard enough."""
+    """A loss on the pairs or triplets of a batch: on all of them, or on those that a miner finds hard enough."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
         super().__init__()
@@ -105,8 +105,8 @@ class MetricLoss(nn.Module):
 class MemoryLoss(nn.Module):
     """A loss that also compares a batch with the embeddings of the batches before it.
 
-    Cross-batch memory (Wang et al. 2020, arXiv:1912.06798) of pytorch-metric-learning, whose queue is part of the
-    state here, so that a resumed run remembers the same.
+    This is the cross-batch memory (Wang et al. 2020, arXiv:1912.06798) of pytorch-metric-learning. We also save its
+    queue in the state, so that a resumed run has the same memory.
     """
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None, *, embedding_size: int, memory_size: int) -> None:
@@ -118,7 +118,7 @@ class MemoryLoss(nn.Module):
         return value
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The queue: torch puts it into `state_dict`."""
+        """Return the queue; torch puts it into `state_dict`."""
         memory = self.memory
         return {
             "embeddings": memory.embedding_memory.clone(),
@@ -128,7 +128,7 @@ class MemoryLoss(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Put the queue back."""
+        """Restore the queue."""
         self.memory.embedding_memory, self.memory.label_memory = state["embeddings"].clone(), state["labels"].clone()
         self.memory.queue_idx, self.memory.has_been_filled = state["next"], state["full"]
 
@@ -136,8 +136,8 @@ class MemoryLoss(nn.Module):
 class SessionLoss(nn.Module):
     """A loss on the triplets of each session: anchor and positive fit the session, the negative does not.
 
-    The root and the matches labelled 1 belong together; the matches labelled -1 fit none of them, and say nothing
-    of one another. Nothing is ever compared across sessions.
+    The root and the matches labelled 1 belong together. The matches labelled -1 fit none of these; they are not
+    compared with each other. Items of different sessions are never compared.
     """
 
     def __init__(self, loss: nn.Module, *, of_pairs: bool) -> None:
@@ -152,7 +152,7 @@ class SessionLoss(nn.Module):
 
 
 def session_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (anchor, positive, anchor, negative) index vectors, int64, of all pairs within sessions.
+    """Return index vectors (anchor, positive, anchor, negative), int64, for all pairs within sessions.
 
     Args: labels: (B, 2) int64, `(session, 0 | 1 | -1)`.
     """
@@ -166,7 +166,7 @@ def session_pairs(labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def session_triplets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (anchor, positive, negative) index vectors, int64, of all triplets within sessions."""
+    """Return index vectors (anchor, positive, negative), int64, for all triplets within sessions."""
     anchor, positive, other, negative = session_pairs(labels)
     pair, partner = torch.nonzero(anchor[:, None] == other[None, :], as_tuple=True)
     return anchor[pair], positive[pair], negative[partner]
@@ -183,8 +183,9 @@ def build_loss(
 ) -> nn.Module:
     """Return the loss called `name` for data of `kind`; `auto` is the default of the kind.
 
-    Args: memory_size: embeddings of earlier batches to compare with, for losses that compare items.
-    Raises: InvalidParameter: no such loss for the kind, or an argument that it does not have; the known are listed.
+    Args: memory_size: embeddings of earlier batches to compare with; only for losses that compare items.
+    Raises: InvalidParameter: the kind has no such loss, or the loss has no such argument (the message lists those that
+        exist), or `memory_size` does not fit the loss.
     """
     known = LOSSES[kind]
     name = DEFAULT_LOSS[kind] if name == "auto" else name
@@ -216,7 +217,7 @@ def build_loss(
 
 
 def loss_arguments(factory: LossFactory) -> list[str]:
-    """The arguments of a loss that a caller may set, by name, from its constructors' signatures."""
+    """Return the names of the loss arguments that a caller may set, from the signatures of its constructors."""
     names: list[str] = []
     for base in inspect.getmro(factory):
         if not base.__module__.startswith(("pytorch_metric_learning.losses", __name__)):

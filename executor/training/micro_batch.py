@@ -1,4 +1,4 @@
-"""How many items of a batch are in memory at a time; kept in a file, so that a resumed run does the same."""
+"""How many items of a batch are in memory at a time. A file keeps the number, so that a resumed run does the same."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +10,14 @@ TOO_LITTLE_MEMORY = "There was too little memory"
 
 
 class MicroBatch:
-    """How many items of a batch are in memory at a time; less from the step on at which that was too many.
+    """How many items of a batch are in memory at a time. When memory runs out, the number is halved from that step on.
 
-    Each halving is a line `step items` of a file, so that a resumed run makes each step as it was made before.
+    The file has a line `step items` for each halving, so that a resumed run computes each step as before.
 
     Args:
-        asked: items at a time; None: the whole batch. whole: the items of a batch, where `halve` is not told.
-        file: where the halvings are kept; None: nowhere.
-        say: is told of each halving, a sentence.
+        asked: items at a time; None: the whole batch. whole: the size of a batch, for calls of `halve` without `items`.
+        file: keeps the halvings; None: they are not kept.
+        say: called with a sentence at each halving.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class MicroBatch:
         self.reload()
 
     def reload(self) -> None:
-        """Read the file again, where there is one."""
+        """Read the file again, if there is one."""
         if self._file is not None and self._file.exists():
             lines = [line.split() for line in self._file.read_text().splitlines()]
             self._halvings = [(int(step), int(items)) for step, items in lines]
 
     def at(self, step: int) -> int | None:
-        """Items in memory at a time when `step` steps are done; None: the whole batch, however large."""
+        """Return the items in memory at a time after `step` steps; None: the whole batch, of any size."""
         limits = [items for first, items in self._halvings if first <= step]
         return min([*limits, *([self._asked] if self._asked else [])], default=None)
 
     def halve(self, step: int, items: int | None = None) -> None:
-        """Note that, when `step` steps were done, memory did not suffice for `items`, or for what `at` says.
+        """Halve the number: after `step` steps memory was too small for `items` (by default the number of `at`).
 
-        Raises: OutOfMemory: it was one item.
+        Raises: OutOfMemory: the number was 1 already.
         """
         tried = min(number for number in (items, self.at(step), self._whole) if number is not None)
         if tried == 1:

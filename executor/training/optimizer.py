@@ -1,4 +1,4 @@
-"""What the optimizer changes and how fast: parameter groups, the schedule, averages of weights."""
+"""The optimizer's parameter groups, the learning rate schedule, and averages of weights."""
 
 import math
 from collections.abc import Callable
@@ -10,18 +10,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .config import TrainConfig
 
-PROXY_LEARNING_RATE = 1e-2  # of the parameters of a loss, which start from nothing (Kim et al. 2020, arXiv:2003.13911)
+PROXY_LEARNING_RATE = 1e-2  # for the proxies of a loss, which start random (Kim et al. 2020, arXiv:2003.13911)
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """A copy of `model` whose weights follow the model's slowly; None without a decay."""
+    """Return a copy of `model` that averages its weights over time; None if `decay` is 0."""
     if not decay:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def interpolated(base: dict[str, Tensor], tuned: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights between the base's and the tuned ones (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903)."""
+    """Mix the base weights and the tuned ones (WiSE-FT: Wortsman et al. 2022, arXiv:2109.01903).
+
+    Args: share: of the tuned weights; 1 returns them unchanged.
+    """
     return {
         name: torch.lerp(base[name], tensor, share) if tensor.is_floating_point() else tensor
         for name, tensor in tuned.items()
@@ -29,7 +32,7 @@ def interpolated(base: dict[str, Tensor], tuned: dict[str, Tensor], share: float
 
 
 def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: decay on matrices and kernels only, not on biases and norms; a loss's own parameters apart."""
+    """Return AdamW's groups. Only matrices and kernels have weight decay; the loss's parameters have their own rate."""
     backbone = {id(parameter) for parameter in getattr(model, "backbone", nn.Module()).parameters()}
     groups = [{"params": trainable_parameters(loss), "lr": PROXY_LEARNING_RATE, "weight_decay": 0.0}]
     for within, rate in ((True, config.backbone_rate * config.learning_rate), (False, config.learning_rate)):
@@ -42,12 +45,12 @@ def parameter_groups(model: nn.Module, loss: nn.Module, config: TrainConfig) -> 
 
 
 def trainable_parameters(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not frozen."""
+    """Return the parameters that are not frozen."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def warmup_cosine(total: int, warmup: float) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear up over the warm-up, then half a cosine down to 0."""
+    """Return the factor of the learning rate by step: it rises linearly in the warm-up, then falls to 0 as a cosine."""
     rising = max(1, round(total * warmup))
 
     def factor(step: int) -> float:

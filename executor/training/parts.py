@@ -1,4 +1,4 @@
-"""From training options to the parts of a training: sampler, loss, loader and configuration."""
+"""Make the parts of a training from its options: the sampler, loss, loader and configuration."""
 
 from typing import Any
 
@@ -24,11 +24,11 @@ from .losses import build_loss
 
 SCRATCH_LEARNING_RATE = 1e-3
 PRETRAINED_LEARNING_RATE = 1e-4
-VIEWS = 2  # of each unlabeled document
+VIEWS = 2  # of each unlabeled document in a batch
 
 
 def prepare_model(model: nn.Module, options: TrainingOptions) -> None:
-    """Freeze what is to be frozen and add low-rank updates; a module that is not ours is trained whole.
+    """Freeze parts and add low-rank updates, as the options say. A module that is not ours is trained whole.
 
     Raises: ConfigurationError: `freeze` or `lora_rank` does not fit the model.
     """
@@ -46,13 +46,13 @@ def prepare_model(model: nn.Module, options: TrainingOptions) -> None:
 
 
 def finish_model(model: nn.Module, options: TrainingOptions) -> None:
-    """Make a trained model a plain one again."""
+    """Merge the low-rank updates of a trained model into its weights, if it has any."""
     if isinstance(model, EmbeddingModel) and options.lora_rank:
         merge_lora(model)
 
 
 def make_sampler(dataset: Dataset, items: np.ndarray, options: TrainingOptions) -> Sampler:
-    """Return the sampler for the dataset's kind over `items`. Raises: NotTrainable: with the counts."""
+    """Return the sampler for the dataset's kind over `items`. Raises: NotTrainable: the message gives the counts."""
     check_trainable(dataset, items)
     labels = dataset.labels[items]
     if isinstance(dataset, ClassDataset):
@@ -84,7 +84,7 @@ def make_loader(
 
 
 def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, device: torch.device) -> nn.Module:
-    """Return the loss, its own parameters drawn under the run's seed."""
+    """Return the loss; its own parameters are drawn with the run's seed."""
     classes = len(dataset.classes) if isinstance(dataset, ClassDataset) else 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -118,7 +118,7 @@ def make_config(options: TrainingOptions, model: nn.Module, *, bf16: bool) -> Tr
 
 
 def is_pretrained(model: nn.Module) -> bool:
-    """Whether the weights are known not to start from nothing: those of transformers are."""
+    """Whether the model starts from pretrained weights, as far as we know: those of transformers do."""
     backbone = model.backbone if isinstance(model, EmbeddingModel) else model
     return hasattr(getattr(backbone, "config", None), "model_type")
 
@@ -126,13 +126,13 @@ def is_pretrained(model: nn.Module) -> bool:
 def example_inputs(
     model: nn.Module, dataset: Dataset, item: int, count: int, cache: ImageCache | None, device: torch.device
 ) -> Any:
-    """Return the model's input for a batch of `count` times the same item: enough to see shapes and speeds."""
+    """Return model input for a batch with `count` copies of one item, to find out shapes and speeds."""
     content = item_content(dataset, item, cache)
     return model_inputs(model, collate([content] * count, dataset.collate_fn), device)
 
 
 def embedding_size(model: nn.Module, inputs: Any) -> int:
-    """Return D of the model's (B, D) output, by a forward pass where the model does not say."""
+    """Return D of the model's (B, D) output; if the model does not say it, run it once."""
     if isinstance(model, EmbeddingModel):
         return model.dim
     training = model.training

@@ -1,4 +1,4 @@
-"""Whether to train in mixed precision: by measurement, where the hardware computes in bf16 at all."""
+"""Choose whether to train in mixed precision, by measurement, if the hardware computes in bf16 at all."""
 
 import copy
 import statistics
@@ -12,22 +12,23 @@ from torch import Tensor, nn
 from ..loading.forward import compute_embeddings
 from ..store.files import publish_file
 
-WORTHWHILE = 1.15  # a smaller gain drowns in the noise of the measurement, and fp32 is the safer choice
+WORTHWHILE = 1.15  # a smaller gain is lost in the noise of the measurement, and fp32 is safer
 PAIRS = 3
-ENOUGH = 16  # images, on a CPU: a whole batch gains about as much, and the first step waits for this
+ENOUGH = 16  # images on a CPU: a whole batch gains about as much, and the first step must wait for this
 
 
 def choose_bf16_once(file: Path, asked: str, model: nn.Module, inputs: Any, device: torch.device) -> bool:
-    """Return what `file` says, or choose and write it there: a resumed run goes on in the same precision."""
+    """Return the choice in `file`; if there is none yet, choose and write it, so that a resumed run uses the same."""
     if not file.exists():
         publish_file(file, b"bf16" if choose_bf16(asked, model, inputs, device) else b"fp32")
     return file.read_text() == "bf16"
 
 
 def choose_bf16(asked: str, model: nn.Module, images: Tensor, device: torch.device) -> bool:
-    """Return whether to train `model` in bf16, for the option `precision`; `auto` tries both on `images`.
+    """Return whether to train `model` in bf16. The model itself is not changed.
 
-    Args: images: a typical batch of the model's input, (B, …) float32. The model is left as it is.
+    Args: asked: the option `precision`; `auto` measures both on `images`. images: a typical batch of model input,
+        (B, …) float32.
     """
     if asked != "auto":
         return asked == "bf16"
@@ -55,7 +56,7 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def _seconds(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> float:
-    """The time of one forward and backward pass."""
+    """Measure one forward and backward pass, in seconds."""
     began = time.perf_counter()
     embeddings = compute_embeddings(model, images, device, bf16=bf16)
     if embeddings.requires_grad:

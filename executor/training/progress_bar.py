@@ -1,4 +1,4 @@
-"""How a training goes on, on the terminal."""
+"""Show the progress of a training on the terminal."""
 
 import logging
 
@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 
 
 class ProgressBar(Watcher):
-    """Epoch, loss, images a second and time left, on the terminal. What a person should know is logged otherwise."""
+    """Shows the epoch, loss, images per second and time left. If it is not visible, messages go to the log."""
 
     def __init__(self, epochs: int, *, visible: bool) -> None:
         self._meter = Meter()
@@ -36,18 +36,18 @@ class ProgressBar(Watcher):
         self._bar.stop()
 
     def say(self, sentence: str) -> None:
-        """Print a sentence above the bar."""
+        """Print a sentence above the bar, or log it if the bar is not visible."""
         if self._bar.disable:
             _log.warning(sentence)
         else:
             self._bar.console.print(sentence, highlight=False)
 
     def begin(self, before: Measured | None, steps: int) -> None:
-        """Let speed and time left count from here."""
+        """Start measuring the speed and the time left."""
         self._meter = Meter()
 
     def filled(self, filling: Filling) -> None:
-        """Show how far the features of a frozen backbone are."""
+        """Show how many features of a frozen backbone are computed."""
         self._bar.update(self._task, total=filling.total, completed=filling.done)
         if filling.done == filling.total and not self._bar.disable:
             self.say(str(filling))

@@ -1,4 +1,4 @@
-"""Where a run is, with all that its next step depends on: put back, it goes on as if it had never stopped."""
+"""The state of a run: all that its next steps depend on. A restored run goes on as if it had never stopped."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,22 +9,22 @@ from torch import Tensor, nn
 
 @dataclass
 class TrainState:
-    """Where a run is: `epoch` is under way and `step` of its batches are done."""
+    """The state of a run that is in epoch `epoch` and has done `step` of its batches."""
 
     epoch: int = 0
     step: int = 0
-    done: int = 0  # steps of all epochs together
+    done: int = 0  # steps in all epochs together
     loss_sum: float = 0.0
     history: dict[str, list[float]] = field(default_factory=dict)
     best_score: float | None = None
     best_epoch: int = 0
-    tensors: dict[str, Any] = field(default_factory=dict)  # see `snapshot`; and best_model, average
+    tensors: dict[str, Any] = field(default_factory=dict)  # those of `snapshot`, best_model and average
 
 
 def snapshot(
     model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
 ) -> dict[str, Any]:
-    """Copies of all tensors and numbers that the next step depends on."""
+    """Return copies of all tensors and numbers that the next step depends on."""
     random: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state_all()
@@ -42,7 +42,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
-    """Put everything back as `snapshot` found it."""
+    """Restore everything that `snapshot` has copied."""
     model.load_state_dict(state.tensors["model"])
     loss.load_state_dict(state.tensors["loss"])
     optimizer.load_state_dict(state.tensors["optimizer"])
@@ -53,7 +53,7 @@ def restore(
 
 
 def copy(value: Any) -> Any:
-    """A copy of nested dicts and lists, with detached copies of their tensors."""
+    """Return a copy of nested dicts and lists, with detached copies of their tensors."""
     if isinstance(value, dict):
         return {key: copy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

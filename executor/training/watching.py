@@ -1,4 +1,4 @@
-"""What a training tells whoever watches it: the service's trainer, or the progress bar of `fit()`."""
+"""The calls by which a training reports its progress to the service's trainer, or to the progress bar of `fit()`."""
 
 from ..evaluation.eval_set import Measured
 from .features import Filling
@@ -6,19 +6,19 @@ from .loop import Step
 
 
 class Watcher:
-    """Is told how a training goes on; does nothing with it. Each method may raise what shall end the training."""
+    """Gets the reports of a training and ignores them. A method may raise an exception to end the training."""
 
     def say(self, sentence: str) -> None:
-        """Something that a person should know: an option that could not be had, a disk that is full."""
+        """A person should know this, for example that an option has no effect or the disk is full."""
 
     def evaluating(self) -> None:
         """A model is being measured."""
 
     def begin(self, before: Measured | None, steps: int) -> None:
-        """The first step is near. Args: before: the base on the eval set. steps: of all epochs."""
+        """The first step comes next. Args: before: scores of the base on the eval set. steps: number in all epochs."""
 
     def filled(self, filling: Filling) -> None:
-        """How far the features of a frozen backbone are."""
+        """Some more features of a frozen backbone are computed."""
 
     def stepped(self, step: Step) -> None:
         """A step is done."""
@@ -27,4 +27,4 @@ class Watcher:
         """The last step is done, and the tuned model is about to be measured."""
 
     def lost(self, sentence: str) -> None:
-        """The loss is no number any more. Args: sentence: names all documents of the batch."""
+        """The loss or its gradient is no longer finite. Args: sentence: names all documents of the batch."""
