@@ -1,7 +1,7 @@
-"""Embeddings from the served version.
+"""Compute embeddings with the served version.
 
-embedder.py   loads versions, decodes in a pool, embeds in batches
-inference.py  how a version computes when it serves: fp32, bf16 or a graph, by measurement
+embedder.py   load versions, decode in a pool of threads, embed in batches
+inference.py  measure whether a version is served in fp32, in bf16 or by a graph
 
-May import training's `precision.py`, loading, models and what lies below; no Jina.
+May import training's `precision.py`, loading, models and the packages below them, but not Jina.
 """

@@ -1,7 +1,7 @@
-"""Embeds documents with a model version: decoding in a pool of threads, the model in batches in one thread.
+"""Embed documents with a model version. A pool of threads decodes; one thread runs the model in batches.
 
-Requests that come at the same time share batches; their errors stay with their documents. A promotion changes which
-version the next request gets; a request that has begun keeps its own, so no response mixes versions.
+Requests that come at the same time share batches, but an error affects only its own document. A promotion takes effect
+at the next request. A request that has begun keeps its version, so no response mixes versions.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-MAX_BATCH = 64  # images: larger batches are no faster on a CPU, and keep others waiting longer
-BATCH_OF_A_THREAD = 16  # of many small requests: while one batch is computed, the other cores decode the next
-KEPT_MODELS = 3  # loaded at a time: the promoted one, base, and one other
-CHUNK = 8  # documents decoded by one task of the pool
-GATHER_SECONDS = 0.005  # longest wait for one more image of a batch
+MAX_BATCH = 64  # images; on a CPU larger batches are no faster and make other requests wait longer
+BATCH_OF_A_THREAD = 16  # per thread, with many small requests: other cores decode the next batch meanwhile
+KEPT_MODELS = 3  # stay loaded when another is asked for: the promoted one, base and one more
+CHUNK = 8  # documents that one task of the pool decodes
+GATHER_SECONDS = 0.005  # a batch waits at most this long for its next image
 
 
 @dataclass(frozen=True)
 class Version:
-    """A loaded model version, and how a document becomes its input."""
+    """A loaded model version and its `preprocess`, which turns a document into model input."""
 
     name: str
     model: "EmbeddingModel"
@@ -46,11 +46,11 @@ class Version:
     device: torch.device
     bf16: bool = False
     light: bool = False
-    graph: Any = None  # in place of `model`, where one is faster
+    graph: Any = None  # used in place of `model` if it is faster
 
 
 class _Request:
-    """Counts down the documents of one call; `done` is set when none is left."""
+    """Counts the unfinished documents of one call; sets `done` when all are finished."""
 
     def __init__(self, count: int) -> None:
         self.done = asyncio.Event()
@@ -74,9 +74,9 @@ class _Item:
 
 
 class Embedder:
-    """Loads versions as they are asked for and embeds with them.
+    """Loads versions when they are asked for and embeds with them.
 
-    Args: promoted: names the version now served.
+    Args: promoted: returns the name of the version now served.
     """
 
     def __init__(self, workspace: Workspace, options: ExecutorOptions, promoted: Callable[[], str]) -> None:
@@ -87,25 +87,25 @@ class Embedder:
         self._loading = threading.Lock()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
         self._items: queue.Queue[_Item | None] = queue.Queue()
-        self._preparing = 0  # documents that are being decoded, or will be at once
+        self._preparing = 0  # documents that are being decoded or wait for it
         self._counting = threading.Lock()
-        self._waiting = self._calls = 0  # images, and calls of `embed`; written in the event loop only
+        self._waiting = self._calls = 0  # images, and calls of `embed`; changed only in the event loop
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
         self._thread.start()
 
     def warm(self) -> None:
-        """Load the promoted version in the background, so that the first request finds it."""
+        """Load the promoted version in the background, so that the first request need not wait for it."""
         threading.Thread(target=self._warm, name="warm-up", daemon=True).start()
 
     def _warm(self) -> None:
         try:
             self.version(self._promoted())
-        except Exception:  # the first request meets the same error and its caller reads it
+        except Exception:  # the first request will raise the same error, and its caller sees it
             _log.exception("The model cannot be loaded")
 
     def close(self) -> None:
-        """End the threads; what waits is still embedded."""
+        """Embed what still waits, then end the threads."""
         self._pool.shutdown(wait=True)
         self._items.put(None)
         self._thread.join()
@@ -113,13 +113,13 @@ class Embedder:
     async def embed(
         self, docs: Sequence[Any], *, model: str | None = None, matches: bool = False, exact: bool = False
     ) -> str:
-        """Fill the embeddings of `docs`, in place, and return the version that made them.
+        """Set the embeddings of `docs` in place and return the name of the version.
 
         A document that cannot be embedded gets `tags['finetuner_error']` instead.
 
-        Args: exact: in fp32, as a run measures its model.
-
-        Raises: UnknownModel. Overloaded: more images wait than `max_queued_images`.
+        Args: exact: compute in fp32, as a run does when it measures its model.
+        Raises: UnknownModel: there is no such version. Overloaded: others wait, and all together would be
+            more than `max_queued_images` images.
         """
         name = model or self._promoted()
         version = self._versions.get(name)
@@ -149,7 +149,7 @@ class Embedder:
         return version.name
 
     def version(self, name: str) -> Version:
-        """Return a version, loaded. Raises: UnknownModel: there is none."""
+        """Return a version, and load it first if needed. Raises: UnknownModel: there is no such version."""
         found = self._versions.get(name)
         if found is not None:
             return found
@@ -162,7 +162,7 @@ class Embedder:
             return self._versions[name]
 
     def forget(self, name: str) -> None:
-        """Let go of a version that was deleted; requests that have begun with it still end with it."""
+        """Drop a deleted version. Requests that have begun with it still finish with it."""
         with self._loading:
             self._versions.pop(name, None)
 
@@ -181,14 +181,14 @@ class Embedder:
         return Version(name, model, make_preprocess(self._options, model), device, bf16, light, graph)
 
     def _prepare(self, parts: list[Any], version: Version, request: _Request) -> None:
-        """Decode documents and hand them to the model's thread."""
+        """Decode documents and pass them to the model's thread."""
         for doc in parts:
             doc.embedding = None
             doc.tags.pop(ERROR_TAG, None)
             doc.tags.pop(MODEL_TAG, None)
             try:
                 content = version.preprocess(doc)
-            except Exception as error:  # whatever is wrong with a document stays with it
+            except Exception as error:  # an error of one document must not affect the others
                 doc.tags[ERROR_TAG] = str(error) or type(error).__name__
                 request.finished(1)
             else:
@@ -200,15 +200,15 @@ class Embedder:
             self._preparing += preparing
 
     def _work(self) -> None:
-        """Embed what waits, as many at a time as share a version and a shape.
+        """Embed what waits, in batches of the same version and shape.
 
-        What is just being decoded is waited for: a batch takes little longer than a single image, and the cores are
-        busy meanwhile. With several calls under way Jina and decoding keep a core busy, on which a thread of a light
-        model would wait its turn, and all others for it: the model leaves that core alone.
+        A batch waits for images that are just being decoded: it takes little longer than a single image, and the cores
+        are busy decoding anyway. With several calls at once, Jina and decoding keep one core busy. A thread of a light
+        model would have to wait for that core, and the other threads for it. So the model then uses one thread less.
         """
         from .inference import torch_threads
 
-        waiting: _Item | None = None  # taken from the queue already, and unlike the batch before it
+        waiting: _Item | None = None  # taken from the queue, but did not fit into the last batch
         while (item := waiting or self._items.get()) is not None:
             waiting = None
             batch = [item]
@@ -232,7 +232,7 @@ class Embedder:
     def _embed_batch(self, batch: list[_Item]) -> None:
         try:
             embeddings = _forward(batch)
-        except Exception as error:  # one bad content must not harm its neighbours: find it by trying each alone
+        except Exception as error:  # try each alone, so that a bad one does not spoil the others
             if len(batch) > 1:
                 for item in batch:
                     self._embed_batch([item])

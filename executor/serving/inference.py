@@ -1,9 +1,9 @@
-"""How a model version computes when it serves: what was measured to be fastest of what gives the same.
+"""Measure the fastest way to serve a model version, among those that give the same embeddings.
 
-That is fp32, bf16, or a graph in bf16: traced, with casts and batch norms folded into its weights. What was chosen is
-written beside the weights, so that a restarted service embeds as the one before did. A light model is measured with one
-thread: a service that starts has other work for the other cores, and threads that wait for each other are slower by far
-than what is compared.
+The ways are fp32, bf16, and a graph in bf16: the model traced, with casts and batch norms folded into its weights. The
+choice is written beside the weights, so that a restarted service embeds the same way. A light model is measured with
+one thread: while the service starts, the other cores are busy, and threads that wait for each other would cost far
+more time than the differences that we measure.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from ..models.model import EmbeddingModel, WithNormalisation
 from ..store.files import publish_file
 from ..training.precision import computes_in_bf16
 
-AGREEMENT = 0.999  # cosine between the fp32 embedding of an image and the one served, at least
-ALONE = 1e-5  # largest difference between an image's embedding alone and among others: it must not depend on them
-FASTER = 1.15  # a batch must gain so much,
-SLOWER_ALONE = 1.25  # and a single image, which nobody waits with, may lose so much
-LIGHT_SECONDS = 0.02  # with one thread, for an image; Jina and decoding take about 0.004
+AGREEMENT = 0.999  # least cosine similarity between the served embedding and the fp32 one
+ALONE = 1e-5  # largest difference between an image's embedding alone and in a batch: other images must not matter
+FASTER = 1.15  # a batch must become at least this many times as fast
+SLOWER_ALONE = 1.25  # a single image may take up to this many times as long: then no other request waits
+LIGHT_SECONDS = 0.02  # a light model takes less for an image in one thread; Jina and decoding take about 0.004
 IMAGES = 16
 PAIRS = 6
-ENOUGH_SECONDS = 2.0  # of measuring: a heavy model need not be tried so often
+ENOUGH_SECONDS = 2.0  # stop measuring after this time: a heavy model needs fewer pairs
 TRIES = 3
 CPU = torch.device("cpu")
 Embed = Callable[[Tensor], np.ndarray]  # (B, S, S, 3) uint8 images -> (B, D) float32 embeddings
@@ -41,11 +41,11 @@ _log = logging.getLogger(__name__)
 def choose_path(
     model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, light: bool
 ) -> tuple[bool, torch.jit.ScriptModule | None]:
-    """Return whether to embed with `model` in bf16, and the graph to do it by, if that is faster still.
+    """Return whether to serve `model` in bf16, and a graph if that is even faster.
 
-    Measured once a version and kept in its `folder`.
+    A version is measured once; the choice is kept in its `folder`.
 
-    Args: model: takes images of `size` × `size`. light: as `is_light` says.
+    Args: model: takes images of `size` × `size`. light: the answer of `is_light`.
     """
     if not computes_in_bf16(device):
         return False, None
@@ -59,20 +59,20 @@ def choose_path(
         graph = faster_graph(model, images) if bf16 and device.type == "cpu" else None
     try:
         publish_file(chosen, b"graph" if graph is not None else b"bf16" if bf16 else b"fp32")
-    except OSError as error:  # measured again at the next start
+    except OSError as error:  # then the next start measures again
         _log.warning("The precision of %s cannot be kept: %s", folder, error)
     return bf16, graph
 
 
 @torch.inference_mode()
 def embed_by_graph(graph: torch.jit.ScriptModule, images: Tensor) -> np.ndarray:
-    """Return the embeddings (B, D) float32 of images (B, S, S, 3) uint8. Python's lock is free meanwhile."""
+    """Return the embeddings (B, D) float32 of images (B, S, S, 3) uint8. Python's lock is released meanwhile."""
     embeddings: np.ndarray = graph(images).numpy()
     return embeddings
 
 
 def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
-    """Return whether one thread embeds an image in so short a time that Jina and decoding take a like share of it."""
+    """Return whether the model is so fast in one thread that Jina and decoding take a similar time."""
     if device.type != "cpu":
         return False
     image = sample_images(size)[:1]
@@ -82,7 +82,7 @@ def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Compute with so many threads in this thread, which then has as many as before."""
+    """Let torch use `count` threads in this thread, and restore the old number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -92,7 +92,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device) -> bool:
-    """Return whether `model` gives the same in bf16, and sooner."""
+    """Return whether `model` gives the same embeddings in bf16, and faster."""
     exact, rounded = _eager(model, device), _eager(model, device, bf16=True)
     return (
         _agrees(rounded, exact, images)
@@ -102,7 +102,7 @@ def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device)
 
 
 def faster_graph(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
-    """Return a graph in bf16 that gives the same as `model` and is faster than it is in bf16, or None."""
+    """Return a bf16 graph of `model` if it gives the same embeddings and is faster than `model` in bf16, else None."""
     graph = _graph_of(model, images)
     if graph is None:
         return None
@@ -119,23 +119,23 @@ def _eager(model: nn.Module, device: torch.device, *, bf16: bool = False) -> Emb
 
 
 def _graph_of(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
-    """Trace `model`; None where it cannot be: not every network of transformers can."""
+    """Trace `model`; return None if that fails, as it does for some networks of transformers."""
     whole = WithNormalisation(model).eval()
     try:
         with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            # That TorchScript is deprecated (what is to replace it needs a C++ compiler), and where tracing may go
-            # wrong: `_agrees` looks whether it did.
+            # The warnings say that TorchScript is deprecated (its successor needs a C++ compiler) and where tracing may
+            # go wrong; `_agrees` checks the result.
             warnings.simplefilter("ignore")
             graph: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.trace(whole, images, check_trace=False))
         embed_by_graph(graph, images[:1])
-    except Exception as error:  # of many kinds; the eager way is always there
+    except Exception as error:  # tracing may raise anything; the model itself always works
         _log.info("The model is not served by a graph: %s", error)
         return None
     return graph
 
 
 def _agrees(embed: Embed, exact: Embed, images: Tensor) -> bool:
-    """Whether embeddings are the exact ones but for rounding, and no image's depends on its neighbours."""
+    """Whether the embeddings differ from the exact ones only by rounding, and do not depend on the other images."""
     true, found, alone = exact(images), embed(images), embed(images[:1])
     if (found.shape, alone.shape) != (true.shape, true[:1].shape):
         return False
@@ -145,7 +145,7 @@ def _agrees(embed: Embed, exact: Embed, images: Tensor) -> bool:
 
 
 def _gain(embed: Embed, before: Embed, images: Tensor) -> float:
-    """How many times as fast `embed` is, in turns, by the shortest times: a service that starts has other work too."""
+    """How many times as fast `embed` is. They take turns, and the shortest times count: a starting service is busy."""
     pairs: list[list[float]] = []
     end = time.perf_counter() + ENOUGH_SECONDS
     while not pairs or (len(pairs) < PAIRS and time.perf_counter() < end):
@@ -160,7 +160,7 @@ def _seconds(function: Embed, images: Tensor) -> float:
 
 
 def sample_images(size: int) -> Tensor:
-    """(16, size, size, 3) uint8: smooth colours and edges, as photos have them, rather than noise."""
+    """Return (16, size, size, 3) uint8 images with smooth colours and edges, like photos, not noise."""
     random = torch.Generator().manual_seed(0)
     coarse = torch.rand((IMAGES, 3, 8, 8), generator=random)
     smooth = nn.functional.interpolate(coarse, (size, size), mode="bilinear")
