@@ -1,13 +1,13 @@
-"""Line charts of a report: where everything lies; the template draws it as SVG."""
+"""Compute the positions in a report's line charts; the template draws them as SVG."""
 
 import math
 from collections.abc import Sequence
 
 
 class Curve:
-    """A value per epoch, laid out as a line chart in a box of `WIDTH` × `HEIGHT`.
+    """One value per epoch, as a line chart in a box of `WIDTH` × `HEIGHT`.
 
-    Args: reference: a value to compare with, drawn as a line across.
+    Args: reference: a value to compare with, drawn as a horizontal line.
     """
 
     WIDTH, HEIGHT = 340, 190
@@ -27,7 +27,7 @@ class Curve:
         self.segments = [[(x, self.y(value)) for x, value, _ in segment] for segment in self._unbroken()]
 
     def y(self, value: float) -> float:
-        """The height of `value`; downwards, as in SVG."""
+        """Return the y coordinate of `value`, which grows downwards as in SVG."""
         low, high = self.y_ticks[0], self.y_ticks[-1]
         return round(self.BOTTOM - (value - low) / (high - low) * (self.BOTTOM - self.TOP), 1)
 
@@ -37,7 +37,7 @@ class Curve:
         return round(self.LEFT + 8 + (epoch - 1) / (self.epochs - 1) * (self.RIGHT - self.LEFT - 16), 1)
 
     def _unbroken(self) -> list[list[tuple[float, float, int]]]:
-        """The points, cut where an epoch has no finite value."""
+        """Split the points wherever an epoch has no finite value."""
         parts: list[list[tuple[float, float, int]]] = []
         for point in self.points:
             if parts and parts[-1][-1][2] == point[2] - 1:
@@ -48,8 +48,8 @@ class Curve:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers that enclose the range."""
-    if low == high:  # one value, or always the same: in the middle
+    """Return three to six round numbers that enclose the range."""
+    if low == high:  # only one value, or all the same: show it in the middle
         low, high = low - (abs(low) or 1) / 4, high + (abs(high) or 1) / 4
     span = high - low
     size = 10.0 ** math.floor(math.log10(span / 3))
@@ -60,7 +60,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _epoch_ticks(epochs: int) -> list[int]:
-    """The first epoch, the last, and round ones between: six or so in all."""
+    """Return the first epoch, the last, and round ones between them, about six in all."""
     step = next(
         step for digits in range(9) for step in (10**digits, 2 * 10**digits, 5 * 10**digits) if epochs / step <= 6
     )

@@ -1,4 +1,4 @@
-"""Which queries a report shows, and what they found before and after: a fair sample, not the best of them."""
+"""Choose the queries that a report shows, with their results before and after: a fair sample, not the best."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -7,14 +7,14 @@ import numpy as np
 
 from .report import Neighbour, Query
 
-POOL = 1000  # queries looked through for what got worse; all of a large eval set would take minutes
-_ROWS = 256  # queries whose similarities are held at a time
+POOL = 1000  # queries in which we look for worse ones; all of a large eval set would take minutes
+_ROWS = 256  # queries whose similarities are in memory at a time
 
 
 class Choice(NamedTuple):
-    """A query and its nearest neighbours, nearest first; all are positions in the embeddings.
+    """A query and its nearest neighbours, nearest first. All numbers are positions in the embeddings.
 
-    Attributes: worst: chosen because it got worse; false: part of the random sample.
+    Attributes: worst: true if chosen because it got worse; false if part of the random sample.
     """
 
     query: int
@@ -26,10 +26,10 @@ class Choice(NamedTuple):
 def choose_queries(
     before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, count: int = 12, neighbours: int = 6, seed: int = 0
 ) -> list[Choice]:
-    """Choose queries of class data: `count` at random, then up to a quarter as many that got worse.
+    """Choose queries of class data: `count` random ones, then up to a quarter as many that got worse.
 
-    The random ones take every class in turn. Those that got worse are the ones whose neighbours lost most, among
-    `POOL` random queries. A query whose class has no other member is never chosen.
+    The random ones come from each class in turn. Those that got worse are the ones whose results lost most, among
+    `POOL` random queries. A query is never chosen if its class has no other member.
 
     Args: before, after: (N, D) and (N, E) embeddings by the two models. labels: (N,) classes.
     """
@@ -47,8 +47,9 @@ def rank_sessions(
 ) -> list[Choice]:
     """Choose sessions as `choose_queries` does: the root is the query, its matches are ranked.
 
-    Args: labels: (N, 2): session, and 0 for its root, 1 or -1 for a match. One without a match of both kinds, or
-        without a root, is never chosen.
+    A session is never chosen if it has no root, or no match of one of the two labels.
+
+    Args: labels: (N, 2): the session, and 0 for its root, 1 or -1 for a match.
     """
     rng = np.random.default_rng(seed)
     sessions: dict[int, list[int]] = {}
@@ -79,7 +80,8 @@ def make_gallery(
 ) -> list[Query]:
     """Return the gallery of a report.
 
-    Args: image, caption: of an item. fits: whether an item (the second) belongs to a query (the first).
+    Args: image, caption: return those of an item. fits: says whether an item (its second argument) belongs to a query
+        (its first).
     """
 
     def neighbours(query: int, items: list[int]) -> list[Neighbour]:
@@ -98,7 +100,7 @@ def make_gallery(
 
 
 def _chosen(pool: np.ndarray, found: list[list[list[int]]], change: np.ndarray, count: int) -> list[Choice]:
-    """The first `count` of the pool, and after them up to a quarter as many whose `change` is the most negative."""
+    """Return the first `count` of the pool, then up to a quarter as many with the most negative `change`."""
     order = np.argsort(change, kind="stable")
     worst = [number for number in order.tolist() if change[number] < 0 and number >= count][: count // 4]
     return [
@@ -108,18 +110,18 @@ def _chosen(pool: np.ndarray, found: list[list[list[int]]], change: np.ndarray, 
 
 
 def _class_in_turn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Positions at random, so that every class has had its n-th turn before any has another; (Q,) int64."""
+    """Return random positions, (Q,) int64, in rounds: each round has one position of every class that has any left."""
     _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shuffled = rng.permutation(len(labels))
     by_class = shuffled[np.argsort(numbers[shuffled], kind="stable")]
     turn = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place = rng.permutation(len(sizes))[numbers[by_class]]  # the order of the classes within a turn
+    place = rng.permutation(len(sizes))[numbers[by_class]]  # the order of the classes in a round
     order = by_class[np.lexsort((place, turn))]
     return order[sizes[numbers[order]] > 1]
 
 
 def _nearest(embeddings: np.ndarray, queries: np.ndarray, neighbours: int) -> Iterator[np.ndarray]:
-    """The nearest items by cosine without the query itself, nearest first, (rows, neighbours) int64 at a time."""
+    """Yield the nearest items by cosine, nearest first, without the query itself: (rows, neighbours) int64."""
     unit = _unit(embeddings)
     depth = min(neighbours, len(unit) - 1)
     for start in range(0, len(queries), _ROWS):
@@ -137,7 +139,7 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
 
 
 def _precision(fits: np.ndarray) -> np.ndarray:
-    """The sum of the precisions at each hit, (Q,) of `fits` (Q, neighbours): larger is a better ranking."""
+    """Return the sum of the precisions at each hit, (Q,), for `fits` (Q, neighbours). Larger is better."""
     hits = np.cumsum(fits, axis=1) / np.arange(1, fits.shape[1] + 1)
     total: np.ndarray = (hits * fits).sum(axis=1)
     return total

@@ -1,4 +1,4 @@
-"""Pictures of a report, small and within the file."""
+"""Make the small pictures that a report holds in its own file."""
 
 import base64
 import io
@@ -9,8 +9,8 @@ from PIL import Image
 
 from ..images.arrays import image_from_array
 
-_THUMBNAIL = 144  # pixels of the longer side: twice what is shown, for dense screens
-_EXACT = 48  # images up to this side are embedded without loss; JPEG would smear them
+_THUMBNAIL = 144  # pixels of the longer side: twice the size on the page, for dense screens
+_EXACT = 48  # images up to this side are stored without loss; JPEG would blur them
 
 
 def _thumbnail(image: np.ndarray) -> Image.Image:
@@ -33,11 +33,11 @@ def _base64(picture: Image.Image, form: str, **options: Any) -> str:
 
 
 def encoded(image: np.ndarray) -> str:
-    """A thumbnail of an image as PNG, base64."""
+    """Return a thumbnail of an image as PNG in base64."""
     return _base64(_thumbnail(image), "PNG")
 
 
 def decoded(text: str) -> np.ndarray:
-    """The image that `encoded` made of one."""
+    """Return the thumbnail that `encoded` returned as text."""
     with Image.open(io.BytesIO(base64.b64decode(text)), formats=["PNG"]) as image:
         return np.array(image)
