@@ -1,4 +1,4 @@
-"""`fit` and `embed` for Python callers: the same recipe as the service's trainer, in the foreground."""
+"""`fit` and `embed` for Python callers. `fit` uses the same recipe as the service's trainer, in the foreground."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ from .training.parts import prepare_model
 from .training.progress_bar import ProgressBar
 from .training.recipe import Task, fine_tune
 
-SERVICE_OPTIONS = {"base", "embedding_dim", "promote", "promote_by"}  # what they choose is given or done by the caller
+SERVICE_OPTIONS = {"base", "embedding_dim", "promote", "promote_by"}  # callers of `fit` do these things themselves
 
 
 def fit(
@@ -40,21 +40,22 @@ def fit(
     progress: bool = True,
     **options: Any,
 ) -> torch.nn.Module:
-    """Fine-tune `model` in place on labelled documents, and return it, in evaluation mode.
+    """Fine-tune `model` in place on documents and return it in evaluation mode.
 
     Args:
-        model: any module from a batch to embeddings (B, D), or to an output like those of transformers.
-        train_data: documents (a `DocumentArray`, a `DocumentArrayMemmap`, any sequence), or a dataset of them.
-        eval_data: the same; measured before, and after every epoch: the weights of the best epoch are kept.
-        preprocess_fn: from a document to an array, called anew for every batch; without it, `document.content`.
-            uint8 images (H, W, 3) become (B, 3, H, W) float32, normalised as the model wants it, else in [0, 1];
-            all other arrays are stacked as float32.
-        collate_fn: from the contents of a batch to the model's input.
-        device: a torch device; `auto` is CUDA where there is one.
-        progress: show epoch, loss, images a second and time left.
+        model: any module that turns a batch into embeddings (B, D), or into an output like those of transformers.
+        train_data: documents (a `DocumentArray`, a `DocumentArrayMemmap` or any sequence), or a dataset of them.
+        eval_data: the same. The model is measured on it before training and after every epoch; the weights of the
+            best epoch are kept.
+        preprocess_fn: turns a document into an array; called again for every batch. Without it, `document.content`
+            is used. uint8 images (H, W, 3) become (B, 3, H, W) float32, normalised as the model's preprocessing says;
+            without one they are scaled to [0, 1]. All other arrays are stacked as float32.
+        collate_fn: turns the contents of a batch into the model's input.
+        device: a torch device; `auto` is CUDA if there is one.
+        progress: show the epoch, the loss, images per second and the time left.
         options: the training options of `/fit`, such as `epochs=5` or `loss='triplet'`.
-    Raises: InvalidParameter: an unknown or ill-typed option. NotTrainable: nothing can be learned from these
-        documents. BadDocument: one of them cannot be used; it is named.
+    Raises: InvalidParameter: an option is unknown or has the wrong type. NotTrainable: nothing can be learned from
+        these documents. BadDocument: a document cannot be used; the message names it.
     """
     wanted = parse(TrainingOptions, options, where="fit")
     for name in SERVICE_OPTIONS & wanted.model_fields_set:
@@ -75,7 +76,7 @@ def fit(
         dataset=dataset,
         items=items,
         eval_set=eval_set,
-        same_content=loading in (None, load_uri_to_image_blob),  # of others it is not known
+        same_content=loading in (None, load_uri_to_image_blob),  # not known of other functions
         augment=_augmentation(dataset),
     )
     with ProgressBar(wanted.epochs, visible=progress) as bar:
@@ -103,9 +104,9 @@ def embed(
     batch_size: int = 64,
     device: str = "auto",
 ) -> None:
-    """Fill `embedding` of every document in place: (D,) float32, of unit length unless `model.normalise` is false.
+    """Set `embedding` of every document in place: (D,) float32, of unit length unless `model.normalise` is false.
 
-    Raises: BadDocument: a document cannot be used; it is named.
+    Raises: BadDocument: a document cannot be used; the message names it.
     """
     if not len(docs):
         return
@@ -136,14 +137,14 @@ def _dataset(
 
 
 def _fitted(model: torch.nn.Module, preprocess_fn: PreprocessFn | None) -> PreprocessFn | None:
-    """A model that says its input size gets images of that size."""
+    """Wrap `preprocess_fn` to resize images for the model, if the model says its input size."""
     if preprocess_fn is None or not isinstance(model, EmbeddingModel):
         return preprocess_fn
     return fit_to_model(preprocess_fn, model.preprocessing)
 
 
 def _augmentation(dataset: Dataset) -> Augmentation | None:
-    """Your `preprocess_fn` augments; only the two views of an unlabeled image must differ in any case."""
+    """Return an augmentation only for unlabeled images: their two views must differ. Else `preprocess_fn` augments."""
     if dataset.kind != "unlabeled":
         return None
     content = dataset[0][0]

@@ -1,8 +1,8 @@
-"""What a caller may ask for, and what an operator may configure: one typed, frozen model each.
+"""The parameters of each endpoint and the options of the operator, each as a typed, frozen model.
 
-Jina hands parameters over as a plain dict in which integers have become floats and into which it adds
-keys of its own (`__results__`). `parse` undoes both and names what is wrong: the typed annotations that
-Jina offers would drop unknown keys silently behind an HTTP gateway.
+Jina passes parameters as a plain dict. It turns integers into floats and adds its own keys (`__results__`). `parse`
+undoes both and says what is wrong. We do not use the typed parameters that Jina offers: behind an HTTP gateway they
+silently drop unknown keys.
 """
 
 import re
@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from .errors import ConfigurationError, InvalidParameter
 from .images.policy import ImagePolicy
 
-TOKEN_VARIABLE = "FINETUNER_TOKEN"  # of the environment: the bearer token that every call must present
+TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
 RESERVED_NAMES = ("base", "promoted")
-# By kind; `losses.py` builds them. Here too, so that a wrong name is refused without importing torch.
+# The losses for each kind. `losses.py` builds them; the names are also here, to refuse a wrong one without torch.
 LOSS_NAMES = {
     "class": (
         "auto",
@@ -37,7 +37,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
 def _whole(value: Any) -> Any:
-    """3.0 is 3; 3.5, '3' and true are not whole numbers."""
+    """Turn 3.0 into 3; refuse 3.5, '3' and true."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not float(value).is_integer():
         raise ValueError("must be a whole number")
     return int(value)
@@ -62,14 +62,14 @@ def _new_run_name(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """A list of names, or one name, becomes a tuple."""
+    """Turn a list of names, or a single name, into a tuple."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _frozen(value: Any) -> Any:
-    """True, false, or names of layers."""
+    """Accept true, false, or names of layers."""
     names = _names(value)
     if not isinstance(value, bool) and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
         raise ValueError("must be true, false or names of layers")
@@ -100,7 +100,7 @@ class _Parameters(BaseModel):
 
 
 class TrainingOptions(_Parameters):
-    """What a run depends on: set by its first request and kept with it."""
+    """The options of a training run. Its first request sets them, and they are kept with the run."""
 
     kind: Kind = Field("auto", description="`class`, `session` or `unlabeled`; `auto` looks at the whole set")
     base: RunName = Field("base", description="the version to start from: `base`, `promoted`, or a run")
@@ -180,7 +180,7 @@ class TrainingOptions(_Parameters):
 
 
 class FitParameters(TrainingOptions):
-    """Parameters of `/fit`: the training options, and where these documents belong."""
+    """Parameters of `/fit`: the training options, and the run and split that the documents belong to."""
 
     run: NewRunName | None = Field(None, description="which run; by default the one now receiving, else a new one")
     split: Split = Field("train", description="`train` or `eval`")
@@ -190,7 +190,7 @@ class FitParameters(TrainingOptions):
     start: Flag = Field(False, description="start with what is there; so does a request without documents")
 
     def training_options(self) -> dict[str, Any]:
-        """The training options that the caller set, by name."""
+        """Return the training options that the caller has set, by name."""
         return {name: getattr(self, name) for name in self.model_fields_set & TrainingOptions.model_fields.keys()}
 
 
@@ -247,7 +247,7 @@ class EvaluateParameters(_Parameters):
 
 
 class ExecutorOptions(_Parameters):
-    """What the operator configures, as `uses_with`."""
+    """The options that the operator sets in `uses_with`."""
 
     model: Text = Field(
         "default",
@@ -320,12 +320,12 @@ class ExecutorOptions(_Parameters):
         return self
 
     def with_roots(self) -> "ExecutorOptions":
-        """The same with the allowed roots resolved; by default the present directory is the only one."""
+        """Return these options with the allowed roots resolved; by default the only root is the current directory."""
         roots = tuple(str(Path(root).resolve()) for root in (self.allowed_roots or (".",)))
         return self.model_copy(update={"allowed_roots": roots})
 
     def image_policy(self) -> ImagePolicy:
-        """What images may be read from where."""
+        """Return the policy for reading images that these options describe."""
         return ImagePolicy(
             allowed_roots=self.allowed_roots,
             allow_remote_uris=self.allow_remote_uris,
@@ -338,10 +338,10 @@ P = TypeVar("P", bound=BaseModel)
 
 
 def parse(model: type[P], values: dict[str, Any] | None, *, where: str) -> P:
-    """Return `values` as `model`.
+    """Check `values` and return them as a `model`.
 
     Args: where: the endpoint (`/fit`) or the setting, for the message.
-    Raises: InvalidParameter: unknown or ill-typed; the message names it and lists the accepted ones.
+    Raises: InvalidParameter: a value is unknown or has the wrong type; the message names it and lists what is accepted.
     """
     given = {
         key: value
@@ -355,7 +355,7 @@ def parse(model: type[P], values: dict[str, Any] | None, *, where: str) -> P:
 
 
 def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
-    """Return `uses_with` as options. Raises: ConfigurationError: unknown or ill-typed."""
+    """Return `uses_with` as options. Raises: ConfigurationError: an option is unknown or has the wrong type."""
     try:
         return parse(ExecutorOptions, values, where="the executor")
     except InvalidParameter as error:
@@ -374,7 +374,7 @@ _PLAINER = {
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     accepted = ", ".join(model.model_fields)
     errors = error.errors(include_url=False)
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # a misspelt name, likely
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # likely a misspelt name
     name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."
