@@ -1,7 +1,7 @@
-"""A client in a process of its own: `python -m benchmarks.clients` measures what it is told on its input.
+"""A client in its own process: `python -m benchmarks.clients` reads on its input what to measure.
 
-It speaks Jina's gRPC protocol itself, with requests encoded beforehand and answers that are looked into only at the
-end: a client runs on the cores of the service that is measured, and what Jina's client costs is not the service's.
+It shares the cores with the service that it measures, so it must cost little. Therefore it does not use Jina's client,
+but speaks Jina's gRPC protocol itself, encodes all requests before it starts, and checks only the last answers.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ import grpc.aio
 from benchmarks.common import jpeg, textured
 
 ROOT = Path(__file__).resolve().parent.parent
-DIFFERENT = 32  # images; requests repeat them
+DIFFERENT = 32  # different images, which the requests repeat
 BLOB_SIZE = 224
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
 class ClientProcess:
-    """The process. One measurement at a time."""
+    """The client process. It makes one measurement at a time."""
 
     def __enter__(self) -> "ClientProcess":
         self._process = subprocess.Popen(
@@ -45,9 +45,10 @@ class ClientProcess:
     def measure(
         self, port: int, *, form: str, images: int, concurrency: int, seconds: float
     ) -> tuple[float, list[float]]:
-        """Post requests of so many images for so long; return images a second and each request's latency in seconds.
+        """Post requests for some seconds; return images per second and the latency of each request in seconds.
 
-        Args: form: `jpeg` buffers of 640×480, or `blob`s, 224×224×3 uint8. concurrency: requests under way at a time.
+        Args: form: `jpeg` buffers of 640×480, or `blob`s, 224×224×3 uint8. images: in a request. concurrency: requests
+            at the same time.
         """
         wanted = {"port": port, "form": form, "images": images, "concurrency": concurrency, "seconds": seconds}
         assert self._process.stdin is not None
@@ -59,14 +60,14 @@ class ClientProcess:
 
 
 def contents(form: str) -> list[dict[str, Any]]:
-    """The fields of the different documents."""
+    """Return the fields of each different document."""
     if form == "jpeg":
         return [{"buffer": jpeg(textured(label, 0))} for label in range(DIFFERENT)]
     return [{"blob": textured(label, 0, BLOB_SIZE, BLOB_SIZE)} for label in range(DIFFERENT)]
 
 
 def encoded_request(fields: list[dict[str, Any]], images: int, first: int) -> bytes:
-    """A request to /embed with so many documents from number `first` on, as it goes over the wire."""
+    """Return an encoded request to /embed with `images` documents, from number `first` on."""
     from docarray import DocList
     from jina.types.request.data import DataRequest
 
@@ -83,7 +84,7 @@ def encoded_request(fields: list[dict[str, Any]], images: int, first: int) -> by
 
 
 def check(answer: bytes) -> None:
-    """Raises: RuntimeError: the service refused the request."""
+    """Check an answer. Raises: RuntimeError: the service refused the request."""
     from jina.proto import jina_pb2
 
     status = jina_pb2.DataRequestProto.FromString(answer).header.status
@@ -94,7 +95,7 @@ def check(answer: bytes) -> None:
 async def measure(
     fields: list[dict[str, Any]], port: int, images: int, concurrency: int, seconds: float
 ) -> dict[str, Any]:
-    """See `ClientProcess.measure`."""
+    """Measure as `ClientProcess.measure` describes."""
     latencies: list[float] = []
     requests = itertools.cycle(encoded_request(fields, images, first) for first in range(0, DIFFERENT, images))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=UNLIMITED) as channel:
@@ -116,7 +117,7 @@ async def measure(
 
 
 def main() -> None:
-    """Answer each line of the input with a line."""
+    """Read a measurement from each line of the input and print its result as a line."""
     known: dict[str, list[dict[str, Any]]] = {}
     for line in sys.stdin:
         wanted = json.loads(line)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, images, the machine's figures, and how figures are printed."""
+"""Shared by the benchmarks: options, test images, a description of the machine, and printing of figures."""
 
 import argparse
 import io
@@ -18,7 +18,7 @@ JPEG_QUALITY = 85
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
-    """The options of every benchmark; `description` is the module's docstring."""
+    """Return a parser with the options of every benchmark; `description` is the module's docstring."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute; the figures are rough")
     parser.add_argument("--tiny", action="store_true", help="seconds; only shows that the program works")
@@ -26,7 +26,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def print_machine() -> None:
-    """Print what the figures depend on."""
+    """Print the properties of the machine that the figures depend on."""
     import torch
 
     capabilities = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
@@ -46,7 +46,7 @@ def _processor() -> str:
 
 
 def textured(label: int, number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """An image, (height, width, 3) uint8: shapes of a class's colours before stripes of its direction, with noise."""
+    """Return an image, (height, width, 3) uint8: shapes on stripes, with noise. The class sets colours and angle."""
     of_class = np.random.default_rng([label, 0])
     of_image = np.random.default_rng([label, number, 1])
     angle, period = of_class.uniform(0, np.pi), of_class.uniform(8, 40)
@@ -63,14 +63,14 @@ def textured(label: int, number: int, width: int = WIDTH, height: int = HEIGHT) 
 
 
 def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
-    """The image as the bytes of a JPEG file."""
+    """Return the image as the bytes of a JPEG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
 
 
 def write_jpegs(folder: Path, count: int, classes: int, **size: int) -> list[tuple[str, int]]:
-    """Write so many JPEG files, of labels 0 … classes-1 in turn, and return their (path, label)."""
+    """Write `count` JPEG files with labels 0 … classes-1 in turn; return their (path, label)."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number in range(count):
@@ -81,25 +81,25 @@ def write_jpegs(folder: Path, count: int, classes: int, **size: int) -> list[tup
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Return the seconds that one call takes."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def median(values: Iterable[float]) -> float:
-    """The median; NaN of nothing."""
+    """Return the median; NaN if there are no values."""
     listed = list(values)
     return statistics.median(listed) if listed else float("nan")
 
 
 def spread(values: Sequence[float]) -> str:
-    """The range of the repetitions, which says how far to trust their median."""
+    """Return the range of repeated measurements, which shows how far to trust their median."""
     return f"{min(values):.4g}–{max(values):.4g}"
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a Markdown table; numbers with four digits."""
+    """Print a Markdown table, with four significant digits for floats."""
     print(f"| {' | '.join(columns)} |")
     print(f"|{'---|' * len(columns)}")
     for row in rows:

@@ -1,4 +1,4 @@
-"""Customers of a service that is killed now and then: they send until they are answered, and keep a ledger."""
+"""Customers of a service that is often killed. They repeat a request until it is answered, and keep a ledger."""
 
 import asyncio
 import itertools
@@ -11,15 +11,15 @@ from benchmarks.common import textured
 from benchmarks.traffic import Caller, RequestFailed
 from executor.documents import Document, DocumentArray, RunStatus
 
-IMAGE = 24  # pixels, of a document
-REQUEST = 6  # documents
-REPEATED_SHARE = 0.2  # of the answered requests, which are sent again
-PATIENCE = 600.0  # seconds for a request to be answered at last, and for the last runs to end
+IMAGE = 24  # pixels of a document's side
+REQUEST = 6  # documents in a request
+REPEATED_SHARE = 0.2  # share of the answered requests that are sent again
+PATIENCE = 600.0  # seconds until a request must be answered; runs may stand still twice as long
 SHARED = {"batch_size": 16, "seed": 1, "precision": "fp32"}
 
 
 class Recipe(NamedTuple):
-    """Documents and options; runs of one recipe have to end with the same weights."""
+    """Documents and options of a run. All runs of one recipe must end with the same weights."""
 
     train: DocumentArray
     held_out: DocumentArray
@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
 
 
 class Ledger:
-    """What the customers sent and what was acknowledged: ids by run. And how each run ended."""
+    """The recipe of each run, the ids of its documents that were acknowledged, and how it ended."""
 
     def __init__(self) -> None:
         self.recipes: dict[str, str] = {}
@@ -36,7 +36,7 @@ class Ledger:
 
 
 def recipes(epochs: int, *, tiny: bool) -> dict[str, Recipe]:
-    """One of each kind of data, with all that a checkpoint has to hold: proxies, an average, a memory, a best model."""
+    """Return recipes that together need all parts of a checkpoint: proxies, an average, a memory, a best model."""
 
     def documents(name: str, count: int, first: int = 0) -> DocumentArray:
         return DocumentArray(
@@ -75,7 +75,7 @@ def recipes(epochs: int, *, tiny: bool) -> dict[str, Recipe]:
 
 
 async def insist(caller: Caller, docs: Any, **parameters: Any) -> None:
-    """Send a request to `/fit` until it is acknowledged."""
+    """Send a request to `/fit` again and again until it is acknowledged."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -88,7 +88,7 @@ async def insist(caller: Caller, docs: Any, **parameters: Any) -> None:
 
 
 async def deliver(caller: Caller, run: str, recipe: Recipe, chance: random.Random, ledger: Ledger) -> None:
-    """Post the documents of a run in their order, a few at a time, and note which were acknowledged."""
+    """Post the documents of a run in order, a few at a time, and note which are acknowledged."""
     ledger.acknowledged[run] = set()
     shared = recipe.options | {"run": run, "total": len(recipe.train)}
     for split, docs in (("eval", recipe.held_out), ("train", recipe.train)):
@@ -102,7 +102,7 @@ async def deliver(caller: Caller, run: str, recipe: Recipe, chance: random.Rando
 
 
 async def wait_for_end(caller: Caller, run: str, ledger: Ledger) -> None:
-    """Ask until the run has ended, and note how; give up where it has not gone on for long, nor any run before it."""
+    """Ask until the run has ended, and note its status. Give up if for a long time no run has made any progress."""
     deadline = time.monotonic() + PATIENCE * 2
     seen: object = None
     while time.monotonic() < deadline:
@@ -129,7 +129,7 @@ async def have_one_trained(caller: Caller, run: str, recipe: Recipe, chance: ran
 async def have_trained(
     callers: Sequence[Caller], of: dict[str, Recipe], seed: int, ledger: Ledger, enough: Callable[[], bool]
 ) -> None:
-    """Have runs trained, one for each of the callers at a time, until it is enough."""
+    """Have runs trained until `enough()`, one run for each caller at a time."""
     names = itertools.cycle(of)
     while not enough():
         under_way = []

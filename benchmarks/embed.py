@@ -1,18 +1,19 @@
-"""Images a second and latency of `/embed`, idle and while a run trains; and what the traffic costs the trainer.
+"""Measure images per second and latency of `/embed`, idle and beside a trainer, and how much that slows the trainer.
 
     .venv/bin/python -m benchmarks.embed [--quick] [--no-yields] [--nice N] [--trainer-threads N]
 
-Measured: one asyncio client process, over gRPC; requests of one image with 1, 8 and 32 under way at a time, and one
-at a time of 100 images, as JPEG buffers of 640×480 and as 224×224 uint8 blobs. Images a second, and p50 and
-p99 of the latency of a request.
+Measured: images per second, and p50 and p99 of the latency of a request. One asyncio client process sends over gRPC:
+requests with one image, 1, 8 and 32 at a time, and requests with 100 images, one at a time. Images are JPEG buffers of
+640×480 or 224×224 uint8 blobs.
 
-Its limit: the bare model's forward pass of batches in memory, in evaluation mode, with the same number of threads.
-The round trip to an Executor that does nothing is what Jina costs. The peer: an Executor that decodes and embeds one
-document after the other, as they are usually written, with the same model and image loading.
+The limit is the bare model: its forward pass on batches in memory, in evaluation mode, with the same number of threads.
+The cost of Jina is the round trip to an Executor that does nothing. The peer is an Executor as people usually write it:
+it decodes and embeds one document after the other, with the same model and image loading.
 
-The trainer's images a second, from the steps that `/status` reports: windows without and with traffic in turns.
+The trainer's images per second come from the steps that `/status` reports, in turn without and with traffic.
 
-All that is compared takes turns; medians over the rounds, and percentiles over all requests of a cell.
+Everything that is compared takes turns. Figures are medians over the rounds, and percentiles over all requests of a
+cell.
 """
 
 import contextlib
@@ -37,11 +38,11 @@ from executor.models.model import EmbeddingModel, ModelConfig
 
 CLASSES = 16
 BATCH = 64
-PAUSE = 0.003  # seconds: about the round trip to an Executor that does nothing
+PAUSE = 0.003  # seconds, about as long as a round trip to an Executor that does nothing
 
 
 class Traffic(NamedTuple):
-    """Requests of so many images, so many at a time."""
+    """Requests with `images` images each, `concurrency` requests at a time."""
 
     form: str
     images: int
@@ -56,7 +57,7 @@ LARGE = [Traffic(form, 100, 1) for form in ("blob", "jpeg")]
 
 
 class Cell:
-    """What was measured of one target under one traffic."""
+    """The measurements of one target with one kind of traffic."""
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -68,7 +69,7 @@ class Cell:
         self.latencies += latencies
 
     def percentile(self, share: int) -> float:
-        """Of the latency, in ms."""
+        """Return a percentile of the latency, in ms."""
         return 1000 * float(np.percentile(self.latencies, share))
 
 
@@ -76,7 +77,7 @@ Cells = dict[tuple[str, Traffic], Cell]
 
 
 def forward_rate(model: EmbeddingModel, size: int, batch: int, seconds: float) -> float:
-    """Images a second of the bare model."""
+    """Return images per second of the bare model."""
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     done, began = 0, time.perf_counter()
     with torch.inference_mode():
@@ -89,7 +90,7 @@ def forward_rate(model: EmbeddingModel, size: int, batch: int, seconds: float) -
 
 
 def forward_latency(model: EmbeddingModel, size: int, pause: float, seconds: float) -> list[float]:
-    """Seconds of each forward pass of one image, with pauses between them: a rested processor has cold caches."""
+    """Return the seconds of single-image forward passes, with pauses between them, which leave the caches cold."""
     images = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
     took, end = [], time.perf_counter() + seconds
     with torch.inference_mode():
@@ -100,7 +101,7 @@ def forward_latency(model: EmbeddingModel, size: int, pause: float, seconds: flo
 
 
 class Trainer:
-    """A run of the service that trains as long as the benchmark needs it."""
+    """A run of the service that trains for as long as the benchmark needs it."""
 
     def __init__(self, port: int, files: list[tuple[str, int]]) -> None:
         self._client = Client(host="127.0.0.1", port=port)
@@ -117,28 +118,28 @@ class Trainer:
         return found
 
     def _next_step(self) -> tuple[int, float]:
-        """The number of the next step that is reported, and when."""
+        """Wait until the next step is reported; return its number and the time."""
         step = self._status().step
         while (reached := self._status().step) == step:
             time.sleep(0.02)
         return reached, time.perf_counter()
 
     def rate(self, during: Any) -> tuple[float, Any]:
-        """Images a second of the trainer while a function runs, and what that returned."""
+        """Return the trainer's images per second while `during` runs, and the result of `during`."""
         first, began = self._next_step()
         result = during()
         last, ended = self._next_step()
         return BATCH * (last - first) / (ended - began), result
 
     def cancel(self) -> None:
-        """End it."""
+        """Cancel the run."""
         self._client.post("/cancel", parameters={"run": "load"}, return_type=DocList[RunStatus])
 
 
 def measure_idle(
     client: ClientProcess, targets: dict[str, Served], traffics: list[Traffic], seconds: float, rounds: int
 ) -> Cells:
-    """Every target under every traffic, in turns."""
+    """Measure every target with every kind of traffic, in turns."""
     cells: Cells = defaultdict(Cell)
     for round_number in range(rounds + 1):
         for traffic in traffics:
@@ -153,7 +154,7 @@ def measure_idle(
 def measure_training(
     client: ClientProcess, ours: Served, trainer: Trainer, traffics: list[Traffic], seconds: float, rounds: int
 ) -> tuple[Cells, dict[str, list[float]]]:
-    """Our target under every traffic beside the trainer, and the trainer's images a second by traffic."""
+    """Measure our service with every kind of traffic while it trains; also return the trainer's images per second."""
     cells: Cells = defaultdict(Cell)
     trained: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):
@@ -169,7 +170,7 @@ def measure_training(
 
 
 def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
-    """A row a cell."""
+    """Return a table row for each cell."""
     return [
         (str(traffic), name, median(cell.rates), median(cell.rates) / limit, cell.percentile(50), cell.percentile(99))
         for (name, traffic), cell in sorted(cells.items(), key=lambda item: str(item[0][1]))

@@ -1,21 +1,23 @@
-"""What survives SIGKILL: a Flow whose trainer and whose service are killed again and again while it is used.
+"""Kill the trainer and the service of a Flow again and again while it is used, and count what is lost.
 
     .venv/bin/python -m benchmarks.faults [--kills 200] [--seed 0] [--minutes 90] [--quick]
 
-Two customers post documents to a run each, a few at a time, wait for both to end, and begin the next; others call
-`/status` and `/embed` all the time. Every request that failed is sent again until it is answered, and some that were
-answered are sent again too. Meanwhile the trainer (three kills of four) or the service gets SIGKILL: the executor's
-process, or every process of the Flow at once, which this program then starts again as an operator would. Half of the
-moments are drawn from a clock, half are waited for: while documents arrive, while a run is queued, in an epoch, while
-a checkpoint is written, and so on; the table says when the kills came. The trainer is killed at most twice without a
-further checkpoint of its run, because the third time fails the run by design.
+Each of two customers posts documents to its run, a few at a time. When both runs have ended, they begin the next ones.
+Other callers use `/status` and `/embed` all the time. A failed `/fit` request is sent again until it is answered; some
+answered requests are sent again too. Meanwhile we send SIGKILL to the trainer (three kills of four) or to the service.
+For the service we kill the executor's process, or all processes of the Flow at once, and then start the Flow again as
+an operator would. Half of the kills come at random times. The others wait for a moment: documents arrive, a run is
+queued, an epoch is under way, a checkpoint is written, and so on. The table shows when the kills came. The trainer is
+killed at most twice without a new checkpoint of its run, because the third time fails the run by design.
 
-Counted at the end, and each of the last four has to be 0, else the exit code is 1:
+Counted at the end; all but the first must be 0, else the exit code is 1:
 
-- documents acknowledged; of those, lost (not in the run, or not in its status) and counted twice;
-- runs whose state, weights (byte for byte) or per-epoch history differ from their twin's: a run of the same documents
-  and options in a service of its own that nobody disturbed;
-- requests that failed although the service had not been killed while they were under way.
+- acknowledged documents;
+- among them documents that are lost (not in the run, or not in its status), and documents that are counted twice;
+- runs whose state, weights (byte for byte) or per-epoch history differ from those of their twin, a run with the same
+  documents and options in another service that is not disturbed;
+- requests that failed although the service was not killed while they were under way;
+- trainers that outlived their service.
 """
 
 import asyncio
@@ -40,13 +42,13 @@ from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import find_workspace
 
 CUSTOMERS = 2
-SERVICE_SHARE = 0.25  # of the kills
-# One thread, so that sums are made in one order. Runs wait for all of their documents, however long.
+SERVICE_SHARE = 0.25  # share of the kills that hit the service
+# One thread, so that sums are always computed in the same order. Runs wait for all their documents, however long.
 SERVICE = {"input_size": 16, "trainer_threads": 1, "trainer_nice": 0, "receive_timeout": 3600.0}
 
 
 class Ended(NamedTuple):
-    """What has to be the same for all runs of a recipe."""
+    """The end of a run, which must be the same for all runs of a recipe."""
 
     state: str
     weights: str
@@ -57,7 +59,7 @@ class Ended(NamedTuple):
 
 
 async def train_twins(folder: Path, of: dict[str, Recipe]) -> dict[str, Ended]:
-    """Train every recipe once, undisturbed."""
+    """Train every recipe once without disturbing it."""
     ledger, record = Ledger(), list[Request]()
     with Served("ours", folder, **SERVICE) as served:
         for name, recipe in of.items():
@@ -72,7 +74,7 @@ async def train_twins(folder: Path, of: dict[str, Recipe]) -> dict[str, Ended]:
 async def attack(
     served: Served, killer: Killer, of: dict[str, Recipe], seed: int, ledger: Ledger, record: list[Request]
 ) -> None:
-    """Use the service until the last kill has come and the last run has ended."""
+    """Use the service until the last kill is done and the last run has ended."""
     callers = [Caller(served.port, record) for _ in range(CUSTOMERS + 3)]
     steady = [callers.pop().embed_steadily(), callers.pop().embed_steadily(), callers.pop().ask_steadily()]
     background = [asyncio.create_task(task) for task in steady]
@@ -82,12 +84,12 @@ async def attack(
         await asyncio.gather(asyncio.shield(killing), customers)
     finally:
         killer.stop()
-        await asyncio.wait([killing])  # it may be about to start the service again
+        await asyncio.wait([killing])  # it may be starting the service again
         await end([*background, customers])
 
 
 def how_ended(served: Served, status: RunStatus | None) -> Ended:
-    """The state, the weights' SHA-256 and the history of a run."""
+    """Return the state, the SHA-256 of the weights and the history of a run."""
     if status is None:
         return Ended("not ended", "", {})
     weights = find_workspace(served.workspace).model(status.run) / "weights.safetensors"
@@ -99,7 +101,7 @@ def how_ended(served: Served, status: RunStatus | None) -> Ended:
 
 
 def lost_and_doubled(served: Served, run: str, recipe: Recipe, ledger: Ledger) -> tuple[int, int]:
-    """Count the acknowledged documents of a run that are missing, and those that count twice."""
+    """Count the acknowledged documents of a run that are missing, and the documents that are there twice."""
     place = find_workspace(served.workspace).spool(run)
     stored: list[str] = []
     for split in ("train", "eval"):
@@ -114,7 +116,7 @@ def lost_and_doubled(served: Served, run: str, recipe: Recipe, ledger: Ledger) -
 
 
 def failed_while_serving(record: Sequence[Request], down: Sequence[tuple[float, float]]) -> list[Request]:
-    """The failed requests during which the service was up all the time."""
+    """Return the failed requests during which the service was always up."""
     return [
         request
         for request in record
@@ -123,7 +125,7 @@ def failed_while_serving(record: Sequence[Request], down: Sequence[tuple[float, 
 
 
 def print_kills(killer: Killer) -> None:
-    """Print when the kills came, and what the runs went on from."""
+    """Print when the kills came, and how many runs went on from a checkpoint."""
     counts = Counter((kill.moment, kill.victim) for kill in killer.kills)
     moments = sorted({moment for moment, _ in counts})
     rows = [(moment, *(counts[moment, victim] for victim in Victim)) for moment in moments]
@@ -141,7 +143,7 @@ def judge(
     ledger: Ledger,
     record: list[Request],
 ) -> bool:
-    """Print the counts; return whether all that have to be 0 are."""
+    """Print the counts; return whether all that must be 0 are 0."""
     counted = [lost_and_doubled(served, run, of[name], ledger) for run, name in ledger.recipes.items()]
     lost, doubled = sum(each[0] for each in counted), sum(each[1] for each in counted)
     different = []
@@ -173,7 +175,7 @@ def judge(
 
 
 async def measure(kills: int, seed: int, minutes: float, epochs: int, *, tiny: bool) -> bool:
-    """Do it all; return whether nothing was lost."""
+    """Train the twins, then disturb the service; return whether everything survived."""
     of = recipes(epochs, tiny=tiny)
     with tempfile.TemporaryDirectory(prefix="faults-") as place:
         folder = Path(place)
@@ -188,7 +190,7 @@ async def measure(kills: int, seed: int, minutes: float, epochs: int, *, tiny: b
 
 
 def main() -> int:
-    """Return the exit code."""
+    """Run the benchmark and return the exit code."""
     parser = options(__doc__)
     parser.add_argument("--kills", type=int, help="how often (200; quick: 20; tiny: 10)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments, the victims and the customers")

@@ -1,16 +1,17 @@
-"""Training a head on a frozen backbone: on features that are computed once and kept, against anew for every batch.
+"""Train a head on a frozen backbone: compare features that are kept with features computed again for every batch.
 
     .venv/bin/python -m benchmarks.frozen [--quick]
 
 Measured: the trainer of the service itself, with `freeze: true`, on the JPEG files of `benchmarks.train`, with the
-default model, loss, augmentation and batch size. One run has `feature_views: 0`, so that every image goes through the
-backbone in every epoch; the other keeps the default number of views. The runs take turns, and what is compared are
-their later epochs: of the first run all but the first, of the second those that find every view they need. The epochs
-in which a view of each image is computed stand apart, and the first with loading the model and decoding every image.
-The limit is a bare loop over the same head, loss and batch size on features in memory; it runs after every epoch.
+default model, loss, augmentation and batch size. The first run has `feature_views: 0`, so that every image goes through
+the backbone in every epoch. The second run keeps the default number of views. The runs take turns, and we compare their
+later epochs: in the first run all but the first epoch, in the second those that compute no more views. The epochs that
+compute views have their own row, and so have the first epochs, which also load the model and decode every image. The
+limit is a bare loop over the same head, loss and batch size on features in memory; it runs after every epoch.
 
-Quality: the default network learns the digits 0 to 4, is frozen, and gets a head for the digits 5 to 9, on half of
-them, both ways; measured as mAP@R on the other half, which neither has seen. Nothing else differs between the two.
+Quality: the default network learns the digits 0 to 4 and is frozen. Then it gets a new head for the digits 5 to 9,
+trained in both ways on half of them. mAP@R is measured on the other half, which neither head has seen. Nothing else
+differs between the two.
 """
 
 import tempfile
@@ -49,12 +50,12 @@ from executor.training.losses import build_loss
 from executor.training.optimizer import parameter_groups
 
 DIGIT_SIZE = 32
-HEAD_RATE = 1e-2  # of the digits' heads: at the default rate they would hardly move in so few steps
-WAYS = {"anew": 0, "kept": None}  # feature_views
+HEAD_RATE = 1e-2  # for the heads of the digits: at the default rate they would hardly change in these few steps
+WAYS = {"anew": 0, "kept": None}  # the option feature_views of each way
 
 
 class HeadLimit:
-    """Steps of the head alone on a batch of features that lies in memory."""
+    """Trains only the head, on one batch of features in memory."""
 
     def __init__(self, size: int, batches: int) -> None:
         self._head = head_of(build_model(ModelConfig(input_size=size))).train()
@@ -64,7 +65,7 @@ class HeadLimit:
         self._batches = batches
 
     def epoch(self) -> float:
-        """Seconds of one epoch."""
+        """Return the seconds of one epoch."""
         return seconds_of(self._run)
 
     def _run(self) -> None:
@@ -77,7 +78,7 @@ class HeadLimit:
 
 
 def measure_speed(folder: Path, images: int, size: int, rounds: int, later: int) -> dict[str, list[float]]:
-    """Return seconds an epoch: of the limit, of both ways, and of the epochs that compute features."""
+    """Return seconds per epoch: for the limit, for both ways, and for the epochs that compute features."""
     files = write_jpegs(folder / "images", images, CLASSES)
     limit = HeadLimit(size, images // BATCH)
     limit.epoch()
@@ -85,7 +86,7 @@ def measure_speed(folder: Path, images: int, size: int, rounds: int, later: int)
     for number in range(rounds):
         for way, views in WAYS.items():
             run = f"{way}-{number}"
-            before = DEFAULT_VIEWS if views is None else 1  # epochs until nothing new is computed
+            before = DEFAULT_VIEWS if views is None else 1  # epochs until all features are computed
             store = prepare_run(
                 folder, run, files, size, epochs=before + later, freeze=True, feature_views=views, precision="fp32"
             )
@@ -99,7 +100,7 @@ def measure_speed(folder: Path, images: int, size: int, rounds: int, later: int)
 
 
 def pretrained(images: np.ndarray, labels: np.ndarray, epochs: int) -> EmbeddingModel:
-    """The default network, trained on these images."""
+    """Return the default network, trained on these images."""
     docs = DocumentArray(
         Document(id=str(number), blob=image, tags={"finetuner_label": int(label)})
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
@@ -111,7 +112,7 @@ def pretrained(images: np.ndarray, labels: np.ndarray, epochs: int) -> Embedding
 
 
 def measure_quality(folder: Path, seeds: int, epochs: int) -> dict[str, list[float]]:
-    """Return the mAP@R of the frozen model with its old head, and with a new one, trained both ways, by seed."""
+    """Return the mAP@R by seed: of the frozen model with its old head, and with a new head trained in each way."""
     data = load_digits()
     images = np.stack([cv2.resize((each * 255 / 16).astype(np.uint8), (DIGIT_SIZE,) * 2) for each in data.images])
     images = np.repeat(images[..., None], 3, axis=3)

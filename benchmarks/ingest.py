@@ -1,18 +1,18 @@
-"""Documents a second into `/fit`, against an Executor that does nothing; where the time goes, and how much memory.
+"""Measure documents per second of `/fit`, against an Executor that does nothing, and its time by part and its memory.
 
     .venv/bin/python -m benchmarks.ingest [--quick]
 
-Measured: one gRPC client posting requests of 100 documents, of two sorts: a path as `uri`, and a JPEG of 20 KB as
-`buffer`. Every answered request is synced to disk. Its limit: the same calls to an Executor with the same schema that
-stores nothing, so 1.0 is the best ratio. A first request starts the run's trainer, as always; the trainer decodes
-what arrives, at its usual low priority, while documents are still sent. The two take turns; medians.
+Measured: one gRPC client posts requests of 100 documents. They have a path as `uri`, or a JPEG of 20 KB as `buffer`.
+Every answered request is synced to disk. The limit is the same calls to an Executor with the same schema that stores
+nothing, so 1.0 is the best ratio. The first request starts the run's trainer, as always. The trainer decodes documents
+while more are sent, at its usual low priority. Both targets take turns; figures are medians.
 
-Where the time goes: the same pieces called one by one in this process, in milliseconds for 100 documents; the rest is
-the client's and the wire's.
+Time by part: the parts are called one by one in this process, in milliseconds for 100 documents. The rest of the time
+goes to the client and the network.
 
-Memory: the resident set of the service and of the trainer after so many documents with a `uri`, and the largest the
-trainer ever had, up to its first steps. Jina's client sends up to `prefetch` requests ahead, 1000 by default, whose
-documents wait in the service; hence a row with fewer.
+Memory: the resident set of the service and of the trainer after a number of documents with a `uri`, and the peak of the
+trainer until its first steps. Jina's client sends up to `prefetch` requests ahead, by default 1000, and their documents
+wait in the service. Other rows therefore send fewer ahead.
 """
 
 import itertools
@@ -48,25 +48,25 @@ from executor.store.workspace import Workspace
 REQUEST = 100
 PREFETCH = 1000  # Jina's own default
 CLASSES = 32
-SMALL = 32  # pixels: decoding is not what is measured here
+SMALL = 32  # pixels; small, because we do not measure decoding here
 BUFFER_BYTES = 20_000
 _numbers = itertools.count()
 
 
 def uri_documents(count: int, paths: list[str]) -> Iterator[Document]:
-    """Documents with a path."""
+    """Yield documents with a path."""
     for number in itertools.islice(_numbers, count):
         yield Document(uri=paths[number % len(paths)], tags={"finetuner_label": number % CLASSES})
 
 
 def buffer_documents(count: int, images: list[bytes]) -> Iterator[Document]:
-    """Documents with an encoded image."""
+    """Yield documents with an encoded image."""
     for number in itertools.islice(_numbers, count):
         yield Document(buffer=images[number % len(images)], tags={"finetuner_label": number % CLASSES})
 
 
 def large_jpegs() -> list[bytes]:
-    """Images of about `BUFFER_BYTES` each."""
+    """Return JPEG images of about `BUFFER_BYTES` each."""
     quality = next(
         quality for quality in range(95, 5, -5) if len(jpeg(textured(0, 0, 320, 240), quality)) <= BUFFER_BYTES
     )
@@ -80,7 +80,7 @@ class Caller:
         self._client = Client(host="127.0.0.1", port=served.port)
 
     def post(self, endpoint: str, docs: Any = None, *, prefetch: int = PREFETCH, **parameters: Any) -> Any:
-        """Call an endpoint that returns statuses."""
+        """Call an endpoint that answers with statuses."""
         return self._client.post(
             endpoint,
             docs,
@@ -91,12 +91,12 @@ class Caller:
         )
 
     def rate(self, docs: list[Document], run: str) -> float:
-        """Documents a second into a run that is receiving already."""
+        """Return documents per second into a run that already receives."""
         return len(docs) / seconds_of(lambda: self.post("/fit", DocumentArray(docs), run=run))
 
 
 def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tuple[dict[str, list[float]], list[Any]]:
-    """Documents a second by "sort, target", and the rows of the table."""
+    """Return documents per second by "sort, target", and the rows of the table."""
     rates: dict[str, list[float]] = defaultdict(list)
     ours, noop = Served("ours", folder, **quiet(folder)), Served("noop", folder)
     with ours, noop:
@@ -104,7 +104,7 @@ def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tup
             callers = {"no-op": Caller(noop), "/fit": Caller(ours)}
             run = sort.split()[0]
             for caller in callers.values():
-                caller.rate(list(make(REQUEST)), run)  # connects, and starts the run
+                caller.rate(list(make(REQUEST)), run)  # connects and starts the run
             for _ in range(rounds):
                 for target, caller in callers.items():
                     rates[f"{sort}, {target}"].append(caller.rate(list(make(count)), run))
@@ -119,12 +119,12 @@ def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tup
 
 
 def quiet(folder: Path) -> dict[str, Any]:
-    """Options of a service that goes on receiving until it is told to start."""
+    """Return options for a service that keeps receiving until it is told to start."""
     return {"input_size": SMALL, "allowed_roots": [str(folder)], "receive_timeout": 3600.0}
 
 
 def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
-    """Milliseconds for one request's documents, by piece."""
+    """Return milliseconds for the documents of one request, by part."""
     store = RunStore(Workspace(folder / "pieces"))
     executor = ExecutorOptions.model_validate(quiet(folder)).with_roots()
     ignore = {name: lambda *_: None for name in ("arrived", "start_soon", "options_changed")}
@@ -152,7 +152,7 @@ def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
 
 
 def memory(folder: Path, paths: list[str], counts: list[tuple[int, int]], patience: float) -> list[tuple[object, ...]]:
-    """Resident memory in MB after so many documents, with so many requests sent ahead: one row each."""
+    """Return a row with the memory in MB for each (number of documents, requests sent ahead)."""
     rows: list[tuple[object, ...]] = []
     for count, prefetch in counts:
         with tempfile.TemporaryDirectory(dir=folder) as place, Served("ours", Path(place), **quiet(folder)) as ours:
@@ -180,20 +180,20 @@ def wait_for_steps(caller: Caller, patience: float) -> None:
 
 
 def resident(pid: int, field: str = "VmRSS") -> float:
-    """Memory of a process in MB; `VmHWM` is its peak."""
+    """Return the memory of a process in MB; `VmHWM` is its peak."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the processes that a process has started."""
     return [
         int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
     ]
 
 
 def command(pid: int) -> str:
-    """The command line of a process."""
+    """Return the command line of a process."""
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 

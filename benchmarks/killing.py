@@ -1,4 +1,4 @@
-"""Kills a trainer or a service at chosen moments, and starts the service again, as its operator would."""
+"""Kill a trainer or a service at chosen moments, and start the service again as its operator would."""
 
 import contextlib
 import os
@@ -18,14 +18,14 @@ from executor.store.runs import RunStore
 from executor.store.workspace import find_workspace
 
 POLL_SECONDS = 0.004
-WAIT_SECONDS = 15.0  # for a chosen moment; then any other will do
-LONGEST = 8.0  # seconds of a moment drawn from the clock
-GONE_SECONDS = 10.0  # a trainer whose service was killed ends by itself within
-KILLS_PER_CHECKPOINT = 2  # the third time that a trainer dies without a further checkpoint fails its run
+WAIT_SECONDS = 15.0  # to wait for a chosen moment; after that any moment will do
+LONGEST = 8.0  # seconds before a kill at a random time, at most
+GONE_SECONDS = 10.0  # when its service is killed, a trainer must end by itself within this time
+KILLS_PER_CHECKPOINT = 2  # when a trainer dies a third time without a new checkpoint, its run fails
 
 
 class Victim(Enum):
-    """Who gets SIGKILL."""
+    """The process that gets SIGKILL."""
 
     TRAINER = "trainer"
     SERVICE = "service"
@@ -39,7 +39,10 @@ MOMENTS = {
 
 
 class Sight(NamedTuple):
-    """What goes on: with the run that has or will have the trainer, and with others; its newest checkpoint's steps."""
+    """What happens now: the `moment` of the run that has the trainer or gets it next, and the moments of other runs.
+
+    Attributes: checkpoint: the steps in the run's newest checkpoint.
+    """
 
     moment: str
     others: frozenset[str]
@@ -49,7 +52,7 @@ class Sight(NamedTuple):
 
 
 class Kill(NamedTuple):
-    """One kill. `resumes`: it hit a run that was in training, which goes on from `checkpoint`."""
+    """One kill. `resumes`: a run was in training and will go on from `checkpoint`."""
 
     victim: Victim
     moment: str
@@ -60,12 +63,13 @@ class Kill(NamedTuple):
 class Killer:
     """Kills, restarts, and notes when the service was down.
 
-    Args: seconds: after which nothing is killed any more. service_share: of the kills, the rest being the trainer's.
+    Args: seconds: the killing stops after this time. service_share: share of the kills that hit the service; the others
+        hit the trainer.
     """
 
     def __init__(self, served: Served, *, seed: int, kills: int, service_share: float, seconds: float) -> None:
         self.kills: list[Kill] = []
-        self.down: list[tuple[float, float]] = []  # by `time.monotonic`, from the kill until it serves again
+        self.down: list[tuple[float, float]] = []  # by `time.monotonic`: from the kill until the service is ready again
         self.strays = 0  # trainers that outlived their service
         self._served = served
         self._workspace = find_workspace(served.workspace)
@@ -74,24 +78,24 @@ class Killer:
         self._began = time.monotonic()
         self._deadline = self._began + seconds
         self._queued: set[str] = set()
-        self._old: set[Path] = set()  # what killed trainers left: no sign of what goes on now
-        self._before: dict[str, Progress] = {}  # what a killed trainer said last
-        self._barren: dict[tuple[str, int], int] = {}  # (run, checkpoint): kills of its trainer
+        self._old: set[Path] = set()  # left by killed trainers, so they do not show what happens now
+        self._before: dict[str, Progress] = {}  # by run: the last progress of a killed trainer
+        self._barren: dict[tuple[str, int], int] = {}  # (run, checkpoint): how often its trainer was killed
         of_service = round(kills * service_share)
         self._plan = [Victim.SERVICE] * of_service + [Victim.TRAINER] * (kills - of_service)
         self._chance.shuffle(self._plan)
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is killed any more."""
+        """Whether the killing is over."""
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Kill nothing more; `work` returns soon."""
+        """Stop killing; `work` returns soon."""
         self._stop.set()
 
     def work(self) -> None:
-        """Kill as planned."""
+        """Do all planned kills."""
         try:
             for number, victim in enumerate(self._plan, 1):
                 by_the_clock = self._chance.random() < 0.5
@@ -110,9 +114,9 @@ class Killer:
     # the moment ---------------------------------------------------------------------------------------------------
 
     def _wait_for(self, victim: Victim, wanted: str, delay: float) -> tuple[Sight, psutil.Process | None] | None:
-        """Return what goes on when the moment has come; None when nothing shall be killed any more.
+        """Wait for the moment and return what happens then; None if the killing is over.
 
-        The database is closed again: a service that is started after a crash shall find it as the crash left it.
+        We close the database again, so that the next service finds it as the crash has left it.
         """
         if wanted == BY_THE_CLOCK:
             self._stop.wait(delay)
@@ -155,12 +159,12 @@ class Killer:
         return "starting" if progress == self._before.get(run.name) else progress.phase or "starting"
 
     def _signs(self, run: str) -> list[Path]:
-        """What is being written or has just been: unfinished checkpoints, and the model."""
+        """Return files that are being written or have just been written: unfinished checkpoints, and the model."""
         unfinished = self._workspace.checkpoint_folder(run).glob(".*")
         return [*unfinished, *self._workspace.run_folder(run).glob("model")]
 
     def _trainer(self, sight: Sight) -> psutil.Process | None:
-        """The trainer, if it lives."""
+        """Return the trainer, if it is alive."""
         if sight.run is None or sight.run.pid is None:
             return None
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -170,7 +174,7 @@ class Killer:
         return None
 
     def _may_die(self, sight: Sight) -> bool:
-        """Whether this would not be the third death of the trainer at one checkpoint."""
+        """Whether the trainer may be killed: at one checkpoint it must not die a third time."""
         assert sight.run is not None
         return self._barren.get((sight.run.name, sight.checkpoint), 0) < KILLS_PER_CHECKPOINT
 
@@ -194,7 +198,7 @@ class Killer:
             self.down.append((began, time.monotonic()))
 
     def _kill_service(self, trainer: psutil.Process | None) -> None:
-        """Every process of the Flow, or the executor's alone, whose trainer then has to end by itself."""
+        """Kill the whole Flow. Half of the time kill the executor first; then its trainer must end by itself."""
         if self._chance.random() < 0.5:
             os.kill(self._served.executor_pid(), signal.SIGKILL)
             if trainer is not None and psutil.wait_procs([trainer], timeout=GONE_SECONDS)[1]:
@@ -202,7 +206,7 @@ class Killer:
         self._served.kill()
 
     def _note(self, sight: Sight) -> None:
-        """Count the death, whatever the run's state was: by now it may be another. So may be its checkpoint."""
+        """Count the death at the newest checkpoint, in any state of the run: it may have changed since `sight`."""
         if sight.run is None:
             return
         name = sight.run.name

@@ -1,17 +1,18 @@
-"""How good the tuned embeddings are: mAP@R of our defaults, of each of our losses, and of peers, side by side.
+"""Measure how good tuned embeddings are: mAP@R of our defaults, of each of our losses, and of peers.
 
     .venv/bin/python -m benchmarks.quality [--quick] [--seeds 3] [--epochs 6] [--sets digits,shapes,coloured]
 
-Data: scikit-learn's digits, with held-out images of seen classes, and with unseen classes (trained on 0-4, measured on
-5-9); and generated textured shapes at 64 pixels (`shapes.py`), 25 classes seen and 25 unseen, whose one training is
-measured on both, once in any colours and once with a hue a class. Every method starts from the same untrained network
-and makes the same number of steps on the same augmented images; a seed draws the split, the network, the order and the
-augmentation. Where the processor computes in bf16, all but one row do. Baselines: the untrained network and the raw
-pixels. Sessions are made of the same data by simulated clicks, 10 % of them wrong; unlabeled runs see no label at all.
+The data are scikit-learn's digits and generated textured shapes. The digits are measured on held-out images of seen
+classes, and on unseen classes (trained on 0-4, measured on 5-9). The shapes (`shapes.py`) have 64 pixels, 25 seen and
+25 unseen classes; one training is measured on both. There are two sets of them: in any colours, and with one hue per
+class. Every method starts from the same untrained network and makes the same number of steps on the same augmented
+images. A seed sets the split, the network, the order and the augmentation. If the processor computes in bf16, all rows
+but one use it. Baselines are the untrained network and the raw pixels. Sessions are simulated clicks on the same data,
+10 % of them wrong. Unlabeled runs see no labels at all.
 
-The peers are pytorch-metric-learning by hand, with its MPerClassSampler, miner and loss, AdamW with weight decay 0.01,
-a linear warm-up and a cosine, as its examples and papers have it; and open-metric-learning's sampler and triplet loss,
-where its environment is installed (`python -m benchmarks.peers.environments open_metric_learning`).
+One peer is pytorch-metric-learning with a loop by hand: its MPerClassSampler, miner and loss, AdamW with weight decay
+0.01, a linear warm-up and a cosine, as in its examples and papers. The other is open-metric-learning's sampler and
+triplet loss, if its environment is installed (`python -m benchmarks.peers.environments open_metric_learning`).
 """
 
 import argparse
@@ -59,7 +60,7 @@ IN_BF16 = computes_in_bf16(DEVICE)
 BATCH = 64
 OML = "open_metric_learning"
 WRONG_CLICKS = 0.1
-LONGER = 4  # times as many epochs for the shapes, of which there are fewer and which are harder
+LONGER = 4  # the shapes get this many times the epochs, because they are fewer and harder
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Split:
 
 
 def digits(seed: int, epochs: int) -> Iterator[Split]:
-    """The digits at 32 pixels: seen classes, then unseen ones."""
+    """Yield the digits at 32 pixels: first a split with seen classes, then one with unseen classes."""
     data = load_digits()
     images = np.stack([cv2.resize((image * 255 / 16).astype(np.uint8), (32, 32)) for image in data.images])
     images = np.repeat(images[..., None], 3, axis=3)
@@ -90,7 +91,7 @@ def digits(seed: int, epochs: int) -> Iterator[Split]:
 
 
 def shapes(seed: int, epochs: int, name: str = "shapes") -> Iterator[Split]:
-    """Textured shapes: one training, measured on seen and on unseen classes. `coloured`: with a hue a class."""
+    """Yield textured shapes: one training, measured on seen and unseen classes. `coloured`: with one hue per class."""
     kinds = shape_classes(50, seed)
     hues = np.random.default_rng(seed).integers(0, 180, 50).tolist()
     seen, unseen = (hues[:25], hues[25:]) if name == "coloured" else (None, None)
@@ -113,13 +114,13 @@ SETS: dict[str, Callable[[int, int], Iterator[Split]]] = {
 }
 
 
-# methods: (split, seed, model) trains the model in place -----------------------------------------------------------
+# methods: each is called with (split, seed, model) and trains the model in place ----------------------------------
 
 
 def ours(
     split: Split, seed: int, model: EmbeddingModel, *, kind: str = "class", loss: str = "auto", bf16: bool = IN_BF16
 ) -> None:
-    """Our recipe as the trainer process runs it, but for files and processes."""
+    """Train by our recipe, as the trainer process does, but without its files and processes."""
     chosen = TrainingOptions(epochs=split.epochs, batch_size=BATCH, seed=seed, loss=loss)
     makers = {"class": labelled, "session": sessions, "unlabeled": unlabelled}
     dataset = make_dataset(makers[kind](split, seed), kind, load_uri_to_image_blob)
@@ -130,7 +131,7 @@ def ours(
 
 
 def labelled(split: Split, seed: int) -> DocumentArray:
-    """One document an image, with its label."""
+    """Return one document per image, with its label."""
     return DocumentArray(
         Document(blob=image, tags={"finetuner_label": int(label)})
         for image, label in zip(split.images, split.labels, strict=True)
@@ -138,12 +139,12 @@ def labelled(split: Split, seed: int) -> DocumentArray:
 
 
 def unlabelled(split: Split, seed: int) -> DocumentArray:
-    """The images alone."""
+    """Return one document per image, without labels."""
     return DocumentArray(Document(blob=image) for image in split.images)
 
 
 def sessions(split: Split, seed: int) -> DocumentArray:
-    """Simulated clicks: a query, 2 results that fit it and 5 that do not; 10 % are judged wrongly."""
+    """Return simulated clicks: a query, 2 results that fit it and 5 that do not. 10 % have the wrong label."""
     random = np.random.default_rng([seed, 7])
     docs = DocumentArray()
     for query in random.permutation(len(split.images))[: len(split.images) // 4]:
@@ -168,12 +169,12 @@ def by_hand(
     *,
     make: Callable[[int, int], tuple[torch.nn.Module, Callable[..., object] | None]],
 ) -> None:
-    """pytorch-metric-learning as its users write it, with the same steps, images and network."""
+    """Train with pytorch-metric-learning as its users do, with the same steps, images and network."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     criterion, miner = make(int(split.labels.max()) + 1, model.dim)
     each = 4
-    while each * len(np.unique(split.labels)) < BATCH:  # the sampler insists on filling a batch with different labels
+    while each * len(np.unique(split.labels)) < BATCH:  # the sampler needs enough labels to fill a batch
         each *= 2
     sampler = MPerClassSampler(split.labels, m=each, batch_size=BATCH, length_before_new_iter=len(split.labels))
     augment = default_augmentation("class", split.images.shape[1])
@@ -205,7 +206,7 @@ def by_hand(
 
 
 def open_metric_learning(split: Split, seed: int, model: EmbeddingModel) -> None:
-    """open-metric-learning in its own environment, on the same network and images."""
+    """Train with open-metric-learning in its own environment, on the same network and images."""
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name)
         np.savez(folder / "images.npz", images=split.images, labels=split.labels)
@@ -232,7 +233,7 @@ PEERS = {
 
 
 def methods() -> dict[str, Callable[[Split, int, EmbeddingModel], None] | None]:
-    """Every row of the table; None trains nothing."""
+    """Return the method for each row of the table; None: nothing is trained."""
     rows: dict[str, Callable[[Split, int, EmbeddingModel], None] | None] = {"raw pixels": None, "untrained": None}
     rows["ours: class, default"] = ours
     if IN_BF16:
@@ -312,7 +313,7 @@ def main() -> None:
 
 
 def shown(values: list[float]) -> str:
-    """Mean ± standard deviation."""
+    """Return the mean ± standard deviation as text."""
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0:.3f}"
 
 

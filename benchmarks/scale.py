@@ -1,14 +1,14 @@
-"""Training as documents grow: the cost of an image, the trainer's memory, and opening and sorting out a whole run.
+"""Measure training with more and more documents: time per image, memory of the trainer, and time to open a run.
 
     .venv/bin/python -m benchmarks.scale [--quick] [--counts 1000 10000 200000] [--opened 10000 1000000]
 
-Measured, in a process for each number of documents: the trainer of the service itself, on documents with a `uri`
-each, of 256 small JPEG files that they share, to 16×16 pixels, two epochs in fp32; seconds of an image before the
-first step (decoding, into the run's cache) and in the second epoch, the latter beside the limit of `benchmarks.train`,
-which runs after each epoch. Memory is the resident set at the end, and its peak.
+Measured, in one process for each number of documents: the trainer of the service itself, for two epochs in fp32 at
+16×16 pixels. Every document has a `uri`; all share 256 small JPEG files. We measure the time per image before the first
+step, when images are decoded into the run's cache, and in the second epoch. The latter is compared with the limit of
+`benchmarks.train`, which runs after each epoch. Memory is the resident set at the end, and its peak.
 
-Of up to a million documents nothing is trained: their spool is opened, their sort is found, their labels are read and
-checked, and the order of an epoch is drawn.
+Up to a million documents are only opened, not trained on: we open the spool, find the kind of the documents, read and
+check their labels, and draw the order of an epoch.
 """
 
 import json
@@ -30,14 +30,14 @@ from executor.store.spool import DocumentArrayMemmap
 from executor.training.parts import make_sampler
 
 SIZE = 16
-FILE = 32  # pixels
+FILE = 32  # pixels of a file's side
 FILES = 256
 LIMIT_STEPS = 200
 MB = 1 << 20
 
 
 def train(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
-    """What it takes to train on the files."""
+    """Train on the files; return times per image in µs, the share of the limit, and memory in MB."""
     store = prepare_run(folder, "run", files, SIZE, epochs=2, precision="fp32")
     steps = min(LIMIT_STEPS, len(files) // BATCH)
     limit = Limit(SIZE, "fp32", steps)
@@ -55,7 +55,7 @@ def train(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
 
 
 def open_only(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
-    """What it takes to open a run of the files, and to draw the order of an epoch."""
+    """Open a run of the files and draw the order of an epoch; return times in seconds and memory in MB."""
     store = prepare_run(folder, "run", files, SIZE, epochs=1)
     spool = store.workspace.spool_file("run")
     before = resident(os.getpid())
@@ -77,7 +77,7 @@ def open_only(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
 
 
 def measured(part: str, count: int) -> dict[str, float]:
-    """What a part found in a process of its own."""
+    """Run a part in its own process and return what it measured."""
     command = [sys.executable, "-m", "benchmarks.scale", "--part", part, "--counts", str(count)]
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])

@@ -1,7 +1,7 @@
-"""A Flow in a process of its own: our executor, or one of the peers it is compared with.
+"""A Flow in its own process, with our executor or a peer that we compare it with.
 
-`python -m benchmarks.serving SETTINGS` serves; `Served` starts that. No `from __future__ import annotations`: Jina
-reads the endpoints' annotations at run time.
+`Served` starts it as `python -m benchmarks.serving SETTINGS`. Do not write `from __future__ import annotations` here:
+Jina reads the annotations of the endpoints at run time.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class NoOp(Executor):
-    """Does nothing with documents of the same schema: what is left is Jina's."""
+    """Does nothing with documents of the same schema, so that only the cost of Jina remains."""
 
     @requests(on="/embed")
     async def embed(self, docs: DocumentArray, **_: Any) -> DocumentArray:
@@ -39,7 +39,7 @@ class NoOp(Executor):
 
 
 class Sequential(Executor):
-    """An embedding executor as it is usually written: each document alone, first decoded, then embedded."""
+    """An embedding executor as people usually write it: it decodes and embeds one document after the other."""
 
     def __init__(self, *args: Any, model: str = "default", input_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,7 +53,7 @@ class Sequential(Executor):
 
     @requests(on="/embed")
     def embed(self, docs: DocumentArray, **_: Any) -> DocumentArray:
-        """Fill the embeddings."""
+        """Set the embeddings."""
         import torch
 
         for doc in docs:
@@ -67,11 +67,11 @@ PEERS = {"noop": NoOp, "sequential": Sequential}
 
 
 class Served:
-    """A Flow over gRPC on a free port, in processes of its own, which start at once; entering waits until it serves.
+    """A Flow over gRPC on a free port, in its own processes. They start at once; `with` waits until the Flow serves.
 
-    The processes end with the one that made them, however that ends.
+    If this process ends in any way, they end too.
 
-    Args: what: `ours`, `noop` or `sequential`. folder: for its workspace and its log. options: `uses_with`.
+    Args: what: `ours`, `noop` or `sequential`. folder: for the workspace and the log. options: `uses_with`.
     """
 
     def __init__(self, what: str, folder: Path, **options: Any) -> None:
@@ -84,7 +84,7 @@ class Served:
         self.start()
 
     def start(self) -> None:
-        """Start the processes; again, once they were killed, on the same port and workspace."""
+        """Start the processes. After a kill this starts them again, on the same port and workspace."""
         with open(self._log, "a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.serving", json.dumps(self._settings)],
@@ -106,7 +106,7 @@ class Served:
         return self
 
     def wait(self) -> None:
-        """Return when the Flow serves. Raises: RuntimeError: it ended instead."""
+        """Wait until the Flow serves. Raises: RuntimeError: it has ended instead."""
         assert self._process.stdout is not None
         if not any(line.strip() == "ready" for line in self._process.stdout):
             raise RuntimeError(f"the Flow did not start:\n{self._log.read_text()[-4000:]}")
@@ -119,7 +119,7 @@ class Served:
             self.kill()
 
     def kill(self) -> None:
-        """SIGKILL to every process that is left of the Flow, its trainer among them."""
+        """Send SIGKILL to all remaining processes of the Flow, also to its trainer."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -128,26 +128,26 @@ class Served:
             pipe.close()
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of the Flow, its trainer among them."""
+        """Return all processes of the Flow, with its trainer."""
         main = psutil.Process(self._process.pid)
         return [main, *main.children(recursive=True)]
 
     def executor_pid(self) -> int:
-        """The process of the executor, whatever Jina's other processes are: the one that holds the workspace."""
+        """Return the id of the executor's process, which is the one that has locked the workspace."""
         lock = next(self.workspace.rglob("service.lock"))
         return int(lock.read_text())
 
 
 def words_of(process: psutil.Process) -> set[str]:
-    """The words of its command line. A trainer that was started in advance has given itself one of a single part."""
+    """Return the words of its command line. A trainer that was started in advance has a command line of one part."""
     return set(" ".join(process.cmdline()).split())
 
 
 def serve(settings: dict[str, Any]) -> None:
     """Serve until interrupted."""
     threading.Thread(target=_die_with_the_benchmark, daemon=True).start()
-    told = os.dup(sys.stdout.fileno())  # the pipe is read up to the word "ready" only: what is printed to it later
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # would fill it and block the service
+    told = os.dup(sys.stdout.fileno())  # the benchmark reads this pipe only until "ready"; later output goes
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # to stderr, because a full pipe would block the service
     uses = PEERS.get(settings["what"], str(ROOT / "config.yml"))
     flow = Flow(protocol="grpc", port=settings["port"], host="127.0.0.1", quiet_error=True).add(
         uses=uses, uses_with=settings["options"], workspace=settings["workspace"]
@@ -158,7 +158,7 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def _die_with_the_benchmark() -> None:
-    """Standard input ends when the process of the benchmark does, however it ends."""
+    """Kill the Flow when standard input ends, because then the benchmark has ended, in whatever way."""
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)

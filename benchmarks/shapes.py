@@ -1,6 +1,7 @@
-"""Textured shapes: a generated image set whose classes differ in texture and form, never in place.
+"""Generate textured shapes: images whose classes differ in texture and form, but not in position.
 
-Nor in colour, unless asked for: then each class has a hue of its own, which several share, and which varies by 16°.
+By default they do not differ in colour either. On request each class has a hue, which varies by 16°; several classes
+may share one.
 """
 
 import itertools
@@ -10,7 +11,7 @@ import numpy as np
 
 ANGLES = 6
 PERIODS = (5.0, 8.0, 13.0)
-CORNERS = (3, 4, 5, 8, 24)  # of the polygon; 24 is nearly a circle
+CORNERS = (3, 4, 5, 8, 24)  # of the polygon; with 24 it is nearly a circle
 Kind = tuple[float, float, int]  # angle in radians, period in pixels at 64 × 64, corners
 
 
@@ -21,9 +22,10 @@ def classes(count: int, seed: int = 0) -> list[Kind]:
 
 
 def draw(kind: Kind, random: np.random.Generator, size: int = 64) -> np.ndarray:
-    """Return an image, (size, size, 3) uint8: the class's polygon, filled with the class's stripes, on noise.
+    """Return an image, (size, size, 3) uint8: a polygon filled with stripes, on a plain ground, all with noise.
 
-    Colours, place, size, phase and rotation of the polygon are random, and the stripes' direction varies by 8°.
+    The class sets the corners and the stripes. Colours, position, size, phase and rotation of the polygon are random.
+    The direction of the stripes varies with a standard deviation of 4°.
     """
     angle, period, corners = kind
     scale = size / 64
@@ -43,7 +45,7 @@ def draw(kind: Kind, random: np.random.Generator, size: int = 64) -> np.ndarray:
 
 
 def tinted(image: np.ndarray, hue: int, random: np.random.Generator) -> np.ndarray:
-    """Return the image with its hues drawn together around `hue`, in half degrees as OpenCV has them."""
+    """Return the image with all hues near `hue`, which is in OpenCV's unit of 2°."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
     hsv[..., 0] = (hsv[..., 0] // 8 + hue + random.normal(0, 8)) % 180
     return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
@@ -52,7 +54,7 @@ def tinted(image: np.ndarray, hue: int, random: np.random.Generator) -> np.ndarr
 def make(
     kinds: list[Kind], each: int, seed: int, size: int = 64, hues: list[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return images (N, size, size, 3) uint8 and labels (N,) int64: `each` of every class. `hues`: one a class."""
+    """Return images (N, size, size, 3) uint8 and labels (N,) int64: `each` of every class. `hues`: one per class."""
     random = np.random.default_rng(seed)
     images = []
     for label, kind in enumerate(kinds):

@@ -1,14 +1,14 @@
-"""What grows: short runs one after another, each promoted, while `/embed` and `/status` are called all the time.
+"""Look for anything that grows: train short runs one after another, with `/embed` and `/status` called all the time.
 
     .venv/bin/python -m benchmarks.soak [--minutes 10] [--quick]
 
-After each run all but the newest three are deleted through `/delete`, and one sample is taken: memory (its share of
-what processes have in common, PSS), open files, threads and processes of the service without its trainer, and the
-bytes of the workspace; the latency is that of the requests to `/embed` since the sample before. The first six samples
-are left out: models and libraries are loaded then, and the runs that are kept come together. Of the rest, the medians
-of the first and of the last quarter are compared, and the slope is that of a line through all of them. A row is flat
-if its last quarter is within the bound that stands beside it. The exit code is 1 if a row is not, or there
-were too few runs to tell (except with --quick and --tiny), or a request failed.
+Each run is promoted. After each run, all but the newest three are deleted through `/delete`, and we take a sample. It
+has the memory (PSS, which divides shared pages among processes), open files, threads and processes of the service
+without its trainer, the bytes of the workspace, and the latency of the `/embed` requests since the last sample. The
+first six samples are left out: in this time models and libraries are loaded, and the first runs are kept. For the rest
+we compare the median of the first quarter with that of the last one, and fit a line through all samples for the slope.
+A row is flat if its last quarter is within the bound next to it. The exit code is 1 if a row is not flat, if there were
+too few runs to tell (except with --quick and --tiny), or if a request failed.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from executor.documents import Document, DocumentArray, RunStatus
 from executor.store.workspace import find_workspace
 
 DOCUMENTS = 24
-KEPT = 3  # ended runs
-LEFT_OUT = KEPT + 3  # samples at the beginning: the runs to keep come, models and libraries are loaded
-FEWEST = 8  # samples that can be judged
+KEPT = 3  # ended runs that are not deleted
+LEFT_OUT = KEPT + 3  # samples at the beginning, while the first runs are kept and models and libraries are loaded
+FEWEST = 8  # samples that are needed to judge
 PATIENCE = 600.0  # seconds for one run
 SERVICE = {"input_size": 16, "trainer_threads": 1}
 OPTIONS: dict[str, Any] = {
@@ -48,7 +48,7 @@ MB = 2**20
 
 
 class Quantity(NamedTuple):
-    """One row: how far the last quarter may lie above the first, as a share of it and in its unit."""
+    """One row. The last quarter may exceed the first by this share of it, plus `more` in the row's unit."""
 
     name: str
     share: float
@@ -68,7 +68,7 @@ QUANTITIES = (
 
 
 def sample(served: Served, latencies: list[float]) -> tuple[float, ...]:
-    """One value of each quantity."""
+    """Measure one value of each quantity."""
     executor = served.executor_pid()
     memory = {True: 0.0, False: 0.0}
     files = threads = count = 0
@@ -86,7 +86,7 @@ def sample(served: Served, latencies: list[float]) -> tuple[float, ...]:
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a file; 0 of one that is gone."""
+    """Return the bytes of a file; 0 if it is gone."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def size_of(path: Path) -> int:
 
 
 def documents(number: int) -> DocumentArray:
-    """Labelled images for a run."""
+    """Return labelled images for a run."""
     return DocumentArray(
         Document(blob=textured(image % 4, number + image, 24, 24), tags={"finetuner_label": image % 4})
         for image in range(DOCUMENTS)
@@ -115,7 +115,7 @@ async def train(caller: Caller, run: str, number: int) -> RunStatus:
 
 
 async def soak(served: Served, minutes: float, record: list[Request]) -> list[tuple[float, ...]]:
-    """Train run after run; return a sample for each."""
+    """Train one run after another; return a sample for each."""
     steady = Caller(served.port, record).embed_steadily(), Caller(served.port, record).ask_steadily()
     background = [asyncio.create_task(task) for task in steady]
     caller = Caller(served.port, record)
@@ -140,7 +140,7 @@ async def soak(served: Served, minutes: float, record: list[Request]) -> list[tu
 
 
 def judged(samples: list[tuple[float, ...]]) -> Iterator[tuple[str, float, float, float, str, str]]:
-    """Yield a row for each quantity: its name, first and last quarter, slope a run, bound, verdict."""
+    """Yield a row for each quantity: its name, first and last quarter, slope per run, bound, verdict."""
     steady = samples[LEFT_OUT:] or samples
     quarter = max(1, len(steady) // 4)
     for quantity, values in zip(QUANTITIES, zip(*steady, strict=True), strict=True):
@@ -152,7 +152,7 @@ def judged(samples: list[tuple[float, ...]]) -> Iterator[tuple[str, float, float
 
 
 def main() -> int:
-    """Return the exit code."""
+    """Run the benchmark and return the exit code."""
     parser = options(__doc__)
     parser.add_argument("--minutes", type=float, help="how long (10; quick: 1; tiny: a quarter)")
     arguments = parser.parse_args()

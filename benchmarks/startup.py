@@ -1,11 +1,11 @@
-"""From the first request of a run to its first optimizer step: of a service's first run, and of those after it.
+"""Measure the time from a run's first request to its first optimizer step, for a service's first run and a later one.
 
     .venv/bin/python -m benchmarks.startup [--quick]
 
-Measured: one gRPC client posts a run's documents in one call, with `total`, and asks for the status every 20 ms until
-a step is done; the run is cancelled then and, in between, a short run is let to succeed, as after it a next trainer
-waits with its imports done. Beside it the same without a waiting trainer (`standby_seconds: 0`). The trainer decodes
-the images, loads the model and measures the precision in that time; the images are small.
+Measured: one gRPC client posts all documents of a run in one call, with `total`, and asks for the status every 20 ms
+until a step is done. Then the run is cancelled. Between the two runs a short one succeeds; after it the next trainer
+waits with its imports done. For comparison, other services have no waiting trainer (`standby_seconds: 0`). In the
+measured time the trainer decodes the images, which are small, loads the model and measures the precision.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ from executor.documents import Document, DocumentArray, RunStatus
 LABELS = 8
 SIZE = 64
 POLL_SECONDS = 0.02
-SETTLE_SECONDS = 15.0  # in which the next trainer does its imports
+SETTLE_SECONDS = 15.0  # time for the next trainer to do its imports
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def first_steps(served: Served, count: int, settle: float) -> tuple[float, float]:
-    """Seconds to the first step of the first run of a service, and of a run after one that has succeeded."""
+    """Return the seconds to the first step: for the first run of a service, and for a run after one that succeeded."""
     client = Client(host="127.0.0.1", port=served.port)
 
     def post(endpoint: str, docs: Any = None, **parameters: Any) -> RunStatus:

@@ -1,6 +1,6 @@
-"""Callers in one event loop, and a record of every request that they made.
+"""Callers in one event loop that record every request they make.
 
-Jina's synchronous gRPC client lets one call through at a time in a whole process; its asyncio client does not.
+They use Jina's asyncio client, because its synchronous gRPC client allows only one call at a time in a process.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from jina import Client
 from benchmarks.common import textured
 from executor.documents import Document, DocumentArray, RunStatus
 
-TIMEOUT = 120.0  # seconds after which a request has failed
+TIMEOUT = 120.0  # seconds; then a request counts as failed
 PAUSE = 0.1  # seconds between the requests of a steady caller
-LARGEST = 4  # images of a request to /embed
+LARGEST = 4  # images in the largest request to /embed
 
 
 class Request(NamedTuple):
-    """One request, from when to when by `time.monotonic`; `error` is None if it was answered as it should be."""
+    """One request, with its begin and end by `time.monotonic`; `error` is None if the answer was right."""
 
     endpoint: str
     began: float
@@ -32,16 +32,16 @@ class Request(NamedTuple):
 
 
 class RequestFailed(Exception):
-    """A request was not answered, or not as it should be."""
+    """A request got no answer, or a wrong one."""
 
 
 class Caller:
-    """One client, which has one request under way at a time. Args: record: gets every request."""
+    """One client, which makes one request at a time. Args: record: every request is added to it."""
 
     def __init__(self, port: int, record: list[Request]) -> None:
         self._client = Client(host="127.0.0.1", port=port, asyncio=True)
-        self._client.logger.logger.setLevel(logging.CRITICAL)  # what fails is in the record
-        # Else all clients of a process share connections, and once one was refused they wait, longer each time.
+        self._client.logger.logger.setLevel(logging.CRITICAL)  # failures are in the record
+        # Otherwise all clients of a process share connections: after one is refused, all wait, longer each time.
         self._client.args.grpc_channel_options = [("grpc.use_local_subchannel_pool", 1)]
         self._record = record
 
@@ -54,7 +54,11 @@ class Caller:
         fault: Callable[[list[Any]], str | None] = lambda answers: None if answers else "an empty answer",
         **parameters: Any,
     ) -> list[Any]:
-        """Call an endpoint. Args: fault: says what is wrong with an answer. Raises: RequestFailed."""
+        """Call an endpoint.
+
+        Args: fault: returns what is wrong with an answer, or None.
+        Raises: RequestFailed: there was no answer, or a wrong one.
+        """
         began = time.monotonic()
         try:
             answers = await asyncio.wait_for(self._answers(endpoint, docs, returns, parameters), TIMEOUT)
@@ -74,25 +78,25 @@ class Caller:
         return [doc async for response in responses for doc in response]
 
     async def embed_steadily(self) -> None:
-        """Embed one to four images, again and again, until cancelled; failed requests are recorded."""
+        """Embed one to four images again and again until cancelled; record failed requests and go on."""
         for number in range(10**9):
             images = [textured(number + image, 0, 32, 32) for image in range(1 + number % LARGEST)]
             docs = DocumentArray(Document(blob=image) for image in images)
             await self._try("/embed", docs, returns=Document, fault=partial(fault_of, count=len(docs)))
 
     async def ask_steadily(self) -> None:
-        """Ask for the status of all runs, again and again, until cancelled; failed requests are recorded."""
+        """Ask for the status of all runs again and again until cancelled; record failed requests and go on."""
         while True:
-            await self._try("/status", fault=lambda answers: None)  # at first there are no runs
+            await self._try("/status", fault=lambda answers: None)  # no answer is fine: at first there are no runs
 
     async def _try(self, endpoint: str, docs: Any = None, **options: Any) -> None:
-        with contextlib.suppress(RequestFailed):  # it is in the record
+        with contextlib.suppress(RequestFailed):  # the record has it
             await self.post(endpoint, docs, **options)
         await asyncio.sleep(PAUSE)
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they have ended: one that is answered at that very moment does not notice the first time."""
+    """Cancel tasks until all have ended: a task that gets its answer just then misses the first cancellation."""
     left = set(tasks)
     while left:
         for task in left:
@@ -111,6 +115,6 @@ def fault_of(answers: list[Any], count: int) -> str | None:
 
 
 def _reason(failure: Exception) -> str:
-    """The sentence of the service where there is one."""
+    """Return the service's message if there is one, else the exception's."""
     status = getattr(failure.args[0] if failure.args else None, "status", None)
     return str(getattr(status, "description", failure)).split("\n", 1)[0]

@@ -1,22 +1,22 @@
-"""Images a second of the trainer, against its limit and against a plain PyTorch DataLoader.
+"""Measure images per second of the trainer, against its limit and against a plain PyTorch DataLoader.
 
     .venv/bin/python -m benchmarks.train [--quick]
 
-Measured: the trainer of the service itself (`worker.trainer.Trainer`), on documents that name 640×480 JPEG files by
-`uri`, all of them in the spool already: default model, loss, augmentation and batch size. The first epoch counts from
-nothing to its end: loading the model, decoding every image, its steps and its checkpoint. In the service, decoding
-overlaps with receiving, so that this is the worst case. Later epochs count their checkpoint too. Not counted: the
-imports of the trainer process.
+Measured: the trainer of the service itself (`worker.trainer.Trainer`), with the default model, loss, augmentation and
+batch size. The documents name 640×480 JPEG files by `uri` and are all in the spool already. The first epoch includes
+everything before it: loading the model, decoding every image, its steps and its checkpoint. This is the worst case,
+because in the service decoding overlaps with receiving. Later epochs include their checkpoint too. The imports of the
+trainer process are not included.
 
-Its limit: the same model, loss, precision and batch size on tensors that lie in memory, in a bare loop. No input
-pipeline can be faster than that, so 1.0 is the best ratio.
+The limit is a bare loop with the same model, loss, precision and batch size on tensors in memory. No input pipeline can
+be faster than that, so 1.0 is the best ratio.
 
-The peer: torch's DataLoader with Pillow decoding, the same augmentation, batches, model and loss, in fp32, as scripts
-usually do it; with 0, 1 and 2 worker processes, of which the best is compared.
+The peer is torch's DataLoader with Pillow decoding and the same augmentation, batches, model and loss, in fp32, as
+scripts usually do it. It runs with 0, 1 and 2 worker processes; we compare with the best.
 
-After every epoch of the trainer the limit runs for an epoch and so does a peer, in the same process. A share of the
-limit is an epoch's rate by the mean of the limit's before and after it: what is compared has had the same machine.
-Medians over all rounds.
+After every epoch of the trainer, the limit and a peer also run for an epoch in the same process. An epoch's share of
+the limit is its rate divided by the mean of the limit's rates before and after it, so that a change of the machine's
+load affects both. Figures are medians over all rounds.
 """
 
 import os
@@ -68,12 +68,12 @@ WORKERS = (0, 1, 2)
 
 
 class TimedTrainer(Trainer):
-    """The trainer, with the time of each epoch; `between` runs after each, and its time is not counted."""
+    """The trainer with a clock for each epoch. `between` runs after each epoch; its time is not counted."""
 
     def __init__(self, store: RunStore, name: str, between: Callable[[], None]) -> None:
         super().__init__(store, name, ALONE, OtherRanks([]))
         self.decoded = 0.0  # seconds until the first step
-        self.epochs: list[float] = []  # seconds each; the first with everything before it
+        self.epochs: list[float] = []  # seconds of each; the first includes everything before it
         self._between = between
         self._began = time.perf_counter()
 
@@ -90,7 +90,7 @@ class TimedTrainer(Trainer):
 
 
 class Steps:
-    """A model, a loss and an optimizer like the trainer's, and a bare loop over batches."""
+    """A bare loop over batches, with a model, a loss and an optimizer like the trainer's."""
 
     def __init__(self, size: int, precision: str, *, channels_last: bool) -> None:
         self.bf16 = precision == "bf16"
@@ -112,7 +112,7 @@ class Steps:
 
 
 class Limit:
-    """Steps on a batch that lies in memory."""
+    """Steps on one batch in memory."""
 
     def __init__(self, size: int, precision: str, batches: int) -> None:
         self._steps = Steps(size, precision, channels_last=True)
@@ -127,7 +127,7 @@ class Limit:
 
 
 class PlainDataset(Dataset[tuple[Tensor, int]]):
-    """Image files, decoded by Pillow and augmented anew at each access."""
+    """Image files; each access decodes one by Pillow and augments it."""
 
     def __init__(self, files: list[tuple[str, int]], size: int) -> None:
         self._files = files
@@ -145,7 +145,7 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
 
 
 class Plain:
-    """Steps on what a DataLoader makes."""
+    """Steps on the batches of a DataLoader."""
 
     def __init__(self, files: list[tuple[str, int]], size: int, workers: int) -> None:
         self._steps = Steps(size, "fp32", channels_last=False)
@@ -167,7 +167,7 @@ class Plain:
 def prepare_run(
     folder: Path, name: str, files: list[tuple[str, int]], size: int, *, augment: str | None = None, **training: Any
 ) -> RunStore:
-    """A workspace with one run that is complete and has the trainer's turn."""
+    """Make a workspace with one run that is complete and in state `training`; return its store."""
     store = RunStore(Workspace(folder / name))
     executor = ExecutorOptions(
         input_size=size, augment=augment, allowed_roots=(str(folder),), trainer_threads=torch.get_num_threads()

@@ -1,18 +1,19 @@
-"""Our trainer and its peers on the same task, one after the other, in turns.
+"""Compare our trainer with its peers on the same task. They take turns.
 
-    .venv/bin/python -m benchmarks.peers.environments    # once: installs the peers, each into its own environment
+    .venv/bin/python -m benchmarks.peers.environments    # once; installs each peer into its own environment
     .venv/bin/python -m benchmarks.peers [--quick]
 
-The task: the same JPEG files of 640×480, 32 classes, the default network from the same weights, batches of 64 with four
-images a class where a sampler can be told, a triplet loss, no augmentation, a learning rate of 1e-3, so many epochs.
-Peers train as their guides show: fp32, Adam, files decoded anew in every epoch; with no worker process and with one a
-core. Ours runs in fp32 and in bf16, from a run's spool to its model.
+The task is the same for all: JPEG files of 640×480 in 32 classes, the default network with the same weights, batches of
+64, a triplet loss, no augmentation, a learning rate of 1e-3 and the same number of epochs. If a sampler can be told, it
+takes four images per class. Peers train as their guides show: in fp32 with Adam, decoding the files again in every
+epoch, with no worker process and with one per core. Ours runs in fp32 and in bf16, from a run's spool to its model.
 
-Measured: images a second in the first epoch (with starting workers or, in ours, decoding everything), in the later
-ones, and over all; each program's own limit, its step on a batch in memory before and after the training; and mAP@R of
-the network it hands back on images that it has not seen. The number of steps differs a little with the sampler.
+Measured: images per second in the first epoch (which starts workers or, in ours, decodes everything), in the later
+epochs, and over all. The limit of each program is its own step on a batch in memory, measured before and after the
+training. The quality is the mAP@R of the trained network on images that it has not seen. The number of steps differs a
+little with the sampler.
 
-What is compared takes turns, in a process each; medians over the rounds.
+Everything that is compared takes turns, each in its own process. Figures are medians over the rounds.
 """
 
 import json
@@ -50,7 +51,7 @@ Files = list[tuple[str, int]]
 
 
 class Entry(NamedTuple):
-    """A row of the table: a program in an environment, with so many workers and in a precision."""
+    """A row of the table: a program, its environment (None: ours), its worker processes and its precision."""
 
     environment: str | None
     program: str
@@ -61,7 +62,7 @@ class Entry(NamedTuple):
         return self.precision if self.environment is None else f"{self.precision}, {self.workers} workers"
 
     def run(self, task: Task) -> Result:
-        """Run it in a process. Raises: RuntimeError: it failed; the message is its error."""
+        """Run the program in its own process. Raises: RuntimeError: it failed; the message is its error."""
         python = python_of(self.environment) if self.environment else Path(sys.executable)
         spinning = {} if self.environment else SPIN_BRIEFLY  # as the service starts its trainer
         finished = subprocess.run(
@@ -78,7 +79,7 @@ class Entry(NamedTuple):
 
 
 class Measured:
-    """What the rounds found of one entry."""
+    """The results of one entry in all rounds."""
 
     def __init__(self) -> None:
         self.results: list[Result] = []
@@ -86,27 +87,27 @@ class Measured:
 
     @property
     def first(self) -> float:
-        """Images a second of the first epoch."""
+        """Images per second in the first epoch."""
         return median(result.images[0] / result.seconds[0] for result in self.results)
 
     @property
     def later(self) -> float:
-        """Images a second of the later epochs."""
+        """Images per second in the later epochs."""
         return median(sum(result.images[1:]) / sum(result.seconds[1:]) for result in self.results)
 
     @property
     def overall(self) -> float:
-        """Images a second of all epochs."""
+        """Images per second over all epochs."""
         return median(sum(result.images) / sum(result.seconds) for result in self.results)
 
     @property
     def limit(self) -> float:
-        """Images a second of the step alone."""
+        """Images per second of the step alone."""
         return median(limit for result in self.results for limit in result.limits)
 
 
 def quality(network: Path, held_out: Files) -> float:
-    """mAP@R of a network on files."""
+    """Return the mAP@R of a network on files."""
     docs = DocumentArray(Document(buffer=Path(path).read_bytes()) for path, _ in held_out)
     model = load_model(network)
     embed(docs, model, load_uri_to_image_blob)
@@ -171,7 +172,7 @@ def main() -> None:
 
 
 def print_measured(measured: dict[Entry, Measured], problems: dict[str, str]) -> None:
-    """Print the table, what could not be measured, and the headline."""
+    """Print the table, the peers that could not be measured, and the headline."""
     ours = {entry.precision: found for entry, found in measured.items() if entry.environment is None}
     rows = [
         (

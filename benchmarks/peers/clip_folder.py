@@ -1,4 +1,4 @@
-"""A small CLIP model with random weights in a folder, complete enough for every server that loads one from disk."""
+"""Write a small CLIP model with random weights into a folder, with all files that servers need to load it."""
 
 import json
 import string
@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 PATCH = 16  # pixels
-DIM = 128  # of the embeddings
+DIM = 128  # size of the embeddings
 
 
 def write_clip(folder: Path, size: int) -> None:
-    """Write weights, configuration, image preprocessing and a tokenizer of single letters; images are size × size."""
+    """Write the weights, configuration, image preprocessing (size × size) and a tokenizer of single letters."""
     from transformers import CLIPConfig, CLIPModel
 
     text = {

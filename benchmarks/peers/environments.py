@@ -1,9 +1,9 @@
-"""The environments of the peers, each with its own pinned packages: `python -m benchmarks.peers.environments [name …]`.
+"""Install the peers, each into its own environment: `python -m benchmarks.peers.environments [name …]`.
 
-An environment is made by venv and pip from `requirements/<name>.txt` in the user's cache directory (below
-`$XDG_CACHE_HOME` or `~/.cache`, in `finetuner-peers/<name>`); without names all of them are made anew, one after the
-other. They take one to two gigabytes each; remove the directory to be rid of them. What a peer that cannot be
-installed says is kept beside its environment and shown in the table.
+venv and pip make an environment from the pinned packages in `requirements/<name>.txt`. It lies in the user's cache
+directory (`$XDG_CACHE_HOME` or `~/.cache`) in `finetuner-peers/<name>`. An environment that exists is replaced; without
+names all are made. Each takes one to two gigabytes; to free the space, remove the directory. If a peer cannot be
+installed, the error is kept beside its environment and shown in the table.
 """
 
 import os
@@ -17,25 +17,25 @@ ENVIRONMENTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") 
 
 
 def names() -> list[str]:
-    """Every peer that has an environment."""
+    """Return the names of all peers that have a requirements file."""
     return sorted(file.stem for file in REQUIREMENTS.glob("*.txt"))
 
 
 def python_of(name: str) -> Path | None:
-    """The interpreter of a peer's environment; None where it is not installed."""
+    """Return the interpreter of a peer's environment; None if it is not installed."""
     python = ENVIRONMENTS / name / "bin" / "python"
     return python if python.exists() and not _error_file(name).exists() else None
 
 
 def problem_of(name: str) -> str:
-    """Why a peer is not installed."""
+    """Return why a peer is not installed."""
     if _error_file(name).exists():
         return _error_file(name).read_text().strip()
     return f"not installed: python -m benchmarks.peers.environments {name}"
 
 
 def install(name: str) -> bool:
-    """Make an environment anew and say whether that worked."""
+    """Make an environment, replacing an old one, and return whether that worked."""
     folder = ENVIRONMENTS / name
     shutil.rmtree(folder, ignore_errors=True)
     ENVIRONMENTS.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def install(name: str) -> bool:
 
 
 def error_line(output: str) -> str:
-    """The line of an output that says what went wrong: the first error of pip's, else the last of Python's."""
+    """Return the line that says what went wrong: the first error of pip, else the last one of Python."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     of_pip = [line for line in lines if line.startswith("ERROR: ")]
     of_python = [line for line in reversed(lines) if "Error: " in line]
@@ -64,7 +64,7 @@ def _error_file(name: str) -> Path:
 
 
 def main() -> None:
-    """Install what the command line names."""
+    """Install the peers that the command line names, by default all."""
     for name in sys.argv[1:] or names():
         print(f"{name}: ", end="", flush=True)
         print("installed" if install(name) else problem_of(name), flush=True)

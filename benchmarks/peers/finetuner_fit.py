@@ -1,7 +1,7 @@
-"""`finetuner.fit`, the local tuner: run as `python -m benchmarks.peers.finetuner_fit TASK` by the driver.
+"""Train with `finetuner.fit`, the local tuner. The driver runs `python -m benchmarks.peers.finetuner_fit TASK`.
 
-Documents name their files by `uri`, and `preprocess_fn` loads them as finetuner's own guide does. Its class sampler,
-its triplet loss with its miner, and its Adam are the defaults.
+Documents name their files by `uri`, and `preprocess_fn` loads them as in finetuner's own guide. The class sampler, the
+triplet loss with its miner, and Adam are finetuner's defaults.
 """
 
 import finetuner
@@ -16,29 +16,29 @@ from executor.models.model import EmbeddingModel
 
 
 class Timed(BaseCallback):
-    """Notes steps and epochs; finetuner's batches are all full."""
+    """Tells the clock about steps and epochs. All of finetuner's batches are full."""
 
     def __init__(self, clock: Clock, batch: int) -> None:
         self._clock = clock
         self._batch = batch
 
     def on_train_batch_end(self, tuner: object) -> None:
-        """A step."""
+        """A step has ended."""
         self._clock.step(self._batch)
 
     def on_epoch_end(self, tuner: object) -> None:
-        """An epoch."""
+        """An epoch has ended."""
         self._clock.end_epoch()
 
 
 class Loaded:
-    """The `preprocess_fn`; a class, so that worker processes can be given it."""
+    """The `preprocess_fn`. It is a class because worker processes must be able to unpickle it."""
 
     def __init__(self, size: int) -> None:
         self._size = size
 
     def __call__(self, doc: Document) -> np.ndarray:
-        """The image as (3, size, size) float32."""
+        """Return the image as (3, size, size) float32."""
         doc.load_uri_to_image_tensor(self._size, self._size)
         return doc.set_image_tensor_normalization().set_image_tensor_channel_axis(-1, 0).tensor
 

@@ -1,4 +1,4 @@
-"""infinity's server on a model folder, and a client for it, in asyncio as ours."""
+"""Start infinity's server on a model folder, and measure it with a client in asyncio, like ours."""
 
 import asyncio
 import base64
@@ -18,9 +18,9 @@ STARTING_SECONDS = 180.0
 
 
 class Infinity:
-    """The server over HTTP on a free port, in a process of its own; entering waits until it serves.
+    """The server over HTTP on a free port, in its own process; `with` waits until it serves.
 
-    Args: model: folder of a CLIP model. log: file for what it prints.
+    Args: model: folder of a CLIP model. log: file for its output.
     """
 
     def __init__(self, model: Path, log: Path) -> None:
@@ -59,7 +59,7 @@ class Infinity:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def measure(self, images: int, concurrency: int, seconds: float) -> tuple[float, list[float]]:
-        """As `ClientProcess.measure`, with the JPEG files in data uris."""
+        """Measure as `ClientProcess.measure` does, with the JPEG files in data uris."""
         return asyncio.run(_measure(self.port, images, concurrency, seconds))
 
 

@@ -1,7 +1,7 @@
-"""pytorch-metric-learning with a DataLoader: run as `python -m benchmarks.peers.metric_learning TASK` by the driver.
+"""Train with pytorch-metric-learning. The driver runs `python -m benchmarks.peers.metric_learning TASK`.
 
-The loop of its README: its sampler with so many images a class, its triplet loss on what its miner finds semihard.
-Images are decoded and resized by Pillow in the DataLoader.
+The loop is that of its README, with its sampler for a number of images per class, and its triplet loss on the triplets
+that its miner finds semihard. In the DataLoader Pillow decodes and resizes the images.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from executor.models.preprocessing import Preprocessing
 
 
 class ImageFiles(Dataset):
-    """Files as (3, size, size) float32, normalised, and their labels."""
+    """Image files as normalised (3, size, size) float32, with their labels."""
 
     def __init__(self, files: list[tuple[str, int]], preprocessing: Preprocessing) -> None:
         self._files = files

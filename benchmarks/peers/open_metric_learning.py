@@ -1,7 +1,7 @@
-"""open-metric-learning: run as `python -m benchmarks.peers.open_metric_learning TASK` by the driver.
+"""Train with open-metric-learning. The driver runs `python -m benchmarks.peers.open_metric_learning TASK`.
 
-The loop of its README: its dataset, transforms and balanced sampler in a DataLoader, its triplet loss over all
-triplets.
+The loop is that of its README, with its dataset, transforms and balanced sampler in a DataLoader, and its triplet loss
+over all triplets.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""open-metric-learning's loss and sampler, for `benchmarks.quality`: run in its environment with a folder.
+"""Train with open-metric-learning's loss and sampler for `benchmarks.quality`, in its environment, in a given folder.
 
-The folder has `images.npz` (images (N, S, S, 3) uint8, labels (N,)), `settings.json` (steps, batch, seed, the
-augmentation as albumentations serialises it) and the untrained network, `model`, which is replaced by the trained one.
-The triplet loss over all triplets is that of its README; optimizer and schedule are those of the other methods.
+The folder has `images.npz` (images (N, S, S, 3) uint8, labels (N,)), `settings.json` (steps, batch, seed, and the
+augmentation as albumentations serialises it) and the untrained network `model`. The trained network replaces it. The
+triplet loss over all triplets is the one in its README; the optimizer and schedule are the same as for other methods.
 """
 
 import json
@@ -28,7 +28,7 @@ ITEMS_PER_CLASS = 4
 
 
 def main() -> None:
-    """Train the network of the folder."""
+    """Train the network in the folder."""
     folder = Path(sys.argv[1])
     settings = json.loads((folder / "settings.json").read_text())
     data = np.load(folder / "images.npz")

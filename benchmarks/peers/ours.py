@@ -1,7 +1,7 @@
-"""The trainer of the service on the peers' task: run as `python -m benchmarks.peers.ours TASK` by the driver.
+"""Train with the trainer of the service on the peers' task. The driver runs `python -m benchmarks.peers.ours TASK`.
 
-With a triplet loss and without augmentation, as the peers. The first epoch counts from nothing, as in
-`benchmarks.train`: it decodes every image before the first step.
+Like the peers, it has a triplet loss and no augmentation. As in `benchmarks.train`, the first epoch includes everything
+before it; every image is decoded before the first step.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from executor.training.optimizer import parameter_groups
 
 
 def make_step(task: Task) -> Step:
-    """The step of our loop, in the task's precision, on a network of its own."""
+    """Return the step of our loop, in the task's precision, on its own copy of the network."""
     model = load_model(Path(task.network)).train()
     loss = build_loss("triplet", "class", num_classes=len(set(task.labels)), embedding_size=model.dim)
     optimizer = torch.optim.AdamW(parameter_groups(model, loss, TrainConfig()))

@@ -1,4 +1,4 @@
-"""The loop that the READMEs of metric learning libraries show: a DataLoader, Adam, a loss."""
+"""The training loop in the READMEs of metric learning libraries: a DataLoader, Adam and a loss."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,7 +11,7 @@ Step = Callable[[Tensor, Tensor], object]
 
 
 def make_step(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], learning_rate: float) -> Step:
-    """One step in fp32 with Adam, on images (B, 3, H, W) and labels (B,)."""
+    """Return a function that makes one step in fp32 with Adam, on images (B, 3, H, W) and labels (B,)."""
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
 
     def step(images: Tensor, labels: Tensor) -> None:
@@ -24,7 +24,7 @@ def make_step(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], lear
 
 
 def run_epochs(task: Task, clock: Clock, step: Step, loader: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """All epochs of the task."""
+    """Run all epochs of the task."""
     for _ in range(task.epochs):
         for images, labels in loader:
             step(images, labels)

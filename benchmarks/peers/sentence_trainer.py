@@ -1,7 +1,7 @@
-"""sentence-transformers: run as `python -m benchmarks.peers.sentence_trainer TASK` by the driver.
+"""Train with sentence-transformers. The driver runs `python -m benchmarks.peers.sentence_trainer TASK`.
 
-Its trainer with its triplet loss and its sampler by label, on an input module of our network: paths become pixels in
-the collator, by Pillow, in the DataLoader's processes.
+It uses their trainer, triplet loss and sampler by label, and an input module around our network. The collator turns
+paths into pixels by Pillow, in the processes of the DataLoader.
 """
 
 import tempfile
@@ -31,7 +31,7 @@ MARGIN = 0.2
 
 
 class ImagePaths(InputModule):
-    """Embeds the files that the inputs name."""
+    """Embeds image files; its inputs are their paths."""
 
     def __init__(self, network: EmbeddingModel) -> None:
         super().__init__()
@@ -39,11 +39,11 @@ class ImagePaths(InputModule):
 
     @property
     def modalities(self) -> list[str]:
-        """What it takes; a path is a text."""
+        """Return the kinds of input; a path is a text."""
         return ["text"]
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
-        """The files as (B, 3, size, size) float32, normalised."""
+        """Return the files as normalised (B, 3, size, size) float32."""
         preprocessing = self.network.preprocessing
         size = preprocessing.size, preprocessing.size
         images = [Image.open(path).convert("RGB").resize(size, Image.Resampling.BILINEAR) for path in inputs]
@@ -56,22 +56,22 @@ class ImagePaths(InputModule):
         return features | {"sentence_embedding": self.network(features["pixel_values"])}
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the network is saved by itself."""
+        """Do nothing: we save the network ourselves."""
 
 
 class Timed(TrainerCallback):
-    """Notes steps and epochs; the last batch, which is not full, is dropped."""
+    """Tells the clock about steps and epochs. All batches are full, because an incomplete last one is dropped."""
 
     def __init__(self, clock: Clock, batch: int) -> None:
         self._clock = clock
         self._batch = batch
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """A step."""
+        """A step has ended."""
         self._clock.step(self._batch)
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        """An epoch."""
+        """An epoch has ended."""
         self._clock.end_epoch()
 
 

@@ -1,13 +1,13 @@
-"""Serving a CLIP model: our `/embed`, a plain Jina Executor, and infinity where it is installed.
+"""Compare servers of a CLIP model: our `/embed`, a plain Jina Executor, and infinity if it is installed.
 
     .venv/bin/python -m benchmarks.peers.serving [--quick]
 
-All load the same folder, a small CLIP vision model with random weights, and are sent the same JPEG files of 640×480,
-each by its usual client: ours and the Executor over gRPC, infinity over HTTP as data uris. `sequential` decodes and
-embeds one document after the other, as Executors are usually written. Images a second, p50 and p99 of the latency of
-a request; the limit is the bare model's forward pass of batches in memory.
+All load the same folder, a small CLIP vision model with random weights, and get the same JPEG files of 640×480. Each
+has its usual client: gRPC for ours and the Executor, HTTP with data uris for infinity. `sequential` is an Executor as
+people usually write it; it decodes and embeds one document after the other. We measure images per second, and p50 and
+p99 of the latency of a request. The limit is the bare model's forward pass on batches in memory.
 
-What is compared takes turns; medians over the rounds, and percentiles over all requests.
+Everything that is compared takes turns. Figures are medians over the rounds, and percentiles over all requests.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def start(folder: Path, running: contextlib.ExitStack) -> tuple[dict[str, Measure], dict[str, str]]:
-    """Start every server and return how to measure each, and why the others cannot be."""
+    """Start every server; return how to measure each, and why the others cannot be measured."""
     model = str(folder / "clip")
     flows = {
         "/embed": Served("ours", folder, model=model),
@@ -95,7 +95,7 @@ def start(folder: Path, running: contextlib.ExitStack) -> tuple[dict[str, Measur
 
 
 def print_cells(cells: dict[tuple[str, Traffic], Cell], traffics: list[Traffic], limit: float) -> None:
-    """Print a row a cell."""
+    """Print a row for each cell."""
     rows = []
     for traffic in traffics:
         ours = median(cells["/embed", traffic].rates)

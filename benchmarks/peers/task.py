@@ -1,7 +1,7 @@
-"""The task that every training peer is given, and the figures that it hands back.
+"""The task that every training peer gets, and the result that it returns.
 
-This module runs in the environments of the peers as well as in ours. They have torch, numpy, Pillow, OpenCV and
-safetensors, which is what the network of `executor.models` needs, and nothing else of ours.
+This module runs in the environments of the peers and in ours. Theirs have torch, numpy, Pillow, OpenCV and safetensors,
+as the network of `executor.models` needs, but no other packages of ours.
 """
 
 import json
@@ -26,13 +26,13 @@ class Task:
 
     Attributes:
         files: (path, label) of each image.
-        network: Folder of the network to begin with.
-        result: Folder for the network at the end.
-        size: Side of the square it sees, in pixels.
-        items_per_class: How many images of a class each batch has, where a sampler can be told.
+        network: Folder of the untrained network.
+        result: Folder for the trained network.
+        size: Side of the square that the network sees, in pixels.
+        items_per_class: Images of a class in each batch, if the sampler can be told.
         workers: Processes of the DataLoader.
         precision: `fp32` or `bf16`; peers train in fp32.
-        limit_steps: Steps of the loop on a batch in memory, before and again after the training.
+        limit_steps: Steps on a batch in memory, to measure the limit before and after the training.
     """
 
     files: list[tuple[str, int]]
@@ -50,7 +50,7 @@ class Task:
 
     @staticmethod
     def given() -> "Task":
-        """The task on the command line, with torch's threads and random generator set as it says."""
+        """Read the task from the command line; set torch's threads as it says, and seed torch's random generator."""
         task = Task(**json.loads(sys.argv[1]))
         torch.set_num_threads(task.threads)
         torch.manual_seed(0)
@@ -62,14 +62,14 @@ class Task:
         return [label for _, label in self.files]
 
     def build_network(self) -> EmbeddingModel:
-        """The network to begin with, in training mode; (B, 3, size, size) float32 -> (B, D) float32 of unit length."""
+        """Load the untrained network, in training mode: (B, 3, size, size) float32 -> (B, D) float32 of unit length."""
         return load_model(Path(self.network)).to(memory_format=torch.contiguous_format).train()
 
     def limit(self, step: Callable[[Tensor, Tensor], object]) -> float:
-        """Images a second of a loop's step (images, labels) on one batch that lies in memory."""
+        """Return images per second of a loop's step(images, labels) on one batch in memory."""
         images = torch.randn(self.batch, 3, self.size, self.size)
         labels = torch.arange(self.batch) // self.items_per_class
-        step(images, labels)  # allocates
+        step(images, labels)  # the first step allocates
         began = time.perf_counter()
         for _ in range(self.limit_steps):
             step(images, labels)
@@ -78,7 +78,7 @@ class Task:
 
 @dataclass
 class Clock:
-    """Counts images and the seconds of each epoch, from its creation on."""
+    """Counts the images and seconds of each epoch. It starts when it is created."""
 
     images: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -101,7 +101,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Result:
-    """What a program measured. `images` and `seconds` are per epoch, `limits` images a second."""
+    """The result of a program. `images` and `seconds` are per epoch, `limits` in images per second."""
 
     version: str
     steps: int
@@ -111,16 +111,16 @@ class Result:
 
     @staticmethod
     def of(version: str, clock: Clock, limits: list[float]) -> "Result":
-        """What the clock saw."""
+        """Make a result from a clock."""
         return Result(version, clock.steps, clock.images, clock.seconds, limits)
 
     def hand_back(self) -> None:
-        """Print it for the driver, as the last line."""
+        """Print the result for the driver, as the last line."""
         print(f"\n{RESULT}{json.dumps(asdict(self))}", flush=True)
 
     @staticmethod
     def read(output: str) -> "Result":
-        """The result in a program's output."""
+        """Read the result from a program's output."""
         return Result(**json.loads(output.rpartition(RESULT)[2]))
 
 
@@ -130,8 +130,8 @@ def train_and_hand_back(
     """Measure the limit, train, measure the limit again, save the network and print the result.
 
     Args:
-        step_of: Makes the loop's step, on (images, labels), for a network of its own.
-        train: Trains a network and notes each step and each epoch.
+        step_of: Returns the loop's step(images, labels) for a network.
+        train: Trains a network, and tells the clock about each step and epoch.
     """
     trial = step_of(task.build_network())
     before = task.limit(trial)
