@@ -3,7 +3,7 @@
 import os
 
 os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
-# Threads that wait for one another at every small matrix cost more than they gain, most of all on a busy machine.
+# With small matrices threads mostly wait for each other: they cost more than they gain, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
@@ -22,19 +22,19 @@ COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One Flow for the tests of a file."""
+    """One Flow for all tests of a file."""
     with served(tmp_path_factory.mktemp("service")) as running:
         yield running
 
 
 def coloured(label: int, seed: int = 0, size: int = 24) -> np.ndarray:
-    """An image, (size, size, 3) uint8, in the colour of its label, with noise."""
+    """Return an image, (size, size, 3) uint8, in the colour of its label, with noise."""
     noise = np.random.default_rng([label, seed]).integers(-40, 40, (size, size, 3))
     return np.clip(np.asarray(COLOURS[label % len(COLOURS)]) + noise, 0, 255).astype(np.uint8)
 
 
 def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
-    """The image as the bytes of a file."""
+    """Return the image as the bytes of a file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, form)
     return buffer.getvalue()
@@ -42,7 +42,7 @@ def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
 
 @pytest.fixture
 def labelled() -> Callable[..., DocumentArray]:
-    """Make documents with labels 0 … classes-1 in turn and their images as `blob`; ids begin with `prefix`."""
+    """Make documents with an image as `blob` and labels 0 … classes-1 in turn; their ids begin with `prefix`."""
 
     def make(count: int, classes: int = 3, prefix: str = "d", first_seed: int = 0) -> DocumentArray:
         return DocumentArray(
@@ -59,7 +59,7 @@ def labelled() -> Callable[..., DocumentArray]:
 
 @pytest.fixture
 def image_files(tmp_path: Path) -> Callable[[int], list[Path]]:
-    """Write so many PNG files and return their paths."""
+    """Write `count` PNG files and return their paths."""
 
     def make(count: int) -> list[Path]:
         paths = [tmp_path / f"{number}.png" for number in range(count)]

@@ -1,4 +1,4 @@
-"""A Flow served by a command, as a user would start it."""
+"""Serve a Flow by a command, as a user would."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-# Threads of torch wait for each other briefly before they sleep, so that tests do not starve on a busy machine.
+# torch's threads wait only briefly for each other before they sleep, so that tests can run on a busy machine.
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "10000", "PYTHONUNBUFFERED": "1"}
 
 
@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "10000", "PYTHONUNBUFFERED": "1"}
 def served_by(
     command: Sequence[str | Path], folder: Path, http_port: int, environment: dict[str, str] | None = None
 ) -> Iterator[None]:
-    """Start a command in a folder, go on when its Flow is ready, and end it as Ctrl-C would."""
+    """Start a command in a folder, wait until its Flow is ready, and end it at last as Ctrl-C would."""
     log_file = folder / "flow.log"
     with open(log_file, "w") as log:
         process = subprocess.Popen(
@@ -46,7 +46,7 @@ def served_by(
 
 
 def wait_until_served(http_port: int, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
-    """Return when a Flow answers over HTTP. Raises: ChildProcessError: its process has ended."""
+    """Wait until a Flow answers over HTTP. Raises: ChildProcessError: its process has ended. TimeoutError: too late."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(requests.ConnectionError):

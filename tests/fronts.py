@@ -1,4 +1,4 @@
-"""Each way of serving the executor, by the command a user would give, with its doors: see `serving`."""
+"""Serve the executor in each possible way, by the command that a user would give, and call it: see `serving`."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 @dataclass
 class Served:
-    """What is served, on which ports by protocol, and where its log and workspace are."""
+    """A served executor: its ports by protocol, and the folder with its log and workspace."""
 
     ports: dict[str, int]
     folder: Path
@@ -62,7 +62,7 @@ class Served:
         return requests.post(address, json=body, headers=headers, timeout=60, verify=str(self.certificate or True))
 
     def client(self, protocol: str, authorization: str | None, path: str = "/status", docs: Any = None) -> Any:
-        """Call through Jina's client, with the token where each of its kinds takes it."""
+        """Call with Jina's client, and pass the token in the way of the protocol."""
         presented = {}
         if authorization is not None and protocol == "grpc":
             presented = {"metadata": (("authorization", authorization),)}
@@ -73,7 +73,7 @@ class Served:
         return client.post(path, docs, return_type=returns, on_error=_raise, **presented)
 
     def watch(self, authorization: str | None) -> list[RunStatus]:
-        """Follow a run over gRPC; Jina's client has no way to send metadata there."""
+        """Follow a run over gRPC. We call gRPC directly, because Jina's client cannot send metadata with a stream."""
         request = SingleDocumentRequest()
         request.header.exec_endpoint = "/watch"
         request.document_cls = RunQuery
@@ -89,12 +89,12 @@ class Served:
 
 
 def _raise(response: Any) -> None:
-    """Over a websocket Jina's client loses errors, unless a callback raises them."""
+    """Raise the error of a response: over a websocket Jina's client loses errors unless a callback raises them."""
     raise RuntimeError(response.header.status.description)
 
 
 def flow(folder: Path, ports: dict[str, int], gateway: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    """What serves a Flow with this gateway."""
+    """Return the command that serves a Flow with this gateway."""
     settings = {
         "jtype": "Flow",
         "with": {"protocol": [*ports], "port": [*ports.values()], "host": "127.0.0.1", "quiet_error": True},
@@ -106,7 +106,7 @@ def flow(folder: Path, ports: dict[str, int], gateway: dict[str, Any], options: 
 
 
 def deployment(folder: Path, ports: dict[str, int]) -> list[str]:
-    """What serves the executor itself, over several protocols."""
+    """Return the command that serves the executor itself, over several protocols."""
     (folder / "deployment.py").write_text(DEPLOYMENT)
     settings = {"uses": str(ROOT / "config.yml"), "workspace": str(folder / "workspace"), "host": "127.0.0.1"}
     settings |= {"protocol": [*ports], "port": [*ports.values()], "include_gateway": False, "quiet_error": True}
@@ -118,7 +118,7 @@ def deployment(folder: Path, ports: dict[str, int]) -> list[str]:
 
 
 def executor(folder: Path, ports: dict[str, int]) -> list[str]:
-    """What serves the executor over HTTP by Jina's command."""
+    """Return Jina's command that serves the executor over HTTP."""
     options = ["--port", str(ports["http"]), "--host", "127.0.0.1", "--workspace", str(folder / "workspace")]
     config = str(ROOT / "config.yml")
     return [sys.executable, "-m", "jina", "executor", "--uses", config, "--protocol", "http", *options]
@@ -152,7 +152,7 @@ def serving(
 
 
 def _wait(served: Served) -> None:
-    """Return when all protocols are served; health needs no token."""
+    """Wait until all protocols are served; the health check needs no token."""
     deadline = time.monotonic() + 120
     while True:
         with contextlib.suppress(requests.ConnectionError):

@@ -1,4 +1,4 @@
-"""A real Flow in a process of its own, for the tests: `python serving.py SETTINGS` serves, `Service` starts that."""
+"""A real Flow in its own process, for the tests. `Service` starts it as `python serving.py SETTINGS`."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOLS = ("grpc", "http", "websocket")
-# A small model and little patience: what is tested is the service, not the quality of the model.
+# A small model and short waits, because we test the service and not the quality of the model.
 QUICK = {
     "input_size": 16,
     "receive_timeout": 2.0,
@@ -31,7 +31,7 @@ QUICK = {
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listened on a moment ago."""
+    """Return ports that nothing was listening on a moment ago."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -40,10 +40,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Service:
-    """A Flow with this executor, over gRPC, HTTP and websocket, on a workspace.
+    """A Flow with this executor, over gRPC, HTTP and websocket.
 
-    Args: workspace: Jina's workspace. directory: where the service is started. gateway: the class of the gateway, if
-        not Jina's own. options: `uses_with`, over `QUICK`.
+    Args: workspace: Jina's workspace. directory: the service starts in it. gateway: the class of the gateway; None:
+        Jina's own. options: `uses_with`; they override `QUICK`.
     """
 
     def __init__(self, workspace: Path, directory: Path, *, gateway: str | None = None, **options: Any) -> None:
@@ -55,7 +55,7 @@ class Service:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> "Service":
-        """Serve; returns when all protocols answer."""
+        """Start the Flow and wait until all protocols answer."""
         self.ports = dict(zip(PROTOCOLS, free_ports(len(PROTOCOLS)), strict=True))
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = {
@@ -83,7 +83,7 @@ class Service:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.strip() == "ready":
-                # Read on: once a pipe that nobody reads is full, whoever logs to it waits for ever.
+                # Keep reading: if the pipe gets full, the next write to it blocks for ever.
                 copy = (self.process.stdout, self.log)
                 self._reader = threading.Thread(target=shutil.copyfileobj, args=copy, daemon=True)
                 self._reader.start()
@@ -91,7 +91,7 @@ class Service:
         raise RuntimeError(f"the service did not start:\n{(self.directory / 'service.log').read_text()[-4000:]}")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
-        """End the Flow and return its exit code."""
+        """End the Flow by a signal and return its exit code."""
         assert self.process is not None
         self.process.send_signal(how)
         code = self.process.wait(60)
@@ -99,7 +99,7 @@ class Service:
         return code
 
     def kill(self) -> None:
-        """SIGKILL to every process of the Flow (the trainer too, should it still be in its session)."""
+        """Send SIGKILL to every process of the Flow (also to the trainer, if it is still in the same session)."""
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -125,7 +125,7 @@ class Service:
     # calls ----------------------------------------------------------------------------------------------------------
 
     def post(self, endpoint: str, docs: Any = None, *, protocol: str = "grpc", returns: Any, **parameters: Any) -> Any:
-        """Call through Jina's client; `returns` is the class of the documents that come back."""
+        """Call with Jina's client; `returns` is the class of the documents in the answer."""
         from docarray import DocList
         from jina import Client
 
@@ -138,13 +138,13 @@ class Service:
         return requests.post(f"http://127.0.0.1:{self.ports['http']}{endpoint}", json=body, timeout=60)
 
     def status(self, run: str) -> Any:
-        """The status of one run, over gRPC."""
+        """Return the status of one run, over gRPC."""
         from executor.documents import RunStatus
 
         return self.post("/status", returns=RunStatus, run=run)[0]
 
     def wait(self, run: str, *, seconds: float = 120.0, until: Any = lambda status: status.ended_at) -> Any:
-        """Poll until the run has ended (or until `until` holds) and return its status."""
+        """Ask until the run has ended (or `until` is true) and return its status."""
         deadline = time.monotonic() + seconds
         while not until(status := self.status(run)):
             if time.monotonic() > deadline:
@@ -153,13 +153,13 @@ class Service:
         return status
 
     def run_folder(self, run: str) -> Path:
-        """The folder of a run in the workspace."""
+        """Return the folder of a run in the workspace."""
         return next(self.workspace.glob(f"*/*/runs/{run}"))
 
 
 @contextlib.contextmanager
 def served(folder: Path, **options: Any) -> Iterator[Service]:
-    """A service with a workspace and a working directory of its own below `folder`."""
+    """Start a service with its own workspace and working directory below `folder`."""
     with Service(folder / "workspace", folder / "cwd", **options) as service:
         yield service
 
@@ -169,8 +169,8 @@ def _serve(settings: dict[str, Any]) -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     threading.Thread(target=_die_with_the_tests, daemon=True).start()
-    told = os.dup(sys.stdout.fileno())  # the pipe to the test is read up to the word "ready" only: what is
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # printed to it later would fill it and block the service
+    told = os.dup(sys.stdout.fileno())  # the test reads this pipe only until "ready"; later output goes to
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stderr, because a full pipe would block the service
     flow = Flow(
         protocol=list(settings["ports"]), port=list(settings["ports"].values()), host="127.0.0.1", quiet_error=True
     ).add(uses=str(ROOT / "config.yml"), uses_with=settings["options"], workspace=settings["workspace"])
@@ -182,7 +182,7 @@ def _serve(settings: dict[str, Any]) -> None:
 
 
 def _die_with_the_tests() -> None:
-    """Standard input ends when the process of the tests does, however it ends."""
+    """Kill the Flow when standard input ends, because then the tests have ended, in whatever way."""
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Runs of a workspace without a Flow: made, supervised, or trained by a command."""
+"""Make, supervise and train runs in a workspace, without a Flow."""
 
 import contextlib
 import os
@@ -23,9 +23,9 @@ from serving import QUICK, ROOT
 
 
 class Workshop:
-    """A workspace and what a service does with its runs, in this process.
+    """Does in this process what a service does with the runs of a workspace.
 
-    Args: folder: the workspace. options: of the executor, over `QUICK`.
+    Args: folder: the workspace. options: options of the executor; they override `QUICK`.
     """
 
     def __init__(self, folder: Path, **options: Any) -> None:
@@ -34,13 +34,13 @@ class Workshop:
         self.supervisor: Supervisor | None = None
 
     def receive(self, run: str, docs: DocumentArray, *, split: str = "train", **parameters: Any) -> None:
-        """Store documents of a run; it stays in `receiving`."""
+        """Store documents of a run; the run stays in state `receiving`."""
         receiver = self._receiver()
         receiver.receive(docs, FitParameters(run=run, split=split, **parameters))
         receiver.close()
 
     def queue(self, run: str) -> None:
-        """End the receiving of a run."""
+        """Queue a run, which ends its receiving."""
         receiver = self._receiver()
         receiver.queue(run)
         receiver.close()
@@ -50,8 +50,8 @@ class Workshop:
 
     @contextlib.contextmanager
     def supervised(self) -> Iterator[Supervisor]:
-        """Train what is queued, as the service does."""
-        receiver = self._receiver()  # which has received nothing, so that nothing is ever due
+        """Train queued runs, as the service does."""
+        receiver = self._receiver()  # it has received nothing, so it never starts a run
         trainers = TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=0)
         self.supervisor = Supervisor(self.store, receiver, trainers, promote=self.store.promote, wake=threading.Event())
         self.supervisor.start()
@@ -62,7 +62,7 @@ class Workshop:
             receiver.close()
 
     def wait(self, run: str, until: Callable[[Run], object] = lambda run: run.state.ended, seconds: float = 120) -> Run:
-        """Poll until a run has ended, or until `until` holds, and return it."""
+        """Look until a run has ended (or `until` is true) and return it."""
         deadline = time.monotonic() + seconds
         while not until(found := self.store.get(run)):
             if time.monotonic() > deadline:
@@ -71,18 +71,21 @@ class Workshop:
         return found
 
     def events(self, run: str, kind: str) -> list[str]:
-        """The messages of one kind in the history of a run."""
+        """Return the messages of one kind in the history of a run."""
         return [message for _, _, found, message in self.store.events(run, limit=1000) if found == kind]
 
     def log(self, run: str) -> str:
-        """The end of what the trainer printed."""
+        """Return the end of the trainer's log."""
         log = self.store.workspace.log_file(run)
         return log.read_text()[-4000:] if log.exists() else ""
 
     def train(self, run: str, *launcher: str) -> subprocess.CompletedProcess[str]:
-        """Train a queued run by the command, as an operator would, by Python or by a `launcher`; it stays open."""
+        """Train a queued run by the command, as an operator would. Its state stays `training`.
+
+        Args: launcher: the command to launch with; by default Python.
+        """
         self.store.advance(run, RunState.TRAINING)
-        # Without the two dashes torchrun takes `--run` for an option of its own.
+        # Without the two dashes torchrun would read `--run` as its own option.
         command = [*(launcher or (sys.executable, "-m")), *(("--",) if launcher else ()), "executor", "train"]
         return subprocess.run(
             [*command, "--run", run, "--workspace", str(self.store.workspace.root)],
@@ -99,5 +102,5 @@ class Workshop:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, as the kernel sends it."""
+    """Send SIGKILL, as the kernel does when memory runs out."""
     os.kill(pid, signal.SIGKILL)
