@@ -14,6 +14,18 @@ export.py         export a version as ONNX, safetensors or a transformers folder
 May import store, compute and the packages below them.
 """
 
-from .saving import load_model
+from typing import Any
 
 __all__ = ["load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load_model` when it is first used: the front page of a package imports nothing by itself.
+
+    Else a thread that imports one file of the package could find another half imported by a second thread.
+    """
+    if name == "load_model":
+        from .saving import load_model
+
+        return load_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
