@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import embed, fit
-    from .documents import Document, DocumentArray
+    from .documents import Document, DocumentArray, Evaluation, Event, RunStatus
     from .images.reading import load_uri_to_image_blob
     from .loading.datasets import ClassDataset, InstanceDataset, SessionDataset
     from .service import FinetunerExecutor
@@ -16,8 +16,11 @@ __all__ = [
     "Document",
     "DocumentArray",
     "DocumentArrayMemmap",
+    "Evaluation",
+    "Event",
     "FinetunerExecutor",
     "InstanceDataset",
+    "RunStatus",
     "SessionDataset",
     "embed",
     "fit",
@@ -29,8 +32,11 @@ _MODULES = {
     "Document": ".documents",
     "DocumentArray": ".documents",
     "DocumentArrayMemmap": ".store.spool",
+    "Evaluation": ".documents",
+    "Event": ".documents",
     "FinetunerExecutor": ".service",
     "InstanceDataset": ".loading.datasets",
+    "RunStatus": ".documents",
     "SessionDataset": ".loading.datasets",
     "embed": ".api",
     "fit": ".api",
