@@ -1,7 +1,7 @@
-"""Writes the parameter tables of README.md and docs/parameters.md from the code: `python -m docs.tables`.
+"""Writes the tables of README.md and docs/parameters.md from the code: `python -m docs.tables`.
 
 A table stands between `<!-- table: CLASS -->`, or `<!-- table: CLASS NAME NAME … -->` for some of its parameters, and
-`<!-- end -->`. A test says when one is out of date.
+`<!-- end -->`. Instead of a class it may be one of `OTHERS`. A test says when one is out of date.
 """
 
 import re
@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from executor import parameters
+from executor.evaluation.metrics import METRICS
+from executor.report.page import TITLES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "parameters.md")
@@ -33,7 +35,32 @@ def main() -> None:
 
 def up_to_date(text: str) -> str:
     """Return a page with its tables written anew."""
-    return SECTION.sub(lambda found: found[1] + table(getattr(parameters, found[2]), found[3].split()) + found[5], text)
+    return SECTION.sub(lambda found: found[1] + named(found[2], found[3].split()) + found[5], text)
+
+
+def named(what: str, names: list[str]) -> str:
+    """The table of one of `OTHERS`, or of these parameters of a class."""
+    return OTHERS[what]() if what in OTHERS else table(getattr(parameters, what), names)
+
+
+def losses() -> str:
+    """One line a kind: the losses there are for it."""
+    lines = ["| kind | losses |", "|---|---|"]
+    for kind, names in parameters.LOSS_NAMES.items():
+        lines.append(f"| `{kind}` | {', '.join(f'`{name}`' for name in names if name != 'auto')} |")
+    return "\n".join(lines) + "\n"
+
+
+def metrics() -> str:
+    """One line a metric: its name in an answer, in a report, and what it says."""
+    lines = ["| name | in a report | meaning |", "|---|---|---|"]
+    for name in METRICS:
+        title, meaning = TITLES[name]
+        lines.append(f"| `{name}` | {title} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+OTHERS = {"losses": losses, "metrics": metrics}
 
 
 def table(model: type[BaseModel], names: list[str]) -> str:

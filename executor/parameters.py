@@ -17,21 +17,18 @@ from .images.policy import ImagePolicy
 TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
 RESERVED_NAMES = ("base", "promoted")
 # The losses for each kind. `losses.py` builds them; the names are also here, to refuse a wrong one without torch.
+_BATCH_LOSSES = (
+    "multi_similarity",
+    "triplet",
+    "contrastive",
+    "ntxent",
+    "supcon",
+    "circle",
+)
 LOSS_NAMES = {
-    "class": (
-        "auto",
-        "proxy_anchor_supcon",
-        "proxy_anchor",
-        "arcface",
-        "multi_similarity",
-        "triplet",
-        "contrastive",
-        "ntxent",
-        "supcon",
-        "circle",
-    ),
+    "class": ("auto", "proxy_anchor_supcon", "proxy_anchor", "arcface", *_BATCH_LOSSES),
     "session": ("auto", "triplet", "contrastive"),
-    "unlabeled": ("auto", "multi_similarity", "triplet", "contrastive", "ntxent", "supcon", "circle"),
+    "unlabeled": ("auto", *_BATCH_LOSSES),
 }
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
@@ -107,7 +104,7 @@ class TrainingOptions(_Parameters):
     epochs: Annotated[Whole, Field(ge=1, le=100_000)] = Field(10, description="passes over the train documents")
     batch_size: Annotated[Whole, Field(ge=2, le=65_536)] = Field(64, description="images a step")
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | None = Field(
-        None, description="AdamW's peak rate; by default 1e-3 for the `default` model, else 1e-4"
+        None, description="AdamW's peak rate; by default 1e-4 for a transformers model, else 1e-3"
     )
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.01, description="AdamW's decay, on matrices and kernels only"

@@ -12,9 +12,9 @@ from jina import Client
 from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import Event, RunStatus
+from executor.evaluation.metrics import METRICS
 from serving import Service
 
-METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
 STATES = ("receiving", "queued", "training", "succeeded")
 PHASES = {"starting", "loading", "training", "evaluating", "saving"}
 TEXT, WHOLE, NUMBER, TIME = (str,), (int,), (int, float), (str,)

@@ -18,6 +18,7 @@ from jina.excepts import BadClientCallback, BadServerFlow
 
 from conftest import coloured, encoded
 from executor.documents import Document, DocumentArray
+from executor.endpoints.table import ENDPOINTS
 from executor.errors import ConfigurationError
 from executor.parameters import TOKEN_VARIABLE
 from executor.wire.token import read_token
@@ -130,9 +131,7 @@ def test_a_token_that_is_no_ascii_is_a_wrong_one(guarded):
     assert guarded.post("/status", f"Bearer {TOKEN}é".encode("latin-1")).status_code == 401
 
 
-@pytest.mark.parametrize(
-    "path", ["/fit", "/status", "/embed", "/cancel", "/promote", "/evaluate", "/events", "/report", "/nowhere", "//"]
-)
+@pytest.mark.parametrize("path", [*ENDPOINTS, "/nowhere", "//"])
 def test_every_path_over_http_wants_the_token(guarded, path):
     assert guarded.post(path).status_code == 401
 

@@ -19,7 +19,7 @@ from executor.models.model import ModelConfig
 from executor.parameters import TrainingOptions, parse
 from executor.training.gradients import compute_gradients
 from executor.training.loop import Interrupted, train
-from executor.training.losses import LOSSES, build_loss
+from executor.training.losses import BATCH_LOSSES, LOSSES, build_loss
 from executor.training.optimizer import interpolated
 from executor.training.parts import make_config, make_loader, make_loss, prepare_model
 from executor.training.precision import choose_bf16, computes_in_bf16
@@ -143,7 +143,7 @@ def test_the_backbone_may_learn_more_slowly_than_the_head() -> None:
     assert not torch.equal(still.head.weight, WithHead().head.weight)
 
 
-@pytest.mark.parametrize("loss", ["multi_similarity", "triplet", "contrastive", "ntxent", "supcon", "circle"])
+@pytest.mark.parametrize("loss", BATCH_LOSSES)
 def test_cross_batch_memory_goes_with_every_loss_that_compares_items(loss: str) -> None:
     history = run(network(), {"loss": loss, "memory_size": 64})
     assert np.isfinite(history["loss"]).all()

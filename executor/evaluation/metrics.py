@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     import torch
 
 
-METRICS = ("recall_at_1", "recall_at_5", "precision_at_1", "mean_average_precision_at_r", "ndcg_at_10", "mrr")
+METRICS = (
+    "recall_at_1",
+    "recall_at_5",
+    "precision_at_1",
+    "mean_average_precision_at_r",
+    "ndcg_at_10",
+    "mrr",
+)
 DECIDING = "mean_average_precision_at_r"  # the one that says whether a model is better
 
 _NDCG_DEPTH = 10
@@ -184,7 +191,7 @@ def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
 
 
 def _score(similarity: "torch.Tensor", relevant: "torch.Tensor") -> np.ndarray:
-    """Return the metrics of a chunk of queries, (6, Q) float64 in the order of `METRICS`.
+    """Return the metrics of a chunk of queries, (M, Q) float64: the M of `METRICS` in their order.
 
     Args:
         similarity: (Q, N) float64, -inf for what is no candidate. Overwritten.
@@ -212,11 +219,19 @@ def _score(similarity: "torch.Tensor", relevant: "torch.Tensor") -> np.ndarray:
     average_precision = (order / ranks * (ranks <= wanted)).sum(dim=1) / wanted
     ideal = (1 / torch.log2(1 + order[:_NDCG_DEPTH])).sum()
     ndcg = (discounts * (ranks <= _NDCG_DEPTH)).sum(dim=1) / ideal
-    return torch.stack((recall_at_1, recall_at_5, precision_at_1, average_precision, ndcg, 1 / first)).numpy()
+    in_order = (
+        recall_at_1,
+        recall_at_5,
+        precision_at_1,
+        average_precision,
+        ndcg,
+        1 / first,
+    )
+    return torch.stack(in_order).numpy()
 
 
 def _scores(table: np.ndarray, scored: np.ndarray) -> Scores:
-    """Keep the scored columns of the (6, N) table; `scored` is (N,) bool."""
+    """Keep the scored columns of the (M, N) table; `scored` is (N,) bool."""
     return Scores(
         per_query=dict(zip(METRICS, table[:, scored], strict=True)),
         skipped=int(np.count_nonzero(~scored)),

@@ -194,7 +194,7 @@ def build_loss(
     if memory_size and (kind == "session" or name in PROXY_LOSSES):
         raise InvalidParameter(
             f"memory_size does not go with the loss {name!r} on {kind} data, which compares nothing across batches; "
-            "leave it out, or choose multi_similarity, triplet, contrastive, ntxent, supcon or circle."
+            f"leave it out, or choose one of: {', '.join(BATCH_LOSSES)}."
         )
     arguments = DEFAULT_OPTIONS.get((kind, name), {}) | (options or {})
     accepted = loss_arguments(known[name])
