@@ -31,6 +31,8 @@ from serving import ROOT, free_ports
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "parameters.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+DOCUMENTS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", *DOCUMENTS]
 SERVE = "jina flow --uses flow.yml"
 PORTS = ("54321", "8080")  # in the README: gRPC, HTTP
 
@@ -204,7 +206,16 @@ def test_the_endpoints_named_are_those_of_the_executor():
     assert set(re.findall(r"^## `(/\w+)`", REFERENCE, re.MULTILINE)) == served
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/parameters.md", "docs/architecture.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_to_a_file_leads_somewhere(page):
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text())
+    prose = re.sub(r"^ *```.*?^ *```$", "", (ROOT / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"\]\((?!https?://)([^)#]+)", prose)
     assert not [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_the_last_section_of_the_readme_and_the_index_lead_to_every_document():
+    more = README.rpartition("\n## ")[2]
+    index = (ROOT / "docs" / "README.md").read_text()
+    there = {page for page in DOCUMENTS if page.count("/") == 1 and page != "docs/README.md"}
+    assert {f"docs/{link}" for link in re.findall(r"\]\(([\w-]+\.md)\)", index)} == there
+    assert {"CONTRIBUTING.md", "docs/README.md"} <= set(re.findall(r"\]\(([^)]+)\)", more))
