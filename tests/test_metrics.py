@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score
 
-from executor.evaluation import metrics
+from executor.evaluation import intervals, metrics
 from executor.evaluation.metrics import METRICS, Scores, score_classes, score_instances, score_sessions
 from executor.evaluation.proof import paired_difference
 
@@ -302,7 +302,7 @@ def test_the_interval_shrinks_with_more_queries_and_grows_with_the_level():
 def test_the_interval_is_the_same_for_the_same_seed_whatever_the_chunks(monkeypatch):
     scores = scored(np.random.default_rng(0).uniform(size=50))
     before = scores.interval("mrr", seed=3)
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", 16 * 50 * 7)
+    monkeypatch.setattr(intervals, "_CHUNK_BYTES", 16 * 50 * 7)
     assert scores.interval("mrr", seed=3) == before
     assert scores.interval("mrr", seed=4) != before
 

@@ -33,6 +33,8 @@ class EvalSet:
     """A frozen set of items that one model after another is measured on.
 
     Args: items: (N,) indices into `dataset`, whole sessions for session data. cache: of the items' content.
+        groups: (N,) integers, one an item (a session's is that of its root): items of the same number, as pictures of
+            one visit, rise and fall together; negative: in none. None: no groups are known.
         batch: items embedded at a time. ranks: that embed a share each, and of which the first one scores.
     """
 
@@ -44,6 +46,7 @@ class EvalSet:
         device: torch.device,
         cache: ImageCache | None = None,
         seed: int = 0,
+        groups: np.ndarray | None = None,
         batch: int = BATCH,
         ranks: Ranks = ALONE,
     ) -> None:
@@ -52,6 +55,7 @@ class EvalSet:
         self._device = device
         self._cache = cache
         self._seed = seed
+        self._groups = groups
         self._batch = batch
         self._ranks = ranks
 
@@ -80,9 +84,11 @@ class EvalSet:
         if self.dataset.kind == "unlabeled":
             first = self._embed(model, view=1)
             second = self._embed(model, view=2)
-            return Measured(self._ranks.agree(lambda: score_instances(first, second)), first)
+            return Measured(self._ranks.agree(lambda: _grouped(score_instances(first, second), self._groups)), first)
         embeddings = self._embed(model)
-        scores = self._ranks.agree(lambda: score_embeddings(self.dataset.kind, embeddings, self.labels))
+        scores = self._ranks.agree(
+            lambda: score_embeddings(self.dataset.kind, embeddings, self.labels, groups=self._groups)
+        )
         return Measured(scores, embeddings)
 
     def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
@@ -104,11 +110,21 @@ class EvalSet:
         return self._ranks.gather(torch.from_numpy(embeddings), len(self.items)).numpy()
 
 
-def score_embeddings(kind: str, embeddings: np.ndarray, labels: np.ndarray) -> Scores:
-    """Score the embeddings (N, D) of the items of a class or session dataset; `labels` are the dataset's."""
+def score_embeddings(
+    kind: str, embeddings: np.ndarray, labels: np.ndarray, *, groups: np.ndarray | None = None
+) -> Scores:
+    """Score the embeddings (N, D) of the items of a class or session dataset; `labels` are the dataset's.
+
+    `groups` are (N,) integers, as of an `EvalSet`.
+    """
     if kind == "class":
-        return score_classes(embeddings, labels.tolist())
+        return _grouped(score_classes(embeddings, labels.tolist()), groups)
     root = labels[:, 1] == 0
     numbers = {session: number for number, session in enumerate(labels[root, 0].tolist())}
     sessions = [numbers[session] for session in labels[~root, 0].tolist()]
-    return score_sessions(embeddings[root], embeddings[~root], sessions, labels[~root, 1].tolist())
+    scores = score_sessions(embeddings[root], embeddings[~root], sessions, labels[~root, 1].tolist())
+    return _grouped(scores, None if groups is None else np.asarray(groups)[root])
+
+
+def _grouped(scores: Scores, groups: np.ndarray | None) -> Scores:
+    return scores if groups is None else scores.grouped(groups)

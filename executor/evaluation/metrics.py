@@ -28,10 +28,12 @@ matmul precision, which training may have lowered, out of the measurement.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .intervals import bootstrap_interval, cluster_interval, joined
 
 if TYPE_CHECKING:
     import torch
@@ -60,16 +62,37 @@ class Scores:
         per_query: For each name in `METRICS`, (Q,) float64 in [0, 1], in the order of the input.
         skipped: Queries that could not be scored.
         query_index: (Q,) int64, ascending: where in the input each scored query is.
+        clusters: (Q,) integers: queries of the same number rise and fall together; None: each by itself.
+        unit: What a cluster is: 'class', 'session', 'group' or 'query'.
     """
 
     per_query: dict[str, np.ndarray]
     skipped: int
     query_index: np.ndarray
+    clusters: np.ndarray | None = None
+    unit: str = "query"
 
     @property
     def queries(self) -> int:
         """How many queries were scored."""
         return len(self.query_index)
+
+    @property
+    def units(self) -> int:
+        """How many clusters the queries are in."""
+        return self.queries if self.clusters is None else len(np.unique(self.clusters))
+
+    def grouped(self, groups: np.ndarray) -> "Scores":
+        """Return these scores with the queries of a group in one cluster, and with them all that is linked by others.
+
+        Args: groups: (N,) integers, one a document of the input; negative: in no group.
+        """
+        alone = np.arange(self.queries) if self.clusters is None else self.clusters
+        if not self.queries:
+            return self
+        clusters = joined(alone, np.asarray(groups)[self.query_index])
+        merged = len(np.unique(clusters)) < self.units
+        return replace(self, clusters=clusters, unit="group") if merged else self
 
     def mean(self) -> dict[str, float]:
         """Return the mean of each metric over the queries; empty if none was scored."""
@@ -78,11 +101,17 @@ class Scores:
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
     def interval(self, name: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-        """Return the confidence interval (low, high) of a metric's mean, by percentile bootstrap over the queries.
+        """Return the confidence interval (low, high) of a metric's mean, within [0, 1].
+
+        Queries in clusters have that of `cluster_interval`, which draws no resamples; single ones a percentile
+        bootstrap.
 
         Raises: ValueError: no query was scored.
         """
-        return bootstrap_interval(self.per_query[name], level, resamples, seed)
+        if self.clusters is None:
+            return bootstrap_interval(self.per_query[name], level, resamples, seed)
+        low, high = cluster_interval(self.per_query[name], self.clusters, level=level)
+        return max(low, 0.0), min(high, 1.0)
 
 
 def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores:
@@ -119,7 +148,7 @@ def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores
             similarity = unit[rows] @ unit.T  # (Q, N)
             similarity.scatter_(1, torch.from_numpy(queries), -torch.inf)
             table[:, order[rows]] = _score(similarity, torch.from_numpy(relevant))
-    return _scores(table, scored=sizes > 1)
+    return _scores(table, scored=sizes > 1, clusters=codes, unit="class")
 
 
 def score_sessions(roots: np.ndarray, matches: np.ndarray, sessions: Sequence[int], labels: Sequence[int]) -> Scores:
@@ -165,7 +194,7 @@ def score_sessions(roots: np.ndarray, matches: np.ndarray, sessions: Sequence[in
             similarity = flat[starts[alike[rows], None] + np.arange(wanted + unwanted)]  # (Q, matches)
             relevant = torch.arange(int(wanted)).expand(len(similarity), -1)
             table[:, alike[rows]] = _score(torch.from_numpy(similarity), relevant)
-    return _scores(table, scored=scored)
+    return _scores(table, scored=scored, unit="session")
 
 
 def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
@@ -230,12 +259,14 @@ def _score(similarity: "torch.Tensor", relevant: "torch.Tensor") -> np.ndarray:
     return torch.stack(in_order).numpy()
 
 
-def _scores(table: np.ndarray, scored: np.ndarray) -> Scores:
-    """Keep the scored columns of the (M, N) table; `scored` is (N,) bool."""
+def _scores(table: np.ndarray, scored: np.ndarray, clusters: np.ndarray | None = None, unit: str = "query") -> Scores:
+    """Keep the scored columns of the (M, N) table; `scored` is (N,) bool, `clusters` (N,) int64."""
     return Scores(
         per_query=dict(zip(METRICS, table[:, scored], strict=True)),
         skipped=int(np.count_nonzero(~scored)),
         query_index=np.flatnonzero(scored),
+        clusters=None if clusters is None else clusters[scored],
+        unit=unit,
     )
 
 
@@ -245,26 +276,6 @@ def _chunks(first: int, last: int, *, candidates: int, relevant: int) -> Iterato
     step = max(1, _CHUNK_BYTES // row_bytes)
     for start in range(first, last, step):
         yield slice(start, min(start + step, last))
-
-
-def bootstrap_interval(values: np.ndarray, level: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the percentile interval of the mean of `values`, (Q,), resampled with replacement."""
-    if not len(values):
-        raise ValueError("No query was scored, so there is nothing to take an interval of.")
-    if len(values) == 1:  # every resample is the one value; scipy asks for two
-        return float(values[0]), float(values[0])
-    from scipy.stats import bootstrap
-
-    interval = bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, _CHUNK_BYTES // (16 * len(values))),  # an index and a value per query and resample
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def _numbered(labels: Sequence[Any]) -> np.ndarray:

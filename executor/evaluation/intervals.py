@@ -1,0 +1,121 @@
+"""Confidence intervals of a mean over queries, of which some rise and fall together.
+
+What belongs to one class is found or missed together, so that forty queries of one class say little more than one.
+Such queries are a *cluster*, and the interval asks how the clusters differ, not the single queries. How often each
+method covers the truth is measured by `benchmarks/proof.py`.
+"""
+
+import numpy as np
+
+_NO_SPREAD = 1e-9  # values closer than this are the same: metrics are quotients of small whole numbers
+_FEWEST_ALIKE = 6  # clusters that change by the same amount: the chance that all go one way is 2 · 2^-6 = 3 %
+_CHUNK_BYTES = 64 * 2**20  # of resampled values at a time
+
+Interval = tuple[float, float]
+
+
+def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, level: float = 0.95) -> Interval:
+    """Return the interval (low, high) of the mean of `values` where whole clusters are drawn, of any sizes.
+
+    It is mean ± t · SE, with the cluster-robust variance CR2 and Bell and McCaffrey's degrees of freedom. With the
+    clusters' shares w_c = n_c / Q of the queries, and the sums e_c of their deviations from the mean,
+
+        SE² = 1/Q² · Σ_c e_c² / (1 - w_c)
+
+    (Bell & McCaffrey 2002, "Bias reduction in standard errors for linear regression with multi-stage samples", where
+    the mean is the only regressor). The degrees of freedom are C - 1 for C clusters of one size, fewer where some are
+    large. SE² is never taken below that of single queries: with two or three clusters their means may agree by chance
+    (Angrist & Pischke 2009, "Mostly harmless econometrics", section 8.2.3). Where each query is a cluster of its own,
+    this is Student's interval.
+
+    Nothing is known, so the interval is (-inf, inf), of one cluster, and of fewer than six of which every query has the
+    same value: they show no spread to judge by, and may all have gone one way by chance.
+
+    Args:
+        values: (Q,) float64.
+        clusters: (Q,) integers: queries of the same number rise and fall together; None: each query by itself.
+        level: of confidence, between 0 and 1.
+    Raises: ValueError: there are no values, or not as many clusters.
+    """
+    from scipy.stats import t
+
+    _check(values, clusters)
+    queries = len(values)
+    mean = float(values.mean())
+    numbers = np.arange(queries) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sizes = np.bincount(numbers)  # (C,)
+    alike = float(np.ptp(values)) < _NO_SPREAD
+    if len(sizes) == 1 or (alike and len(sizes) < _FEWEST_ALIKE):
+        return -np.inf, np.inf
+    if alike:
+        return mean, mean
+    shares = sizes / queries
+    sums = np.bincount(numbers, values - mean)  # e_c
+    by_clusters = float(np.sum(sums**2 / (1 - shares))) / queries**2
+    by_queries = float(values.var(ddof=1)) / queries
+    reach = float(t.ppf(0.5 + level / 2, _degrees_of_freedom(shares))) * max(by_clusters, by_queries) ** 0.5
+    return mean - reach, mean + reach
+
+
+def _degrees_of_freedom(shares: np.ndarray) -> float:
+    """Satterthwaite's degrees of freedom of SE² for clusters with these shares (C,) of the queries.
+
+    They are (tr M)² / tr M² with the covariance M of the terms e_c / √(1 - w_c) of that sum where queries are
+    independent, as Bell and McCaffrey assume for them: M_cd = [c = d] w_c / (1 - w_c) - b_c b_d,
+    b_c = w_c / √(1 - w_c), of trace 1 (see also Imbens & Kolesár 2016, "Robust standard errors in small samples",
+    section 3).
+    """
+    rest = 1 - shares
+    return 1 / float(np.sum(shares**2 * (1 - 2 * shares) / rest**2) + np.sum(shares**2 / rest) ** 2)
+
+
+def bootstrap_interval(values: np.ndarray, level: float, resamples: int, seed: int) -> Interval:
+    """Return the percentile interval of the mean of `values`, (Q,), of which each stands for itself.
+
+    It stays within the range of the values. Raises: ValueError: there are none.
+    """
+    _check(values, None)
+    if len(values) == 1:  # every resample is the one value; scipy asks for two
+        return float(values[0]), float(values[0])
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        batch=max(1, _CHUNK_BYTES // (16 * len(values))),  # an index and a value per query and resample
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the clusters of queries that share a number of `first` or of `second`, or are linked by others that do.
+
+    They are the connected components of the graph whose nodes are the numbers of both, and whose edges are the
+    queries. A class with several groups is one cluster; classes that share a group are one together.
+
+    Args: first: (Q,) integers. second: (Q,) integers; negative: of none, so that the query is linked by `first` alone.
+    Returns: (Q,) int64, from 0 in order of their first numbers. Raises: ValueError: there are not as many of both.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    _check(first, second)
+    numbers = np.unique(first, return_inverse=True)[1]
+    grouped = np.asarray(second) >= 0
+    groups = np.unique(np.asarray(second)[grouped], return_inverse=True)[1]
+    left = int(numbers.max()) + 1
+    nodes = left + (int(groups.max()) + 1 if len(groups) else 0)
+    edges = coo_array((np.ones(len(groups)), (numbers[grouped], left + groups)), shape=(nodes, nodes))
+    components: np.ndarray = connected_components(edges, directed=False)[1][numbers].astype(np.int64)
+    return components
+
+
+def _check(values: np.ndarray, clusters: np.ndarray | None) -> None:
+    if not len(values):
+        raise ValueError("No query was scored, so there is nothing to take an interval of.")
+    if clusters is not None and len(clusters) != len(values):
+        raise ValueError(f"There are {len(clusters)} clusters for {len(values)} queries; each query is in one.")
