@@ -71,13 +71,18 @@ def embed_by_graph(graph: torch.jit.ScriptModule, images: Tensor) -> np.ndarray:
     return embeddings
 
 
-def is_light(model: nn.Module, size: int, device: torch.device) -> bool:
-    """Return whether the model is so fast in one thread that Jina and decoding take a similar time."""
+def is_light(
+    model: nn.Module, size: int, device: torch.device, *, clock: Callable[[], float] = time.perf_counter
+) -> bool:
+    """Return whether the model is so fast in one thread that Jina and decoding take a similar time.
+
+    Args: clock: returns the time in seconds.
+    """
     if device.type != "cpu":
         return False
     image = sample_images(size)[:1]
     with torch_threads(1):
-        return any(_seconds(_eager(model, device), image) < LIGHT_SECONDS for _ in range(TRIES))
+        return any(_seconds(_eager(model, device), image, clock) < LIGHT_SECONDS for _ in range(TRIES))
 
 
 @contextlib.contextmanager
@@ -153,10 +158,10 @@ def _gain(embed: Embed, before: Embed, images: Tensor) -> float:
     return min(old for old, _ in pairs) / min(new for _, new in pairs)
 
 
-def _seconds(function: Embed, images: Tensor) -> float:
-    began = time.perf_counter()
+def _seconds(function: Embed, images: Tensor, clock: Callable[[], float] = time.perf_counter) -> float:
+    began = clock()
     function(images)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def sample_images(size: int) -> Tensor:
