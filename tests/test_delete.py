@@ -127,19 +127,28 @@ def test_a_run_whose_folder_cannot_be_moved_is_still_there(store: RunStore) -> N
 
 # Everything that a delete does to the disk passes an audit hook or is a statement: it dies at the one of this number.
 DELETE_AND_DIE = """
-import os, signal, sys
+import contextlib, os, signal, sqlite3, sys
 sys.modules["torch"] = None
 from pathlib import Path
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
-store, left = RunStore(Workspace(Path(sys.argv[1]))), int(sys.argv[2])
+left, connections = float("inf"), []
 def step(*_):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(lambda event, _: step() if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir") else None)
-store._database._connection.set_trace_callback(step)
+def hook(event, arguments):
+    if event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir"):
+        step()
+    elif event == "sqlite3.connect/handle":
+        connections.append(arguments[0])
+sys.addaudithook(hook)
+store = RunStore(Workspace(Path(sys.argv[1])))
+for connection in connections:
+    with contextlib.suppress(sqlite3.ProgrammingError):  # closed already
+        connection.set_trace_callback(step)
+left = int(sys.argv[2])
 store.delete("a")
 """
 

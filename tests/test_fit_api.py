@@ -1,8 +1,6 @@
 """`fit` and `embed` for Python callers: any module, any documents, the examples of the data format as they stand."""
 
 import re
-import threading
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,12 +25,12 @@ from executor import (
     SessionDataset,
     embed,
     fit,
+    foreground,
     load_uri_to_image_blob,
 )
 from executor.documents import Match
 from executor.errors import BadDocument, BadRequest, ConfigurationError, InvalidParameter, NotTrainable
 from executor.evaluation.eval_set import EvalSet
-from executor.images import arrays
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 
@@ -147,7 +145,8 @@ def test_the_example_that_loads_uris_runs_as_it_stands(tmp_path):
 
 
 def test_the_example_that_augments_runs_as_it_stands(monkeypatch):
-    monkeypatch.setattr(arrays, "_channels_first_warning", threading.Lock())  # other tests may have warned already
+    warned_of = []  # that a process says it once only: test_images.py
+    monkeypatch.setattr(foreground, "warn_channels_first", warned_of.append)
     dataset = DocumentArray([
         Document(blob=np.random.rand(3, 128, 128), tags={'finetuner_label': 1}),
         Document(blob=np.random.rand(3, 128, 128), tags={'finetuner_label': 1}),
@@ -164,11 +163,9 @@ def test_the_example_that_augments_runs_as_it_stands(monkeypatch):
 
     model = Convolutions()
     before = weights(model)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(model, train_data=dataset, preprocess_fn=augment_image)
+    fit(model, train_data=dataset, preprocess_fn=augment_image)
     assert changed(before, model)
-    assert sum("C×H×W" in str(warning.message) for warning in caught) == 1
+    assert set(warned_of) == {(3, 128, 128)}
 
 
 def test_the_function_that_leaves_documents_as_they_are_is_a_preprocess_fn(tmp_path):

@@ -190,12 +190,13 @@ def test_a_kill_elsewhere_on_the_machine_is_not_taken_for_one_of_this_group(tmp_
 
 
 def test_a_kernel_that_tells_nothing_is_no_sign_of_a_kill(tmp_path: Path) -> None:
-    assert not KernelKills(7, tmp_path).grew()
+    kills = KernelKills(7, tmp_path)
+    assert (kills.count(), kills.grew()) == (None, False)
 
 
 def test_this_machines_own_count_is_found_and_stands_still() -> None:
     kills = KernelKills(os.getpid())
-    assert kills._file is not None
+    assert kills.count() is not None
     assert not kills.grew()
 
 

@@ -43,13 +43,13 @@ class KernelKills:
         self._file = next((file for file in _counters(pid, root) if _count(file) is not None), None)
         self._before = self.count()
 
-    def count(self) -> int:
-        """How many processes were killed so far; 0 if the kernel does not tell."""
-        return (_count(self._file) if self._file is not None else None) or 0
+    def count(self) -> int | None:
+        """How many processes were killed so far; None if the kernel does not tell."""
+        return _count(self._file) if self._file is not None else None
 
     def grew(self) -> bool:
         """Whether a process was killed since this object was made."""
-        return self.count() > self._before
+        return (self.count() or 0) > (self._before or 0)
 
 
 def _counters(pid: int, root: Path) -> list[Path]:
