@@ -206,10 +206,12 @@ class Embedder:
         are busy decoding anyway. With several calls at once, Jina and decoding keep one core busy. A thread of a light
         model would have to wait for that core, and the other threads for it. So the model then uses one thread less.
         """
-        from .inference import torch_threads
-
         waiting: _Item | None = None  # taken from the queue, but did not fit into the last batch
         while (item := waiting or self._items.get()) is not None:
+            # Only here, because an item's model is imported already. If two threads import a package at once, one may
+            # see half of it; this thread would end, and `/embed` would never answer.
+            from .inference import torch_threads
+
             waiting = None
             batch = [item]
             shared = item.version.light and self._calls > 1
