@@ -7,6 +7,8 @@ os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
+import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,17 +16,83 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import needs
 from executor import Document, DocumentArray
+from executor.documents import RunStatus
+from progress import Progress
 from serving import Service, served
 
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
 
 
-@pytest.fixture(scope="module")
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--extra", action="store_true", help="run the group `extra` too: ./scripts/test --extra does")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # else this is a worker, whose tests are counted by who started it
+        config.pluginmanager.register(Progress())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("extra"):
+        elsewhere = pytest.mark.skip(reason="needs more than .venv has: ./scripts/test --extra")
+        for item in items:
+            if item.get_closest_marker("extra"):
+                item.add_marker(elsewhere)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    needs.now(item)
+    try:
+        return (yield)
+    finally:
+        needs.now(None)
+
+
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One Flow for all tests of a file."""
-    with served(tmp_path_factory.mktemp("service")) as running:
+    """One Flow for all tests that want no other; their runs have names of their own. No run starts by waiting."""
+    with served(tmp_path_factory.mktemp("service"), receive_timeout=1000.0) as running:
+        _shared.append(running)
         yield running
+        _shared.clear()
+
+
+_shared: list[Service] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """After a file no run of the shared Flow is open, and `base` is served."""
+    yield
+    for service in _shared:
+        for status in service.post("/status", returns=RunStatus):
+            if status.ended_at is None:
+                service.cancel(status.run)
+        service.post("/promote", returns=RunStatus, run="base")
+
+
+@pytest.fixture
+def run(service: Service, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A name for a run, which is cancelled after the test."""
+    name = f"{request.path.stem.removeprefix('test_')[:12]}-{request.node.name[-48:]}"
+    name = re.sub(r"[^\w-]", "-", name, flags=re.ASCII)
+    yield name
+    service.cancel(name)
+
+
+@pytest.fixture(scope="module")
+def busy(service: Service) -> Iterator[str]:
+    """A run that holds the trainer and does nothing, so that the others stay queued while a file is tested."""
+    name = f"busy-{uuid.uuid4().hex}"
+    service.post("/fit", images(4), returns=RunStatus, run=name, total=4)
+    service.wait(name, until=lambda status: status.state == "training")
+    for trainer in service.trainers():
+        trainer.suspend()
+    yield name
+    service.cancel(name)
 
 
 def coloured(label: int, seed: int = 0, size: int = 24) -> np.ndarray:
@@ -40,21 +108,22 @@ def encoded(image: np.ndarray, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+def images(count: int, classes: int = 3, prefix: str = "d", first_seed: int = 0, size: int = 24) -> DocumentArray:
+    """Documents with labels 0 … classes-1 in turn and their images as `blob`; ids begin with `prefix`."""
+    return DocumentArray(
+        Document(
+            id=f"{prefix}{number}",
+            blob=coloured(number % classes, first_seed + number, size),
+            tags={"finetuner_label": number % classes},
+        )
+        for number in range(count)
+    )
+
+
 @pytest.fixture
 def labelled() -> Callable[..., DocumentArray]:
-    """Make documents with an image as `blob` and labels 0 … classes-1 in turn; their ids begin with `prefix`."""
-
-    def make(count: int, classes: int = 3, prefix: str = "d", first_seed: int = 0) -> DocumentArray:
-        return DocumentArray(
-            Document(
-                id=f"{prefix}{number}",
-                blob=coloured(number % classes, first_seed + number),
-                tags={"finetuner_label": number % classes},
-            )
-            for number in range(count)
-        )
-
-    return make
+    """Make documents with an image as `blob` and labels 0 … classes-1 in turn: see `images`."""
+    return images
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import requests
 
+import needs
+
 # torch's threads wait only briefly for each other before they sleep, so that tests can run on a busy machine.
 ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "10000", "PYTHONUNBUFFERED": "1"}
 
@@ -19,6 +21,7 @@ def served_by(
     command: Sequence[str | Path], folder: Path, http_port: int, environment: dict[str, str] | None = None
 ) -> Iterator[None]:
     """Start a command in a folder, wait until its Flow is ready, and end it at last as Ctrl-C would."""
+    needs.serving()
     log_file = folder / "flow.log"
     with open(log_file, "w") as log:
         process = subprocess.Popen(

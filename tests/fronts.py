@@ -20,6 +20,7 @@ from jina import Client
 from jina.proto import jina_pb2_grpc
 from jina.types.request.data import SingleDocumentRequest
 
+import needs
 from executor.documents import DocumentArray, RunQuery, RunStatus
 from executor.parameters import TOKEN_VARIABLE
 from serving import ROOT, free_ports
@@ -133,6 +134,7 @@ def serving(
     folder: Path, ports: dict[str, int], command: list[str], token: str | None = None, certificate: Path | None = None
 ) -> Iterator[Served]:
     """Serve until the end of the block."""
+    needs.serving()
     environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
     if token is not None:
         environment[TOKEN_VARIABLE] = token

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +57,9 @@ class Service:
 
     def start(self) -> "Service":
         """Start the Flow and wait until all protocols answer."""
+        import needs  # only here, because the service runs this file too
+
+        needs.serving()
         self.ports = dict(zip(PROTOCOLS, free_ports(len(PROTOCOLS)), strict=True))
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = {
@@ -151,6 +155,20 @@ class Service:
                 raise TimeoutError(f"run {run} is still {status.state} ({status.phase})")
             time.sleep(0.1)
         return status
+
+    def cancel(self, run: str) -> None:
+        """Cancel a run if there is one; it may have ended."""
+        self.http("/cancel", run=run)
+
+    def trainers(self) -> list[psutil.Process]:
+        """The processes that train, or wait to."""
+        assert self.process is not None
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                if {"train", "standby"} & set(" ".join(child.cmdline()).split()):
+                    found.append(child)
+        return found
 
     def run_folder(self, run: str) -> Path:
         """Return the folder of a run in the workspace."""

@@ -15,6 +15,8 @@ import pytest
 import fronts
 from serving import ROOT
 
+pytestmark = pytest.mark.flow
+
 # An image whose loading waits for a file, so that the request is under way for as long as the test wants.
 HELD = """
 import time

@@ -197,6 +197,7 @@ def test_a_dataset_works_in_a_torch_data_loader(sequence, kind, docs, items):
     assert [tuple(contents.shape) for contents, _ in batches] == [(2, 4, 4, 3), (1, 4, 4, 3)]
 
 
+@pytest.mark.process
 def test_the_worker_processes_of_a_torch_data_loader_read_a_dataset(sequence):
     batches = list(DataLoader(ClassDataset(sequence(of_class(0, 1, 0))), batch_size=2, num_workers=1))
     assert [labels.tolist() for _, labels in batches] == [[0, 1], [0]]

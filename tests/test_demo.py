@@ -15,6 +15,8 @@ from PIL import Image
 from flows import ENVIRONMENT, served_by, wait_until_served
 from serving import ROOT, free_ports
 
+pytestmark = pytest.mark.flow
+
 DEMO = [str(ROOT / "scripts/demo"), "--quick"]
 
 

@@ -155,6 +155,7 @@ def test_images_that_find_no_room_are_not_kept_and_that_is_said_once(make_disk: 
     cache.close()
 
 
+@pytest.mark.flow
 def test_a_service_on_a_full_disk_refuses_in_a_sentence_and_goes_on_when_there_is_room(
     make_disk: Any, tmp_path: Path
 ) -> None:

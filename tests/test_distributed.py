@@ -98,6 +98,7 @@ def torchrun(*more: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", range(len(CASES)), ids=["-".join(map(str, case)) for case in CASES])
 def test_the_gradient_of_two_processes_is_that_of_one_with_the_whole_batch(
     number: int, gradients_of_two: list[list[dict[str, torch.Tensor]]]
@@ -171,6 +172,7 @@ def killed_at_first_step(workshop: Workshop, run: str, rank: int) -> list[psutil
     return processes
 
 
+@pytest.mark.process
 def test_a_run_on_two_devices_succeeds_and_reports_as_one(workshop: Workshop) -> None:
     queue(workshop, "two")
     with workshop.supervised():
@@ -183,6 +185,7 @@ def test_a_run_on_two_devices_succeeds_and_reports_as_one(workshop: Workshop) ->
     assert (workshop.store.workspace.run_folder("two") / "report.html").exists()
 
 
+@pytest.mark.process
 def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_same_weights(workshop: Workshop) -> None:
     queue(workshop, "undisturbed", epochs=5)
     queue(workshop, "disturbed", epochs=5)
@@ -197,6 +200,7 @@ def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_s
     assert all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, "disturbed").items())
 
 
+@pytest.mark.process
 def test_no_rank_outlives_the_trainer(workshop: Workshop) -> None:
     queue(workshop, "endless", epochs=100_000)
     with workshop.supervised() as supervisor:
@@ -205,6 +209,7 @@ def test_no_rank_outlives_the_trainer(workshop: Workshop) -> None:
         supervisor.cancel("endless")
 
 
+@pytest.mark.process
 def test_all_ranks_stop_together_with_a_checkpoint_when_the_service_ends(workshop: Workshop) -> None:
     queue(workshop, "interrupted", epochs=100_000)
     with workshop.supervised():
@@ -216,6 +221,7 @@ def test_all_ranks_stop_together_with_a_checkpoint_when_the_service_ends(worksho
     assert workshop.store.workspace.latest_step("interrupted") > 0
 
 
+@pytest.mark.process
 def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_path: Path) -> None:
     """The last document of the one batch is the second rank's; it can be loaded at first, and not in the training."""
     (tmp_path / "fading.py").write_text(
@@ -239,6 +245,7 @@ def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_
     faded.close()
 
 
+@pytest.mark.process
 def test_torchrun_trains_a_run_by_hand_as_the_service_does(workshop: Workshop, tmp_path: Path) -> None:
     queue(workshop, "service")
     with workshop.supervised():

@@ -14,6 +14,8 @@ from executor.documents import RunStatus
 from flows import served_by
 from serving import ROOT, free_ports
 
+pytestmark = pytest.mark.flow
+
 
 @pytest.fixture(scope="module")
 def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:

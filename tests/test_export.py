@@ -398,6 +398,7 @@ def test_a_workspace_without_a_base_model_yet_is_refused(tmp_path):
         find_model(tmp_path, "base")
 
 
+@pytest.mark.process
 def test_the_command_exports_a_run_and_prints_where(workspace, tmp_path):
     output = tmp_path / "out"
     arguments = ["tuned", "--workspace", workspace.root.parent.parent, "--format", "onnx", "--output", output]

@@ -68,6 +68,8 @@ def count(printed: str, what: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.process
+@pytest.mark.alone
 @pytest.mark.timeout(900)  # ten starts of a trainer or a service, on whatever machine
 @pytest.mark.parametrize(
     "what",
@@ -82,6 +84,8 @@ def test_ten_kills_do_no_harm(printed: str, what: str) -> None:
     assert count(printed, what) == 0, printed[-6000:]
 
 
+@pytest.mark.process
+@pytest.mark.alone
 def test_both_the_trainer_and_the_service_were_killed_while_there_was_something_to_lose(printed: str) -> None:
     trainer, service = count(printed, "kills of the trainer"), count(printed, "kills of the service")
     assert trainer > 0
@@ -91,11 +95,15 @@ def test_both_the_trainer_and_the_service_were_killed_while_there_was_something_
     assert count(printed, "runs ended") > 0
 
 
+@pytest.mark.process
+@pytest.mark.alone
 def test_the_program_ends_all_processes_that_it_started(printed: str, folder: Path) -> None:
     assert "kill 1:" in printed
     assert started_in(folder) == []
 
 
+@pytest.mark.process
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_an_interrupted_program_ends_all_processes_that_it_started(tmp_path: Path) -> None:
     process = start(tmp_path)
@@ -128,6 +136,7 @@ def test_counting_the_documents_of_a_run_that_was_just_queued_leaves_no_file_ope
     assert not [path for path in opened if path.startswith(str(store.workspace.spool_file(run)))]
 
 
+@pytest.mark.process
 def test_a_trainer_whose_service_has_died_ends_before_it_has_imported_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "executor", "train", "--workspace", str(tmp_path)]
     ended = subprocess.run(

@@ -377,6 +377,7 @@ def run(service: Service) -> Iterator[RunStatus]:
     return service.wait("head")
 
 
+@pytest.mark.flow
 def test_a_run_reports_how_many_features_were_computed_in_what_time(service, run) -> None:
     assert run.state == "succeeded", run.error
     events = service.http("/events", run="head").json()["data"]
@@ -385,6 +386,7 @@ def test_a_run_reports_how_many_features_were_computed_in_what_time(service, run
     assert "features of the frozen backbone were computed in" in computed[0]
 
 
+@pytest.mark.flow
 def test_the_tuned_model_is_the_base_with_another_head(service, run) -> None:
     base = load_model(service.run_folder("head").parent.parent / "base")
     tuned = load_model(service.run_folder("head") / "model")
@@ -393,5 +395,6 @@ def test_the_tuned_model_is_the_base_with_another_head(service, run) -> None:
     assert not torch.equal(base.head.weight, tuned.head.weight)
 
 
+@pytest.mark.flow
 def test_an_ended_run_keeps_no_features(service, run) -> None:
     assert not (service.run_folder("head") / "features").exists()

@@ -23,9 +23,9 @@ from executor import (
     DocumentArrayMemmap,
     InstanceDataset,
     SessionDataset,
+    api,
     embed,
     fit,
-    foreground,
     load_uri_to_image_blob,
 )
 from executor.documents import Match
@@ -146,7 +146,7 @@ def test_the_example_that_loads_uris_runs_as_it_stands(tmp_path):
 
 def test_the_example_that_augments_runs_as_it_stands(monkeypatch):
     warned_of = []  # that a process says it once only: test_images.py
-    monkeypatch.setattr(foreground, "warn_channels_first", warned_of.append)
+    monkeypatch.setattr(api, "warn_channels_first", warned_of.append)
     dataset = DocumentArray([
         Document(blob=np.random.rand(3, 128, 128), tags={'finetuner_label': 1}),
         Document(blob=np.random.rand(3, 128, 128), tags={'finetuner_label': 1}),

@@ -29,6 +29,8 @@ from executor.documents import RunStatus
 from executor.parameters import EvaluateParameters, EventsParameters, FitParameters
 from fronts import Served, flow, ports_for, serving
 
+pytestmark = pytest.mark.flow
+
 THOROUGH = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 LONGEST_URL = 60_000  # uvicorn itself answers a far longer one (200 kB) with 400 and resets the connection

@@ -13,6 +13,8 @@ from executor import Document, DocumentArray
 from executor.documents import Event, RunStatus
 from serving import Service
 
+pytestmark = [pytest.mark.flow, pytest.mark.alone]
+
 FOREVER = 100_000  # epochs
 
 

@@ -13,6 +13,8 @@ import fronts
 from conftest import coloured, encoded
 from serving import ROOT
 
+pytestmark = pytest.mark.flow
+
 FLOW = """
 jtype: Flow
 with: {{protocol: http, port: {port}, host: 127.0.0.1, quiet_error: true}}

@@ -676,6 +676,7 @@ def test_a_channels_first_array_is_transposed(picture):
     np.testing.assert_array_equal(image_from_array(picture.transpose(2, 0, 1)), picture)
 
 
+@pytest.mark.process
 def test_channels_first_is_warned_of_once_per_process():
     script = (
         "import numpy as np\n"
@@ -691,6 +692,7 @@ def test_channels_first_is_warned_of_once_per_process():
     assert "albumentations" in done.stderr
 
 
+@pytest.mark.process
 def test_neither_torch_nor_jina_is_imported():
     script = "import sys, executor.images.reading; print({'torch', 'jina', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)

@@ -21,6 +21,8 @@ from executor import Document, DocumentArray
 from executor.documents import RunStatus
 from serving import ROOT, Service, free_ports
 
+pytestmark = [pytest.mark.flow, pytest.mark.alone]
+
 FOREVER = 100_000  # epochs
 SOME = 12  # epochs: enough to be caught between the first step and the last
 GONE_SECONDS = 10.0

@@ -10,6 +10,8 @@ from executor import Document, DocumentArray
 from executor.documents import RunStatus
 from serving import Service, served
 
+pytestmark = pytest.mark.flow
+
 LIMITS = {"max_open_runs": 2, "max_documents_per_run": 4, "max_document_bytes": 5000, "receive_timeout": 1000.0}
 
 

@@ -294,6 +294,7 @@ def test_an_endless_iterable_is_stored_as_it_comes(path, memmap):
     assert len(memmap) == 2000
 
 
+@pytest.mark.process
 def test_documents_of_another_process_appear_while_this_one_reads(path, memmap):
     code = """
 with DocumentArrayMemmap(path) as memmap:
@@ -315,6 +316,7 @@ with DocumentArrayMemmap(path) as memmap:
     assert process.returncode == 0
 
 
+@pytest.mark.process
 def test_two_processes_that_extend_at_once_lose_nothing_and_leave_no_gap(path):
     code = """
 sys.stdin.readline()
@@ -336,6 +338,7 @@ for i in range(20):
     assert positions == [(i,) for i in range(800)]
 
 
+@pytest.mark.process
 def test_a_killed_process_loses_nothing_that_extend_returned_for(path):
     code = """
 memmap = DocumentArrayMemmap(path)
@@ -355,6 +358,7 @@ for i in range(10**6):
         assert memmap.append(Document(id="after"))
 
 
+@pytest.mark.process
 def test_opening_many_documents_takes_no_memory(path, tmp_path):
     code = """
 import resource
@@ -414,6 +418,7 @@ def test_closing_closes_the_connections_of_all_threads(path, memmap):
     assert files == ["spool.db"]
 
 
+@pytest.mark.process
 def test_a_pickled_instance_opens_the_same_split_in_another_process(path):
     with DocumentArrayMemmap(path, split="eval") as memmap:
         memmap.extend(documents("a", 3))
@@ -421,6 +426,7 @@ def test_a_pickled_instance_opens_the_same_split_in_another_process(path):
         assert output(code, path) == "eval 3 a2"
 
 
+@pytest.mark.process
 def test_a_forked_child_appends_even_after_its_parent_closed(path):
     code = """
 import os
@@ -492,6 +498,7 @@ def test_a_file_that_was_removed_is_not_made_anew(path):
         len(copy)
 
 
+@pytest.mark.process
 def test_a_full_disk_refuses_the_documents_and_keeps_the_earlier_ones(path):
     code = """
 import resource, signal

@@ -225,6 +225,7 @@ def memory_warnings(workshop: Workshop, run: str) -> list[str]:
     return [note for note in workshop.events(run, "warning") if "memory" in note]
 
 
+@pytest.mark.process
 def test_a_trainer_whose_address_space_is_too_small_goes_on_in_smaller_parts(workshop: Workshop) -> None:
     workshop.receive("large", documents(128), batch_size=128, precision="fp32", epochs=1)
     images = workshop.store.workspace.run_folder("large") / "images" / "train-128"
@@ -269,6 +270,7 @@ def next_pid(workshop: Workshop, run: str, before: int | None) -> int:
     return pid
 
 
+@pytest.mark.process
 def test_a_trainer_that_the_kernel_killed_for_memory_goes_on_in_smaller_parts(
     workshop: Workshop, kernel: Counted
 ) -> None:
@@ -290,6 +292,7 @@ def test_a_trainer_that_the_kernel_killed_for_memory_goes_on_in_smaller_parts(
     assert set(resumed) == {"the trainer was killed by the kernel, which had no memory left; it goes on from step 0"}
 
 
+@pytest.mark.process
 def test_a_run_that_the_kernel_killed_with_one_image_in_memory_fails_with_what_to_lower(
     workshop: Workshop, kernel: Counted
 ) -> None:
@@ -303,6 +306,7 @@ def test_a_run_that_the_kernel_killed_with_one_image_in_memory_fails_with_what_t
     assert "even 1 image at a time; lower input_size" in run.error
 
 
+@pytest.mark.process
 def test_a_trainer_killed_by_someone_else_computes_its_batches_as_before(workshop: Workshop, kernel: Counted) -> None:
     workshop.receive("shot", documents(12), batch_size=12)
     workshop.queue("shot")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from executor import Document, DocumentArrayMemmap
 from executor.store.run import RunState
 from executor.store.runs import RunStore
@@ -36,6 +38,7 @@ def backup_script() -> str:
     return script
 
 
+@pytest.mark.process
 def test_a_workspace_in_use_is_backed_up_as_told_and_the_copy_goes_on(tmp_path: Path) -> None:
     source, target = tmp_path / "live", tmp_path / "copy"
     store = RunStore(Workspace(source))

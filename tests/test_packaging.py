@@ -73,6 +73,7 @@ def test_the_manifest_and_the_config_describe_the_same_executor():
     assert {name: manifest[name] for name in metas} == metas
 
 
+@pytest.mark.process
 def test_jina_loads_the_config_from_another_directory(tmp_path):
     code = "import sys; from jina import Executor; print(Executor.load_config(sys.argv[1]).metas.name)"
     environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "HOME": str(tmp_path)}
@@ -181,6 +182,7 @@ def test_the_package_exports_these_names_and_no_others():
     assert not [name for name in executor.__all__ if not hasattr(executor, name)]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["scripts/setup", "scripts/test", "scripts/demo", ".ci/run"])
 def test_a_script_is_executable_and_valid_bash(name):
     script = ROOT / name
@@ -189,6 +191,7 @@ def test_a_script_is_executable_and_valid_bash(name):
     assert subprocess.run(["bash", "-n", script]).returncode == 0
 
 
+@pytest.mark.process
 @pytest.mark.skipif(
     Path(sys.prefix) != ROOT / ".venv", reason="only in the environment that scripts/setup has made, else it makes one"
 )

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("finetuner", "pytorch_metric_learning", "open_metric_learning", "sentence_transformers")
 

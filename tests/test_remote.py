@@ -376,6 +376,7 @@ for uri in sys.argv[1:]:
 """
 
 
+@pytest.mark.process
 def test_https_verifies_the_name_and_not_the_address_connected_to(tls, certificate):
     with serve(send_body, tls) as server:
         uris = [f"https://{host}:{server.server_address[1]}/" for host in ("localhost", "127.0.0.1")]

@@ -422,6 +422,7 @@ def test_a_report_of_another_format_is_refused(proven, tmp_path):
 # --- browser -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
 def test_a_browser_opens_the_page_without_an_error(proven, tmp_path):
     path = save(hostile(proven), tmp_path)

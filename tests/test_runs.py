@@ -271,6 +271,7 @@ for number in range(40):
 """
 
 
+@pytest.mark.process
 def test_several_processes_write_at_once_and_nothing_is_lost(store):
     store.create("a")
     writers = [
@@ -286,6 +287,7 @@ def test_several_processes_write_at_once_and_nothing_is_lost(store):
     assert len({run.name for run in store.all()}) == 81
 
 
+@pytest.mark.process
 def test_stores_that_are_opened_at_once_make_the_workspace_once(tmp_path):
     code = WRITER.replace("range(40)", "range(0)") + "store.create(sys.argv[2])"
     openers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], cwd=ROOT) for name in "xyz"]
@@ -295,6 +297,7 @@ def test_stores_that_are_opened_at_once_make_the_workspace_once(tmp_path):
     store.close()
 
 
+@pytest.mark.process
 def test_a_second_service_on_a_workspace_is_refused_naming_the_holder(tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path; "

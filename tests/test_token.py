@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,11 +18,11 @@ from jina.excepts import BadClientCallback, BadServerFlow
 from conftest import coloured, encoded
 from executor.documents import Document, DocumentArray
 from executor.endpoints.table import ENDPOINTS
-from executor.errors import ConfigurationError
 from executor.parameters import TOKEN_VARIABLE
-from executor.wire.token import read_token
 from fronts import Served, deployment, executor, flow, ports_for, serving
 from serving import ROOT
+
+pytestmark = pytest.mark.flow
 
 TOKEN = "tr0ub4dor-and-3"
 REFUSAL = "This service wants a token"
@@ -267,59 +266,6 @@ def test_our_gateway_serves_over_tls(tmp_path, monkeypatch):
         command = [sys.executable, "-c", TRUSTING_CLIENT, GOOD[0], *servers]
         done = subprocess.run(command, cwd=ROOT, env=trusting, capture_output=True, text=True, timeout=120)
         assert done.stdout.splitlines() == [f"{protocol} 0" for protocol in PROTOCOLS], done.stderr[-2000:]
-
-
-# what configures it ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file with a token, and none in the environment."""
-    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    path = tmp_path / "token"
-    path.write_text(f"{TOKEN}\n")
-    return path
-
-
-def test_without_a_token_none_is_asked_for(token_file):
-    assert read_token(None) is None
-
-
-def test_the_token_comes_from_the_file_without_the_end_of_its_line(token_file):
-    assert read_token(str(token_file)) == TOKEN
-
-
-def test_the_token_comes_from_the_environment(token_file, monkeypatch):
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    assert read_token(None) == TOKEN
-
-
-def test_both_may_name_the_same_token(token_file, monkeypatch):
-    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    assert read_token(str(token_file)) == TOKEN
-
-
-def test_two_different_tokens_are_refused(token_file, monkeypatch):
-    monkeypatch.setenv(TOKEN_VARIABLE, "another")
-    with pytest.raises(ConfigurationError, match="different tokens"):
-        read_token(str(token_file))
-
-
-@pytest.mark.parametrize("token", ["", " \n", "two words", "mañana"])
-def test_a_token_that_no_client_could_send_is_refused(token_file, monkeypatch, token):
-    token_file.write_text(token)
-    with pytest.raises(ConfigurationError, match="token_file must be printable ASCII"):
-        read_token(str(token_file))
-    monkeypatch.setenv(TOKEN_VARIABLE, token)
-    with pytest.raises(ConfigurationError, match=TOKEN_VARIABLE):
-        read_token(None)
-
-
-def test_a_file_that_cannot_be_read_is_refused(token_file, tmp_path):
-    with pytest.raises(ConfigurationError, match="No such file"):
-        read_token(str(tmp_path / "absent"))
-    with pytest.raises(ConfigurationError, match="Is a directory"):
-        read_token(str(tmp_path))
 
 
 def test_a_service_with_an_unusable_token_does_not_start(tmp_path):

@@ -186,6 +186,7 @@ def hold(path: Path, until: str) -> subprocess.Popen[str]:
     return holder
 
 
+@pytest.mark.process
 def test_a_database_locked_for_a_moment_is_waited_for(store: RunStore, tmp_path: Path) -> None:
     store.create("a")
     docs = DocumentArrayMemmap(tmp_path / "documents.sqlite")
@@ -197,6 +198,7 @@ def test_a_database_locked_for_a_moment_is_waited_for(store: RunStore, tmp_path:
     docs.close()
 
 
+@pytest.mark.process
 def test_a_database_locked_for_too_long_is_told_and_the_next_try_works(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +292,7 @@ def test_the_disk_use_of_a_run_is_what_its_files_take(workspace: Workspace) -> N
     assert workspace.disk_bytes("a") < 1 << 20
 
 
+@pytest.mark.process
 def test_the_disk_use_is_told_while_files_come_and_go(workspace: Workspace) -> None:
     folder = make_files(workspace)
     coming = multiprocessing.get_context("fork").Process(target=_come_and_go, args=(folder,))
