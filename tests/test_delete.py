@@ -1,6 +1,5 @@
 """`/delete`: an ended run goes with all its files; a kill meanwhile leaves all of it or nothing."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 from conftest import coloured
 from executor import Document, DocumentArray
-from executor.documents import Event, RunStatus
+from executor.documents import RunStatus
 from executor.errors import Conflict, UnknownRun, WorkspaceError
 from executor.parameters import TrainingOptions
 from executor.store.run import RunState
@@ -153,6 +152,7 @@ store.delete("a")
 """
 
 
+@pytest.mark.process
 def test_a_kill_in_the_middle_of_a_delete_leaves_the_run_or_nothing_of_it(tmp_path: Path) -> None:
     seen = set()
     for number in range(100):
@@ -178,59 +178,49 @@ def test_a_kill_in_the_middle_of_a_delete_leaves_the_run_or_nothing_of_it(tmp_pa
 # --- the endpoint ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_an_ended_run_is_deleted_with_its_files_and_answered_with_its_last_status(
-    service: Service, protocol: str
-) -> None:
-    run = f"gone-{protocol}"
-    train(service, run, promote="never")
-    folder = service.run_folder(run)
-    service.post("/embed", documents(1), returns=Document, model=run)
-    if protocol == "grpc":
-        (last,) = service.post("/delete", returns=RunStatus, run=run)
-        assert (last.run, last.state) == (run, "succeeded")
-    else:
-        (told,) = service.http("/delete", run=run).json()["data"]
-        assert (told["run"], told["state"]) == (run, "succeeded")
+@pytest.mark.flow
+def test_an_ended_run_is_deleted_with_its_files_and_answered_with_its_last_status(service: Service) -> None:
+    train(service, "gone", promote="never")
+    folder = service.run_folder("gone")
+    service.post("/embed", documents(1), returns=Document, model="gone")
+    (last,) = service.post("/delete", returns=RunStatus, run="gone")
+    assert (last.run, last.state) == ("gone", "succeeded")
     assert not folder.exists()
-    assert run not in [status.run for status in service.post("/status", returns=RunStatus)]
-    code, message = refusal(service, run)
+    assert "gone" not in [status.run for status in service.post("/status", returns=RunStatus)]
+    code, message = refusal(service, "gone")
     assert code >= 400
-    assert message.startswith(f"There is no run '{run}'")
-    embedded = service.http("/embed", [{"uri": "data:,"}], model=run)
-    assert embedded.json()["detail"].startswith(f"There is no model '{run}'")
+    assert message.startswith("There is no run 'gone'")
+    embedded = service.http("/embed", [{"uri": "data:,"}], model="gone")
+    assert embedded.json()["detail"].startswith("There is no model 'gone'")
 
 
-def test_the_version_now_served_is_not_deleted_until_another_is_served(service: Service) -> None:
-    train(service, "served")
-    code, message = refusal(service, "served")
+@pytest.fixture(scope="module")
+def parent(service: Service) -> str:
+    """A run that has succeeded and is promoted."""
+    train(service, "parent", promote="always")
+    return "parent"
+
+
+@pytest.mark.flow
+def test_the_version_now_served_is_not_deleted_until_another_is_served(service: Service, parent: str) -> None:
+    code, message = refusal(service, parent)
     assert code >= 400
-    assert message == "Run 'served' is the version now served; promote another, or base, before you delete it."
+    assert message == "Run 'parent' is the version now served; promote another, or base, before you delete it."
+
+
+@pytest.mark.flow
+def test_a_run_is_refused_as_long_as_another_waits_to_start_from_it(service: Service, parent: str) -> None:
     service.http("/promote", run="base")
-    assert service.http("/delete", run="served").status_code == 200
-
-
-def test_a_run_is_refused_as_long_as_another_waits_to_start_from_it(service: Service) -> None:
-    train(service, "parent", promote="never")
-    service.post("/fit", documents(3), returns=RunStatus, run="child", base="parent", total=12)
-    assert "Run 'child' starts from run 'parent'" in refusal(service, "parent")[1]
+    service.post("/fit", documents(3), returns=RunStatus, run="child", base=parent, total=12)
+    assert "Run 'child' starts from run 'parent'" in refusal(service, parent)[1]
     assert "cancel it before" in refusal(service, "child")[1]
-    service.http("/cancel", run="child")
-    assert service.http("/delete", run="parent").status_code == 200
+    service.cancel("child")
+    deleted = service.http("/delete", run=parent)
+    assert (deleted.status_code, deleted.json()["data"][0]["state"]) == (200, "succeeded")
     assert service.http("/delete", run="child").status_code == 200
 
 
-def test_the_name_of_a_deleted_run_serves_for_a_clean_new_one(service: Service) -> None:
-    service.post("/fit", documents(12), returns=RunStatus, run="again", total=13)
-    service.http("/cancel", run="again")
-    service.http("/delete", run="again")
-    (fresh,) = service.post("/fit", documents(6, prefix="n"), returns=RunStatus, run="again", epochs=1)
-    assert (fresh.state, fresh.train_documents, fresh.attempts) == ("receiving", 6, 0)
-    ended = service.wait("again")  # it starts when nothing arrives any more, as any new run does
-    assert (ended.state, ended.train_documents, ended.skipped, ended.attempts) == ("succeeded", 6, 0, 1)
-    assert [event.kind for event in service.post("/events", returns=Event, run="again")].count("received") == 1
-
-
+@pytest.mark.flow
 def test_a_run_without_a_name_never_gets_that_of_a_deleted_one(service: Service) -> None:
     (first,) = service.post("/fit", documents(3), returns=RunStatus)
     service.http("/cancel", run=first.run)
@@ -238,18 +228,3 @@ def test_a_run_without_a_name_never_gets_that_of_a_deleted_one(service: Service)
     (second,) = service.post("/fit", documents(3), returns=RunStatus)
     assert second.run != first.run
     service.http("/cancel", run=second.run)
-
-
-def test_a_service_started_again_finishes_what_a_killed_one_was_deleting(tmp_path: Path) -> None:
-    with Service(tmp_path / "workspace", tmp_path / "cwd") as service:
-        service.post("/fit", documents(3), returns=RunStatus, run="half", total=12)
-        service.http("/cancel", run="half")
-        folder = service.run_folder("half")
-        service.kill()
-        (folder.parents[1] / "deleted").mkdir()
-        os.rename(folder, folder.parents[1] / "deleted" / "1-half")  # as if it had been killed before its commit
-        os.makedirs(folder.parents[1] / "deleted" / "77-over")  # and after the one of another
-        service.start()
-        assert service.status("half").state == "cancelled"
-        assert folder.is_dir()
-        assert not list((folder.parents[1] / "deleted").iterdir())

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,23 +11,19 @@ import requests
 from docarray import DocList
 from jina import Client
 
-from conftest import coloured, encoded
+from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
-from serving import Service
+from serving import PROTOCOLS, Service
 
-PROTOCOLS = ("grpc", "http", "websocket")
 DIM = 128  # of the default model
+pytestmark = pytest.mark.flow
 
 
 @pytest.fixture(scope="module")
 def tuned(service: Service) -> str:
     """A run that has succeeded and is not promoted."""
-    docs = DocumentArray(
-        Document(id=f"d{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
-        for number in range(24)
-    )
-    service.post("/fit", docs, returns=RunStatus, run="tuned", total=24, promote="never")
+    service.post("/fit", images(24), returns=RunStatus, run="tuned", total=24, promote="never")
     status = service.wait("tuned")
     assert status.state == "succeeded", status.error
     return "tuned"
@@ -69,17 +65,11 @@ def test_the_same_documents_come_back_in_order_over_every_protocol(service: Serv
     assert [doc.tags["price"] for doc in answer] == list(range(20))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_embeddings_are_vectors_of_unit_length_over_every_protocol(service: Service, base: str, protocol: str) -> None:
-    answer = embed(service, inline(5), protocol=protocol)
-    assert {doc.embedding.shape for doc in answer} == {(DIM,)}
+def test_embeddings_are_float32_vectors_of_unit_length(service: Service, base: str) -> None:
+    answer = embed(service, inline(5))
+    assert {(doc.embedding.shape, doc.embedding.dtype) for doc in answer} == {((DIM,), np.dtype("float32"))}
     norms = [np.linalg.norm(doc.embedding) for doc in answer]
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)
-
-
-@pytest.mark.parametrize("protocol", ["grpc", "websocket"])
-def test_embeddings_are_float32(service: Service, base: str, protocol: str) -> None:
-    assert {doc.embedding.dtype for doc in embed(service, inline(3), protocol=protocol)} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize("protocol", ["http", "websocket"])
@@ -226,16 +216,16 @@ def test_an_unknown_parameter_is_refused_by_name(service: Service) -> None:
 def test_one_response_never_mixes_versions_while_promotions_come_and_go(
     service: Service, base: str, tuned: str
 ) -> None:
-    images = [{"id": str(number), "uri": data_uri(coloured(number % 4, number))} for number in range(60)]
+    data = [{"id": str(number), "uri": data_uri(coloured(number % 4, number))} for number in range(60)]
     address = f"http://127.0.0.1:{service.ports['http']}"
 
     def request() -> list[dict]:
-        answer = requests.post(f"{address}/embed", json={"data": images}, timeout=60)
+        answer = requests.post(f"{address}/embed", json={"data": data}, timeout=60)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
     expected = {
-        version: [doc.embedding for doc in embed(service, DocumentArray(map(_as_document, images)), model=version)]
+        version: [doc.embedding for doc in embed(service, DocumentArray(map(_as_document, data)), model=version)]
         for version in ("base", tuned)
     }
     with ThreadPoolExecutor(4) as pool:
@@ -308,14 +298,3 @@ def test_the_same_pixels_embed_alike_as_uri_buffer_blob_and_float_blob(service: 
     embeddings = [doc.embedding for doc in embed(service, docs)]
     for embedding in embeddings[1:]:
         np.testing.assert_allclose(embedding, embeddings[0], atol=1e-5)
-
-
-def test_embed_and_status_answer_while_a_run_trains(
-    service: Service, base: str, labelled: Callable[..., DocumentArray]
-) -> None:
-    service.post("/fit", labelled(24), returns=RunStatus, run="long", total=24, epochs=100_000)
-    service.wait("long", until=lambda status: status.phase == "training" and status.step > 0)
-    assert len(embed(service, inline(5))) == 5
-    assert service.http("/embed", [{"uri": data_uri(coloured(0))}]).json()["data"][0]["embedding"]
-    assert service.status("long").state == "training"
-    service.post("/cancel", returns=RunStatus, run="long")

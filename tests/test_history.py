@@ -5,17 +5,14 @@ import signal
 import time
 from typing import Any
 
-from conftest import coloured
+import pytest
+
+from conftest import images
 from executor import Document, DocumentArray
 from executor.documents import Event, RunStatus
 from serving import Service
 
-
-def documents(count: int) -> DocumentArray:
-    return DocumentArray(
-        Document(id=f"d{number}", blob=coloured(number % 4, number), tags={"finetuner_label": number % 4})
-        for number in range(count)
-    )
+pytestmark = pytest.mark.flow
 
 
 def history(service: Service, run: str) -> list[Event]:
@@ -30,20 +27,56 @@ def fit(service: Service, run: str, docs: DocumentArray, **parameters: Any) -> N
     service.post("/fit", docs, returns=RunStatus, run=run, total=len(docs), **parameters)
 
 
-def test_a_run_that_succeeds_tells_how_it_was_received_started_trained_and_ended(service: Service) -> None:
-    fit(service, "whole", documents(16), epochs=3)
-    ended = service.wait("whole")
+class Whole:
+    """A run without eval documents to its end, and the numbers of its events as a watcher asked for the new ones."""
+
+    def __init__(self, service: Service) -> None:
+        fit(service, "whole", images(16, classes=4), epochs=3)
+        self.numbers: list[int] = []
+        while True:
+            self.ended = service.status("whole")
+            after = self.numbers[-1] if self.numbers else 0
+            new = service.post("/events", returns=Event, run="whole", after=after, limit=self.ended.events or 1)
+            self.numbers += [event.number for event in new]
+            assert len(self.numbers) >= self.ended.events
+            if self.ended.ended_at:
+                break
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def whole(service: Service) -> Whole:
+    return Whole(service)
+
+
+def test_a_run_that_succeeds_tells_how_it_was_received_started_trained_and_ended(
+    service: Service, whole: Whole
+) -> None:
     assert kinds(service, "whole") == [
         *("received", "queued", "training", "epoch", "epoch", "epoch", "promoted", "succeeded"),
     ]
     events = history(service, "whole")
-    losses = [f"epoch {epoch} of 3: loss {loss:.4g}" for epoch, loss in enumerate(ended.history["loss"], 1)]
+    losses = [f"epoch {epoch} of 3: loss {loss:.4g}" for epoch, loss in enumerate(whole.ended.history["loss"], 1)]
     assert [event.message.split(",")[0] for event in events if event.kind == "epoch"] == losses
-    assert events[-1].message == ended.verdict
+    assert events[-1].message == whole.ended.verdict
+
+
+def test_a_status_counts_the_events_so_that_a_watcher_asks_for_the_new_ones_only(
+    service: Service, whole: Whole
+) -> None:
+    assert whole.numbers == list(range(1, service.status("whole").events + 1))
+    some = service.http("/events", run="whole", after=2, limit=1).json()["data"]
+    assert [event["number"] for event in some] == [3]
+
+
+def test_without_eval_documents_a_model_is_promoted_and_said_to_be_unproven(whole: Whole) -> None:
+    assert (whole.ended.promoted, whole.ended.model, whole.ended.metrics) == (True, "whole", {})
+    assert "unproven" in whole.ended.verdict
 
 
 def test_skipped_documents_and_adaptations_are_told(service: Service) -> None:
-    docs = documents(16) + DocumentArray([Document(id="bad", buffer=b"no image", tags={"finetuner_label": 1})])
+    bad = Document(id="bad", buffer=b"no image", tags={"finetuner_label": 1})
+    docs = images(16, classes=4) + DocumentArray([bad])
     fit(service, "skipping", docs, epochs=1, num_items_per_class=8, promote="never")
     service.wait("skipping")
     told = history(service, "skipping")
@@ -52,12 +85,29 @@ def test_skipped_documents_and_adaptations_are_told(service: Service) -> None:
     assert [event.kind for event in told if event.kind in ("epoch", "promoted", "succeeded")] == ["epoch", "succeeded"]
 
 
-def test_a_run_whose_trainer_is_killed_tells_why_it_was_resumed_and_from_where(service: Service) -> None:
-    fit(service, "killed", documents(16), epochs=100_000)
-    service.wait("killed", until=lambda status: status.epoch > 1)
-    os.kill(trainer(service), signal.SIGKILL)
-    service.wait("killed", until=lambda status: status.attempts == 2)
-    service.http("/cancel", run="killed")
+class Killed:
+    """A run whose trainer is killed, which is resumed, and is cancelled in the end."""
+
+    def __init__(self, service: Service) -> None:
+        fit(service, "killed", images(16, classes=4), epochs=100_000)
+        self.trained = service.wait("killed", until=lambda status: status.epoch > 1)
+        files = service.run_folder("killed") / "images"
+        self.images_bytes = sum(path.stat().st_blocks * 512 for path in files.iterdir())
+        (trainer,) = service.trainers()
+        os.kill(trainer.pid, signal.SIGKILL)
+        service.wait("killed", until=lambda status: status.attempts == 2)
+        service.cancel("killed")
+        self.ended = service.status("killed")
+
+
+@pytest.fixture(scope="module")
+def killed(service: Service) -> Killed:
+    return Killed(service)
+
+
+def test_a_run_whose_trainer_is_killed_tells_why_it_was_resumed_and_from_where(
+    service: Service, killed: Killed
+) -> None:
     told = [(event.kind, event.message) for event in history(service, "killed") if event.kind != "epoch"]
     assert [kind for kind, _ in told] == [
         "received",
@@ -71,43 +121,15 @@ def test_a_run_whose_trainer_is_killed_tells_why_it_was_resumed_and_from_where(s
     assert told[4][1].startswith("the trainer was killed by signal 9 (SIGKILL); it goes on from step ")
 
 
+def test_the_disk_use_of_a_run_is_in_its_status_and_shrinks_when_it_ends(killed: Killed) -> None:
+    assert killed.trained.disk_bytes > killed.images_bytes > 0
+    assert 0 < killed.ended.disk_bytes < killed.trained.disk_bytes
+
+
 def test_a_run_that_fails_tells_its_error(service: Service) -> None:
-    fit(service, "failing", DocumentArray(doc for doc in documents(16) if doc.tags["finetuner_label"] == 0))
+    fit(service, "failing", images(4, classes=1))
     ended = service.wait("failing")
+    assert (ended.state, type(ended.error)) == ("failed", str)
+    assert service.http("/status", run="failing").json()["data"][0]["error"] == ended.error
     last = history(service, "failing")[-1]
-    assert (ended.state, last.kind, last.message) == ("failed", "failed", ended.error)
-
-
-def test_a_status_counts_the_events_so_that_a_watcher_asks_for_the_new_ones_only(service: Service) -> None:
-    fit(service, "counted", documents(16), epochs=2)
-    seen: list[int] = []
-    while True:
-        status = service.status("counted")
-        after = seen[-1] if seen else 0
-        new = service.post("/events", returns=Event, run="counted", after=after, limit=status.events or 1)
-        seen += [event.number for event in new]
-        assert len(seen) >= status.events
-        if status.ended_at:
-            break
-        time.sleep(0.1)
-    assert seen == list(range(1, service.status("counted").events + 1))
-
-
-def test_the_disk_use_of_a_run_is_in_its_status_and_shrinks_when_it_ends(service: Service) -> None:
-    fit(service, "large", documents(16), epochs=100_000)
-    status = service.wait("large", until=lambda status: status.step > 0)
-    images = sum(path.stat().st_blocks * 512 for path in (service.run_folder("large") / "images").iterdir())
-    assert status.disk_bytes > images > 0
-    service.http("/cancel", run="large")
-    ended = service.status("large")
-    assert 0 < ended.disk_bytes < status.disk_bytes
-
-
-def trainer(service: Service) -> int:
-    """The process of the trainer."""
-    import psutil
-
-    assert service.process is not None
-    children = psutil.Process(service.process.pid).children(recursive=True)
-    (pid,) = (child.pid for child in children if "train" in child.cmdline())
-    return pid
+    assert (last.kind, last.message) == ("failed", ended.error)

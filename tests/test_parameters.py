@@ -1,6 +1,8 @@
 """What a caller may ask for and an operator configure, and how what is wrong is refused."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from executor.errors import BadRequest, ConfigurationError, InvalidParameter
@@ -16,6 +18,16 @@ from executor.parameters import (
     TrainingOptions,
     parse,
     parse_executor_options,
+)
+from sentences import assert_plain
+
+PARAMETERS = (
+    FitParameters,
+    StatusParameters,
+    EmbedParameters,
+    CancelParameters,
+    PromoteParameters,
+    EvaluateParameters,
 )
 
 
@@ -35,10 +47,7 @@ def test_the_defaults_are_those_of_the_documentation():
     assert (options.kind, options.base, options.val_split, options.promote) == ("auto", "base", 0.0, "if_better")
 
 
-@pytest.mark.parametrize(
-    "model",
-    [FitParameters, StatusParameters, EmbedParameters, CancelParameters, PromoteParameters, EvaluateParameters],
-)
+@pytest.mark.parametrize("model", PARAMETERS)
 def test_an_unknown_parameter_is_refused_by_name_with_the_accepted_ones(model):
     message = refusal(model, **{"run": "a", "epocs": 3} if "run" in model.model_fields else {"epocs": 3})
     assert message.startswith("/here has no parameter 'epocs'; it accepts: ")
@@ -198,3 +207,20 @@ def test_the_allowed_roots_are_absolute_and_by_default_the_present_directory(tmp
     monkeypatch.chdir(tmp_path)
     assert ExecutorOptions().with_roots().allowed_roots == (str(tmp_path.resolve()),)
     assert ExecutorOptions(allowed_roots="images").with_roots().allowed_roots == (str((tmp_path / "images").resolve()),)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(model=st.sampled_from(PARAMETERS), data=st.data())
+def test_any_json_value_of_any_parameter_is_accepted_or_refused_plainly(model, data):
+    field = data.draw(st.sampled_from(list(model.model_fields)))
+    try:
+        parse(model, {field: data.draw(JSON)}, where="/here")
+    except InvalidParameter as error:
+        assert_plain(str(error), "/here", "must be" if "is" in str(error) else "needs")

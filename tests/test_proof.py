@@ -1,25 +1,21 @@
-"""A better model by proof: what is promoted, what is not, and what the report of it says; in a real Flow."""
+"""A better model by proof: what is promoted, what is not, how to go back, and what the report of it says."""
 
-from collections.abc import Iterator
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+from jina.excepts import BadServer
 
+from conftest import images
 from executor import Document, DocumentArray
-from executor.documents import RunStatus
-from serving import Service, served
+from executor.documents import Evaluation, RunStatus
+from executor.evaluation.metrics import METRICS
+from serving import PROTOCOLS, Service
+
+pytestmark = pytest.mark.flow
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One Flow for the tests of this file; a factory for models is importable in its folder."""
-    with served(tmp_path_factory.mktemp("proof"), fit_defaults={"epochs": 4, "batch_size": 24}) as running:
-        yield running
-
-
-def patterns(count: int, *, shuffled: bool, seed: int, prefix: str) -> DocumentArray:
+def patterns(count: int, seed: int, prefix: str, *, shuffled: bool = False) -> DocumentArray:
     """Images of stripes in 4 directions, in random colours: an untrained network confuses them, a tuned one less."""
     random = np.random.default_rng(seed)
     labels = np.arange(count) % 4
@@ -36,36 +32,84 @@ def patterns(count: int, *, shuffled: bool, seed: int, prefix: str) -> DocumentA
     return docs
 
 
-def train(service: Service, run: str, *, shuffled: bool, **options: object) -> RunStatus:
-    """Send train and eval documents and wait for the end."""
-    service.post("/fit", patterns(60, shuffled=shuffled, seed=1, prefix="e"), returns=RunStatus, run=run, split="eval")
-    docs = patterns(160, shuffled=shuffled, seed=2, prefix="t")
+def noisy(docs: DocumentArray) -> DocumentArray:
+    """The documents, a tenth of them with any label."""
+    random = np.random.default_rng(5)
+    for doc in docs:
+        if random.random() < 0.1:
+            doc.tags = {"finetuner_label": int(random.integers(4))}
+    return docs
+
+
+def train(service: Service, run: str, eval_docs: DocumentArray, docs: DocumentArray, **options: object) -> RunStatus:
+    """Send train and eval documents and wait for the end; the status shows the version that is served then."""
+    options = {"epochs": 4, "batch_size": 24, **options}
+    service.post("/fit", eval_docs, returns=RunStatus, run=run, split="eval", **options)
     service.post("/fit", docs, returns=RunStatus, run=run, total=len(docs), **options)
-    return service.wait(run)
+    status = service.wait(run)
+    assert status.state == "succeeded", status.error
+    return status
+
+
+# Each run follows the one before, so that the version served before it is known.
 
 
 @pytest.fixture(scope="module")
 def proven(service: Service) -> RunStatus:
     """A run on true labels."""
-    return train(service, "true", shuffled=False)
+    return train(service, "true", patterns(60, 1, "e"), patterns(160, 2, "t"))
 
 
-def test_a_run_on_true_labels_is_promoted_with_its_proof(service: Service, proven: RunStatus) -> None:
-    assert proven.state == "succeeded", proven.error
+@pytest.fixture(scope="module")
+def shuffled(service: Service, proven: RunStatus) -> RunStatus:
+    """A run on labels that mean nothing."""
+    eval_docs, docs = patterns(60, 1, "e", shuffled=True), patterns(160, 2, "t", shuffled=True)
+    return train(service, "shuffled", eval_docs, docs, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def always(service: Service, shuffled: RunStatus) -> RunStatus:
+    """A run that learns next to nothing, and is promoted all the same."""
+    options = {"epochs": 1, "learning_rate": 1e-9, "promote": "always"}
+    return train(service, "always", patterns(12, 1, "e"), patterns(12, 2, "t"), **options)
+
+
+@pytest.fixture(scope="module")
+def never(service: Service, always: RunStatus) -> RunStatus:
+    """A run on labels of which some are wrong, that is not promoted however good it is."""
+    return train(service, "never", patterns(60, 7, "m"), noisy(patterns(160, 6, "n")), promote="never")
+
+
+def gain(status: RunStatus) -> float:
+    """How much better the model after is than the one before."""
     name = "mean_average_precision_at_r"
-    assert proven.metrics[f"tuned/{name}"] > proven.metrics[f"base/{name}"]
-    assert proven.promoted
+    return status.metrics[f"tuned/{name}"] - status.metrics[f"base/{name}"]
+
+
+def test_a_run_on_true_labels_is_promoted_with_its_proof(proven: RunStatus) -> None:
+    assert gain(proven) > 0
+    assert (proven.promoted, proven.model) == (True, "true")
     assert "95 % interval" in proven.verdict
-    assert "which is better" in proven.verdict
+    assert "which is better. It was promoted." in proven.verdict
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_run_on_shuffled_labels_is_never_promoted(service: Service, proven: RunStatus, seed: int) -> None:
-    status = train(service, f"shuffled{seed}", shuffled=True, seed=seed, epochs=2)
-    assert status.state == "succeeded", status.error
-    assert not status.promoted
-    assert status.model == "true"
-    assert "It was not promoted (promote=if_better)" in status.verdict
+def test_a_run_on_shuffled_labels_is_not_promoted(shuffled: RunStatus) -> None:
+    assert (shuffled.promoted, shuffled.model) == (False, "true")
+    assert "It was not promoted (promote=if_better)" in shuffled.verdict
+
+
+def test_promote_always_promotes_without_proof(always: RunStatus) -> None:
+    assert (always.promoted, always.model) == (True, "always")
+    assert "does not prove it better. It was promoted." in always.verdict
+
+
+def test_promote_never_leaves_the_served_version_alone(never: RunStatus) -> None:
+    assert (never.promoted, never.model) == (False, "always")
+    assert "It was not promoted (promote=never)." in never.verdict
+
+
+def test_noisy_labels_still_give_a_better_model(never: RunStatus) -> None:
+    assert gain(never) > 0
 
 
 def test_the_report_of_a_run_is_returned_as_one_html_page(service: Service, proven: RunStatus) -> None:
@@ -79,43 +123,63 @@ def test_the_report_of_a_run_is_returned_as_one_html_page(service: Service, prov
     assert over_http == page
 
 
-def test_the_report_of_a_run_without_one_says_what_state_it_is_in(service: Service) -> None:
-    service.post("/fit", patterns(8, shuffled=False, seed=3, prefix="w"), returns=RunStatus, run="waiting", total=99)
-    answer = service.http("/report", run="waiting")
+def test_the_report_of_a_run_without_one_says_what_state_it_is_in(service: Service, run: str) -> None:
+    service.post("/fit", patterns(8, 3, "w"), returns=RunStatus, run=run, total=99)
+    answer = service.http("/report", run=run)
     assert answer.status_code >= 400
-    assert answer.json()["detail"].startswith("Run 'waiting' is receiving and has no report")
-    service.http("/cancel", run="waiting")
+    assert answer.json()["detail"].startswith(f"Run '{run}' is receiving and has no report")
 
 
-def test_a_loss_that_is_not_finite_fails_the_run_and_names_the_documents(tmp_path: Path) -> None:
-    (tmp_path / "cwd").mkdir()
-    (tmp_path / "cwd" / "poisoned.py").write_text(
-        "import numpy as np\n"
-        "def content(doc):\n"
-        "    return np.full((8, 8, 3), np.nan if doc.id == 'poison' else 0.5, np.float32).transpose(2, 0, 1)\n"
-    )
-    docs = DocumentArray(
-        Document(id="poison" if number == 5 else f"d{number}", text="x", tags={"finetuner_label": number % 2})
-        for number in range(12)
-    )
-    with served(tmp_path, preprocess_fn="poisoned:content") as service:
-        service.post("/fit", docs, returns=RunStatus, run="nan", total=12, batch_size=6)
-        status = service.wait("nan")
-        assert status.state == "failed"
-        assert "The loss became nan at step" in status.error
-        assert "poison" in status.error
-        assert service.status("nan").model == "base"
+# --- /promote --------------------------------------------------------------------------------------------------------
 
 
-def test_noisy_labels_still_give_a_better_model(service: Service, proven: RunStatus) -> None:
-    random = np.random.default_rng(5)
-    docs = patterns(160, shuffled=False, seed=6, prefix="n")
-    for doc in docs:
-        if random.random() < 0.1:
-            doc.tags = {"finetuner_label": int(random.integers(4))}
-    held = patterns(60, shuffled=False, seed=7, prefix="m")
-    service.post("/fit", held, returns=RunStatus, run="noisy", split="eval")
-    service.post("/fit", docs, returns=RunStatus, run="noisy", total=len(docs), promote="never")
-    status = service.wait("noisy")
-    name = "mean_average_precision_at_r"
-    assert status.metrics[f"tuned/{name}"] > status.metrics[f"base/{name}"]
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_promoting_a_run_serves_it_and_promoting_base_rolls_back(
+    service: Service, never: RunStatus, protocol: str
+) -> None:
+    (status,) = service.post("/promote", protocol=protocol, returns=RunStatus, run="never")
+    assert (status.run, status.promoted, status.model) == ("never", True, "never")
+    assert service.post("/embed", images(1), returns=Document)[0].tags["finetuner_model"] == "never"
+    statuses = service.post("/promote", protocol=protocol, returns=RunStatus, run="base")
+    assert {status.model for status in statuses} == {"base"}
+    assert service.post("/embed", images(1), returns=Document)[0].tags["finetuner_model"] == "base"
+
+
+@pytest.mark.parametrize("name", ["nobody", "half-way"])
+def test_promoting_what_has_no_model_is_refused_by_name_and_changes_nothing(service: Service, name: str) -> None:
+    if name == "half-way":
+        service.post("/fit", images(2), returns=RunStatus, run=name)
+        service.cancel(name)
+    service.post("/promote", returns=RunStatus, run="base")
+    with pytest.raises(BadServer, match=name):
+        service.post("/promote", returns=RunStatus, run=name)
+    assert service.post("/embed", images(1), returns=Document)[0].tags["finetuner_model"] == "base"
+
+
+def test_promote_needs_to_be_told_what(service: Service) -> None:
+    response = service.http("/promote")
+    assert response.status_code >= 400
+    assert response.json()["detail"] == "/promote needs the parameter 'run'; it accepts: run."
+
+
+# --- /evaluate: more of it in test_evaluate.py ----------------------------------------------------------------------
+
+
+def evaluate(service: Service, docs: DocumentArray | None = None, **parameters: str) -> Evaluation:
+    (evaluation,) = service.post("/evaluate", docs, returns=Evaluation, **parameters)
+    return evaluation
+
+
+def test_the_parameter_run_evaluates_on_the_eval_documents_of_that_run(service: Service, proven: RunStatus) -> None:
+    for version, which in (("true", "tuned"), ("base", "base")):
+        evaluation = evaluate(service, run="true", model=version)
+        assert (evaluation.model, evaluation.queries) == (version, 60)
+        of_the_run = {name: proven.metrics[f"{which}/{name}"] for name in METRICS}
+        assert evaluation.metrics == pytest.approx(of_the_run, abs=1e-4)
+
+
+def test_evaluate_measures_the_promoted_version_by_default(service: Service, proven: RunStatus) -> None:
+    service.post("/promote", returns=RunStatus, run="true")
+    assert evaluate(service, images(6)).model == "true"
+    service.post("/promote", returns=RunStatus, run="base")
+    assert evaluate(service, images(6)).model == "base"

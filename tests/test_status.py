@@ -1,6 +1,5 @@
 """`/status`: what a run says of itself, while it goes on and after."""
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,11 +8,13 @@ import requests
 from docarray import DocList
 from jina import Client
 
-from conftest import coloured
-from executor import Document, DocumentArray
-from executor.documents import Event, RunStatus
+from conftest import images
+from executor import Document
+from executor.documents import RunStatus
 from executor.evaluation.metrics import METRICS
 from serving import Service
+
+pytestmark = pytest.mark.flow
 
 STATES = ("receiving", "queued", "training", "succeeded")
 PHASES = {"starting", "loading", "training", "evaluating", "saving"}
@@ -35,7 +36,6 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "eta_seconds": NUMBER,
     "promoted": (bool,),
     "model": TEXT,
-    "error": TEXT,
     "attempts": WHOLE,
     "device": TEXT,
     "created_at": TIME,
@@ -43,23 +43,16 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "ended_at": TIME,
 }
 WHILE_TRAINING = {"phase", "eta_seconds"}
-OF_A_FAILURE = {"error"}
 
 
 @pytest.fixture(scope="module")
 def seen(service: Service) -> list[RunStatus]:
-    """All statuses of one run that differ, from its first request to its end; nothing but time starts it."""
-
-    def documents(prefix: str, count: int) -> DocumentArray:
-        return DocumentArray(
-            Document(id=f"{prefix}{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
-            for number in range(count)
-        )
-
-    service.post("/fit", documents("held", 9), returns=RunStatus, run="followed", split="eval", epochs=40)
-    train = documents("train", 30)
+    """All statuses of one run that differ, from its first request to its end."""
+    eval_docs, train = images(9, prefix="held"), images(30, prefix="train")
+    service.post("/fit", eval_docs, returns=RunStatus, run="followed", split="eval", epochs=40)
     train.append(Document(id="broken", uri="nowhere.png", tags={"finetuner_label": 0}))
     statuses = list(service.post("/fit", train, returns=RunStatus, run="followed"))
+    service.post("/fit", returns=RunStatus, run="followed")
 
     def note(status: RunStatus) -> Any:
         if status != statuses[-1]:
@@ -75,16 +68,8 @@ def ended(seen: list[RunStatus]) -> RunStatus:
     return seen[-1]
 
 
-def test_a_run_starts_when_no_document_has_arrived_for_receive_timeout_seconds(
-    service: Service, seen: list[RunStatus], ended: RunStatus
-) -> None:
-    assert seen[0].state == "receiving"
-    waited = datetime.fromisoformat(ended.started_at) - datetime.fromisoformat(ended.created_at)
-    assert waited >= timedelta(seconds=service.options["receive_timeout"])
+def test_the_states_follow_each_other_in_the_legal_order(seen: list[RunStatus], ended: RunStatus) -> None:
     assert ended.state == "succeeded", ended.error
-
-
-def test_the_states_follow_each_other_in_the_legal_order(seen: list[RunStatus]) -> None:
     states = [status.state for status in seen]
     order = [state for number, state in enumerate(states) if number == 0 or state != states[number - 1]]
     assert order == [state for state in STATES if state in order]
@@ -125,7 +110,7 @@ def test_times_are_iso_8601_in_utc_and_in_order(ended: RunStatus) -> None:
     assert times == sorted(times)
 
 
-@pytest.mark.parametrize("field", sorted(FIELDS.keys() - WHILE_TRAINING - OF_A_FAILURE))
+@pytest.mark.parametrize("field", sorted(FIELDS.keys() - WHILE_TRAINING))
 def test_a_field_has_its_type_over_grpc_and_over_http(service: Service, ended: RunStatus, field: str) -> None:
     over_http = service.http("/status", run="followed").json()["data"][0]
     assert type(getattr(ended, field)) in FIELDS[field]
@@ -146,15 +131,6 @@ def test_history_metrics_and_problems_are_plain_json_over_http(service: Service,
     assert [(problem["id"], bool(problem["reason"])) for problem in status["problems"]] == [("broken", True)]
 
 
-def test_a_failed_run_says_why(service: Service) -> None:
-    docs = DocumentArray([Document(id="only", blob=coloured(0), tags={"finetuner_label": 0})])
-    service.post("/fit", docs, returns=RunStatus, run="failing", total=1)
-    status = service.wait("failing")
-    assert status.state == "failed"
-    assert type(status.error) in FIELDS["error"]
-    assert service.http("/status", run="failing").json()["data"][0]["error"] == status.error
-
-
 def test_promoted_and_model_name_the_version_that_is_served(service: Service, ended: RunStatus) -> None:
     service.post("/promote", returns=RunStatus, run="followed")
     assert (service.status("followed").promoted, service.status("followed").model) == (True, "followed")
@@ -162,15 +138,13 @@ def test_promoted_and_model_name_the_version_that_is_served(service: Service, en
     assert (service.status("followed").promoted, service.status("followed").model) == (False, "base")
 
 
-@pytest.fixture
-def three_runs(service: Service, labelled: Callable[..., DocumentArray]) -> list[str]:
+@pytest.fixture(scope="module")
+def three_runs(service: Service) -> list[str]:
     """Names of three runs, oldest first, all cancelled."""
     names = ["z-first", "a-second", "m-third"]
-    known = {status.run for status in service.post("/status", returns=RunStatus)}
     for name in names:
-        if name not in known:
-            service.post("/fit", labelled(2), returns=RunStatus, run=name)
-            service.post("/cancel", returns=RunStatus, run=name)
+        service.post("/fit", images(2), returns=RunStatus, run=name)
+        service.cancel(name)
     return names
 
 
@@ -221,21 +195,3 @@ def test_an_ill_typed_run_is_refused_by_name(service: Service, run: Any) -> None
     response = service.http("/status", run=run)
     assert response.status_code >= 400
     assert response.json()["detail"].startswith("Parameter 'run' of /status is ")
-
-
-def test_events_tell_the_history_of_a_run_in_order(service: Service, labelled: Any) -> None:
-    service.post("/fit", labelled(5, classes=2), returns=RunStatus, run="told", total=5, batch_size=4)
-    service.wait("told")
-    events = service.post("/events", returns=Event, run="told")
-    assert [event.number for event in events] == list(range(1, len(events) + 1))
-    kinds = [event.kind for event in events]
-    assert [kind for kind in kinds if kind in ("received", "queued", "training", "promoted", "succeeded")] == [
-        "received",
-        "queued",
-        "training",
-        "promoted",
-        "succeeded",
-    ]
-    assert any(event.kind == "warning" and "num_items_per_class is 2" in event.message for event in events)
-    later = service.http("/events", run="told", after=2, limit=1).json()["data"]
-    assert [event["number"] for event in later] == [3]

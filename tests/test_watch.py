@@ -1,32 +1,38 @@
 """`/watch`: the statuses of a run as they change, over gRPC and as server-sent events."""
 
 import asyncio
+import functools
 import itertools
 import json
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import requests
 from jina import Client
 
-from conftest import coloured
-from executor import Document, DocumentArray
+from conftest import images
 from executor.documents import RunQuery, RunStatus
 from serving import Service
+
+pytestmark = pytest.mark.flow
 
 STATES = ["receiving", "queued", "training", "succeeded"]
 
 
-def over_grpc(service: Service, run: str | None) -> list[RunStatus]:
-    """All statuses streamed to Jina's client."""
+Seen = Callable[[RunStatus], object]
 
-    async def watch() -> list[RunStatus]:
+
+def over_grpc(service: Service, run: str | None, seen: Seen) -> None:
+    """Tell `seen` all statuses streamed to Jina's client."""
+
+    async def watch() -> None:
         client = Client(host="127.0.0.1", port=service.ports["grpc"], protocol="grpc", asyncio=True)
-        stream = client.stream_doc(on="/watch", inputs=RunQuery(run=run), return_type=RunStatus)
-        return [status async for status in stream]
+        async for status in client.stream_doc(on="/watch", inputs=RunQuery(run=run), return_type=RunStatus):
+            seen(status)
 
-    return asyncio.run(watch())
+    asyncio.run(watch())
 
 
 def events(response: requests.Response) -> Iterator[tuple[str, str]]:
@@ -43,43 +49,56 @@ def events(response: requests.Response) -> Iterator[tuple[str, str]]:
             data = line.removeprefix("data:").strip()
 
 
-def over_http(service: Service, run: str | None) -> list[RunStatus]:
-    """All statuses streamed as server-sent events; the stream has to say that it ends."""
+def over_http(service: Service, run: str | None, seen: Seen) -> None:
+    """Tell `seen` all statuses streamed as server-sent events; the stream has to say that it ends."""
     query = {} if run is None else {"run": run}
     url = f"http://127.0.0.1:{service.ports['http']}/watch"
     with requests.get(url, params=query, stream=True, timeout=100) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
-        received = list(events(response))
-    assert received[-1][0] == "end"
-    return [RunStatus(**json.loads(data)) for name, data in received if name == "update"]
+        for name, data in events(response):
+            if name == "update":
+                seen(RunStatus(**json.loads(data)))
+    assert name == "end"
 
 
+Watcher = Callable[[Service, str | None, Seen], None]
 WATCHERS = [pytest.param(over_grpc, id="grpc"), pytest.param(over_http, id="http")]
-Watcher = Callable[[Service, str | None], list[RunStatus]]
+
+
+def watched_by(watcher: Watcher, service: Service, run: str) -> list[RunStatus]:
+    """All that is streamed of a run."""
+    statuses: list[RunStatus] = []
+    watcher(service, run, statuses.append)
+    return statuses
+
+
+def watched_meanwhile(
+    service: Service, run: str, watchers: Sequence[Watcher], then: Callable[[], object]
+) -> list[list[RunStatus]]:
+    """What each watcher saw of a run, with which something happened once all had seen something of it."""
+    statuses: list[list[RunStatus]] = [[] for _ in watchers]
+    threads = [
+        threading.Thread(target=watcher, args=(service, run, found.append))
+        for watcher, found in zip(watchers, statuses, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    while not all(statuses) and all(thread.is_alive() for thread in threads):
+        time.sleep(0.02)
+    then()
+    for thread in threads:
+        thread.join()
+    return statuses
 
 
 @pytest.fixture(scope="module")
 def watched(service: Service) -> dict[str, list[RunStatus]]:
     """What two clients saw, one of each protocol, of the same run from receiving to its end."""
-    docs = DocumentArray(
-        Document(id=f"d{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
-        for number in range(24)
-    )
-    service.post("/fit", docs, returns=RunStatus, run="watched", epochs=30)
-    seen: dict[str, list[RunStatus]] = {}
-
-    def watch(name: str, watcher: Watcher) -> None:
-        seen[name] = watcher(service, "watched")
-
-    threads = [
-        threading.Thread(target=watch, args=arguments) for arguments in (("grpc", over_grpc), ("http", over_http))
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return seen
+    service.post("/fit", images(24), returns=RunStatus, run="watched", epochs=30)
+    start = functools.partial(service.post, "/fit", returns=RunStatus, run="watched")
+    grpc, http = watched_meanwhile(service, "watched", [over_grpc, over_http], start)
+    return {"grpc": grpc, "http": http}
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -114,33 +133,27 @@ def test_a_status_is_streamed_when_something_has_changed(watched: dict[str, list
 def test_watching_an_ended_run_yields_its_status_once(
     service: Service, watched: dict[str, list[RunStatus]], watcher: Watcher
 ) -> None:
-    (status,) = watcher(service, "watched")
+    (status,) = watched_by(watcher, service, "watched")
     assert status.state == "succeeded"
 
 
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_an_unknown_run_yields_one_last_status_with_the_error(service: Service, watcher: Watcher) -> None:
-    (status,) = watcher(service, "nobody")
+    (status,) = watched_by(watcher, service, "nobody")
     assert status.error is not None
     assert status.error.startswith("There is no run 'nobody'")
 
 
-@pytest.mark.parametrize("watcher", WATCHERS)
-def test_a_cancelled_run_ends_its_streams(
-    service: Service, labelled: Callable[..., DocumentArray], watcher: Watcher
-) -> None:
-    name = f"cancelled-{watcher.__name__}"
-    service.post("/fit", labelled(6), returns=RunStatus, run=name, total=6, epochs=100_000)
-    canceller = threading.Timer(1.0, service.http, ("/cancel",), {"run": name})
-    canceller.start()
-    assert watcher(service, name)[-1].state == "cancelled"
-    canceller.join()
+def test_a_cancelled_run_ends_its_streams(service: Service, run: str) -> None:
+    service.post("/fit", images(6), returns=RunStatus, run=run)
+    for statuses in watched_meanwhile(service, run, [over_grpc, over_http], lambda: service.cancel(run)):
+        assert statuses[-1].state == "cancelled"
 
 
-def test_a_client_that_goes_away_harms_nobody(service: Service, labelled: Callable[..., DocumentArray]) -> None:
-    service.post("/fit", labelled(6), returns=RunStatus, run="left", total=6, epochs=100_000)
+def test_a_client_that_goes_away_harms_nobody(service: Service, run: str) -> None:
+    service.post("/fit", images(6), returns=RunStatus, run=run)
     url = f"http://127.0.0.1:{service.ports['http']}/watch"
-    with requests.get(url, params={"run": "left"}, stream=True, timeout=30) as response:
+    with requests.get(url, params={"run": run}, stream=True, timeout=30) as response:
         assert next(events(response))[0] == "update"
-    service.post("/cancel", returns=RunStatus, run="left")
-    assert over_grpc(service, "left")[-1].state == "cancelled"
+    service.cancel(run)
+    assert watched_by(over_grpc, service, run)[-1].state == "cancelled"

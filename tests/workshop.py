@@ -49,10 +49,10 @@ class Workshop:
         return Receiver(self.store, self.options)
 
     @contextlib.contextmanager
-    def supervised(self) -> Iterator[Supervisor]:
+    def supervised(self, *, standby_seconds: float = 0) -> Iterator[Supervisor]:
         """Train queued runs, as the service does."""
         receiver = self._receiver()  # it has received nothing, so it never starts a run
-        trainers = TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=0)
+        trainers = TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=standby_seconds)
         self.supervisor = Supervisor(self.store, receiver, trainers, promote=self.store.promote, wake=threading.Event())
         self.supervisor.start()
         try:
