@@ -102,6 +102,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return set(re.findall(r"^PASSED \S+?::(.+)$", printed, re.MULTILINE))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("title", FOLLOWED)
 def test_the_steps_of_a_section_lead_to_a_change_that_is_tested(passed, title):
     assert passed >= FOLLOWED[title] | {TABLES}

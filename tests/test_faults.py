@@ -123,11 +123,7 @@ def test_counting_the_documents_of_a_run_that_was_just_queued_leaves_no_file_ope
     tmp_path: Path, labelled: Callable[..., DocumentArray]
 ) -> None:
     store = RunStore(Workspace(tmp_path))
-
-    def nothing(*_: object) -> None:
-        pass
-
-    receiver = Receiver(store, ExecutorOptions(), arrived=nothing, start_soon=nothing, options_changed=nothing)
+    receiver = Receiver(store, ExecutorOptions())
     run = receiver.receive(labelled(4), FitParameters(total=4))
     assert receiver.counts(run) == (4, 0)
     opened = [file.path for file in psutil.Process().open_files()]
