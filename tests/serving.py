@@ -124,7 +124,7 @@ class Service:
 
     def __exit__(self, *_: object) -> None:
         if self.process is not None and self.process.poll() is None:
-            self.stop()
+            self.kill()  # how a service ends has tests of its own
 
     # calls ----------------------------------------------------------------------------------------------------------
 

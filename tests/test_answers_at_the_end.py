@@ -6,44 +6,55 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import grpc
 import pytest
 
 import fronts
-from serving import ROOT
+from serving import PROTOCOLS, ROOT
 
 pytestmark = pytest.mark.flow
 
-# An image whose loading waits for a file, so that the request is under way for as long as the test wants.
+# A model that waits for a file once it has something to embed, so that requests are under way for as long as we want.
 HELD = """
 import time
 from pathlib import Path
 import numpy as np
+import torch
 
 def load(doc):
-    if doc.text == "held":
-        Path("begun").touch()
-        while not Path("go").exists():
-            time.sleep(0.02)
+    Path(f"begun-{doc.text}").touch()
     return np.zeros((16, 16, 3), np.uint8)
+
+class Held(torch.nn.Module):
+    def forward(self, images):
+        while list(Path().glob("begun-*")) and not Path("go").exists():
+            time.sleep(0.02)
+        return images.mean(dim=(2, 3))
 """
 CALL = """
-import sys
+import asyncio, sys
 from jina import Client
 from executor import Document, DocumentArray
 
-client = Client(host="127.0.0.1", port=int(sys.argv[2]), protocol=sys.argv[1])
-answer = client.post("/embed", DocumentArray([Document(id="a", text="held")]), return_type=DocumentArray)
-assert answer[0].embedding is not None, answer[0].tags
+async def call(protocol, port):
+    client = Client(host="127.0.0.1", port=int(port), protocol=protocol, asyncio=True)
+    docs = DocumentArray([Document(id="a", text=protocol)])
+    async for answer in client.post("/embed", docs, return_type=DocumentArray):
+        assert answer[0].embedding is not None, answer[0].tags
+        print(protocol, flush=True)
+
+async def calls(servers):
+    await asyncio.gather(*(call(*server) for server in servers), return_exceptions=True)
+
+asyncio.run(calls(zip(sys.argv[1::2], sys.argv[2::2])))
 """
-OPTIONS = {"input_size": 16, "preprocess_fn": "held:load"}
+OPTIONS = {"input_size": 16, "preprocess_fn": "held:load", "model": "held:Held"}
 OURS = {"uses": "executor.gateway.FinetunerGateway"}
 
 
-def until(condition: Any) -> None:
+def until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
@@ -55,44 +66,71 @@ def listens(port: int) -> bool:
         return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
-def check(folder: Path, command: list[str], protocol: str, ports: dict[str, int], how: signal.Signals) -> None:
-    """Serve, end while a request is under way, and see it answered and the service gone."""
-    (folder / "held.py").write_text(HELD)
-    port = ports[protocol]
-    with fronts.serving(folder, ports, command) as served:
+class Ended:
+    """What became of a service that was told to end while a request over each protocol was under way."""
+
+    def __init__(
+        self, served: fronts.Served, how: signal.Signals, before: Callable[[fronts.Served], None] = lambda served: None
+    ) -> None:
+        until(lambda: "ready to serve" in served.log or how is signal.SIGTERM)  # before, Jina does not hear a SIGINT
+        before(served)
+        servers = [str(part) for pair in served.ports.items() for part in pair]
         caller = subprocess.Popen(
-            [sys.executable, "-c", CALL, protocol, str(port)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", CALL, *servers],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        until((folder / "begun").exists)
+        until(lambda: len(list(served.folder.glob("begun-*"))) == len(served.ports))
         served.process.send_signal(how)
-        until(lambda: not listens(port))  # it takes no more requests
-        (folder / "go").touch()
-        _, errors = caller.communicate(timeout=60)
-        assert caller.returncode == 0, errors[-2000:]
-        assert served.process.wait(60) == 0
+        until(lambda: not any(listens(port) for port in served.ports.values()))  # it takes no more requests
+        (served.folder / "go").touch()
+        answered, self.errors = caller.communicate(timeout=60)
+        self.answered = set(answered.split())
+        self.exit_code = served.process.wait(60)
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
-def test_behind_our_gateway_what_is_under_way_is_answered(protocol: str, tmp_path: Path) -> None:
-    ports = fronts.ports_for("grpc", "http", "websocket")
-    check(tmp_path, fronts.flow(tmp_path, ports, OURS, OPTIONS), protocol, ports, signal.SIGINT)
+def no_request(served: fronts.Served) -> None:
+    """Make a call that is none. For the executors that it is counted with, Jina's own gateway would wait for ever."""
+    with grpc.insecure_channel(f"127.0.0.1:{served.ports['grpc']}") as channel, pytest.raises(grpc.RpcError):
+        list(channel.stream_stream("/jina.JinaRPC/Call")(iter([b"\xff"]), timeout=30))
 
 
-def test_our_gateway_ends_after_a_call_that_was_no_request(tmp_path: Path) -> None:
-    """Jina's own would wait for ever for the executors that such a call is counted with."""
-    ports = fronts.ports_for("grpc", "http")
-    with fronts.serving(tmp_path, ports, fronts.flow(tmp_path, ports, OURS, {"input_size": 16})) as served:
-        with grpc.insecure_channel(f"127.0.0.1:{ports['grpc']}") as channel, pytest.raises(grpc.RpcError):
-            list(channel.stream_stream("/jina.JinaRPC/Call")(iter([b"\xff"]), timeout=30))
-        until(lambda: "ready to serve" in served.log)  # while it starts, `jina flow` does not hear the signal
-        served.process.send_signal(signal.SIGINT)
-        assert served.process.wait(60) == 0
+@pytest.fixture(scope="module")
+def behind_ours(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """A Flow with our gateway."""
+    folder, ports = tmp_path_factory.mktemp("ours"), fronts.ports_for(*PROTOCOLS)
+    (folder / "held.py").write_text(HELD)
+    with fronts.serving(folder, ports, fronts.flow(folder, ports, OURS, OPTIONS)) as served:
+        return Ended(served, signal.SIGINT, no_request)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The executor by itself."""
+    folder, ports = tmp_path_factory.mktemp("alone"), fronts.ports_for("grpc", "http")
+    (folder / "held.py").write_text(HELD)
+    served_by = ["--protocol", *ports, "--port", *map(str, ports.values()), "--host", "127.0.0.1", "--native"]
+    settings = ["--workspace", str(folder / "workspace"), "--uses-with", json.dumps(OPTIONS)]
+    command = [sys.executable, "-m", "jina", "executor", "--uses", str(ROOT / "config.yml"), *served_by, *settings]
+    with fronts.serving(folder, ports, command) as served:
+        return Ended(served, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_behind_our_gateway_what_is_under_way_is_answered(behind_ours: Ended, protocol: str) -> None:
+    assert protocol in behind_ours.answered, behind_ours.errors[-2000:]
+
+
+def test_our_gateway_ends_also_after_a_call_that_was_no_request(behind_ours: Ended) -> None:
+    assert behind_ours.exit_code == 0
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_by_the_executor_alone_what_is_under_way_is_answered(protocol: str, tmp_path: Path) -> None:
-    ports = fronts.ports_for("grpc", "http")
-    served_by = ["--protocol", *ports, "--port", *map(str, ports.values()), "--host", "127.0.0.1", "--native"]
-    settings = ["--workspace", str(tmp_path / "workspace"), "--uses-with", json.dumps(OPTIONS)]
-    command = [sys.executable, "-m", "jina", "executor", "--uses", str(ROOT / "config.yml"), *served_by, *settings]
-    check(tmp_path, command, protocol, ports, signal.SIGTERM)
+def test_by_the_executor_alone_what_is_under_way_is_answered(alone: Ended, protocol: str) -> None:
+    assert protocol in alone.answered, alone.errors[-2000:]
+
+
+def test_the_executor_alone_ends_with_exit_code_0(alone: Ended) -> None:
+    assert alone.exit_code == 0

@@ -1,5 +1,6 @@
 """SIGTERM to the service: what was answered is safe, no process is left, and the next start goes on from there."""
 
+import os
 import signal
 import threading
 import time
@@ -37,6 +38,8 @@ class Ending:
         assert service.process is not None
         main = psutil.Process(service.process.pid)
         self._processes = [main, *main.children(recursive=True)]
+        (trainer,) = service.trainers()
+        self.policies = {os.sched_getscheduler(thread.id) for thread in trainer.threads()}
         self.acknowledged: list[str] = []
         caller = threading.Thread(target=self._fit)
         caller.start()
@@ -73,7 +76,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ending]:
     folder = tmp_path_factory.mktemp("ending")
     # Jina's own gateway now and then waits for ever for a call that it has cut off itself.
     gateway = "executor.gateway.FinetunerGateway"
-    service = Service(folder / "workspace", folder / "cwd", gateway=gateway, receive_timeout=1000.0)
+    options = {"receive_timeout": 1000.0, "trainer_yields": True}
+    service = Service(folder / "workspace", folder / "cwd", gateway=gateway, **options)
     try:
         yield Ending(service)
     finally:
@@ -84,6 +88,10 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ending]:
 def restarted(ended: Ending) -> Ending:
     ended.start_again()
     return ended
+
+
+def test_every_thread_of_a_trainer_yields_to_other_processes(ended: Ending) -> None:
+    assert ended.policies == {os.SCHED_IDLE}  # where that is off: test_cancel.py
 
 
 def test_it_ends_with_exit_code_0_and_leaves_no_process(ended: Ending) -> None:

@@ -87,6 +87,13 @@ def test_an_unknown_parameter_is_a_400_with_the_sentence(address):
     assert answer.json()["detail"].startswith("/fit has no parameter 'epoch'; it accepts: kind, base, epochs,")
 
 
+@pytest.mark.parametrize("parameters", [{"epochs": "three"}, {}], ids=["ill-typed", "nothing to start"])
+def test_what_else_a_caller_may_get_wrong_is_a_400(address, parameters):
+    answer = post(address, "/fit", **parameters)
+    assert answer.status_code == 400
+    assert answer.json().keys() == {"detail"}
+
+
 @pytest.mark.parametrize("endpoint", ["/status", "/cancel", "/promote", "/evaluate"])
 def test_an_unknown_run_is_a_404(address, endpoint):
     answer = post(address, endpoint, run="nowhere")
@@ -159,3 +166,13 @@ def test_watch_streams_events(address):
 def test_jinas_own_gateway_answers_500_with_exactly_the_sentence(stock, endpoint, parameters, detail):
     answer = post(stock, endpoint, **parameters)
     assert (answer.status_code, answer.json()) == (500, {"detail": detail})
+
+
+def test_what_jinas_own_gateway_cannot_encode_is_refused_without_a_traceback(stock):
+    deep = '{"data": [{"uri": "x", "tags": {"a": ' + '{"a": ' * 400 + "1" + "}" * 400 + "}}]}"
+    not_a_number = '{"data": [], "parameters": {"learning_rate": NaN}}'
+    headers = {"Content-Type": "application/json"}
+    for body in (deep, not_a_number):
+        answer = requests.post(f"{stock}/fit", body, headers=headers, timeout=60)
+        assert (answer.status_code, answer.text) == (500, "Internal Server Error")
+        assert post(stock, "/status").status_code == 200

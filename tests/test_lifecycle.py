@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import requests
 from docarray import DocList
 from jina import Client
 
@@ -35,26 +34,19 @@ def documents(count: int) -> DocumentArray:
     )
 
 
-def trainer_of(service: Service) -> psutil.Process:
-    """The one trainer process of a service."""
-    assert service.process is not None
-    children = psutil.Process(service.process.pid).children(recursive=True)
-    (trainer,) = (child for child in children if "train" in child.cmdline())
-    return trainer
-
-
 def train_for_ever(service: Service, run: str) -> psutil.Process:
     """Start a run that would take days, wait until it makes steps, and return its trainer."""
     service.post("/fit", documents(12), returns=RunStatus, run=run, total=12, epochs=FOREVER)
     service.wait(run, until=lambda status: status.step > 0)
-    return trainer_of(service)
+    (trainer,) = service.trainers()
+    return trainer
 
 
 def train_half(service: Service, run: str) -> psutil.Process:
     """Start a run and return its trainer, halted between the first step and the last."""
     service.post("/fit", documents(12), returns=RunStatus, run=run, total=12, epochs=SOME)
     service.wait(run, until=lambda status: status.step > 0)
-    trainer = trainer_of(service)
+    (trainer,) = service.trainers()
     trainer.suspend()
     return trainer
 
@@ -102,6 +94,8 @@ class Lives:
         service.post("/fit", documents(12), returns=RunStatus, run="served", total=12, epochs=1)
         self.served = service.wait("served")
         self.embedding = service.post("/embed", documents(1), returns=Document)[0].embedding
+        service.post("/fit", documents(3), returns=RunStatus, run="half-deleted", total=12)
+        service.cancel("half-deleted")
         trainer = train_half(service, "interrupted")
         self.acknowledged = service.post("/fit", documents(5), returns=RunStatus, run="receiving", total=6)[0]
         for process in everything_but(trainer, service):
@@ -110,6 +104,11 @@ class Lives:
         trainer.resume()
         self.trainer_is_gone = gone(trainer)
         self.trainer_had_finished = (service.run_folder("interrupted") / "model").exists()
+        self.half_deleted = service.run_folder("half-deleted")
+        self.deleted = self.half_deleted.parents[1] / "deleted"
+        self.deleted.mkdir(exist_ok=True)
+        self.half_deleted.rename(self.deleted / "1-half-deleted")  # as if it had been killed before its commit
+        (self.deleted / "77-over").mkdir()  # and after the one of another
 
     def live_again(self) -> None:
         service = self.service.start()
@@ -174,9 +173,15 @@ def test_the_trainer_dies_by_itself_when_its_service_gets_sigkill(killed: Lives)
 
 
 def test_a_service_started_again_shows_the_earlier_runs(restarted: Lives) -> None:
-    assert [status.run for status in restarted.statuses] == ["receiving", "interrupted", "served"]
+    assert [status.run for status in restarted.statuses] == ["receiving", "interrupted", "half-deleted", "served"]
     assert restarted.statuses[-1].ended_at == restarted.served.ended_at
     assert restarted.statuses[-1].history == restarted.served.history
+
+
+def test_a_service_started_again_finishes_what_the_killed_one_was_deleting(restarted: Lives) -> None:
+    assert restarted.service.status("half-deleted").state == "cancelled"
+    assert restarted.half_deleted.is_dir()
+    assert not list(restarted.deleted.iterdir())
 
 
 def test_a_service_started_again_serves_the_promoted_model(restarted: Lives) -> None:
@@ -292,32 +297,3 @@ def test_jina_executor_serves_grpc_by_default(tmp_path: Path) -> None:
         (status,) = over_grpc(port, "/fit", documents(3), run="first")
         assert (status.state, status.train_documents) == ("receiving", 3)
         assert over_grpc(port, "/cancel", None, run="first")[0].state == "cancelled"
-
-
-def test_jina_executor_over_http_answers_a_callers_mistake_with_its_own_4xx(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    address = f"http://127.0.0.1:{port}"
-
-    def post(endpoint: str, **parameters: object) -> requests.Response:
-        return requests.post(f"{address}{endpoint}", json={"data": [], "parameters": parameters}, timeout=30)
-
-    command = executor_command(port, tmp_path / "workspace", "--protocol", "http")
-    with process(command, tmp_path, lambda: post("/status")):
-        assert (post("/status").status_code, post("/status").json()["data"]) == (200, [])
-        answers = {
-            "unknown parameter": post("/status", name="x"),
-            "ill-typed parameter": post("/fit", epochs="three"),
-            "nothing to start": post("/fit"),
-            "unknown run": post("/status", run="nobody"),
-            "unknown version": post("/embed", model="nobody"),
-        }
-        statuses = {name: answer.status_code for name, answer in answers.items()}
-        assert statuses == {
-            "unknown parameter": 400,
-            "ill-typed parameter": 400,
-            "nothing to start": 400,
-            "unknown run": 404,
-            "unknown version": 404,
-        }
-        assert answers["unknown run"].json().keys() == {"detail"}
-        assert answers["unknown run"].json()["detail"].startswith("There is no run 'nobody'")
