@@ -92,7 +92,7 @@ def how_ended(served: Served, status: RunStatus | None) -> Ended:
     """Return the state, the SHA-256 of the weights and the history of a run."""
     if status is None:
         return Ended("not ended", "", {})
-    weights = find_workspace(served.workspace).model(status.run) / "weights.safetensors"
+    weights = find_workspace(served.workspace).model_folder(status.run) / "weights.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else ""
     return Ended(status.state, digest, status.history)
 
@@ -102,7 +102,7 @@ def how_ended(served: Served, status: RunStatus | None) -> Ended:
 
 def lost_and_doubled(served: Served, run: str, recipe: Recipe, ledger: Ledger) -> tuple[int, int]:
     """Count the acknowledged documents of a run that are missing, and the documents that are there twice."""
-    place = find_workspace(served.workspace).spool(run)
+    place = find_workspace(served.workspace).spool_file(run)
     stored: list[str] = []
     for split in ("train", "eval"):
         with DocumentArrayMemmap(place, split=split) as docs:

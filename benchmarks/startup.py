@@ -32,6 +32,7 @@ def main() -> None:
     """Measure and print."""
     arguments = options(__doc__).parse_args()
     services, documents = (1, 64) if arguments.quick or arguments.tiny else (3, 256)
+    settle = 1.0 if arguments.tiny else SETTLE_SECONDS
     print_machine()
     seconds: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
@@ -40,7 +41,7 @@ def main() -> None:
                 folder = Path(name) / f"{number}-{standby}"
                 folder.mkdir()
                 with Served("ours", folder, input_size=SIZE, standby_seconds=standby) as served:
-                    first, second = first_steps(served, documents, SETTLE_SECONDS)
+                    first, second = first_steps(served, documents, settle)
                 seconds["first run"].append(first)
                 seconds["second run" if standby else "second run, no trainer waits"].append(second)
     first = median(seconds["first run"])

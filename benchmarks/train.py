@@ -46,6 +46,7 @@ from benchmarks.common import (
 )
 from executor.compute.ranks import ALONE
 from executor.documents import Document
+from executor.evaluation.eval_set import Measured
 from executor.loading.augmentation import default_augmentation
 from executor.loading.samplers import ClassSampler
 from executor.models.building import build_model
@@ -77,9 +78,9 @@ class TimedTrainer(Trainer):
         self._between = between
         self._began = time.perf_counter()
 
-    def _make_steps(self, *arguments: Any) -> dict[str, list[float]]:
+    def begin(self, before: Measured | None, steps: int) -> None:
         self.decoded = time.perf_counter() - self._began
-        return super()._make_steps(*arguments)
+        super().begin(before, steps)
 
     def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
         super()._save(state, epoch_ended)

@@ -35,10 +35,10 @@ from benchmarks.train import BATCH, CLASSES
 from executor import embed, load_uri_to_image_blob
 from executor.documents import Document, DocumentArray
 from executor.evaluation.metrics import DECIDING, score_classes
-from executor.lifecycle.processes import SPIN_BRIEFLY
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.saving import load_model, save_model
+from executor.worker.command import SPIN_BRIEFLY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PEERS = {  # environment: program
