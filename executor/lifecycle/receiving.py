@@ -43,9 +43,11 @@ class Receiver:
             for part in (doc, *doc.matches):
                 with_id(part)
         with self._lock:
-            run = self._run_for(docs, parameters)
-            if run.state is not RunState.RECEIVING:
-                return self._repeated(run, docs, parameters)
+            present = self._present_run(parameters)
+            if present is not None and present.state is not RunState.RECEIVING:
+                return self._repeated(present, docs)
+            self._check_room(present, docs)
+            run = present or self._create(docs, parameters)
             self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
@@ -59,7 +61,7 @@ class Receiver:
     def go_on(self) -> None:
         """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before."""
         for run in self._store.in_state(RunState.RECEIVING):
-            if self.counts(run.name)[0]:
+            if self._arrived(run.name):
                 self._deadlines.arrived(run.name, train=True)
 
     def queue_due(self) -> None:
@@ -105,18 +107,17 @@ class Receiver:
 
     # which run ----------------------------------------------------------------------------------------------------
 
-    def _run_for(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
-        if parameters.run is not None and self._store.exists(parameters.run):
-            return self._store.get(parameters.run)
+    def _present_run(self, parameters: FitParameters) -> Run | None:
+        """Return the run that a request is for: the one it names, or the newest that is receiving; None: a new one."""
+        if parameters.run is not None:
+            return self._store.get(parameters.run) if self._store.exists(parameters.run) else None
         receiving = self._store.in_state(RunState.RECEIVING)
-        if parameters.run is None and receiving:
-            return receiving[-1]
+        return receiving[-1] if receiving else None
+
+    def _create(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
         if not docs:
             what = f"Run {parameters.run!r} has no documents" if parameters.run else "No run is receiving documents"
             raise BadRequest(f"{what}, so there is nothing to start; post labelled documents to /fit first.")
-        return self._create(parameters)
-
-    def _create(self, parameters: FitParameters) -> Run:
         open_runs = len(self._store.in_state(RunState.RECEIVING, RunState.QUEUED, RunState.TRAINING))
         if open_runs >= self._options.max_open_runs:
             raise LimitExceeded(
@@ -171,12 +172,10 @@ class Receiver:
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
             self._store.set_options(run.name, options, configuration)
 
-    def _repeated(self, run: Run, docs: Sequence[Document], parameters: FitParameters) -> str:
+    def _repeated(self, run: Run, docs: Sequence[Document]) -> str:
         """Accept a repeated request, which changes nothing. Raises: Conflict: new documents come too late."""
-        known = self._spool(run.name, "train").known_ids([doc.id for doc in docs])
-        known |= self._store.quarantined(run.name)
+        late = self._new_ids(run, docs)
         self._drop_spool(run.name)
-        late = [doc for doc in docs if doc.id not in known]
         if late or (not docs and run.state.ended):
             raise Conflict(
                 f"Run {run.name!r} is {run.state.value} and takes no more documents; "
@@ -186,13 +185,24 @@ class Receiver:
 
     # the documents ------------------------------------------------------------------------------------------------
 
+    def _check_room(self, run: Run | None, docs: Sequence[Document]) -> None:
+        """Raise LimitExceeded if a run would have too many documents; `run` None: a new one. Repeated ones are free."""
+        limit = self._options.max_documents_per_run
+        stored = sum(self.counts(run.name)) if run is not None else 0
+        if stored + len(docs) <= limit or (run is not None and stored + len(self._new_ids(run, docs)) <= limit):
+            return
+        what = f"Run {run.name!r} has {stored} documents" if run is not None else f"A new run was sent {len(docs)}"
+        advice = "start it" if run is not None else "send fewer"
+        raise LimitExceeded(
+            f"{what} and max_documents_per_run is {limit}; {advice}, or raise that option of the executor."
+        )
+
+    def _new_ids(self, run: Run, docs: Sequence[Document]) -> set[str]:
+        """The ids that no earlier request has sent to the run."""
+        ids = {str(doc.id) for doc in docs}
+        return ids - self._spool(run.name, "train").known_ids(ids) - self._store.quarantined(run.name)
+
     def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
-        stored = sum(self.counts(run.name))
-        if stored + len(docs) > self._options.max_documents_per_run:
-            raise LimitExceeded(
-                f"Run {run.name!r} has {stored} documents and max_documents_per_run is "
-                f"{self._options.max_documents_per_run}; start it, or raise that option of the executor."
-            )
         fit, problems = [], []
         for doc in docs:
             fault = self._fault(doc, run.options.kind, split)
@@ -234,11 +244,14 @@ class Receiver:
     # when it is complete ------------------------------------------------------------------------------------------
 
     def _maybe_start(self, run: Run, parameters: FitParameters, *, has_docs: bool) -> None:
-        arrived = self.counts(run.name)[0] + self._store.count_problems(run.name, "train", spooled=False)
-        if not has_docs or (run.total is not None and arrived >= run.total):
+        if not has_docs or (run.total is not None and self._arrived(run.name) >= run.total):
             self.queue(run.name)
         elif parameters.start:
             self._deadlines.start_soon(run.name)
+
+    def _arrived(self, name: str) -> int:
+        """How many train documents have arrived, quarantined ones included."""
+        return self.counts(name)[0] + self._store.count_problems(name, "train", spooled=False)
 
     def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
         splits = self._spools.setdefault(name, {})
