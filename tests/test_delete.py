@@ -1,6 +1,9 @@
 """`/delete`: an ended run goes with all its files; a kill meanwhile leaves all of it or nothing."""
 
+import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +92,16 @@ def test_what_an_open_run_starts_from_is_not_deleted(store: RunStore, way: tuple
     assert not store.exists("a")
 
 
+def test_what_is_served_is_not_deleted_until_another_version_is_served(store: RunStore) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    store.promote("a")
+    with pytest.raises(Conflict, match=r"^Run 'a' is the version now served; promote another, or base, before"):
+        store.delete("a")
+    store.promote("base")
+    store.delete("a")
+    assert not store.exists("a")
+
+
 def test_a_deleted_run_leaves_no_row_and_no_file(store: RunStore) -> None:
     make_run(store, "kept", *SUCCEEDED)
     before = files(store.workspace)
@@ -122,6 +135,67 @@ def test_a_run_whose_folder_cannot_be_moved_is_still_there(store: RunStore) -> N
         store.delete("a")
     assert store.exists("a")
     assert store.workspace.model_folder("a").is_dir()
+
+
+def test_a_run_whose_rows_cannot_be_removed_is_still_there_with_its_files(store: RunStore) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    whole = files(store.workspace), store.get("a"), store.events("a")
+    with sqlite3.connect(store.workspace.database) as db:
+        db.execute("CREATE TRIGGER kept BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'not now'); END")
+    with pytest.raises(WorkspaceError, match="not now"):
+        store.delete("a")
+    assert (files(store.workspace), store.get("a"), store.events("a")) == whole
+    with sqlite3.connect(store.workspace.database) as db:
+        db.execute("DROP TRIGGER kept")
+    db.close()
+    store.delete("a")
+    assert files(store.workspace) == []
+
+
+def test_what_a_killed_service_was_deleting_is_undone_where_its_rows_are_left_and_else_finished(
+    store: RunStore,
+) -> None:
+    for name in ("half", "over"):
+        make_run(store, name, *SUCCEEDED)
+    whole = files(store.workspace), store.get("half"), store.events("half")
+    for name in ("half", "over"):
+        store.workspace.discard(name, store.get(name).number)
+    with sqlite3.connect(store.workspace.database) as db:
+        db.execute("DELETE FROM runs WHERE name = 'over'")
+    db.close()
+    reopened = RunStore(store.workspace)
+    reopened.finish_deletes()
+    left = [file for file in whole[0] if "/over/" not in file]
+    assert (files(reopened.workspace), reopened.get("half"), reopened.events("half")) == (left, *whole[1:])
+    assert list(reopened.workspace.discarded()) == []
+    reopened.close()
+
+
+def test_a_file_that_cannot_be_removed_is_left_for_the_next_start_and_the_run_is_gone(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(store, "a", *SUCCEEDED)
+    with monkeypatch.context() as stubborn:
+        stubborn.setattr(shutil, "rmtree", lambda place: os.listdir(place / "nowhere"))
+        store.delete("a")
+    assert "Files of the deleted run a are left until the next start" in caplog.text
+    assert not store.exists("a")
+    assert len(list(store.workspace.discarded())) == 1
+    store.finish_deletes()
+    assert list(store.workspace.discarded()) == []
+
+
+def test_the_room_for_a_delete_is_laid_aside_again_after_it(store: RunStore) -> None:
+    store.finish_deletes()  # as a service does when it starts
+    before = reserve(store)
+    assert before > 0
+    make_run(store, "a", *SUCCEEDED)
+    store.delete("a")
+    assert reserve(store) == before
+
+
+def reserve(store: RunStore) -> int:
+    return (store.workspace.root / "reserve").stat().st_size
 
 
 # Everything that a delete does to the disk passes an audit hook or is a statement: it dies at the one of this number.

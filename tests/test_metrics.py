@@ -269,8 +269,35 @@ def test_labels_that_do_not_fit_the_embeddings_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda good, bad: score_sessions(bad, good, [0] * 4, [1, -1, 1, -1]), "1 of 4 embeddings in roots"),
+        (lambda good, bad: score_sessions(good, bad, [0] * 4, [1, -1, 1, -1]), "1 of 4 embeddings in matches"),
+        (lambda good, bad: score_instances(bad, good), "1 of 4 embeddings in first"),
+        (lambda good, bad: score_instances(good, bad), "1 of 4 embeddings in second"),
+        (lambda good, bad: score_instances(good, good[:3]), "There are 3 second views for 4 embeddings"),
+        (lambda good, bad: score_instances(good, good[:, :1]), r"first and second have different dimensions: \[1, 2\]"),
+        (lambda good, bad: score_sessions(good[:, :1], good, [0] * 4, [1] * 4), "roots and matches have different"),
+        (lambda good, bad: score_classes(good[0], [0, 0]), r"embeddings has shape \(2,\); it must be \(N, D\)"),
+    ],
+)
+def test_embeddings_that_do_not_fit_are_refused_with_what_they_are(score, message):
+    good = at_degrees(0, 10, 20, 30)
+    bad = good.copy()
+    bad[2, 1] = np.nan
+    with pytest.raises(ValueError, match=message):
+        score(good, bad)
+
+
+@pytest.mark.parametrize(
     ("sessions", "labels", "message"),
-    [([0, 0], [1, 0], "label other than"), ([0, 1], [1, -1], "outside 0 to 0"), ([0], [1, -1], "1 sessions for 2")],
+    [
+        ([0, 0], [1, 0], "label other than"),
+        ([0, 1], [1, -1], "outside 0 to 0"),
+        ([0], [1, -1], "1 sessions for 2"),
+        ([0, 0], [1], "1 labels for 2"),
+        ([0, -1], [1, -1], "outside 0 to 0"),
+    ],
 )
 def test_sessions_that_do_not_fit_are_refused(sessions, labels, message):
     with pytest.raises(ValueError, match=message):
@@ -305,6 +332,7 @@ def test_the_interval_is_the_same_for_the_same_seed_whatever_the_chunks(monkeypa
     monkeypatch.setattr(intervals, "_CHUNK_BYTES", 16 * 50 * 7)
     assert scores.interval("mrr", seed=3) == before
     assert scores.interval("mrr", seed=4) != before
+    assert scores.interval("mrr", seed=3, resamples=50) != before
 
 
 def test_the_interval_of_one_query_is_its_value():
@@ -312,7 +340,7 @@ def test_the_interval_of_one_query_is_its_value():
 
 
 def test_the_interval_of_no_query_is_refused():
-    with pytest.raises(ValueError, match="No query was scored"):
+    with pytest.raises(ValueError, match=r"^No query was scored, so there is nothing to take an interval of"):
         scored(np.array([])).interval("mrr")
 
 

@@ -158,6 +158,16 @@ def test_an_unknown_run_is_refused_with_those_there_are(store):
         store.advance("x", QUEUED)
 
 
+@pytest.mark.parametrize(("runs", "end"), [(10, "run-2, run-1."), (11, "run-3, run-2, …")])
+def test_no_more_than_ten_runs_are_named_to_whoever_asks_for_another(store, runs, end):
+    for _ in range(runs):
+        store.create()
+    with pytest.raises(UnknownRun) as refused:
+        store.get("x")
+    assert str(refused.value).rstrip(".").endswith(end.rstrip("."))
+    assert str(refused.value).count("run-") == 10
+
+
 def test_a_run_keeps_its_options_and_its_configuration(store):
     options = TrainingOptions(epochs=3, freeze=["x"], loss_options={"margin": 0.5})
     configuration = Configuration(
