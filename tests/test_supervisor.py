@@ -25,6 +25,7 @@ from executor.store.run import Progress, Run, RunState, TrainerExit
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
+pytestmark = pytest.mark.process
 RECEIVING, QUEUED, TRAINING, SUCCEEDED, FAILED, CANCELLED = RunState
 FOR_EVER = "exec sleep 600"
 MODEL = "mkdir model"
