@@ -131,7 +131,7 @@ def documents(count: int, prefix: str = "d") -> DocumentArray:
     )
 
 
-OPTIONS = {"batch_size": 7, "epochs": 2, "promote": "always", "precision": "fp32"}
+OPTIONS = {"batch_size": 7, "epochs": 5, "promote": "always", "precision": "fp32"}
 
 
 @pytest.fixture
@@ -172,32 +172,51 @@ def killed_at_first_step(workshop: Workshop, run: str, rank: int) -> list[psutil
     return processes
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """A workspace in which the run `undisturbed` has ended."""
+    made = Workshop(tmp_path_factory.mktemp("shared"), devices=["cpu", "cpu"], fit_defaults=OPTIONS)
+    queue(made, "undisturbed")
+    with made.supervised():
+        made.wait("undisturbed")
+    yield made
+    made.close()
+
+
+def trained_alike(workshop: Workshop, run: str) -> bool:
+    """Return whether a run has the weights of `undisturbed`."""
+    same = weights(workshop, "undisturbed")
+    return all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, run).items())
+
+
 @pytest.mark.process
-def test_a_run_on_two_devices_succeeds_and_reports_as_one(workshop: Workshop) -> None:
-    queue(workshop, "two")
-    with workshop.supervised():
-        run = workshop.wait("two")
-    assert run.state is RunState.SUCCEEDED, workshop.log("two")
-    progress = workshop.store.progress("two")
-    assert len(progress.history["loss"]) == 2
+def test_a_run_on_two_devices_succeeds_and_reports_as_one(shared: Workshop) -> None:
+    assert shared.store.get("undisturbed").state is RunState.SUCCEEDED, shared.log("undisturbed")
+    progress = shared.store.progress("undisturbed")
+    assert len(progress.history["loss"]) == OPTIONS["epochs"]
     assert progress.step == progress.steps
     assert {"base/mean_average_precision_at_r", "tuned/mean_average_precision_at_r"} <= progress.metrics.keys()
-    assert (workshop.store.workspace.run_folder("two") / "report.html").exists()
+    assert (shared.store.workspace.run_folder("undisturbed") / "report.html").exists()
 
 
 @pytest.mark.process
-def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_same_weights(workshop: Workshop) -> None:
-    queue(workshop, "undisturbed", epochs=5)
-    queue(workshop, "disturbed", epochs=5)
-    with workshop.supervised():
-        workshop.wait("undisturbed")
-        processes = killed_at_first_step(workshop, "disturbed", rank=1)
-        run = workshop.wait("disturbed")
+def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_same_weights(shared: Workshop) -> None:
+    queue(shared, "disturbed")
+    with shared.supervised():
+        processes = killed_at_first_step(shared, "disturbed", rank=1)
+        run = shared.wait("disturbed")
         assert all_gone(processes)
-    assert (run.state, run.attempts) == (RunState.SUCCEEDED, 2), workshop.log("disturbed")
-    assert "was killed by signal 9" in workshop.events("disturbed", "resumed")[0]
-    same = weights(workshop, "undisturbed")
-    assert all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, "disturbed").items())
+    assert (run.state, run.attempts) == (RunState.SUCCEEDED, 2), shared.log("disturbed")
+    assert "was killed by signal 9" in shared.events("disturbed", "resumed")[0]
+    assert trained_alike(shared, "disturbed")
+
+
+@pytest.mark.process
+def test_torchrun_trains_a_run_by_hand_as_the_service_does(shared: Workshop) -> None:
+    queue(shared, "hand")
+    done = shared.train("hand", *torchrun("-m"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert trained_alike(shared, "hand")
 
 
 @pytest.mark.process
@@ -243,18 +262,6 @@ def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_
     assert run.state is RunState.FAILED
     assert run.error == "Document 'd1': preprocess_fn raised ValueError: it has faded"
     faded.close()
-
-
-@pytest.mark.process
-def test_torchrun_trains_a_run_by_hand_as_the_service_does(workshop: Workshop, tmp_path: Path) -> None:
-    queue(workshop, "service")
-    with workshop.supervised():
-        workshop.wait("service")
-    queue(workshop, "hand")
-    done = workshop.train("hand", *torchrun("-m"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    same = weights(workshop, "service")
-    assert all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, "hand").items())
 
 
 if __name__ == "__main__":

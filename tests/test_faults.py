@@ -1,4 +1,4 @@
-"""What survives SIGKILL, in small: `benchmarks/faults.py` with ten kills. And what it leaves behind: nothing."""
+"""What survives SIGKILL, in small: `benchmarks/faults.py` with six kills. And what it leaves behind: nothing."""
 
 import os
 import re
@@ -18,13 +18,16 @@ from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = 10
+KILLS = 6
+# By which the kills come at moments of many kinds, and the program waits for the clock as little as it ever does.
+SEED = 2
+SOON = 4  # by which the first kill comes at once
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
+def start(folder: Path, seed: int) -> "subprocess.Popen[str]":
     """The program, whose temporary files lie in `folder`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faults", "--tiny", "--kills", str(KILLS)],
+        [sys.executable, "-m", "benchmarks.faults", "--tiny", "--kills", str(KILLS), "--seed", str(seed)],
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
@@ -53,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def printed(folder: Path) -> str:
     """What the program says of its kills."""
-    process = start(folder)
+    process = start(folder, SEED)
     try:
         output, _ = process.communicate(timeout=800)
     finally:
@@ -70,7 +73,7 @@ def count(printed: str, what: str) -> int:
 
 @pytest.mark.process
 @pytest.mark.alone
-@pytest.mark.timeout(900)  # ten starts of a trainer or a service, on whatever machine
+@pytest.mark.timeout(900)  # many starts of a trainer or a service, on whatever machine
 @pytest.mark.parametrize(
     "what",
     [
@@ -80,7 +83,7 @@ def count(printed: str, what: str) -> int:
         "requests that failed while the service was up",
     ],
 )
-def test_ten_kills_do_no_harm(printed: str, what: str) -> None:
+def test_kills_do_no_harm(printed: str, what: str) -> None:
     assert count(printed, what) == 0, printed[-6000:]
 
 
@@ -106,7 +109,7 @@ def test_the_program_ends_all_processes_that_it_started(printed: str, folder: Pa
 @pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_an_interrupted_program_ends_all_processes_that_it_started(tmp_path: Path) -> None:
-    process = start(tmp_path)
+    process = start(tmp_path, SOON)
     assert process.stdout is not None
     try:
         assert any("kill 1:" in line for line in process.stdout)
