@@ -1,10 +1,12 @@
 """How good a model is, and whether another one is better.
 
-metrics.py    retrieval metrics of embeddings
-eval_set.py   a frozen set that one model after another is measured on
-hold_out.py   which train documents are held out where no eval documents were given
-intervals.py  how sure a mean over queries is, where queries rise and fall together
-proof.py      the interval of a difference, and the verdict
+metrics.py       retrieval metrics of embeddings
+eval_set.py      a frozen set that one model after another is measured on
+hold_out.py      which train documents are held out where no eval documents were given
+fingerprints.py  which images look alike, by what is kept of each
+copies.py        which of them are copies of one another
+intervals.py     how sure a mean over queries is, where queries rise and fall together
+proof.py         the interval of a difference, and the verdict
 
 May import loading and what lies below it.
 """
