@@ -18,7 +18,7 @@ from .fingerprints import WINDOWS, Fingerprint, near_duplicates, squashed
 
 _SIDE = 64  # pixels at which pairs are aligned
 _ITERATIONS = 6  # of the alignment; copies need 4
-_TILT = 0.01  # most rotation or shear of a copy, pixels a pixel
+_TILT = 0.007  # most rotation or shear of a copy, pixels a pixel
 _SMALLEST = 0.87  # least of each side of its original that a copy shows
 _BEYOND = 0.01  # most that a copy shows beyond the borders of its original, of a side
 _DETAIL = 0.95  # least correlation of the fine detail
