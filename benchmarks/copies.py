@@ -4,9 +4,9 @@
 
 FOLDER has images in one subfolder a label; without it photographs are made by program. Copies of a random sample are
 planted, one kind at a time, and looked for among all images and them, at several sizes: squashed to squares, as a model
-sees them, and as they are. The thresholds of `executor.evaluation.copies` were chosen on the labels with even numbers
-and confirmed on the others; both are measured. A reported pair is false if the two do not come from the same file: all
-such pairs are listed, to be looked at.
+sees them, and as they are. The labels with even numbers and those with odd ones are measured apart: thresholds can be
+chosen on the first and confirmed on the others. A reported pair is false if the two do not come from the same file: the
+originals that are joined so are listed, to be looked at.
 
 Its peer is the perceptual hash, as imagehash 4.3.2 computes it, of an image and of its mirror image; all pairs are
 compared. The hard cases are images that are none of them copies. For the warning of nearly the same pictures: the share
@@ -130,7 +130,7 @@ def measure_copies(
     rows = [(kind, *(interval(*each) for each in counts), peer[kind]) for kind, counts in found.items()]
     print_table(columns, rows)
     print("Reported pairs:\n")
-    print_table(("size", "pairs", "false", "precision", "originals that false pairs join"), precision)
+    print_table(("size", "pairs", "false", "precision", "originals joined"), precision)
     print(f"The peer's precision: {peer['precision']}\n")
     return min(hits / total for kind, counts in found.items() if "beyond" not in kind for hits, total in counts)
 
@@ -270,7 +270,7 @@ def main() -> None:
         labels, names = [str(number % 4) for number in range(len(images))], list(map(str, range(len(images))))
     every = sorted(set(labels))
     lowest = []
-    for part, title in enumerate(("labels that the thresholds were chosen on", "labels that they were confirmed on")):
+    for part, title in enumerate(("even labels", "odd labels")):
         chosen = [number for number, label in enumerate(labels) if every.index(label) % 2 == part]
         pictures, called = [images[number] for number in chosen], [names[number] for number in chosen]
         lowest.append(measure_copies(title.capitalize(), pictures, called, sizes, seeds, of))
