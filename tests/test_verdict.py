@@ -14,10 +14,10 @@ def scored(*values: float, first: int = 0) -> Scores:
     return Scores(per_query, skipped=0, query_index=np.arange(first, first + len(values)))
 
 
-BASE = scored(*[0.5] * 8)
-BETTER_IN_ALL = scored(*[0.75] * 8)
-BETTER_IN_THE_MEAN = scored(*[0.25] * 3, *[0.75] * 5)  # 0.5625: too few queries to prove it
-WORSE = scored(*[0.25] * 8)
+BASE = scored(*[0.5] * 24)
+BETTER_IN_ALL = scored(*[0.75] * 24)
+BETTER_IN_THE_MEAN = scored(*[0.25] * 11, *[0.75] * 13)  # 0.521: too little to prove it
+WORSE = scored(*[0.25] * 24)
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_better_is_what_is_proven_or_what_has_the_higher_mean(tuned: Scores, by_
 @pytest.mark.parametrize(
     ("tuned", "by", "words"),
     [
-        (BETTER_IN_ALL, "interval", "0.750 on 8 queries: +0.250, 95 % interval +0.250 to +0.250, which is better."),
-        (BETTER_IN_ALL, "mean", "0.750 on 8 queries: +0.250, 95 % interval +0.250 to +0.250, which is better."),
+        (BETTER_IN_ALL, "interval", "0.750 on 24 queries: +0.250, 95 % interval +0.250 to +0.250, which is better."),
+        (BETTER_IN_ALL, "mean", "0.750 on 24 queries: +0.250, 95 % interval +0.250 to +0.250, which is better."),
         (
             WORSE,
             "interval",
-            "0.250 on 8 queries: -0.250, 95 % interval -0.250 to -0.250, which does not prove it better.",
+            "0.250 on 24 queries: -0.250, 95 % interval -0.250 to -0.250, which does not prove it better.",
         ),
-        (WORSE, "mean", "0.250 on 8 queries: -0.250, 95 % interval -0.250 to -0.250, not better."),
+        (WORSE, "mean", "0.250 on 24 queries: -0.250, 95 % interval -0.250 to -0.250, not better."),
     ],
 )
 def test_the_verdict_says_what_was_measured_and_what_follows(tuned: Scores, by: str, words: str) -> None:
@@ -59,18 +59,42 @@ def test_the_difference_is_of_the_metric_that_is_named() -> None:
 
 def test_the_difference_of_different_queries_is_refused_though_they_are_as_many() -> None:
     with pytest.raises(ValueError, match=r"^The two scores are of different queries; score both models"):
-        paired_difference(BASE, scored(*[0.5] * 8, first=1))
+        paired_difference(BASE, scored(*[0.5] * 24, first=1))
 
 
-def test_level_resamples_and_seed_of_the_interval_are_those_asked_for() -> None:
-    tuned = scored(*np.random.default_rng(0).uniform(size=8))
+def test_the_level_of_the_interval_is_the_one_asked_for() -> None:
+    tuned = scored(*np.random.default_rng(0).uniform(size=24))
+    mean, low, high = paired_difference(BASE, tuned)
+    _, narrow_low, narrow_high = paired_difference(BASE, tuned, level=0.5)
+    assert low < narrow_low < mean < narrow_high < high
+    assert paired_difference(BASE, tuned, level=0.95) == (mean, low, high)
 
-    def interval(**options: float) -> tuple[float, ...]:
-        return paired_difference(BASE, tuned, **options)[1:]  # type: ignore[arg-type]
 
-    low, high = interval(level=0.95, resamples=1000, seed=0)
-    narrow = interval(level=0.5)
-    assert low < narrow[0] < narrow[1] < high
-    assert interval() == (low, high)
-    assert interval(resamples=50) != (low, high)
-    assert interval(seed=1) != (low, high)
+@pytest.mark.parametrize(
+    ("clusters", "unit", "extent", "caution"),
+    [
+        (None, "query", "24 queries", ""),
+        (np.arange(24) % 20, "class", "24 queries of 20 classes", ""),
+        (np.arange(24) % 19, "class", "24 queries of 19 classes", " Few classes prove little: have 20 or more."),
+        (np.arange(24) % 2, "group", "24 queries of 2 groups", " Few groups prove little: have 20 or more."),
+        (np.zeros(24, int), "session", "24 queries of 1 session", " One session alone proves nothing."),
+    ],
+)
+def test_the_verdict_says_on_how_much_it_rests(
+    clusters: np.ndarray | None, unit: str, extent: str, caution: str
+) -> None:
+    base, tuned = (
+        Scores(dict.fromkeys(METRICS, values), 0, np.arange(24), clusters, unit)
+        for values in (np.full(24, 0.5), np.random.default_rng(0).uniform(size=24))
+    )
+    said = verdict(base, tuned)[1]
+    assert f" on {extent}: " in said
+    assert said.endswith(f"which does not prove it better.{caution}")
+
+
+def test_an_interval_of_differences_lies_within_what_they_can_be() -> None:
+    base, tuned = (
+        Scores(dict.fromkeys(METRICS, np.asarray(values)), 0, np.arange(3))
+        for values in ([0.0, 0.0, 1.0], [1.0, 1.0, 0.0])
+    )
+    assert paired_difference(base, tuned)[1:] == (-1.0, 1.0)
