@@ -292,7 +292,7 @@ def test_embeddings_that_do_not_fit_are_refused_with_what_they_are(score, messag
 @pytest.mark.parametrize(
     ("sessions", "labels", "message"),
     [
-        ([0, 0], [1, 0], "label other than"),
+        ([0, 0], [1, 0], r"^A match has a label other than"),
         ([0, 1], [1, -1], "outside 0 to 0"),
         ([0], [1, -1], "1 sessions for 2"),
         ([0, 0], [1], "1 labels for 2"),

@@ -165,8 +165,12 @@ def test_no_more_runs_are_begun_than_may_be_open(make_desk: Callable[..., Desk])
     desk.post(documents(1), run="queued", total=1)
     desk.post(documents(1), run="training", total=1)
     desk.store.advance("training", RunState.TRAINING)
-    with pytest.raises(LimitExceeded, match="3 runs are open, as many as max_open_runs allows"):
+    with pytest.raises(LimitExceeded) as refused:
         desk.post(documents(1), run="more")
+    assert str(refused.value) == (
+        "3 runs are open, as many as max_open_runs allows; wait for one to end, cancel one, "
+        "or raise that option of the executor."
+    )
     desk.post(documents(1, "e"), run="receiving")  # which is open already
     desk.store.advance("training", RunState.SUCCEEDED)
     assert desk.post(documents(1), run="more").name == "more"
@@ -386,7 +390,9 @@ def test_no_more_documents_are_stored_than_a_run_may_have(make_desk: Callable[..
     desk = make_desk(max_documents_per_run=5)
     desk.post(documents(2), run="a")
     desk.post(documents(2, "e"), run="a", split="eval")
-    with pytest.raises(LimitExceeded, match="Run 'a' has 4 documents and max_documents_per_run is 5"):
+    with pytest.raises(
+        LimitExceeded, match="Run 'a' has 4 documents and max_documents_per_run is 5; start it, or raise"
+    ):
         desk.post(documents(2, "f"), run="a")
     assert desk.receiver.counts("a") == (2, 2)
     desk.post(documents(1, "f"), run="a")
@@ -395,9 +401,14 @@ def test_no_more_documents_are_stored_than_a_run_may_have(make_desk: Callable[..
 
 def test_a_request_with_more_documents_than_a_run_may_have_leaves_no_trace(make_desk: Callable[..., Desk]) -> None:
     desk = make_desk(max_documents_per_run=5)
-    with pytest.raises(LimitExceeded, match="max_documents_per_run is 5"):
+    with pytest.raises(LimitExceeded) as refused:
         desk.post(documents(6), run="a")
+    assert str(refused.value) == (
+        "A new run was sent 6 documents and max_documents_per_run is 5; "
+        "send fewer, or raise that option of the executor."
+    )
     assert desk.store.all() == []
+    assert desk.post(documents(5), run="full").name == "full"
     desk.post(documents(1), run="a")
     before = desk.store.get("a")
     with pytest.raises(LimitExceeded):
@@ -536,7 +547,9 @@ def test_new_documents_for_a_run_that_takes_no_more_are_refused_with_its_state(
     for state in way:
         desk.store.advance("a", state)
     before = desk.store.get("a")
-    with pytest.raises(Conflict, match=f"Run 'a' is {before.state.value} and takes no more documents"):
+    with pytest.raises(
+        Conflict, match=f"Run 'a' is {before.state.value} and takes no more documents; send them to another"
+    ):
         desk.post(documents(2) + documents(1, "late"), run="a")
     assert desk.stored("a") == ["d0", "d1"]
     assert desk.store.get("a") == before

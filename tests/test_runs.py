@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from executor.errors import IllegalTransition, UnknownRun, WorkspaceError
 from executor.parameters import ExecutorOptions, TrainingOptions
@@ -190,6 +191,24 @@ def test_the_base_is_served_until_a_run_is_promoted(store):
     assert store.events("a")[-1][2] == "promoted"
     store.promote("base")
     assert store.promoted() == "base"
+
+
+def test_a_run_whose_trainer_has_told_nothing_has_made_no_step_and_has_no_figures(store):
+    store.create("a")
+    told = vars(store.progress("a"))
+    counts, figures = ("epoch", "epochs", "step", "steps"), ("metrics", "history")
+    assert [told.pop(name) for name in counts] == [0, 0, 0, 0]
+    assert [told.pop(name) for name in figures] == [{}, {}]
+    assert {"phase", "kind", "loss", "images_per_second", "eta_seconds", "better", "error", "device"} <= told.keys()
+    assert all(not value and value != "" for value in told.values())
+
+
+@pytest.mark.parametrize(("devices", "ranks"), [(None, 1), (["cpu"], 1), (["cuda:0", "cuda:1", "cuda:2"], 3)])
+def test_a_run_is_trained_by_a_process_for_each_device(store, devices, ranks):
+    configuration = Configuration(options=ExecutorOptions(devices=devices))
+    assert store.create("a", configuration=configuration).ranks == ranks
+    with pytest.raises(ValidationError, match="frozen"):  # threads share it
+        configuration.directory = "/elsewhere"
 
 
 def test_the_last_progress_is_the_one_that_is_read(store):

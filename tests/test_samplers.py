@@ -138,7 +138,11 @@ def test_a_label_is_met_by_other_labels_in_other_epochs():
         ([8, 8], {"batch_size": 6, "num_items_per_class": 4}, "num_items_per_class is 3 instead of 4"),
         ([3, 3], {"batch_size": 64, "num_items_per_class": 4}, "num_items_per_class is 3 instead of 4"),
         ([8, 2, 1], {"batch_size": 8, "num_items_per_class": 4}, "2 labels have fewer than 4 documents"),
-        ([8, 8, 8], {"batch_size": 32, "num_items_per_class": 4}, "A batch wants 8 labels and there are 3"),
+        (
+            [8, 8, 8],
+            {"batch_size": 32, "num_items_per_class": 4},
+            "A batch wants 8 labels and there are 3; it gets several",
+        ),
     ],
 )
 def test_what_a_class_sampler_adapts_to_it_says_once(sizes, options, note):
@@ -206,8 +210,16 @@ def test_sessions_of_chosen_items_are_found_by_their_numbers():
     assert sorted(sorted(batch.tolist()) for batch in batches) == [[10, 11], [30, 31, 32]]
 
 
+def test_the_documents_of_a_session_keep_their_order():
+    numbers = np.arange(70) % 7
+    for batch in SessionSampler(numbers, batch_size=20).batches(0):
+        for session in np.unique(numbers[batch]):
+            own = batch[numbers[batch] == session]
+            assert own.tolist() == np.flatnonzero(numbers == session).tolist()
+
+
 def test_sessions_larger_than_a_batch_are_said_once():
-    sampler = SessionSampler(np.repeat([0, 1, 2], [9, 3, 8]), batch_size=4)
+    sampler = SessionSampler(np.repeat([0, 1, 2, 3], [9, 3, 8, 4]), batch_size=4)
     sampler.batches(0)
     assert len(sampler.notes) == 1
     assert "2 sessions have more than batch_size=4 documents" in sampler.notes[0]
@@ -230,6 +242,14 @@ def test_every_unlabeled_document_is_in_an_epoch_once_in_batches_of_two_or_more(
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_the_smallest_batch_without_labels_is_of_two_documents(batch_size):
     assert min(len(batch) for batch in InstanceSampler(7, batch_size=batch_size).batches(0)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [(8, 2, [2, 2, 2, 2]), (7, 2, [3, 2, 2]), (8, 8, [8]), (9, 8, [5, 4]), (5, 8, [5])],
+)
+def test_unlabeled_documents_are_in_as_few_and_as_equal_batches_as_can_be(count, batch_size, sizes):
+    assert [len(batch) for batch in InstanceSampler(count, batch_size=batch_size).batches(0)] == sizes
 
 
 def test_one_unlabeled_document_is_refused():

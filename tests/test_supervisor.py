@@ -1,6 +1,7 @@
 """What the supervisor makes of its trainers: here shell commands that end as a trainer might end."""
 
 import functools
+import logging
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from executor.errors import Conflict, UnknownRun
 from executor.lifecycle import supervisor as supervising
 from executor.lifecycle.processes import TrainerProcesses
 from executor.lifecycle.receiving import Receiver
-from executor.lifecycle.supervisor import LOG_LINES, MAX_FRUITLESS_ATTEMPTS, Supervisor, how_it_ended
+from executor.lifecycle.supervisor import LOG_LINES, MAX_FRUITLESS_ATTEMPTS, TICK_SECONDS, Supervisor, how_it_ended
 from executor.parameters import FitParameters, TrainingOptions, parse_executor_options
 from executor.report import contents
 from executor.report.report import load
@@ -46,7 +47,7 @@ class Shells(TrainerProcesses):
         self.workspace = workspace
         self.commands = list(commands)
         self.started: list[tuple[str, subprocess.Popen[bytes]]] = []
-        self.prepared = self.closed = 0
+        self.prepared = self.expired = self.closed = 0
 
     def start(self, run: Run) -> "subprocess.Popen[bytes]":
         command = self.commands.pop(0) if len(self.commands) > 1 else self.commands[0]
@@ -74,21 +75,29 @@ class Shells(TrainerProcesses):
         self.prepared += 1
 
     def expire(self) -> None:
-        """None waits."""
+        self.expired += 1
 
     def close(self) -> None:
         self.closed += 1
 
 
-class House:
-    """A workspace, its receiver, and its supervisor with such trainers."""
+class House(logging.Handler):
+    """A workspace, its receiver, and its supervisor with such trainers; it hears of the errors that are logged."""
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(logging.ERROR)
+        self.errors: list[str] = []
+        self.forgives = 0  # so many errors are part of the test
+        logging.getLogger(supervising.__name__).addHandler(self)
         self.store = RunStore(Workspace(folder))
         self.receiver = Receiver(self.store, parse_executor_options({"receive_timeout": 600}).with_roots())
         self.trainers = Shells(self.store.workspace, FOR_EVER)
         self.promote: Callable[[str], None] = self.store.promote
+        self.wake = threading.Event()
         self.supervisor = self.another()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.errors.append(f"{record.getMessage()}: {record.exc_info and record.exc_info[1]!r}")
 
     def another(self) -> Supervisor:
         """A further supervisor, as of a service that was started again."""
@@ -97,7 +106,7 @@ class House:
             self.receiver,
             self.trainers,
             promote=lambda run: self.promote(run),
-            wake=threading.Event(),
+            wake=self.wake,
         )
 
     @contextmanager
@@ -145,6 +154,7 @@ class House:
         deadline = time.monotonic() + seconds
         while not (found := holds()):
             assert time.monotonic() < deadline, [self.store.events(run.name) for run in self.store.all()]
+            assert len(self.errors) <= self.forgives, self.errors
             time.sleep(0.01)
         return found
 
@@ -155,6 +165,8 @@ class House:
         return [kind for _, _, kind, _ in self.store.events(run)]
 
     def close(self) -> None:
+        logging.getLogger(supervising.__name__).removeHandler(self)
+        super().close()
         self.receiver.close()
         self.store.close()
 
@@ -236,7 +248,7 @@ def test_what_could_not_be_written_down_is_judged_again(house: House) -> None:
             raise OSError("No space left on device")
         house.store.promote(run)
 
-    house.promote = promote
+    house.promote, house.forgives = promote, 1
     house.queue("a", PROVEN)
     with house.tended(f"{MODEL}; exit 0"):
         run = house.wait("a")
@@ -547,6 +559,7 @@ def test_closing_lets_the_trainer_write_its_checkpoint_and_the_run_go_on_in_the_
 
 
 def test_a_trainer_that_will_not_stop_is_killed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0 < supervising.STOP_SECONDS <= 10  # whoever stops a service waits for that
     monkeypatch.setattr(supervising, "STOP_SECONDS", 0.3)
     house.queue("a")
     with house.tended("trap '' TERM; echo ready; while :; do sleep 0.01; done"):
@@ -556,9 +569,17 @@ def test_a_trainer_that_will_not_stop_is_killed(house: House, monkeypatch: pytes
     assert house.trainers.process().returncode == -9
 
 
+def test_a_supervisor_that_has_nothing_to_do_rests_and_ends_waiting_trainers_in_time(house: House) -> None:
+    with house.tended():
+        house.wake.set()
+        time.sleep(1)
+    assert 1 < house.trainers.expired <= 1.5 / TICK_SECONDS
+
+
 def test_closing_ends_a_supervisor_that_has_nothing_to_do(house: House) -> None:
     with house.tended():
         pass
+    assert "supervisor" not in [thread.name for thread in threading.enumerate()]
     assert house.trainers.closed == 1
     assert house.trainers.started == []
 

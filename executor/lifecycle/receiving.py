@@ -191,8 +191,9 @@ class Receiver:
         stored = sum(self.counts(run.name)) if run is not None else 0
         if stored + len(docs) <= limit or (run is not None and stored + len(self._new_ids(run, docs)) <= limit):
             return
-        what = f"Run {run.name!r} has {stored} documents" if run is not None else f"A new run was sent {len(docs)}"
-        advice = "start it" if run is not None else "send fewer"
+        what, advice = f"A new run was sent {len(docs)} documents", "send fewer"
+        if run is not None:
+            what, advice = f"Run {run.name!r} has {stored} documents", "start it"
         raise LimitExceeded(
             f"{what} and max_documents_per_run is {limit}; {advice}, or raise that option of the executor."
         )
