@@ -127,8 +127,7 @@ def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
     """Return milliseconds for the documents of one request, by part."""
     store = RunStore(Workspace(folder / "pieces"))
     executor = ExecutorOptions.model_validate(quiet(folder)).with_roots()
-    ignore = {name: lambda *_: None for name in ("arrived", "start_soon", "options_changed")}
-    receiver = Receiver(store, executor, **ignore)
+    receiver = Receiver(store, executor)
     receiver.receive(DocumentArray(make(1)), FitParameters(run="pieces"))
     spool = DocumentArrayMemmap(folder / "pieces" / "spool.sqlite")
     spent: dict[str, list[float]] = defaultdict(list)

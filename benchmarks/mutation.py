@@ -34,7 +34,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import coverage
 import hypothesis
@@ -68,19 +68,19 @@ class Module:
     functions: frozenset[str] = field(default_factory=frozenset)
 
 
+QUIETLY = ("-m", "not flow and not process")
 RUN_TESTS = (
     "tests/test_runs.py",
     "tests/test_delete.py",
     "tests/test_disk.py::test_a_run_is_deleted_from_a_full_disk_and_its_room_is_free",
-    "-k",
-    "not started_again and not in_the_middle and not processes and not at_once",
+    *QUIETLY,
 )
 RUN_MOVES = (
     *("create", "get", "in_state", "advance", "delete", "finish_deletes", "_check_deletable", "_remove_discarded"),
     *("promoted", "promote", "_append_event"),
 )
 MODULES = {
-    "run": Module("store/run.py", ("tests/test_supervisor.py", *RUN_TESTS)),
+    "run": Module("store/run.py", ("tests/test_supervisor.py", *RUN_TESTS[:-1], "not flow", "-k", "not in_the_middle")),
     "runs": Module(
         "store/runs.py",
         RUN_TESTS,
@@ -88,13 +88,12 @@ MODULES = {
     ),
     "samplers": Module("loading/samplers.py", ("tests/test_samplers.py",)),
     "metrics": Module("evaluation/metrics.py", ("tests/test_metrics.py",)),
-    "proof": Module("evaluation/proof.py", ("tests/test_verdict.py",)),
+    "proof": Module("evaluation/proof.py", ("tests/test_verdict.py", "tests/test_proof_intervals.py")),
+    "intervals": Module("evaluation/intervals.py", ("tests/test_proof_intervals.py", "tests/test_metrics.py")),
     "receiving": Module("lifecycle/receiving.py", ("tests/test_receiving.py",)),
     "deadlines": Module("lifecycle/deadlines.py", ("tests/test_deadlines.py",)),
     "supervisor": Module("lifecycle/supervisor.py", ("tests/test_supervisor.py",)),
-    "spool": Module(
-        "store/spool.py", ("tests/test_memmap.py", "-k", "not takes_no_memory and not processes and not killed_process")
-    ),
+    "spool": Module("store/spool.py", ("tests/test_memmap.py", *QUIETLY)),
 }
 
 
@@ -331,14 +330,7 @@ class Bench:
             del sys.modules[name]
         sys.path[:] = [str(self.folder), *(place for place in sys.path if place not in ("", str(ROOT)))]
         asked = ["-q", "-p", "no:cacheprovider", "--basetemp", str(self.folder / "tmp"), *arguments]
-        os._exit(pytest.main(asked, plugins=[WithoutService(), *([recorder] if recorder else [])]))
-
-
-class WithoutService:
-    """A plugin for pytest that leaves out the tests that need a running service."""
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        items[:] = [item for item in items if "service" not in item.fixturenames]
+        os._exit(pytest.main(asked, plugins=[recorder] if recorder else []))
 
 
 def prepare(imports: Iterable[str]) -> None:

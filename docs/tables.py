@@ -78,6 +78,8 @@ def values(schema: dict[str, Any]) -> str:
     """What a parameter accepts, in words."""
     if "anyOf" in schema:
         return " or ".join(values(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     return TYPES[schema["type"]]

@@ -110,11 +110,11 @@ def served(flow_file: Path) -> Iterator[None]:
 
 
 def fit(client: Client, train: DocumentArray) -> str:
-    """Stream the documents to a new run, which keeps a tenth of them back to prove its model; return its name."""
+    """Stream the documents to a new run, which holds some of them out to prove its model; return its name."""
     statuses = client.post(
         "/fit",
         track(train, f"Sending {len(train)} documents to /fit", console=console),
-        parameters={"total": len(train), "epochs": 6, "val_split": 0.1},
+        parameters={"total": len(train), "epochs": 6},
         return_type=DocList[RunStatus],
     )
     return statuses[0].run
@@ -141,8 +141,7 @@ def compare(client: Client, held_out: DocumentArray, run: str) -> None:
         client.post(
             "/evaluate",
             held_out,
-            parameters={"model": model},
-            request_size=len(held_out),  # each request is scored by itself
+            parameters={"model": model, "total": len(held_out)},  # its requests are scored as one set
             return_type=DocList[Evaluation],
         )[0]
         for model in ("base", run)

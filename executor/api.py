@@ -9,7 +9,7 @@ import torch
 from .compute.device import choose_device
 from .errors import BadRequest, InvalidParameter
 from .evaluation.eval_set import EvalSet
-from .evaluation.hold_out import split_off
+from .evaluation.hold_out import split_documents
 from .evaluation.metrics import DECIDING
 from .images.arrays import looks_channels_first, warn_channels_first
 from .images.reading import load_uri_to_image_blob
@@ -45,8 +45,8 @@ def fit(
     Args:
         model: any module that turns a batch into embeddings (B, D), or into an output like those of transformers.
         train_data: documents (a `DocumentArray`, a `DocumentArrayMemmap` or any sequence), or a dataset of them.
-        eval_data: the same. The model is measured on it before training and after every epoch; the weights of the
-            best epoch are kept.
+        eval_data: the same. The model is measured on it before and after training, and nothing is chosen by it: with
+            enough train documents a tenth of them chooses the best epoch, else the weights of the last epoch are kept.
         preprocess_fn: turns a document into an array; called again for every batch. Without it, `document.content`
             is used. uint8 images (H, W, 3) become (B, 3, H, W) float32, normalised as the model's preprocessing says;
             without one they are scaled to [0, 1]. All other arrays are stacked as float32.
@@ -63,19 +63,26 @@ def fit(
     where = choose_device(ExecutorOptions(device=device))
     loading = preprocess_fn or getattr(train_data, "preprocess_fn", None)
     dataset = _dataset(model, train_data, wanted.kind, preprocess_fn, collate_fn)
-    items, eval_set = np.arange(len(dataset)), None
+    items, eval_set, choose_set = np.arange(len(dataset)), None, None
     prepare_model(model, wanted)
     model.to(where)
     if eval_data is not None:
         others = _dataset(model, eval_data, "auto", preprocess_fn, collate_fn)
         eval_set = EvalSet(others, np.arange(len(others)), device=where)
-    elif wanted.val_split:
-        items, held_out = split_off(dataset, items, wanted.val_split, wanted.seed)
-        eval_set = EvalSet(dataset, held_out, device=where)
+    # Whoever calls `fit` serves nothing by it: documents are held out only if that is asked for.
+    share = 0.0 if eval_data is not None or wanted.val_split == "auto" else wanted.val_split
+    parts = split_documents(dataset, items, share, seed=wanted.seed)
+    if len(parts.proof):
+        eval_set = EvalSet(dataset, parts.proof, device=where)
+    if eval_set is not None and len(parts.choose):
+        items, choose_set = parts.train, EvalSet(dataset, parts.choose, device=where)
+    elif len(parts.proof):
+        items = np.setdiff1d(items, parts.proof)
     task = Task(
         dataset=dataset,
         items=items,
         eval_set=eval_set,
+        choose_set=choose_set,
         same_content=loading in (None, load_uri_to_image_blob),  # not known of other functions
         augment=_augmentation(dataset),
     )

@@ -6,6 +6,7 @@ defaults, because a `default_factory` makes a field required behind the HTTP gat
 
 import reprlib
 import uuid
+import warnings
 from collections.abc import Iterable
 from typing import Any, Dict, List, Optional, Union
 
@@ -21,7 +22,9 @@ from .errors import BadDocument, MissingLabel
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
 ERROR_TAG = "finetuner_error"
+GROUP_TAG = "finetuner_group"  # documents of one group never prove what others of it have taught
 
+_BESIDE = {"label", "labels", "class", "category", "target"}  # where people put a label by mistake
 
 _PLAIN = {str: "text", bytes: "blob", bool: "boolean", int: "integer", float: "float"}
 
@@ -111,8 +114,15 @@ class Document(Match):
     @classmethod
     def _own_matches(cls, values: Any) -> Any:
         """Give each document an empty list of its own: copying the default costs a third of a millisecond."""
-        if isinstance(values, dict) and values.get("matches") is None:
-            return {**values, "matches": DocList[Match]()}
+        if isinstance(values, dict):
+            for name in _BESIDE & values.keys():
+                warnings.warn(
+                    f"A Document has no field {name!r}, so what is given there is lost: a label belongs into "
+                    f"tags[{LABEL_TAG!r}].",
+                    stacklevel=2,
+                )
+            if values.get("matches") is None:
+                return {**values, "matches": DocList[Match]()}
         return values
 
     @field_validator("matches", mode="before")
@@ -159,11 +169,12 @@ class RunStatus(BaseDoc):
         phase: While training: starting, loading, training, evaluating or saving.
         train_documents: Received for training; duplicates and quarantined documents not counted.
         skipped: Quarantined documents; `problems` lists the first 20 of them.
-        metrics: `base/<metric>` before and `tuned/<metric>` after, each in [0, 1].
+        metrics: `base/<metric>`, `served/<metric>` and `tuned/<metric>` on the same documents, each in [0, 1].
         history: One list per measured value, one entry per epoch.
         promoted: Whether this run's model is the one now served.
         model: The version now served: `base` or a run's name.
-        verdict: Why the model was promoted or not, in a sentence.
+        verdict: Why the model was promoted or not, in words.
+        warnings: What a person should know before trusting the model, most important first.
         error: Why the run failed.
         attempts: How often a trainer was started for it.
         disk_bytes: How much disk the run's folder takes: documents, images, checkpoints, model, report. A whole number,
@@ -191,6 +202,7 @@ class RunStatus(BaseDoc):
     promoted: bool = False
     model: str = "base"
     verdict: Optional[str] = None
+    warnings: List[str] = []
     error: Optional[str] = None
     attempts: int = 0
     device: Optional[str] = None

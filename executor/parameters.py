@@ -80,8 +80,19 @@ def _loss_name(value: Any) -> Any:
     return value
 
 
+def _share(value: Any) -> Any:
+    """`auto`, or a number."""
+    if value == "auto":
+        return value
+    share = _number(value)
+    if not 0 <= share < 1:
+        raise ValueError("must be auto, or a number from 0 to below 1")
+    return share
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
 Flag = Annotated[bool, Field(strict=True)]
 RunName = Annotated[str, BeforeValidator(_run_name)]
 NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
@@ -147,14 +158,19 @@ class TrainingOptions(_Parameters):
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
     )
-    val_split: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the train documents to hold out when no eval documents are given"
+    val_split: Share = Field(
+        "auto",
+        description="share of the train documents to hold out for the proof when no eval documents are given; `auto`: "
+        "15 % of labelled documents or sessions, up to a third of few, none of fewer than 40",
     )
     patience: Annotated[Whole, Field(ge=0, le=100_000)] = Field(
-        0, description="stop after so many epochs without a better mAP@R on the eval documents; 0: never"
+        0,
+        description="stop after so many epochs without a better mAP@R on the documents kept to choose by; 0: never",
     )
     promote: Literal["if_better", "always", "never"] = Field(
-        "if_better", description="whether to serve the tuned model when the run has succeeded"
+        "if_better",
+        description="whether to serve the tuned model when the run has succeeded; `if_better`: only if it is proven "
+        "better than the version served then",
     )
     promote_by: Literal["interval", "mean"] = Field(
         "interval",
@@ -240,7 +256,12 @@ class EvaluateParameters(_Parameters):
     """Parameters of `/evaluate`."""
 
     model: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
-    run: RunName | None = Field(None, description="score on this run's eval documents instead of those sent")
+    run: RunName | None = Field(
+        None, description="score on this run's eval documents, or those held out, instead of those sent"
+    )
+    total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
+        None, description="documents in the set, where it arrives in several requests: scored as one when all are there"
+    )
 
 
 class ExecutorOptions(_Parameters):

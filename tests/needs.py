@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-TOOLS = {"du", "mount", "openssl", "umount"}  # programs that are no work of ours, and done at once
+TOOLS = {"du", "mount", "openssl", "umount", "uname"}  # programs that are no work of ours, and done at once
 SERVING = "flow"
 STARTING = ("flow", "process")
 _STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}

@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.timeout(900)  # they start services and trainers, and never mind a busy machine
-@pytest.mark.parametrize("name", ["train", "frozen", "embed", "ingest", "scale", "startup", "proof", "copies"])
+@pytest.mark.parametrize(
+    "name", ["train", "frozen", "embed", "ingest", "scale", "startup", "proof", "copies", "label_errors"]
+)
 def test_a_benchmark_runs_and_ends_with_its_figure(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--tiny"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -124,9 +124,11 @@ def test_every_item_is_in_one_share_and_every_rank_has_something_to_compute(coun
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def documents(count: int, prefix: str = "d") -> DocumentArray:
+def documents(count: int, prefix: str = "d", first_seed: int = 0) -> DocumentArray:
     return DocumentArray(
-        Document(id=f"{prefix}{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+        Document(
+            id=f"{prefix}{number}", blob=coloured(number % 3, first_seed + number), tags={"finetuner_label": number % 3}
+        )
         for number in range(count)
     )
 
@@ -142,7 +144,7 @@ def workshop(tmp_path: Path) -> Iterator[Workshop]:
 
 
 def queue(workshop: Workshop, run: str, **options: object) -> None:
-    workshop.receive(run, documents(10, "e"), split="eval", **options)
+    workshop.receive(run, documents(10, "e", 1000), split="eval", **options)
     workshop.receive(run, documents(20))
     workshop.queue(run)
 

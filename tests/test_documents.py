@@ -217,3 +217,10 @@ def test_the_disk_use_of_a_large_run_can_be_told(disk_bytes):
     (received,) = DocList[RunStatus].from_protobuf(sent.to_protobuf())
     assert received.disk_bytes == disk_bytes
     assert json.loads(received.model_dump_json())["disk_bytes"] == disk_bytes
+
+
+def test_a_label_beside_the_tags_is_warned_of():
+    with pytest.warns(
+        UserWarning, match=r"no field 'label', so what is given there is lost.*tags\['finetuner_label'\]"
+    ):
+        Document(uri="a.jpg", label=3)

@@ -56,7 +56,7 @@ def test_the_pipeline_still_embeds_at_the_endpoint_of_its_own(search, labelled):
 def test_the_pipeline_trains_and_then_refuses_to_mix_the_models(search, labelled):
     docs = labelled(24)
     search.post("/index", docs, return_type=DocumentArray)
-    parameters = {"run": "tuned", "total": len(docs), "epochs": 1, "batch_size": 8}
+    parameters = {"run": "tuned", "total": len(docs), "epochs": 1, "batch_size": 8, "promote": "always"}
     (started,) = search.post("/fit", docs, parameters=parameters, return_type=DocList[RunStatus])
     assert started.train_documents == len(docs)
     while not (

@@ -91,7 +91,7 @@ class Lives:
 
     def live_once(self) -> None:
         service = self.service.start()
-        service.post("/fit", documents(12), returns=RunStatus, run="served", total=12, epochs=1)
+        service.post("/fit", documents(12), returns=RunStatus, run="served", total=12, epochs=1, promote="always")
         self.served = service.wait("served")
         self.embedding = service.post("/embed", documents(1), returns=Document)[0].embedding
         service.post("/fit", documents(3), returns=RunStatus, run="half-deleted", total=12)

@@ -44,7 +44,7 @@ def refusal(model: type[BaseModel] = FitParameters, **values) -> str:
 def test_the_defaults_are_those_of_the_documentation():
     options = fit()
     assert (options.run, options.split, options.total, options.start) == (None, "train", None, False)
-    assert (options.kind, options.base, options.val_split, options.promote) == ("auto", "base", 0.0, "if_better")
+    assert (options.kind, options.base, options.val_split, options.promote) == ("auto", "base", "auto", "if_better")
 
 
 @pytest.mark.parametrize("model", PARAMETERS)

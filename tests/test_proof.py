@@ -123,6 +123,14 @@ def test_the_report_of_a_run_is_returned_as_one_html_page(service: Service, prov
     assert over_http == page
 
 
+def test_the_report_says_what_was_used_and_looks_at_classes_and_labels(service: Service, proven: RunStatus) -> None:
+    page = (service.run_folder("true") / "report.html").read_text()
+    assert "<code>0.001</code><small>asked for: <code>by default" in page
+    assert "<code>proxy_anchor_supcon</code><small>asked for: <code>auto" in page
+    for section in ("Measured against", "Sees images of", "Class by class", "Labels that may be wrong"):
+        assert section in page
+
+
 def test_the_report_of_a_run_without_one_says_what_state_it_is_in(service: Service, run: str) -> None:
     service.post("/fit", patterns(8, 3, "w"), returns=RunStatus, run=run, total=99)
     answer = service.http("/report", run=run)

@@ -1,6 +1,7 @@
 """The report of a run: complete in one file, honest in what it shows, safe with any text."""
 
 import dataclasses
+import json
 import re
 import shutil
 import subprocess
@@ -11,15 +12,20 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
+from executor.documents import Document
 from executor.errors import NotFound, WorkspaceError
 from executor.evaluation.metrics import METRICS, score_classes
 from executor.images.decoding import decode_image
 from executor.images.policy import ImagePolicy
 from executor.images.uris import read_uri
+from executor.report.advice import advise
 from executor.report.charts import Curve
+from executor.report.classes import changes_by_class, confusions
 from executor.report.gallery import choose_queries, make_gallery, rank_sessions
+from executor.report.naming import name_of
 from executor.report.page import render
-from executor.report.report import Neighbour, Query, Report, compare, load
+from executor.report.parts import ClassChange, Interval, LabelErrors, ModelFacts, Neighbour, Query, Suspect
+from executor.report.report import Report, compare, load
 from executor.report.saving import save
 
 HOSTILE = "</title></style><script>alert('x')</script><img src=https://example.com/x.png onerror=\"alert(1)\">&amp;"
@@ -373,12 +379,190 @@ def test_every_image_of_the_page_can_be_decoded(proven):
     assert np.array_equal(images[1], proven.gallery[0].before[0].image)
 
 
+# --- classes, labels, copies -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detailed(proven, digits) -> Report:
+    """The same with everything that is told of single classes and documents."""
+    images, labels, poor, good = digits
+    before, after = score_classes(poor, labels.tolist()), score_classes(good, labels.tolist())
+    names = [f"digit {number}" for number in range(10)]
+
+    def show(item: int) -> Neighbour:
+        return Neighbour(image=images[item], caption=names[labels[item]], name=f"{item}.png", fits=None)
+
+    pairs, looked = confusions(poor, good, labels, names, show)
+    suspect = Suspect(
+        image=images[0], caption="digit 3", name="scan-17.png", suggested="digit 0", margin=0.9, part="held out"
+    )
+    return dataclasses.replace(
+        proven,
+        by_class=changes_by_class(before, after, labels, names),
+        confusions=pairs,
+        confusion_queries=looked,
+        label_errors=LabelErrors(checked=300, accuracy=0.9, extent="all", found=21, suspects=[suspect]),
+        copies=[("a.jpg", "b.jpg", "kept on one side")],
+        served="earlier",
+        choosing=40,
+        used={"loss": "proxy_anchor", "embedding_dim": 128, "epochs": 2},
+        model=ModelFacts(
+            name="default", input_size=64, crop=False, parameters=2_800_000, embedding_size=128, image_side=480
+        ),
+    )
+
+
+def test_a_file_is_named_by_the_end_of_its_uri_and_anything_else_by_its_id():
+    names = {
+        "/shop/red shoe.jpg": "red shoe.jpg",
+        "file:///shop/a%20b.jpg": "a b.jpg",
+        "https://example.com/x/y.png?size=2": "y.png",
+        "data:image/png;base64,AAAA": "id",
+        "C:\\shop\\c.jpg": "c.jpg",
+        "https://[": "[",
+        None: "id",
+    }
+    assert {uri: name_of(Document(id="id", uri=uri)) for uri in names} == names
+
+
+def test_every_picture_is_captioned_with_its_label_and_its_file_in_full_on_demand(proven):
+    long = "a-very-long-file-name-of-which-the-end-tells-it-from-the-others-0001.jpg"
+    found = [dataclasses.replace(proven.gallery[0].before[0], name=long)]
+    query = dataclasses.replace(proven.gallery[0], name="<query>.jpg", before=found, after=found)
+    page = Page(render(dataclasses.replace(proven, gallery=[query])))
+    titles = [attrs["title"] for _, attrs in page.elements if "title" in attrs]
+    assert titles.count(long) == 2
+    assert titles.count("<query>.jpg") == 1
+    assert page.words.count(long) == 2
+    assert titles.count(found[0].caption) == 2
+    assert titles.count(query.caption) == 1
+
+
+def test_the_classes_are_those_of_the_queries_and_the_one_that_lost_most_comes_first(digits):
+    _, labels, poor, good = digits
+    before, after = score_classes(good, labels.tolist()), score_classes(poor, labels.tolist())
+    rows = changes_by_class(before, after, labels, [str(number) for number in range(10)])
+    assert sorted(row.label for row in rows) == [str(number) for number in range(10)]
+    assert sum(row.queries for row in rows) == before.queries
+    changes = [row.after - row.before for row in rows]
+    assert changes == sorted(changes)
+    mine = labels[before.query_index] == int(rows[0].label)
+    assert rows[0].before == pytest.approx(before.per_query["mean_average_precision_at_r"][mine].mean())
+
+
+def test_of_many_classes_the_middle_is_folded_away(proven):
+    rows = [ClassChange(label=f"class-{number}", queries=2, before=0.5, after=number / 40) for number in range(40)]
+    html = render(dataclasses.replace(proven, by_class=rows))
+    assert "The other 20 classes" in html
+    shown, folded = html.split("The other 20 classes")
+    assert all(f"class-{number}<" in shown for number in (0, 9, 30, 39))
+    assert all(f"class-{number}<" in folded for number in (10, 29))
+
+
+def test_confused_classes_are_counted_before_and_after_with_the_nearest_example():
+    angles = np.radians([0, 5, 90, 95, 180, 185])
+    before = np.stack((np.cos(angles), np.sin(angles)), axis=1)
+    after = before[[0, 2, 1, 3, 4, 5]]  # an item of the first class changes places with one of the second
+    labels = np.array([0, 0, 1, 1, 2, 2])
+
+    def show(item: int) -> Neighbour:
+        return Neighbour(image=None, caption=str(item), fits=None)
+
+    pairs, looked = confusions(before, after, labels, ["a", "b", "c"], show)
+    assert looked == 6
+    assert [(set(pair.labels), pair.before, pair.after) for pair in pairs] == [({"a", "b"}, 0, 4)]
+    assert {pairs[0].query.caption, pairs[0].found.caption} in ({"0", "2"}, {"1", "3"})
+
+
+def test_the_page_tells_of_classes_labels_copies_settings_and_the_model(detailed):
+    words = Page(render(detailed)).words
+    for said in (
+        "Class by class",
+        "What is taken for each other",
+        "21 documents of 300 have a label that most of their nearest neighbours do not have",
+        "labelled digit 3, looks like digit 0",
+        "scan-17.png",
+        "held out; ahead by 90 % of the votes",
+        "a.jpg b.jpg kept on one side",
+        "epochs 2 asked for: 3",
+        "embedding_dim 128 asked for: by default",
+        "Measured against earlier",
+        "64 × 64 pixels yours: usually 480 on the shorter side",
+        "2,800,000 parameters",
+        "40 more kept to choose the best epoch by",
+        "mAP@R on the 40 documents to choose by",
+    ):
+        assert said in words
+
+
+@pytest.mark.parametrize(
+    ("extent", "words"), [("surest", "Only the surest are counted"), ("none", "The model knows too little to say")]
+)
+def test_what_a_weak_model_says_of_the_labels_is_shown_with_its_limits(detailed, extent, words):
+    errors = dataclasses.replace(detailed.label_errors, extent=extent, accuracy=0.4)
+    page = Page(render(dataclasses.replace(detailed, label_errors=errors)))
+    assert words in page.words
+    assert ("scan-17.png" in page.words) is (extent != "none")
+
+
+def test_hostile_names_stay_text_too(detailed):
+    suspect = dataclasses.replace(
+        detailed.label_errors.suspects[0], image=None, caption=HOSTILE, name=HOSTILE, suggested=HOSTILE
+    )
+    report = dataclasses.replace(
+        detailed,
+        by_class=[ClassChange(label=HOSTILE, queries=1, before=0.5, after=0.1)],
+        label_errors=dataclasses.replace(detailed.label_errors, suspects=[suspect]),
+        copies=[(HOSTILE, HOSTILE, HOSTILE)],
+        used={"loss": HOSTILE},
+        model=dataclasses.replace(detailed.model, name=HOSTILE),
+        difference=Interval(mean=-0.1, low=-0.2, high=0.0),
+    )
+    page = Page(render(report))
+    assert not [tag for tag, _ in page.elements if tag == "script"]
+    assert page.words.count("<script>alert('x')</script>") >= 8
+
+
+# --- what to try -------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_proven_better_needs_no_advice(detailed):
+    assert advise(detailed) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "21 of 300 (7.0%)"),
+        ({"history": {"loss": [2.0, 1.99]}, "used": {"learning_rate": 1e-4}}, "learning_rate to 0.0003 instead of"),
+        (
+            {"history": {"loss": [2.0, 1.0, 0.5], "mean_average_precision_at_r": [0.5, 0.6, 0.4]}},
+            "Set epochs to 2, or let less of the model move",
+        ),
+        ({"difference": Interval(mean=-0.2, low=-0.3, high=-0.1)}, "keep more of the model that it started from"),
+        ({"difference": Interval(mean=0.01, low=-0.01, high=0.03)}, "300 queries: if it is real, about 1,200"),
+        ({"difference": None, "metrics": {}}, "Nothing was measured"),
+        ({"classes": 3}, "There are 3 labels"),
+        ({"label_errors": None}, "yours usually have 480"),
+        ({"label_errors": None}, "The model default begins without any knowledge"),
+    ],
+)
+def test_a_model_that_is_not_better_is_told_what_to_try_from_what_was_seen(detailed, changes, words):
+    report = dataclasses.replace(
+        detailed, **({"difference": Interval(mean=0.0, low=-0.1, high=0.1), "history": {"loss": [2.0, 1.0]}} | changes)
+    )
+    advice = advise(report)
+    assert words in " ".join(advice)
+    assert len(advice) <= 4
+    assert advice[0] in Page(render(report)).words
+
+
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["proven", "unproven", "hostile"])
-def test_a_saved_report_renders_the_same_again(name, proven, unproven, tmp_path):
-    report = {"proven": proven, "unproven": unproven, "hostile": hostile(proven)}[name]
+@pytest.mark.parametrize("name", ["proven", "unproven", "hostile", "detailed"])
+def test_a_saved_report_renders_the_same_again(name, proven, unproven, detailed, tmp_path):
+    report = {"proven": proven, "unproven": unproven, "hostile": hostile(proven), "detailed": detailed}[name]
     path = save(report, tmp_path / "new" / "folder")
     assert render(load(path.parent)) == render(report)
     assert path.read_bytes() == render(report).encode("utf-8", errors="replace")
@@ -414,9 +598,22 @@ def test_a_folder_without_a_report_is_not_found(tmp_path):
 def test_a_report_of_another_format_is_refused(proven, tmp_path):
     save(proven, tmp_path)
     text = (tmp_path / "report.json").read_text()
-    (tmp_path / "report.json").write_text(text.replace('"format": 1', '"format": 2', 1))
+    (tmp_path / "report.json").write_text(text.replace('"format": 2', '"format": 3', 1))
     with pytest.raises(WorkspaceError, match="has a format that this release does not read"):
         load(tmp_path)
+
+
+def test_a_report_of_the_first_format_is_still_read(proven, tmp_path):
+    save(proven, tmp_path)
+    values = json.loads((tmp_path / "report.json").read_text()) | {"format": 1}
+    later = ("served", "used", "model", "by_class", "confusions", "confusion_queries", "label_errors", "copies")
+    for name in (*later, "choosing"):
+        del values[name]
+    for query in values["gallery"]:
+        for document in (query, *query["before"], *query["after"]):
+            del document["name"]
+    (tmp_path / "report.json").write_text(json.dumps(values))
+    assert render(load(tmp_path)) == render(proven)
 
 
 # --- browser -----------------------------------------------------------------------------------------------------

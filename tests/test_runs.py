@@ -103,10 +103,12 @@ def test_a_failure_is_told_with_its_reason(store):
     assert store.events("a")[-1][2:] == ("failed", "signal 9")
 
 
-def test_an_attempt_is_counted_and_the_first_start_is_kept(store):
-    in_state(store, TRAINING)
-    first = store.get("a")
-    store.advance("a", QUEUED)
+def test_an_attempt_is_counted_when_it_begins_and_the_first_start_is_kept(store):
+    store.create("a")
+    queued = store.advance("a", QUEUED)
+    assert (queued.attempts, queued.started_at, queued.ended_at) == (0, None, None)
+    first = store.advance("a", TRAINING)
+    assert store.advance("a", QUEUED).attempts == 1
     again = store.advance("a", TRAINING)
     assert (first.attempts, again.attempts) == (1, 2)
     assert again.started_at == first.started_at is not None

@@ -1,5 +1,6 @@
 """What a service does of itself: it starts a run that receives nothing more, and keeps a next trainer ready."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,15 @@ def test_the_trainer_that_waits_dies_with_the_service(service: Service, first: p
     service.kill()  # the tests above are the last that it has served
 
 
+def trainers_of(folder: Path) -> list[psutil.Process]:
+    """The processes that this one has started on a workspace below `folder`."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if str(folder) in " ".join(child.cmdline()) else []
+    return found
+
+
 @pytest.mark.process
 def test_no_trainer_waits_longer_than_is_wanted(tmp_path: Path) -> None:
     workshop = Workshop(tmp_path / "workspace", fit_defaults={"epochs": 1})
@@ -110,5 +120,5 @@ def test_no_trainer_waits_longer_than_is_wanted(tmp_path: Path) -> None:
     workshop.queue("only")
     with workshop.supervised(standby_seconds=0.2):
         assert workshop.wait("only").state is RunState.SUCCEEDED, workshop.log("only")
-        wait_until(lambda: not psutil.Process().children())  # it waited for a moment, and then no more
+        wait_until(lambda: not trainers_of(tmp_path))  # it waited for a moment, and then no more
     workshop.close()

@@ -48,7 +48,7 @@ WHILE_TRAINING = {"phase", "eta_seconds"}
 @pytest.fixture(scope="module")
 def seen(service: Service) -> list[RunStatus]:
     """All statuses of one run that differ, from its first request to its end."""
-    eval_docs, train = images(9, prefix="held"), images(30, prefix="train")
+    eval_docs, train = images(9, prefix="held", first_seed=1000), images(30, prefix="train")
     service.post("/fit", eval_docs, returns=RunStatus, run="followed", split="eval", epochs=40)
     train.append(Document(id="broken", uri="nowhere.png", tags={"finetuner_label": 0}))
     statuses = list(service.post("/fit", train, returns=RunStatus, run="followed"))
@@ -95,7 +95,7 @@ def test_the_counts_are_of_documents_that_can_be_used(ended: RunStatus) -> None:
 
 
 def test_metrics_are_given_before_and_after(ended: RunStatus) -> None:
-    assert set(ended.metrics) == {f"{which}/{name}" for which in ("base", "tuned") for name in METRICS}
+    assert set(ended.metrics) == {f"{which}/{name}" for which in ("base", "served", "tuned") for name in METRICS}
     assert all(0 <= value <= 1 for value in ended.metrics.values())
 
 

@@ -21,12 +21,14 @@ from executor.lifecycle.receiving import Receiver
 from executor.lifecycle.supervisor import LOG_LINES, MAX_FRUITLESS_ATTEMPTS, TICK_SECONDS, Supervisor, how_it_ended
 from executor.parameters import FitParameters, TrainingOptions, parse_executor_options
 from executor.report import contents
+from executor.report.parts import ModelFacts
 from executor.report.report import load
 from executor.store.run import Progress, Run, RunState, TrainerExit
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
 pytestmark = pytest.mark.process
+FACTS = ModelFacts(name="small", input_size=16, crop=False, parameters=1, embedding_size=2)
 RECEIVING, QUEUED, TRAINING, SUCCEEDED, FAILED, CANCELLED = RunState
 FOR_EVER = "exec sleep 600"
 MODEL = "mkdir model"
@@ -137,12 +139,17 @@ class House(logging.Handler):
             kind="class",
             classes=2,
             counts=(1, 0, 0),
+            choosing=0,
             history={},
             device="cpu",
             eval_set=None,
             before=None,
             after=None,
             verdict="",
+            served="base",
+            used={},
+            model=FACTS,
+            label_errors=None,
         )
 
     def wait(self, name: str, until: Callable[[Run], object] = lambda run: run.state.ended) -> Run:
@@ -185,8 +192,8 @@ def is_alive(process: "subprocess.Popen[bytes]") -> bool:
 # --- a trainer that has made a model ----------------------------------------------------------------------------------
 
 PROVEN, DISPROVEN, UNMEASURED = (
-    Progress(better=True, verdict="It is better."),
-    Progress(better=False, verdict="It is not better."),
+    Progress(better=True, served="base", verdict="It is better."),
+    Progress(better=False, served="base", verdict="It is not better."),
     Progress(),
 )
 
@@ -196,7 +203,7 @@ PROVEN, DISPROVEN, UNMEASURED = (
     [
         ("if_better", PROVEN, True),
         ("if_better", DISPROVEN, False),
-        ("if_better", UNMEASURED, True),
+        ("if_better", UNMEASURED, False),
         ("always", PROVEN, True),
         ("always", DISPROVEN, True),
         ("always", UNMEASURED, True),
@@ -218,6 +225,16 @@ def test_a_model_is_served_as_its_run_asked_and_the_proof_allows(
     assert run.verdict == f"{progress.verdict or contents.UNPROVEN} {outcome}"
     told = load(house.store.workspace.run_folder("a"))
     assert (told.promoted, told.verdict, told.ended_at) == (promoted, run.verdict, run.ended_at)
+
+
+def test_a_model_that_was_measured_against_another_version_than_the_one_served_by_now_is_not_served(
+    house: House,
+) -> None:
+    house.queue("a", Progress(better=True, served="earlier", verdict="Better."))
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+    assert house.store.promoted() == "base"
+    assert "It was measured against 'earlier', and 'base' is served by now" in (run.verdict or "")
 
 
 def test_a_model_is_served_before_its_run_is_called_succeeded(house: House) -> None:

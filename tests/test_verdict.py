@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from executor.evaluation.metrics import DECIDING, METRICS, Scores
-from executor.evaluation.proof import paired_difference, verdict
+from executor.evaluation.proof import caution, paired_difference, verdict
 
 
 def scored(*values: float, first: int = 0) -> Scores:
@@ -71,17 +71,17 @@ def test_the_level_of_the_interval_is_the_one_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clusters", "unit", "extent", "caution"),
+    ("clusters", "unit", "extent", "warning"),
     [
         (None, "query", "24 queries", ""),
         (np.arange(24) % 20, "class", "24 queries of 20 classes", ""),
-        (np.arange(24) % 19, "class", "24 queries of 19 classes", " Few classes prove little: have 20 or more."),
-        (np.arange(24) % 2, "group", "24 queries of 2 groups", " Few groups prove little: have 20 or more."),
-        (np.zeros(24, int), "session", "24 queries of 1 session", " One session alone proves nothing."),
+        (np.arange(24) % 19, "class", "24 queries of 19 classes", "Few classes prove little: have 20 or more, not 19."),
+        (np.arange(24) % 2, "group", "24 queries of 2 groups", "Few groups prove little: have 20 or more, not 2."),
+        (np.zeros(24, int), "session", "24 queries of 1 session", "One session alone proves nothing."),
     ],
 )
 def test_the_verdict_says_on_how_much_it_rests(
-    clusters: np.ndarray | None, unit: str, extent: str, caution: str
+    clusters: np.ndarray | None, unit: str, extent: str, warning: str
 ) -> None:
     base, tuned = (
         Scores(dict.fromkeys(METRICS, values), 0, np.arange(24), clusters, unit)
@@ -89,7 +89,8 @@ def test_the_verdict_says_on_how_much_it_rests(
     )
     said = verdict(base, tuned)[1]
     assert f" on {extent}: " in said
-    assert said.endswith(f"which does not prove it better.{caution}")
+    assert said.endswith("which does not prove it better.")
+    assert caution(tuned) == warning
 
 
 def test_an_interval_of_differences_lies_within_what_they_can_be() -> None:

@@ -1,8 +1,9 @@
 """`/evaluate`: embed documents with a version and score them as queries."""
 
 import asyncio
+import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,57 +16,125 @@ from ..store.spool import DocumentArrayMemmap
 from .service import Service
 
 CHUNK = 256  # documents embedded at a time
+JINAS_REQUEST = 100  # documents; Jina cuts a longer call into requests of so many
+
+
+class _Embedded(NamedTuple):
+    """Documents with embeddings and without images, and how many more could not be embedded."""
+
+    docs: DocumentArray
+    failed: int
 
 
 async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
-    """Return the metrics of a version on `docs`, or on the eval documents of a run.
+    """Return the metrics of a version on `docs`, or on the eval documents of a run, held-out ones included.
 
-    `skipped` counts documents that cannot be embedded, and queries that no other document matches.
+    With `total`, all requests of a set wait for each other and get the same answer. `skipped` counts documents that
+    cannot be embedded, and queries that no other document matches.
 
-    Raises: BadRequest: there is nothing to evaluate on. NotTrainable: the documents are of several kinds.
+    Raises: BadRequest: there is nothing to evaluate on, or it may be a part of a set. NotTrainable: the documents are
+        of several kinds.
     """
+    version = wanted.model or service.store.promoted()
     if wanted.run is not None:
         if docs:
             raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
-        await asyncio.to_thread(service.store.get, wanted.run)
-        with DocumentArrayMemmap(service.store.workspace.spool_file(wanted.run), split="eval") as eval_docs:
-            if not len(eval_docs):
-                raise BadRequest(f"Run {wanted.run!r} has no eval documents; send labelled documents to /evaluate.")
-            return [await _evaluate_on(service, eval_docs, wanted.model)]
+        return [await _evaluate_run(service, wanted.run, version)]
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
-    return [await _evaluate_on(service, docs, wanted.model)]
+    if wanted.total is None:
+        if len(docs) == JINAS_REQUEST:
+            raise BadRequest(
+                f"/evaluate got {len(docs)} documents. Jina cuts longer calls into requests of that size, and figures "
+                "of a part would mislead: say with the parameter 'total' how many documents there are."
+            )
+        return [await _evaluate_alone(service, docs, version)]
+    part = await _embed(service, docs, version)
+    return [
+        await service.gatherings.join(
+            (version, wanted.total), part, len(docs), wanted.total, lambda parts: _score(version, parts)
+        )
+    ]
 
 
-async def _evaluate_on(service: Service, docs: Sequence[Any], version: str | None) -> Evaluation:
-    """Slow work goes to threads, so that the event loop can answer `/embed` meanwhile."""
-    kind = await asyncio.to_thread(kind_of, docs)
-    if kind == "unlabeled":
-        raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")
-    model = version or service.store.promoted()
+async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
+    await asyncio.to_thread(service.store.get, run)
+    workspace = service.store.workspace
+    with (
+        DocumentArrayMemmap(workspace.spool_file(run), split="eval") as given,
+        DocumentArrayMemmap(workspace.spool_file(run), split="train") as train,
+    ):
+        file = workspace.proof_file(run)  # written when the training begins
+        proof = json.loads(file.read_text()) if file.exists() else {"train": [], "eval": range(len(given))}
+        if not proof["train"] and not proof["eval"]:
+            raise BadRequest(
+                f"Run {run!r} has no eval documents, and none of its train documents were held out (or not yet); "
+                "send labelled documents to /evaluate."
+            )
+        docs = _Chosen(given, proof["eval"]) if proof["eval"] else _Chosen(train, proof["train"])
+        return await _evaluate_alone(service, docs, version)
+
+
+class _Chosen(Sequence[Any]):
+    """Some of the documents of a sequence, each read when it is wanted."""
+
+    def __init__(self, docs: Sequence[Any], positions: Sequence[int]) -> None:
+        self._docs = docs
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return DocumentArray(self._docs[position] for position in self._positions[index])
+        return self._docs[self._positions[index]]
+
+
+async def _evaluate_alone(service: Service, docs: Sequence[Any], version: str) -> Evaluation:
+    await _kind_of(docs)  # before anything is computed
+    return await _score(version, [await _embed(service, docs, version)])
+
+
+async def _embed(service: Service, docs: Sequence[Any], version: str) -> _Embedded:
     good = DocumentArray()
     failed = 0
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
-        await service.embedder.embed(chunk, model=model, matches=kind == "session", exact=True)
+        await service.embedder.embed(chunk, model=version, matches=True, exact=True)
         for doc in chunk:
+            session = bool(doc.matches)
             doc.matches = [match for match in doc.matches if ERROR_TAG not in match.tags]
-            if ERROR_TAG in doc.tags or (kind == "session" and not doc.matches):
+            if ERROR_TAG in doc.tags or (session and not doc.matches):
                 failed += 1
             else:
                 good.append(_light(doc))
-    if not good:
+    return _Embedded(good, failed)
+
+
+async def _score(version: str, parts: list[_Embedded]) -> Evaluation:
+    """What takes long goes to a thread: the event loop answers `/embed` meanwhile."""
+    docs = DocumentArray(doc for part in parts for doc in part.docs)
+    failed = sum(part.failed for part in parts)
+    if not docs:
         raise BadRequest(f"None of the {failed} documents could be embedded; /embed says of each why.")
-    return await asyncio.to_thread(in_brief_thread, _scored, model, kind, good, failed)
+    return await asyncio.to_thread(in_brief_thread, _scored, version, await _kind_of(docs), docs, failed)
 
 
-def _scored(model: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
+async def _kind_of(docs: Sequence[Any]) -> str:
+    kind = await asyncio.to_thread(kind_of, docs)
+    if kind == "unlabeled":
+        raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")
+    return kind
+
+
+def _scored(version: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
     from ..evaluation.eval_set import score_embeddings
 
     dataset = DATASETS[kind](docs)
     embeddings = np.stack([dataset.document(item).embedding for item in range(len(dataset))])
     scores = score_embeddings(kind, embeddings, dataset.labels)
-    return Evaluation(model=model, metrics=scores.mean(), queries=scores.queries, skipped=scores.skipped + failed)
+    return Evaluation(model=version, metrics=scores.mean(), queries=scores.queries, skipped=scores.skipped + failed)
 
 
 def _light(doc: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
@@ -11,6 +12,7 @@ from ..serving.embedder import Embedder
 from ..store.lock import WorkspaceLock
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
+from .gathering import Gatherings
 
 
 class Service:
@@ -25,6 +27,7 @@ class Service:
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
         self.embedder = Embedder(workspace, options, self.store.promoted)
+        self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
         trainers = TrainerProcesses(

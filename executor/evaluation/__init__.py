@@ -7,6 +7,7 @@ fingerprints.py  which images look alike, by what is kept of each
 copies.py        which of them are copies of one another
 intervals.py     how sure a mean over queries is, where queries rise and fall together
 proof.py         the interval of a difference, and the verdict
+label_errors.py  which documents probably have a wrong label, by their neighbours
 
 May import loading and what lies below it.
 """

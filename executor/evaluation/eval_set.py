@@ -59,6 +59,30 @@ class EvalSet:
         self._batch = batch
         self._ranks = ranks
 
+    def on(self, dataset: Dataset) -> "EvalSet":
+        """The same items of another dataset of the same documents; nothing of it is kept in the cache."""
+        return EvalSet(
+            dataset,
+            self.items,
+            device=self._device,
+            seed=self._seed,
+            groups=self._groups,
+            batch=self._batch,
+            ranks=self._ranks,
+        )
+
+    def part(self, positions: np.ndarray) -> "EvalSet":
+        """Some of the items, by their positions (M,) in this set."""
+        return EvalSet(
+            self.dataset,
+            self.items[positions],
+            device=self._device,
+            cache=self._cache,
+            seed=self._seed,
+            batch=self._batch,
+            ranks=self._ranks,
+        )
+
     @property
     def labels(self) -> np.ndarray:
         """The labels of the items, as the dataset has them."""
@@ -90,6 +114,10 @@ class EvalSet:
             lambda: score_embeddings(self.dataset.kind, embeddings, self.labels, groups=self._groups)
         )
         return Measured(scores, embeddings)
+
+    def embed(self, model: nn.Module) -> np.ndarray:
+        """Return the embeddings of the items as they are, (N, D) float32; `model` is left in evaluation mode."""
+        return self._embed(model)
 
     def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
         """(N, D) float32; with a `view`, of images augmented as in training, the same for every model."""

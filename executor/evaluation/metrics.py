@@ -100,6 +100,17 @@ class Scores:
             return {}
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
+    def of(self, kept: np.ndarray) -> "Scores":
+        """The scores of some queries. Args: kept: bool for each place in the input."""
+        mine = kept[self.query_index]
+        return replace(
+            self,
+            per_query={name: values[mine] for name, values in self.per_query.items()},
+            skipped=0,
+            query_index=self.query_index[mine],
+            clusters=None if self.clusters is None else self.clusters[mine],
+        )
+
     def interval(self, name: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Return the confidence interval (low, high) of a metric's mean, within [0, 1].
 

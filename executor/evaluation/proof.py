@@ -29,7 +29,7 @@ def paired_difference(
 
 
 def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool, str]:
-    """Return whether `tuned` is better than `base` in mAP@R, and sentences that say so, and on how much it rests.
+    """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so, and on how much it rests.
 
     By `interval`: proven, that is, the 95 % interval of the paired difference lies above zero. By `mean`: the mean is
     higher.
@@ -43,7 +43,6 @@ def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool,
         f"mAP@R went from {before:.3f} to {after:.3f} on {_extent(tuned)}: "
         f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
         + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
-        + _caution(tuned)
     )
 
 
@@ -54,12 +53,12 @@ def _extent(scores: Scores) -> str:
     return f"{_counted(scores.queries, 'query')} of {_counted(scores.units, scores.unit)}"
 
 
-def _caution(scores: Scores) -> str:
-    """Say that few clusters prove little, where they are few; they count, and not the queries."""
+def caution(scores: Scores) -> str:
+    """Say that few clusters prove little, where they are few, else nothing; they count, and not the queries."""
     if scores.units == 1:
-        return f" One {scores.unit} alone proves nothing."
+        return f"One {scores.unit} alone proves nothing."
     plural = _PLURALS.get(scores.unit, f"{scores.unit}s")
-    return f" Few {plural} prove little: have {ENOUGH} or more." if scores.units < ENOUGH else ""
+    return f"Few {plural} prove little: have {ENOUGH} or more, not {scores.units}." if scores.units < ENOUGH else ""
 
 
 def _counted(count: int, unit: str) -> str:

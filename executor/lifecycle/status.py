@@ -40,6 +40,7 @@ def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]
         promoted=promoted == run.name,
         model=promoted,
         verdict=run.verdict,
+        warnings=progress.warnings,
         error=run.error,
         attempts=run.attempts,
         device=progress.device,

@@ -172,13 +172,21 @@ class Supervisor:
 
     def _succeed(self, run: Run) -> None:
         progress = self._store.progress(run.name)
-        policy = run.options.promote
-        promoted = policy == "always" or (policy == "if_better" and progress.better is not False)
-        reason = progress.verdict or UNPROVEN
+        policy, served = run.options.promote, self._store.promoted()
+        proven = progress.better is True and progress.served == served
+        promoted = policy == "always" or (policy == "if_better" and proven)
         if promoted:
             self._promote(run.name)
-        outcome = "It was promoted." if promoted else f"It was not promoted (promote={policy})."
-        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=f"{reason} {outcome}")
+        words = [progress.verdict or UNPROVEN]
+        words.append("It was promoted." if promoted else f"It was not promoted (promote={policy}).")
+        if progress.better and not promoted and policy == "if_better":
+            words.append(
+                f"It was measured against {progress.served!r}, and {served!r} is served by now: it is not proven "
+                "better than that. Call /evaluate on both, and /promote for the better one."
+            )
+        if progress.warnings:
+            words += ["Before you trust it:", *progress.warnings]
+        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=" ".join(words))
         self._store.workspace.prune(run.name, keep_checkpoints=False)
         settle(self._store, ended, promoted=promoted)
         self._trainers.prepare()

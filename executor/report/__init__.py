@@ -1,13 +1,20 @@
 """The report of a run: one file that shows what the run learned.
 
 contents.py           collect the contents: the trainer's part, and what the service adds when it has decided
-report.py             the parts of a report, and how they are kept as JSON
+report.py             what a report says, and how it is kept as JSON
+parts.py              the small values in it, such as an interval or a picture with its caption
 page.py               make the HTML page
 gallery.py            choose the queries that are shown
+classes.py            tell which classes got better or worse, and which are confused
+advice.py             what to try when the model was not better
+naming.py             what a document is called
 charts.py             lay out the line charts
 pictures.py           make the small pictures in the file
 saving.py             write both files
 report.html.jinja     the template of the page
+macros.html.jinja     the parts of it that occur often
+documents.html.jinja  its sections on classes, labels and copies
+style.css.jinja       its style
 
 May import evaluation, store and the packages below them, but not torch: the service reads and completes reports.
 """

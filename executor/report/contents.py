@@ -4,26 +4,29 @@ Torch is not imported here: the service uses `settle` and `read`.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..documents import LABEL_TAG
 from ..errors import FinetunerError, NotFound
 from ..store.run import Run
 from ..store.runs import RunStore
 from ..store.workspace import find_workspace
+from .classes import changes_by_class, confusions
 from .gallery import choose_queries, make_gallery, rank_sessions
+from .naming import label_of, name_of
 from .page import render
-from .report import Change, Interval, Outcomes, Query, Report, compare, load
+from .parts import Change, ClassChange, Confusion, Interval, LabelErrors, ModelFacts, Neighbour, Outcomes, Query
+from .report import Report, compare, load
 from .saving import save
 
 if TYPE_CHECKING:
     from ..evaluation.eval_set import EvalSet, Measured
 
-UNPROVEN = "There were no eval documents that could be scored, so the model is unproven."
+UNPROVEN = "The model is unproven: there were no eval documents that could be scored."
 
 
 def write(
@@ -33,21 +36,40 @@ def write(
     kind: str,
     classes: int | None,
     counts: tuple[int, int, int],
+    choosing: int,
     history: dict[str, list[float]],
     device: str,
     eval_set: "EvalSet | None",
     before: "Measured | None",
     after: "Measured | None",
     verdict: str,
+    served: str,
+    used: dict[str, Any],
+    model: ModelFacts,
+    label_errors: LabelErrors | None,
+    copies: Sequence[tuple[str, str, str]] = (),
 ) -> None:
-    """Write the report of a run that has been trained. Args: counts: train, eval and held out documents."""
+    """Write the report of a run that has been trained.
+
+    Args:
+        counts: train, eval and held out documents. choosing: train documents that the epoch was chosen by.
+        before: the version `served` when the training ended, on the eval set. after: the tuned model.
+        used, model, label_errors, copies: as the `Report` has them.
+    """
     metrics: dict[str, Change] = {}
     difference: Interval | None = None
     outcomes: Outcomes | None = None
     gallery: list[Query] = []
+    by_class: list[ClassChange] = []
+    confused: tuple[list[Confusion], int] = ([], 0)
     if eval_set is not None and before is not None and after is not None:
         metrics, difference, outcomes = compare(before.scores, after.scores)
-        gallery = _gallery(eval_set, before.embeddings, after.embeddings)
+        shown = _Shown(eval_set)
+        gallery = shown.gallery(before.embeddings, after.embeddings)
+        if isinstance(known := getattr(eval_set.dataset, "classes", None), list):
+            labels, names = eval_set.labels, [str(label) for label in known]
+            by_class = changes_by_class(before.scores, after.scores, labels, names)
+            confused = confusions(before.embeddings, after.embeddings, labels, names, shown.document)
     report = Report(
         run=run.name,
         kind=kind,
@@ -72,6 +94,15 @@ def write(
         verdict=verdict,
         promoted=None,
         gallery=gallery,
+        choosing=choosing,
+        served=served,
+        used=used,
+        model=model,
+        by_class=by_class,
+        confusions=confused[0],
+        confusion_queries=confused[1],
+        label_errors=label_errors,
+        copies=list(copies),
     )
     save(report, store.workspace.run_folder(run.name))
 
@@ -104,22 +135,41 @@ def read(store: RunStore, name: str) -> str:
         ) from None
 
 
-def _gallery(eval_set: "EvalSet", before: np.ndarray, after: np.ndarray) -> list[Query]:
-    """Queries with their neighbours; positions are those in the eval set."""
-    labels = eval_set.labels
-    if eval_set.dataset.kind == "unlabeled":
-        return []
-    sessions = eval_set.dataset.kind == "session"
-    choices = (rank_sessions if sessions else choose_queries)(before, after, labels)
+class _Shown:
+    """The documents of an eval set as pictures; positions are those in the eval set."""
 
-    def document(position: int) -> Any:
-        return eval_set.dataset.document(int(eval_set.items[position]))
+    def __init__(self, eval_set: "EvalSet") -> None:
+        self._eval_set = eval_set
+        self._sessions = eval_set.dataset.kind == "session"
 
-    def caption(position: int) -> str:
-        doc = document(position)
-        return str(doc.id if sessions else doc.tags.get(LABEL_TAG, doc.id))
+    def gallery(self, before: np.ndarray, after: np.ndarray) -> list[Query]:
+        """Queries with their neighbours. Args: before, after: (N, D) and (N, E) embeddings."""
+        if self._eval_set.dataset.kind == "unlabeled":
+            return []
+        labels = self._eval_set.labels
+        choices = (rank_sessions if self._sessions else choose_queries)(before, after, labels)
 
-    def fits(query: int, found: int) -> bool:
-        return bool(labels[found, 1] == 1 if sessions else labels[query] == labels[found])
+        def fits(query: int, found: int) -> bool:
+            return bool(labels[found, 1] == 1 if self._sessions else labels[query] == labels[found])
 
-    return make_gallery(choices, image=eval_set.image, caption=caption, fits=fits)
+        return make_gallery(choices, image=self._eval_set.image, caption=self._caption, fits=fits, name=self._name)
+
+    def document(self, position: int) -> Neighbour:
+        """A document of class data, which is marked neither as fitting nor as wrong."""
+        return Neighbour(
+            image=self._eval_set.image(position),
+            caption=self._caption(position),
+            name=self._name(position),
+            fits=None,
+        )
+
+    def _doc(self, position: int) -> Any:
+        return self._eval_set.dataset.document(int(self._eval_set.items[position]))
+
+    def _caption(self, position: int) -> str:
+        doc = self._doc(position)
+        return str(doc.id) if self._sessions else label_of(doc)
+
+    def _name(self, position: int) -> str:
+        name = name_of(self._doc(position))
+        return "" if name == self._caption(position) else name

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .report import Neighbour, Query
+from .parts import Neighbour, Query
 
 POOL = 1000  # queries in which we look for worse ones; all of a large eval set would take minutes
 _ROWS = 256  # queries whose similarities are in memory at a time
@@ -34,10 +34,10 @@ def choose_queries(
     Args: before, after: (N, D) and (N, E) embeddings by the two models. labels: (N,) classes.
     """
     rng = np.random.default_rng(seed)
-    pool = _class_in_turn(labels, rng)[:POOL]
+    pool = class_in_turn(labels, rng)[:POOL]
     if not len(pool):
         return []
-    found = [np.concatenate(list(_nearest(embeddings, pool, neighbours))) for embeddings in (before, after)]
+    found = [np.concatenate(list(nearest(embeddings, pool, neighbours))) for embeddings in (before, after)]
     precision = [_precision(labels[items] == labels[pool, None]) for items in found]
     return _chosen(pool, [items.tolist() for items in found], precision[1] - precision[0], count)
 
@@ -77,15 +77,19 @@ def make_gallery(
     image: Callable[[int], np.ndarray | None],
     caption: Callable[[int], str],
     fits: Callable[[int, int], bool | None],
+    name: Callable[[int], str] = lambda item: "",
 ) -> list[Query]:
     """Return the gallery of a report.
 
-    Args: image, caption: return those of an item. fits: says whether an item (its second argument) belongs to a query
-        (its first).
+    Args: image, caption, name: return those of an item. fits: says whether an item (its second argument) belongs to a
+        query (its first).
     """
 
     def neighbours(query: int, items: list[int]) -> list[Neighbour]:
-        return [Neighbour(image=image(item), caption=caption(item), fits=fits(query, item)) for item in items]
+        return [
+            Neighbour(image=image(item), caption=caption(item), fits=fits(query, item), name=name(item))
+            for item in items
+        ]
 
     return [
         Query(
@@ -94,6 +98,7 @@ def make_gallery(
             before=neighbours(choice.query, choice.before),
             after=neighbours(choice.query, choice.after),
             worst=choice.worst,
+            name=name(choice.query),
         )
         for choice in choices
     ]
@@ -109,7 +114,7 @@ def _chosen(pool: np.ndarray, found: list[list[list[int]]], change: np.ndarray, 
     ]
 
 
-def _class_in_turn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def class_in_turn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return random positions, (Q,) int64, in rounds: each round has one position of every class that has any left."""
     _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shuffled = rng.permutation(len(labels))
@@ -120,7 +125,7 @@ def _class_in_turn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return order[sizes[numbers[order]] > 1]
 
 
-def _nearest(embeddings: np.ndarray, queries: np.ndarray, neighbours: int) -> Iterator[np.ndarray]:
+def nearest(embeddings: np.ndarray, queries: np.ndarray, neighbours: int) -> Iterator[np.ndarray]:
     """Yield the nearest items by cosine, nearest first, without the query itself: (rows, neighbours) int64."""
     unit = _unit(embeddings)
     depth = min(neighbours, len(unit) - 1)

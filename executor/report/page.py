@@ -13,9 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..evaluation.metrics import DECIDING
+from .advice import advise
 from .charts import Curve
+from .parts import ClassChange, Interval
 from .pictures import data_uri
-from .report import Interval, Report
+from .report import Report
 
 TITLES = {
     "mean_average_precision_at_r": ("mAP@R", "how well the R documents that fit fill the first R places"),
@@ -27,12 +29,16 @@ TITLES = {
 }
 
 
+EXTREMES = 10  # classes shown that got worst, and as many that got best; the others can be unfolded
+
+
 def render(report: Report) -> str:
     """Return the report as one HTML page."""
-    before = report.metrics[DECIDING].before.mean if report.metrics else None
+    before = report.metrics[DECIDING].before.mean if report.metrics and not report.choosing else None
+    measured_on = f"the {report.choosing:,} documents to choose by" if report.choosing else "the eval documents"
     charts = [
         Curve("Loss", report.history.get("loss", [])),
-        Curve("mAP@R on the eval documents", report.history.get(DECIDING, []), before),
+        Curve(f"mAP@R on {measured_on}", report.history.get(DECIDING, []), before),
         Curve("Learning rate", report.history.get("learning_rate", [])),
     ]
     return _template().render(
@@ -45,7 +51,27 @@ def render(report: Report) -> str:
         sample=[query for query in report.gallery if not query.worst],
         worst=[query for query in report.gallery if query.worst],
         reach=_reach(report.difference),
+        advice=advise(report),
+        by_class=_parted(report.by_class),
+        settings=_settings(report),
     )
+
+
+def _parted(classes: list[ClassChange]) -> dict[str, list[ClassChange]]:
+    """The classes that are shown at once, those that got best first among the best; `rest` is empty if all are."""
+    if len(classes) <= 2 * EXTREMES:
+        return {"all": classes, "worst": [], "best": [], "rest": []}
+    worst, rest, best = classes[:EXTREMES], classes[EXTREMES:-EXTREMES], classes[-EXTREMES:][::-1]
+    return {"all": classes, "worst": worst, "best": best, "rest": rest}
+
+
+def _settings(report: Report) -> list[tuple[str, Any, str | None]]:
+    """Every option by name: what was used, and what was asked for where that is something else."""
+    return [
+        (name, used, None if used == asked else _value(asked))
+        for name, asked in report.options.items()
+        for used in [report.used.get(name, asked)]
+    ]
 
 
 def _standing(difference: Interval | None) -> tuple[str, str]:
@@ -84,6 +110,8 @@ def _number(number: float, places: int = 4) -> str:
 
 def _value(value: Any) -> str:
     """An option's value as a reader writes it."""
+    if value is None:
+        return "by default"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,95 +1,32 @@
 """What the report of a run says, and how it is kept: `report.json`, from which it can be rendered again."""
 
 import json
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..errors import NotFound, WorkspaceError
 from ..evaluation.metrics import DECIDING, METRICS, Scores
 from ..evaluation.proof import paired_difference
-from .pictures import decoded, encoded
+from .parts import (
+    CONFIG,
+    Change,
+    ClassChange,
+    Confusion,
+    Interval,
+    LabelErrors,
+    Measurement,
+    ModelFacts,
+    Outcomes,
+    Query,
+    Text,
+)
 
-FORMAT = 1  # of report.json
-CONFIG = ConfigDict(arbitrary_types_allowed=True)
-
-# (H, W, 3) uint8; kept as a thumbnail: PNG, base64.
-Picture = Annotated[
-    np.ndarray,
-    PlainValidator(lambda value: decoded(value) if isinstance(value, str) else value),
-    PlainSerializer(encoded, when_used="json"),
-]
-# JSON has no word for what is not finite, such as a loss that was lost.
-Measurement = Annotated[
-    float,
-    BeforeValidator(lambda value: math.nan if value is None else value),
-    PlainSerializer(lambda value: value if math.isfinite(value) else None, when_used="json"),
-]
-# An id may hold half a surrogate pair, which no file can.
-Text = Annotated[
-    str, BeforeValidator(lambda value: value.encode(errors="replace").decode() if isinstance(value, str) else value)
-]
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Interval:
-    """A mean, and the 95 % confidence interval of it."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Change:
-    """One metric of the version that the run started from, and of the tuned model."""
-
-    before: Interval
-    after: Interval
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Outcomes:
-    """How many queries have a better, the same and a worse mAP@R after the run."""
-
-    better: int
-    same: int
-    worse: int
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Neighbour:
-    """A document that a query found.
-
-    Attributes:
-        image: (H, W, 3) uint8; None: the content is no image, and the caption stands for it.
-        caption: What to call it: its label, or its id.
-        fits: Whether it belongs to the query; None: not known, and not marked.
-    """
-
-    image: Picture | None
-    caption: Text
-    fits: bool | None
-
-
-@dataclass(frozen=True, kw_only=True, config=CONFIG)
-class Query:
-    """A query and its nearest neighbours before and after the run, nearest first.
-
-    Attributes:
-        image: (H, W, 3) uint8, or None.
-        worst: Chosen because the tuned model does worse on it; false: part of the random sample.
-    """
-
-    image: Picture | None
-    caption: Text
-    before: list[Neighbour]
-    after: list[Neighbour]
-    worst: bool = False
+FORMAT = 2  # of report.json; 1 had less, and is still read
+READABLE = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -109,6 +46,15 @@ class Report:
         difference: Of mAP@R, after - before, paired by query.
         queries: Scored ones; `queries_skipped` had nothing to find.
         promoted: None: not decided.
+        choosing: Train documents, not among the held out ones, that the best epoch was chosen by; then the history's
+            metrics are of these.
+        served: The version that the tuned model is measured against, served when the training ended; None: as `base`.
+        used: What was used for an option, by its name, where that is not what the option says, such as `auto`.
+        model: The tuned model; None: not known.
+        by_class: Of class data, every class that has queries.
+        confusions: The pairs of classes that the tuned model confuses most, with `confusion_queries` looked through.
+        label_errors: None: the labels were not checked.
+        copies: Copies found, as (document, its copy, what was done).
     """
 
     run: Text
@@ -134,6 +80,15 @@ class Report:
     verdict: Text
     promoted: bool | None
     gallery: list[Query]
+    choosing: int = 0
+    served: str | None = None
+    used: dict[str, Any] = Field(default_factory=dict)
+    model: ModelFacts | None = None
+    by_class: list[ClassChange] = Field(default_factory=list)
+    confusions: list[Confusion] = Field(default_factory=list)
+    confusion_queries: int = 0
+    label_errors: LabelErrors | None = None
+    copies: list[tuple[Text, Text, Text]] = Field(default_factory=list)
 
 
 def compare(before: Scores, after: Scores) -> tuple[dict[str, Change], Interval, Outcomes]:
@@ -170,7 +125,7 @@ def load(folder: Path) -> Report:
     file = folder / "report.json"
     try:
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if values.pop("format", None) != FORMAT:
+        if values.pop("format", None) not in READABLE:
             raise WorkspaceError(f"{file} has a format that this release does not read.")
         return _SAVED.validate_python(values)
     except FileNotFoundError:

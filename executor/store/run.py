@@ -60,7 +60,9 @@ class Progress:
     eta_seconds: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     history: dict[str, list[float]] = field(default_factory=dict)
-    better: bool | None = None  # as proven on the eval documents; None if there were none
+    better: bool | None = None  # than `served`, as proven on documents that were held out; None: there is no proof
+    served: str | None = None  # the version that was served when the tuned model was measured
+    warnings: list[str] = field(default_factory=list)
     verdict: str | None = None
     error: str | None = None
     device: str | None = None

@@ -54,8 +54,7 @@ class RunStore:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self._database = Database(workspace.database)
-        rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
-        self._promoted = str(rows[0][0]) if rows else "base"
+        self._promoted = self.served_now()
 
     def close(self) -> None:
         """Close the database."""
@@ -313,6 +312,11 @@ class RunStore:
     def promoted(self) -> str:
         """The version now served: `base` or a run's name. Only the service changes it, so it is kept in memory."""
         return self._promoted
+
+    def served_now(self) -> str:
+        """The same, read anew: for other processes than the service."""
+        rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
+        return str(rows[0][0]) if rows else "base"
 
     def promote(self, version: str) -> None:
         """Serve `version` from now on: `base` or a run. Raises: UnknownRun: the run was deleted meanwhile."""

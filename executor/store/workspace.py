@@ -39,6 +39,10 @@ class Workspace:
         """The file in which one run notes that a batch did not fit into memory; see `MicroBatch`."""
         return self.run_folder(name) / "micro_batch"
 
+    def proof_file(self, name: str) -> Path:
+        """JSON: for each split, the positions of the documents that prove the model of one run."""
+        return self.run_folder(name) / "proof.json"
+
     def log_file(self, name: str) -> Path:
         """What the trainer of one run printed."""
         return self.run_folder(name) / "trainer.log"

@@ -76,7 +76,7 @@ class FeatureLoader(Loader):
         )
         self.features = features
         self._model = model
-        self._kept_views = kept_views
+        self.kept_views = kept_views
         self._at_once = at_once
         self._device = device
         self._bf16 = bf16
@@ -96,9 +96,9 @@ class FeatureLoader(Loader):
 
     def _rows(self, epoch: int, items: np.ndarray) -> np.ndarray:
         """Return the rows for `items`. The view of an item changes every epoch, and also if a batch repeats it."""
-        turn, start = divmod(epoch, self._kept_views)
-        order = np.random.default_rng([self.seed, turn]).permutation(self._kept_views)
-        rows: np.ndarray = items * self._kept_views + order[(start + occurrences(items)) % self._kept_views]
+        turn, start = divmod(epoch, self.kept_views)
+        order = np.random.default_rng([self.seed, turn]).permutation(self.kept_views)
+        rows: np.ndarray = items * self.kept_views + order[(start + occurrences(items)) % self.kept_views]
         return rows
 
     def _fill(self, rows: np.ndarray) -> None:
@@ -128,7 +128,7 @@ class FeatureLoader(Loader):
     def _inputs(self, rows: np.ndarray) -> Any:
         contents = []
         for row in rows:
-            item, view = divmod(int(row), self._kept_views)
+            item, view = divmod(int(row), self.kept_views)
             content = item_content(self.dataset, item, self.cache)
             if self.augment is not None:
                 self.augment.seed(int(np.random.SeedSequence([self.seed, item, view]).generate_state(1)[0]))
@@ -152,6 +152,11 @@ class Trainee:
     loader: Loader
     config: TrainConfig
     backbone: EmbeddingModel | None = None  # the model that the head belongs to; None: `model` is the whole model
+
+    @property
+    def kept_views(self) -> int:
+        """The views of each document whose features are kept; 0: none, the images are trained on."""
+        return self.loader.kept_views if isinstance(self.loader, FeatureLoader) else 0
 
     def whole(self, measured: nn.Module) -> nn.Module:
         """Return `measured` (`model` or an average of it) as a model that takes images. Nothing is copied."""

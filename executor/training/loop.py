@@ -59,6 +59,7 @@ def train(
     *,
     device: torch.device,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    choosing: bool = True,
     score: str = DECIDING,
     report: Callable[[Step], None] = lambda step: None,
     save: Callable[[Callable[[], TrainState], bool], None] = lambda state, epoch_ended: None,
@@ -67,10 +68,12 @@ def train(
     micro_batch: MicroBatch | None = None,
     ranks: Ranks = ALONE,
 ) -> TrainState:
-    """Train `model` in place and return the final state; with `evaluate`, it ends with the weights of the best epoch.
+    """Train `model` in place and return the final state.
 
     Args:
-        evaluate: measures a model. `score` names the value that decides which epoch is best; higher is better.
+        evaluate: measures the model after each epoch, for the history.
+        choosing: whether the weights of the best epoch are kept, by the value that `score` names (higher is better);
+            else those of the last. False where the same documents prove the model: what proves must choose nothing.
         save: called after every step with a function that makes the state, and whether an epoch has ended.
         stop: called after every step; if it returns true, the loop saves and raises Interrupted.
         resume: the state to go on from.
@@ -137,7 +140,7 @@ def train(
             model.train()
             for name, number in measured.items():
                 note(state.history, name, number)
-            if state.best_score is None or measured[score] > state.best_score:
+            if choosing and (state.best_score is None or measured[score] > state.best_score):
                 state.best_score, state.best_epoch = measured[score], state.epoch
                 best_model = copy(measured_model.state_dict())
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0

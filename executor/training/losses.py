@@ -172,6 +172,11 @@ def session_triplets(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return anchor[pair], positive[pair], negative[partner]
 
 
+def loss_name(asked: str, kind: str) -> str:
+    """Return the name of the loss that the option `loss` means for data of `kind`."""
+    return DEFAULT_LOSS[kind] if asked == "auto" else asked
+
+
 def build_loss(
     name: str,
     kind: str,
@@ -188,7 +193,7 @@ def build_loss(
         exist), or `memory_size` does not fit the loss.
     """
     known = LOSSES[kind]
-    name = DEFAULT_LOSS[kind] if name == "auto" else name
+    name = loss_name(name, kind)
     if name not in known:
         raise InvalidParameter(f"There is no loss {name!r} for {kind} data; there are: auto, {', '.join(known)}.")
     if memory_size and (kind == "session" or name in PROXY_LOSSES):

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from ..evaluation.eval_set import EvalSet, Measured
 from ..loading.augmentation import Augmentation
 from ..loading.cache import ImageCache
 from ..loading.datasets import Dataset
+from ..loading.samplers import ClassSampler
 from ..parameters import TrainingOptions
 from .features import FILL_BATCH, choose_trainee
 from .loop import NonFiniteLoss, train
+from .losses import loss_name
 from .micro_batch import MicroBatch
 from .parts import embedding_size, example_inputs, finish_model, make_config, make_loader, make_loss
 from .precision import choose_bf16, choose_bf16_once
@@ -31,6 +34,7 @@ class Task:
 
     Attributes:
         items: (N,) the indices of `dataset` to train on.
+        eval_set: what the model is proven on, and nothing chosen by. choose_set: what the best epoch is chosen by.
         cache: of the images of `dataset`; None where its documents may give another content each time.
         same_content: whether they are known to give the same content each time.
         augment: of the content of a batch.
@@ -39,6 +43,7 @@ class Task:
     dataset: Dataset
     items: np.ndarray
     eval_set: EvalSet | None = None
+    choose_set: EvalSet | None = None
     cache: ImageCache | None = None
     same_content: bool = False
     augment: Augmentation | None = None
@@ -65,11 +70,17 @@ NOTHING_KEPT = Keeping()
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a training did: its history per epoch, and the base and the tuned model on the eval set, if there is one."""
+    """What a training did.
+
+    Attributes:
+        history: per epoch. before, after: the base and the tuned model on the eval set, if there is one.
+        used: what was used for an option that does not say so itself, by its name; JSON values.
+    """
 
     history: dict[str, list[float]]
     before: Measured | None
     after: Measured | None
+    used: dict[str, Any] = field(default_factory=dict)
 
 
 def fine_tune(
@@ -101,6 +112,8 @@ def fine_tune(
     loader = make_loader(task.dataset, task.items, options, cache=task.cache, augment=task.augment, ranks=ranks)
     for note in loader.sampler.notes:
         watcher.say(note)
+    if options.patience and task.choose_set is None:
+        watcher.say("patience has no effect: the documents are too few to keep some of them to choose by.")
     count = at_a_time(options.batch_size)
     inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
     loss = make_loss(task.dataset, options, embedding_size(model, inputs), device)
@@ -130,10 +143,12 @@ def fine_tune(
         filled=watcher.filled,
     )
 
+    watched = task.choose_set or task.eval_set
+
     def evaluate(measured: nn.Module) -> dict[str, float]:
         watcher.evaluating()
-        assert task.eval_set is not None
-        return task.eval_set.score(trainee.whole(measured)).mean()
+        assert watched is not None
+        return watched.score(trainee.whole(measured)).mean()
 
     with closing(trainee):
         try:
@@ -143,7 +158,8 @@ def fine_tune(
                 trainee.loader,
                 trainee.config,
                 device=device,
-                evaluate=None if task.eval_set is None else evaluate,
+                evaluate=None if watched is None else evaluate,
+                choosing=task.choose_set is not None,
                 report=watcher.stepped,
                 micro_batch=micro_batch if trainee.backbone is None else None,
                 ranks=ranks,
@@ -157,7 +173,17 @@ def fine_tune(
     finish_model(model, options)
     watcher.ended(state.history)
     after = None if task.eval_set is None else task.eval_set.measure(model)
-    return Outcome(history=state.history, before=before, after=after)
+    used = {
+        "loss": loss_name(options.loss, task.dataset.kind),
+        "learning_rate": config.learning_rate,
+        "precision": "bf16" if config.bf16 else "fp32",
+        "micro_batch": micro_batch.at(state.done) or "the whole batch",
+        "feature_views": trainee.kept_views,
+        "epochs": state.epoch,
+    }
+    if isinstance(loader.sampler, ClassSampler):
+        used["num_items_per_class"] = loader.sampler.items
+    return Outcome(history=state.history, before=before, after=after, used=used)
 
 
 def _measured(eval_set: EvalSet, base: nn.Module) -> Measured:

@@ -3,6 +3,11 @@
 trainer.py        one run, from its spool to its model
 run_documents.py  its documents as they arrive, and the datasets made of them
 decoding.py       tries each document once and quarantines those that do not decode
+inspection.py     what else is seen of the documents: groups, odd tags
+kinship.py        which documents belong together: sessions, groups, copies
+judgement.py      the proof against the served version, and what to know before trusting it
+label_check.py    looks for wrong labels with the untrained and the tuned model
+reporting.py      writes the report, with what the options do not say: what `auto` became, which model it was
 progress.py       what a trainer reports about its run
 checkpoints.py    saves a training to a folder and loads it again
 command.py        the one way to start a process that trains

@@ -9,10 +9,13 @@ import numpy as np
 
 from ..compute.memory import is_out_of_memory
 from ..errors import BadDocument
+from ..evaluation.fingerprints import Fingerprint
 from ..loading.cache import ImageCache
 from ..loading.datasets import DATASETS, Dataset
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
+from .inspection import Inspection
+from .kinship import print_of
 
 
 class Decoded:
@@ -43,6 +46,7 @@ class Decoded:
         self._preprocess = preprocess
         self._with_matches = with_matches
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self.inspection = Inspection()
         self._next_doc = 0
         self._next_item = 0
         self.bad_items: set[int] = set()  # items found so far that cannot be used
@@ -53,10 +57,18 @@ class Decoded:
         docs = self.docs[self._next_doc : self._next_doc + self.CHUNK]
         if not docs:
             return False
+        for doc in docs:
+            self.inspection.see(doc)
         parts: list[tuple[Any, Any]] = [
             (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
         ]
-        faults = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
+        tried = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
+        faults = [found if isinstance(found, str) else None for found in tried]
+        self.inspection.prints += [
+            None if isinstance(found, str) else found
+            for (root, part), found in zip(parts, tried, strict=True)
+            if part is root
+        ]
         for split, bad in ((self._split, True), (f"{self._split} match", False)):
             problems = [
                 (part.id, fault)
@@ -71,12 +83,14 @@ class Decoded:
         self._next_item += len(parts)
         return True
 
-    def _try(self, item: int, pair: tuple[Any, Any]) -> str | None:
-        """Return why the document cannot be used, or None."""
-        if self.cache is not None and self.cache.get(item) is not None:
-            return None
+    def _try(self, item: int, pair: tuple[Any, Any]) -> str | Fingerprint | None:
+        """Return why the document cannot be used, or its fingerprint; None for a match that can be used."""
+        root, part = pair
+        content = None if self.cache is None else self.cache.get(item)
+        if content is not None:
+            return print_of(content, self._next_doc) if part is root else None
         try:
-            content = self._preprocess(pair[1])
+            content = self._preprocess(part)
         except BadDocument as error:
             return str(error)
         except Exception as error:  # a custom preprocess_fn may raise anything
@@ -85,7 +99,7 @@ class Decoded:
             return f"preprocess_fn raised {type(error).__name__}: {error}"
         if self.cache is not None:
             self.cache.put(item, content)
-        return None
+        return print_of(content, self._next_doc) if part is root else None
 
     def __len__(self) -> int:
         """How many of the documents tried so far can be used."""

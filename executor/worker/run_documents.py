@@ -1,28 +1,38 @@
 """The documents of a run, tried while they arrive, and the datasets for training and evaluation that they become."""
 
+import copy
 import functools
+import json
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ..compute.ranks import Ranks
 from ..errors import NotTrainable
 from ..evaluation.eval_set import EvalSet
-from ..evaluation.hold_out import split_off
+from ..evaluation.hold_out import document_numbers, split_documents
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
-from ..loading.content import make_preprocess
-from ..loading.datasets import kind_of
+from ..loading.content import item_content, make_preprocess
+from ..loading.datasets import Dataset, kind_of
 from ..models.model import EmbeddingModel
+from ..report.naming import name_of
+from ..store.files import publish_file
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
 from ..training.loop import Interrupted
 from ..training.recipe import Task
 from .decoding import Decoded
+from .inspection import Inspection
+from .kinship import Kinship, Side, find_kinship, flattery
+from .label_check import Part
 
 POLL_SECONDS = 0.05
+SHOWN = 5  # documents named in a sentence
+COPIES_TOLD = 1000
 
 
 class RunDocuments:
@@ -48,7 +58,9 @@ class RunDocuments:
         self._warn = warn
         self._options = run.options
         self._configuration = run.configuration.options
-        self._size = model.preprocessing.size
+        self._preprocessing = model.preprocessing
+        self._left_out: str | None = None
+        self._flattery: str | None = None
         self._train, self._eval = self._decoded("train", model), self._decoded("eval", model)
 
     def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
@@ -83,40 +95,128 @@ class RunDocuments:
     def decode(self) -> None:
         """Decode what is left. Raises: NotTrainable: there are no documents to train on."""
         for split in (self._train, self._eval):
-            split.bad_items = self._ranks.agree(functools.partial(self._rest_of, split))
+            split.bad_items, split.inspection = self._ranks.agree(functools.partial(self._rest_of, split))
         if not len(self._train.docs):
             raise NotTrainable("The run has no usable train documents; its problems say why.")
 
-    def _rest_of(self, split: Decoded) -> set[int]:
-        """Return the items that cannot be used."""
+    def _rest_of(self, split: Decoded) -> tuple[set[int], Inspection]:
+        """Return the items that cannot be used, and what was seen of all."""
         while split.decode_next():
             self._check()
-        return split.bad_items
+        return split.bad_items, split.inspection
 
     def kind(self) -> str:
         """The kind of dataset: as asked for, or as the train documents are."""
         return self._options.kind if self._options.kind != "auto" else kind_of(self._train.docs)
 
     def task(self, kind: str, device: torch.device, batch: int) -> Task:
-        """What is trained on and measured on; without eval documents some of the others are held out, if so asked.
+        """What is trained on, what the model is proven on and, of enough documents, what its epoch is chosen by.
 
         Args: batch: images embedded at a time. Raises: NotTrainable: what was asked to be held out cannot be.
         """
         make_eval = functools.partial(EvalSet, device=device, batch=batch, ranks=self._ranks)
         dataset, items = self._train.dataset(kind)
+        given = bool(len(self._eval.docs))
+        share = 0.0 if given else self._options.val_split
+        others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
+        kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
+        parts = split_documents(dataset, items, share, seed=self._options.seed, units=kin.train)
         eval_set = None
-        if len(self._eval.docs):
-            eval_set = make_eval(*self._eval.dataset(self._eval_kind(self._eval.docs)), cache=self._eval.cache)
-        elif self._options.val_split:
-            items, held_out = split_off(dataset, items, self._options.val_split, self._options.seed)
-            eval_set = make_eval(dataset, held_out, cache=self._train.cache)
+        if others is not None:
+            self._leave_out(others, those[kin.related[those]])
+            those = those[~kin.related[those]]
+            if len(those):
+                eval_set = make_eval(others, those, cache=self._eval.cache, groups=kin.eval[those])
+        elif len(parts.proof):
+            eval_set = make_eval(dataset, parts.proof, cache=self._train.cache, groups=kin.train[parts.proof])
+        if self._ranks.first and eval_set is not None:
+            other = _side(self._train, dataset) if others is None else _side(self._eval, others)
+            self._flattery = flattery(_side(self._train, dataset), parts.train, other, eval_set.items)
+        self.parts = parts
+        self._kin = kin
+        if self._ranks.first:
+            of = {"train": (dataset, parts.proof), "eval": (others, those)}
+            proof = {
+                split: [] if docs is None else np.unique(document_numbers(docs)[items]).tolist()
+                for split, (docs, items) in of.items()
+            }
+            publish_file(self._store.workspace.proof_file(self._run.name), json.dumps(proof).encode())
         return Task(
             dataset=dataset,
-            items=items,
+            items=parts.train,
             eval_set=eval_set,
+            choose_set=make_eval(dataset, parts.choose, cache=self._train.cache) if len(parts.choose) else None,
             cache=self._train.cache,
             same_content=self._train.cache is not None,
             augment=self._augmentation(kind),
+        )
+
+    def labelled_parts(self, task: Task, device: torch.device, batch: int) -> list[Part]:
+        """The documents by what they are for, to look for wrong labels in."""
+        held_out = np.concatenate([self.parts.proof, self.parts.choose])
+        found = []
+        for name, items in (("train", task.items), ("held out", held_out)):
+            eval_set = EvalSet(task.dataset, items, device=device, cache=task.cache, batch=batch, ranks=self._ranks)
+            found.append(Part(name, eval_set, self._kin.train[items]))
+        if task.eval_set is not None and task.eval_set.dataset is not task.dataset:
+            found.append(Part("eval", task.eval_set, self._kin.eval[task.eval_set.items]))
+        return found
+
+    def copies(self) -> list[tuple[str, str, str]]:
+        """Copies as the report tells of them: (document, its copy, what was done), the first `COPIES_TOLD`."""
+        trained = len(self._train.docs)
+
+        def name(number: int) -> str:
+            split, place = (self._train, number) if number < trained else (self._eval, number - trained)
+            return name_of(split.docs[place])
+
+        def done(one: int, other: int) -> str:
+            if other < trained:
+                return "never on both sides of the proof"
+            return "the copy is left out of the proof" if one < trained else "both count as one in the intervals"
+
+        return [(name(one), name(other), done(one, other)) for one, other in self._kin.pairs[:COPIES_TOLD]]
+
+    def eval_set_for(self, model: EmbeddingModel, like: EvalSet) -> EvalSet:
+        """The same eval set with the images prepared for another model."""
+        if model.preprocessing == self._preprocessing:
+            return like
+        dataset = copy.copy(like.dataset)
+        dataset.preprocess_fn = make_preprocess(self._configuration, model)
+        return like.on(dataset)
+
+    def noticed(self) -> list[str]:
+        """Warnings about the documents, most important first."""
+        found = [*self._train.inspection.warnings(), *filter(None, (self._left_out, self._flattery))]
+        run = self._store.get(self._run.name)  # as it was queued
+        arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
+        if run.total is not None and arrived < run.total:
+            found.append(
+                f"{arrived} of the {run.total} documents that `total` announced had arrived when the run began: no "
+                "more came for as long as receive_timeout. Train again with all of them."
+            )
+        return found
+
+    def _find_kinship(self, dataset: Dataset, others: Dataset | None) -> Kinship:
+        def image(train: bool, number: int) -> np.ndarray:
+            split, of = (self._train, dataset) if train else (self._eval, others)
+            assert of is not None
+            item = int(np.searchsorted(document_numbers(of), number))  # the root comes first
+            content: np.ndarray = item_content(of, item, split.cache)
+            return content
+
+        return find_kinship(_side(self._train, dataset), None if others is None else _side(self._eval, others), image)
+
+    def _leave_out(self, others: Dataset, items: np.ndarray) -> None:
+        """Note the eval documents that prove nothing, because they belong to train documents."""
+        if not len(items):
+            return
+        numbers = np.unique(document_numbers(others)[items]).tolist()
+        some = ", ".join(repr(str(self._eval.docs[number].id)) for number in numbers[:SHOWN])
+        self._left_out = (
+            f"{len(numbers)} of {len(self._eval.docs)} eval documents were left out of the proof: they are copies of "
+            f"train documents, or in a group with some ({some}{', …' if len(numbers) > SHOWN else ''}). Send others, "
+            "of other moments or customers."
         )
 
     def counts(self, task: Task) -> tuple[int, int, int]:
@@ -129,7 +229,7 @@ class RunDocuments:
         configured = self._configuration.augment
         if self._train.cache is None and configured is None and kind != "unlabeled":
             return None
-        return load_augmentation(configured, kind, self._size)
+        return load_augmentation(configured, kind, self._preprocessing.size)
 
     def _eval_kind(self, docs: DocumentArrayMemmap) -> str:
         """Labelled eval documents prove a model that was trained without labels, too."""
@@ -137,3 +237,7 @@ class RunDocuments:
             return self._options.kind
         found = kind_of(docs)
         return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found
+
+
+def _side(split: Decoded, dataset: Dataset) -> Side:
+    return Side(dataset, split.inspection.groups, split.inspection.prints)

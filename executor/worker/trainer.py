@@ -22,12 +22,9 @@ from ..compute.memory import is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
-from ..evaluation.proof import verdict
-from ..loading.datasets import ClassDataset
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model, save_model
-from ..models.versions import ensure_base
-from ..report import contents
+from ..models.versions import ensure_base, load_version
 from ..store.files import is_full, unwritable
 from ..store.run import KILLED_FOR_MEMORY, TrainerExit
 from ..store.runs import RunStore
@@ -40,8 +37,11 @@ from ..training.recipe import Keeping, Outcome, Task, fine_tune
 from ..training.state import TrainState
 from ..training.watching import Watcher
 from .checkpoints import load_checkpoint, save_checkpoint
+from .judgement import Judgement, judge, why_unproven
+from .label_check import check_labels
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
+from .reporting import write_report
 from .run_documents import RunDocuments
 
 CHECKPOINT_SECONDS = 30.0  # within an epoch
@@ -155,8 +155,47 @@ class Trainer(Watcher):
                 stop=self._interrupted.is_set,
             ),
         )
+        served_version = self._ranks.agree(self._store.served_now)
+        served = self._measure_served(served_version, data, task, outcome, device)
+        self._progress.report(phase="evaluating")
+        label_errors = check_labels(
+            data.labelled_parts(task, device, self._at_a_time(BATCH)),
+            load_version(self._store.workspace, self._configuration, "base"),
+            model,
+            prepared_for=data.eval_set_for,
+            check=self._check_together,
+            device=device,
+            ranks=self._ranks,
+        )
         if self._ranks.first:
-            self._finish(model, task, data.counts(task), outcome, device)
+            counts = data.counts(task)
+            judgement = judge(
+                task,
+                outcome,
+                served,
+                served_version=served_version,
+                whole_classes=data.parts.whole_classes,
+                promote_by=self._options.promote_by,
+                unproven=why_unproven(task, self._options.val_split, counts[0], given=counts[1] > 0),
+                noticed=data.noticed(),
+            )
+            self._tell(judgement, served_version)
+            save_model(model, self._store.workspace.model_folder(self._run.name))
+            write_report(
+                self._store,
+                self._run,
+                model,
+                task,
+                outcome,
+                judgement,
+                counts=counts,
+                device=str(device),
+                served=served_version,
+                before=served,
+                label_errors=label_errors,
+                copies=data.copies(),
+            )
+            self._progress.conclude()
         self._ranks.leave()
 
     def _enter(self) -> None:
@@ -200,6 +239,11 @@ class Trainer(Watcher):
 
     def _check_interrupted(self) -> None:
         if self._interrupted.is_set():
+            raise Interrupted
+
+    def _check_together(self) -> None:
+        """The same for all ranks at once, which compute something together."""
+        if self._ranks.any(self._interrupted.is_set()):
             raise Interrupted
 
     # what the recipe tells ----------------------------------------------------------------------------------------
@@ -261,34 +305,24 @@ class Trainer(Watcher):
                 self._progress.warn(f"{error} {unsafe}")
             self._saved = time.monotonic()
 
-    def _finish(
-        self,
-        model: EmbeddingModel,
-        task: Task,
-        counts: tuple[int, int, int],
-        outcome: Outcome,
-        device: torch.device,
-    ) -> None:
-        """Judge the tuned model against the one before, and write it and the report."""
-        before, after = outcome.before, outcome.after
-        sentence = contents.UNPROVEN
-        if before is not None and after is not None:
-            better, sentence = verdict(before.scores, after.scores, by=self._options.promote_by)
-            tuned = {f"tuned/{name}": value for name, value in after.scores.mean().items()}
-            self._progress.report(metrics=self._progress.now.metrics | tuned, better=better, verdict=sentence)
-        self._progress.report(phase="saving")
-        save_model(model, self._store.workspace.model_folder(self._run.name))
-        contents.write(
-            self._store,
-            self._run,
-            kind=task.dataset.kind,
-            classes=len(task.dataset.classes) if isinstance(task.dataset, ClassDataset) else None,
-            counts=counts,
-            history=outcome.history,
-            device=str(device),
-            eval_set=task.eval_set,
-            before=before,
-            after=after,
-            verdict=sentence,
+    def _measure_served(
+        self, version: str, data: RunDocuments, task: Task, outcome: Outcome, device: torch.device
+    ) -> Measured | None:
+        """Measure the version that is served now on the documents of the proof; None if there are none."""
+        if task.eval_set is None or version == self._options.base:
+            return outcome.before
+        model = load_version(self._store.workspace, self._configuration, version).to(device)
+        return data.eval_set_for(model, task.eval_set).measure(model)
+
+    def _tell(self, judgement: Judgement, served: str) -> None:
+        """Publish the judgement, for the service to decide by."""
+        for warning in judgement.warnings:
+            self._progress.warn(warning)
+        self._progress.report(
+            metrics=self._progress.now.metrics | judgement.metrics,
+            better=judgement.better,
+            served=served,
+            verdict=judgement.verdict,
+            warnings=judgement.warnings,
         )
-        self._progress.conclude()
+        self._progress.report(phase="saving")

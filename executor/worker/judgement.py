@@ -1,0 +1,153 @@
+"""The judgement of a training that has ended: the proof, and what to know before trusting the model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..evaluation.eval_set import Measured
+from ..evaluation.hold_out import LEAST_DOCUMENTS
+from ..evaluation.metrics import DECIDING
+from ..evaluation.proof import caution, paired_difference, verdict
+from ..loading.datasets import ClassDataset
+from ..training.recipe import Outcome, Task
+
+HARDLY = 0.02  # a loss that fell by a smaller share has hardly fallen
+SHOWN = 5  # examples named in a sentence
+ALL_THE_SAME = "To serve it all the same, call /promote with its name, or train with promote='always'."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What was found.
+
+    Attributes:
+        better: than the version served; None: there is no proof. verdict: in words.
+        metrics: `served/<metric>` and `tuned/<metric>`, and `…/unseen/<metric>` on classes that were held out whole.
+        warnings: most important first.
+    """
+
+    better: bool | None
+    verdict: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def judge(
+    task: Task,
+    outcome: Outcome,
+    served: Measured | None,
+    *,
+    served_version: str,
+    whole_classes: tuple[int, ...],
+    promote_by: str,
+    unproven: str,
+    noticed: list[str],
+) -> Judgement:
+    """Judge a tuned model.
+
+    Args:
+        served: the version served now, on the eval set. whole_classes: the classes held out whole.
+        unproven: why there is no eval set. noticed: warnings about the documents.
+    """
+    warnings = [*noticed, *_about_classes(task), *_about_loss(outcome.history)]
+    if outcome.after is None or served is None:
+        return Judgement(better=None, verdict=f"{unproven} {ALL_THE_SAME}", warnings=warnings)
+    better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by)
+    metrics = {f"served/{name}": value for name, value in served.scores.mean().items()}
+    metrics |= {f"tuned/{name}": value for name, value in outcome.after.scores.mean().items()}
+    sentence = f"Against the version served ({served_version}), {sentence}"
+    unseen = _unseen(task, outcome, served, whole_classes)
+    if unseen is not None:
+        values, words, worse = unseen
+        metrics |= values
+        sentence = f"{sentence} {words}"
+        better = better and not worse
+    if little := caution(outcome.after.scores):
+        warnings.append(little)
+    difference, low, high = paired_difference(served.scores, outcome.after.scores)
+    if difference > 0 and low <= 0:
+        warnings.append(
+            f"The eval documents are too few to prove the gain that was measured ({difference:+.3f}): with "
+            f"{outcome.after.scores.queries} queries only a gain of about {(high - low) / 2:.3f} shows. Send more "
+            "labelled documents, of more classes above all."
+        )
+    return Judgement(better=better, verdict=sentence, metrics=metrics, warnings=warnings)
+
+
+def why_unproven(task: Task, val_split: float | str, documents: int, *, given: bool = False) -> str:
+    """Say why there is no eval set.
+
+    Args: documents: usable ones for training. given: whether there were eval documents, all of which were left out.
+    """
+    if given:
+        reason = "Every eval document belongs to a train document, so none of them proves anything."
+    elif task.dataset.kind == "unlabeled":
+        reason = "Without labels there is nothing to prove it by; send labelled documents with split='eval'."
+    elif val_split == "auto" and documents < LEAST_DOCUMENTS:
+        reason = (
+            f"{documents} documents are too few to hold some out; send {LEAST_DOCUMENTS - documents} more, or eval "
+            "documents."
+        )
+    elif val_split == "auto":
+        reason = "No label has enough documents that do not belong together to hold some out; send eval documents."
+    else:
+        reason = "val_split is 0 and there are no eval documents."
+    return f"The model is unproven: {reason}"
+
+
+def _unseen(
+    task: Task, outcome: Outcome, served: Measured, whole_classes: tuple[int, ...]
+) -> tuple[dict[str, float], str, bool] | None:
+    """Metrics on the classes held out whole, a sentence, and whether the tuned model is proven worse on them."""
+    if not whole_classes or task.eval_set is None or outcome.after is None:
+        return None
+    of_unseen = np.isin(task.eval_set.labels, whole_classes)
+    before, after = (scores.of(of_unseen) for scores in (served.scores, outcome.after.scores))
+    values = {
+        f"{version}/unseen/{name}": value
+        for version, scores in (("served", before), ("tuned", after))
+        for name, value in scores.mean().items()
+    }
+    difference, low, high = paired_difference(before, after)
+    worse = high < 0
+    return (
+        values,
+        f"On {len(whole_classes)} classes that it has never seen, mAP@R went from {before.mean()[DECIDING]:.3f} to "
+        f"{after.mean()[DECIDING]:.3f} ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
+        + (", which is proven worse, so that it is not called better." if worse else "."),
+        worse,
+    )
+
+
+def _about_classes(task: Task) -> Iterator[str]:
+    if not isinstance(task.dataset, ClassDataset):
+        return
+    labels, counts = np.unique(task.dataset.labels[task.items], return_counts=True)
+    if len(single := labels[counts == 1]):
+        yield (
+            f"{len(single)} labels have a single document ({_some(task.dataset, single)}): what documents of theirs "
+            "have in common cannot be learned. Send more of each."
+        )
+    if task.eval_set is None:
+        return
+    proven = np.unique(np.asarray(task.eval_set.dataset.labels)[task.eval_set.items])
+    if task.eval_set.dataset is task.dataset and len(missing := np.setdiff1d(labels, proven)):
+        yield (
+            f"{len(missing)} of {len(labels)} labels have too few documents to hold some out "
+            f"({_some(task.dataset, missing)}): the proof says nothing about them."
+        )
+
+
+def _some(dataset: ClassDataset, labels: np.ndarray) -> str:
+    names = [repr(dataset.classes[label]) for label in labels[:SHOWN].tolist()]
+    return ", ".join(names) + (", …" if len(labels) > SHOWN else "")
+
+
+def _about_loss(history: dict[str, list[float]]) -> Iterator[str]:
+    loss = history.get("loss", [])
+    if len(loss) > 1 and loss[0] > 0 and min(loss[1:]) > (1 - HARDLY) * loss[0]:
+        yield (
+            f"The loss hardly fell, from {loss[0]:.4g} to {loss[-1]:.4g}: the model has learned little. Try a higher "
+            "learning_rate, more epochs, or look whether the labels say what the images show."
+        )

@@ -1,0 +1,121 @@
+"""Which documents of a run belong together, so that none of them proves what the others have taught.
+
+These are the items of a session, the documents of one of the user's groups, and copies of one picture.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..documents import Label
+from ..evaluation.copies import find_copies
+from ..evaluation.fingerprints import THUMBNAIL, Fingerprint, fingerprint, share_nearly_seen
+from ..evaluation.hold_out import document_numbers, together
+from ..loading.datasets import ClassDataset, Dataset
+
+MOST_LOOKED_AT = 50_000  # documents whose pictures are compared; of more, and of small ones, only equal ones are found
+FLATTERING = (
+    0.05  # of the held-out pictures: of one visit to a shop 20 to 23 % resemble others so, of another visit 1 %
+)
+SMALLEST_LOOKED_AT = 64  # pixels a side: smaller pictures have too little detail to tell copies from likes
+_NOTHING_TO_SEE = np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The documents for training, or those for evaluation.
+
+    Attributes:
+        groups: the user's group of each document, or None. prints: the fingerprint of each; None: it cannot be used.
+    """
+
+    dataset: Dataset
+    groups: list[str | None]
+    prints: list[Fingerprint | None]
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """What belongs together.
+
+    Attributes:
+        train: (N,) int64, of the items of the train dataset: equal numbers belong together. eval: (M,) the same of the
+            eval dataset. related: (M,) bool, the eval items that belong to a train item.
+        copies: documents that are copies of another one, of both sides.
+        pairs: numbers of documents of which the second is a copy of the first; those for evaluation are counted on from
+            those for training.
+    """
+
+    train: np.ndarray
+    eval: np.ndarray
+    related: np.ndarray
+    copies: int
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+
+
+def print_of(content: Any, number: int) -> Fingerprint:
+    """The fingerprint of the content of document `number`."""
+    if not isinstance(content, np.ndarray):
+        digest = hashlib.blake2b(content if isinstance(content, bytes) else repr(content).encode(), digest_size=16)
+        return Fingerprint(digest.digest(), _NOTHING_TO_SEE)
+    found = fingerprint(content)
+    looked_at = number < MOST_LOOKED_AT and min(content.shape[:2]) >= SMALLEST_LOOKED_AT
+    return found if looked_at else Fingerprint(found.digest, _NOTHING_TO_SEE)
+
+
+def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np.ndarray]) -> Kinship:
+    """Find what belongs together.
+
+    Args: image: of a document, (H, W, 3) uint8; it gets whether that is for training, and its number.
+    """
+    sides = [train] if eval is None else [train, eval]
+    prints = [found for side in sides for found in side.prints]  # of all documents, one side after the other
+    looked_at = [number for number, found in enumerate(prints) if found is not None and found.thumbnail.any()]
+
+    def at(place: int) -> np.ndarray:
+        number = looked_at[place]
+        trained = number < len(train.prints)
+        return image(trained, number if trained else number - len(train.prints))
+
+    alike = find_copies([found for found in prints if found is not None and found.thumbnail.any()], at)
+    pairs = [(looked_at[one], looked_at[other]) for one, other in alike]
+    first: dict[bytes, int] = {}
+    for number, found in enumerate(prints):  # equal ones, among all
+        if found is not None and first.setdefault(found.digest, number) != number:
+            pairs.append((first[found.digest], number))
+    groups = [group for side in sides for group in side.groups]
+    of_documents = together(np.arange(len(groups)), groups, pairs)
+    mine = of_documents[document_numbers(train.dataset)]
+    others = np.empty(0, np.int64)
+    if eval is not None:
+        others = of_documents[len(train.groups) + document_numbers(eval.dataset)]
+    return Kinship(mine, others, np.isin(others, mine), len({second for _, second in pairs}), sorted(pairs))
+
+
+def flattery(train: Side, learned: np.ndarray, other: Side, proving: np.ndarray) -> str | None:
+    """Warn if many pictures that prove a model are nearly the same as one of their label that it has learned from.
+
+    Args: learned: (N,) items of `train`. proving: (M,) items of `other`, which may be the same side.
+    """
+    if not isinstance(train.dataset, ClassDataset) or not isinstance(other.dataset, ClassDataset):
+        return None
+    before = _labelled(train, train.dataset, learned)
+    known = [*before, *_labelled(other, other.dataset, proving)]
+    held_out = np.arange(len(known)) >= len(before)
+    share = share_nearly_seen([found for found, _ in known], [label for _, label in known], held_out)
+    if share <= FLATTERING:
+        return None
+    return (
+        f"{share:.0%} of the pictures that prove the model are nearly the same as one of their label that it was "
+        "trained on, as pictures of one moment are: the figures may flatter. Give pictures of one moment the same "
+        "tags['finetuner_group'], or send eval documents of other moments."
+    )
+
+
+def _labelled(side: Side, dataset: ClassDataset, items: np.ndarray) -> list[tuple[Fingerprint, Label]]:
+    """The fingerprints and labels of items whose picture is looked at."""
+    found = [(side.prints[item], dataset.classes[dataset.labels[item]]) for item in items.tolist()]
+    return [(known, label) for known, label in found if known is not None and known.thumbnail.any()]

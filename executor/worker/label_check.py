@@ -1,0 +1,139 @@
+"""Looks for wrong labels among the documents of a run, with one more look at each by two models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..compute.ranks import Ranks
+from ..errors import BadDocument
+from ..evaluation.eval_set import EvalSet
+from ..evaluation.label_errors import LabelCheck, find_label_errors
+from ..models.backbones import Backbone
+from ..models.model import EmbeddingModel
+from ..report.naming import label_of, name_of
+from ..report.parts import LabelErrors, Suspect
+
+MOST = 20_000  # documents that are checked; of more, so many at random
+SHOWN = 20
+AT_ONCE = 1000  # documents embedded between two looks at whether to stop
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the documents to check.
+
+    Attributes:
+        name: `train`, `held out` or `eval`.
+        units: (N,) int64 of the items, equal in all parts for what belongs together.
+    """
+
+    name: str
+    items: EvalSet
+    units: np.ndarray
+
+
+def check_labels(
+    parts: list[Part],
+    untrained: EmbeddingModel,
+    tuned: EmbeddingModel,
+    *,
+    prepared_for: Callable[[EmbeddingModel, EvalSet], EvalSet],
+    check: Callable[[], None],
+    device: torch.device,
+    ranks: Ranks,
+) -> LabelErrors | None:
+    """Return which labels are probably wrong; None: the documents are no class data, too few, or cannot be read.
+
+    Args:
+        parts: no two of which share an item. untrained: a model that was trained on none of these labels.
+        prepared_for: returns the documents with their images prepared for a model.
+        check: called now and then; raises to stop the work.
+    """
+    parts = [part for part in parts if part.items.dataset.kind == "class" and len(part.items.items)]
+    if not parts:
+        return None
+    parts = _sampled(parts)
+    try:
+        features = [
+            np.concatenate([_embed(features_of(model), prepared_for(model, part.items), check) for part in parts])
+            for model in (untrained.to(device), tuned)
+        ]
+    except BadDocument:  # it was there while the model was trained; the report does without
+        if not ranks.alone:
+            raise
+        return None
+    if not ranks.first:
+        return None
+    labels, names = _joined_labels(parts)
+    units = np.concatenate([part.units for part in parts])
+    found = find_label_errors(features[0], features[1], labels, units)
+    return None if found is None else _told(found, parts, names)
+
+
+def features_of(model: EmbeddingModel) -> nn.Module:
+    """Return what the model makes of images without its head; with it, where the head alone has been trained."""
+    if model.is_backbone_frozen:
+        return model
+    backbone = Backbone(module=model.backbone, preprocessing=model.preprocessing, options=model.options)
+    return EmbeddingModel(backbone, model.config, features=model.features, normalise=False)
+
+
+def _sampled(parts: list[Part]) -> list[Part]:
+    """At most `MOST` documents, of each part as large a share as of the others."""
+    total = sum(len(part.items.items) for part in parts)
+    if total <= MOST:
+        return parts
+    random = np.random.default_rng(0)
+    sampled = []
+    for part in parts:
+        count = len(part.items.items)
+        kept = np.sort(random.permutation(count)[: count * MOST // total])
+        sampled.append(Part(part.name, part.items.part(kept), part.units[kept]))
+    return sampled
+
+
+def _embed(model: nn.Module, items: EvalSet, check: Callable[[], None]) -> np.ndarray:
+    found = []
+    for start in range(0, len(items.items), AT_ONCE):
+        check()
+        found.append(items.part(np.arange(start, min(start + AT_ONCE, len(items.items)))).embed(model))
+    return np.concatenate(found)
+
+
+def _joined_labels(parts: list[Part]) -> tuple[np.ndarray, list[str]]:
+    """Return one numbering of the labels of all parts, (N,) int64, and their names."""
+    numbers: dict[object, int] = {}
+    labels = []
+    for part in parts:
+        classes = part.items.dataset.classes  # type: ignore[union-attr]
+        known = np.array([numbers.setdefault(label, len(numbers)) for label in classes])
+        labels.append(known[part.items.labels])
+    return np.concatenate(labels), [str(label) for label in numbers]
+
+
+def _told(found: LabelCheck, parts: list[Part], names: list[str]) -> LabelErrors:
+    places = [(part, position) for part in parts for position in range(len(part.items.items))]
+    suspects = []
+    for position, label, margin in zip(found.suspects[:SHOWN], found.suggested, found.margins, strict=False):
+        part, place = places[position]
+        doc = part.items.dataset.document(int(part.items.items[place]))
+        suspects.append(
+            Suspect(
+                image=part.items.image(place),
+                caption=label_of(doc),
+                name=name_of(doc),
+                suggested=names[label],
+                margin=float(margin),
+                part=part.name,
+            )
+        )
+    return LabelErrors(
+        checked=found.checked,
+        accuracy=found.accuracy,
+        extent=found.extent,
+        found=len(found.suspects),
+        suspects=suspects,
+    )

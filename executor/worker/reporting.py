@@ -1,0 +1,99 @@
+"""Writes the report of a training, with what its options do not say: what `auto` became, and which model it was."""
+
+from typing import Any
+
+import numpy as np
+
+from ..errors import FinetunerError
+from ..evaluation.eval_set import Measured
+from ..images.reading import image_of
+from ..loading.datasets import ClassDataset
+from ..models.model import EmbeddingModel
+from ..parameters import ExecutorOptions, TrainingOptions
+from ..report import contents
+from ..report.parts import LabelErrors, ModelFacts
+from ..store.run import Run
+from ..store.runs import RunStore
+from ..training.recipe import Outcome, Task
+from .judgement import Judgement
+
+SAMPLED = 16  # images whose sizes are looked at
+
+
+def write_report(
+    store: RunStore,
+    run: Run,
+    model: EmbeddingModel,
+    task: Task,
+    outcome: Outcome,
+    judgement: Judgement,
+    *,
+    counts: tuple[int, int, int],
+    device: str,
+    served: str,
+    before: Measured | None,
+    label_errors: LabelErrors | None,
+    copies: list[tuple[str, str, str]],
+) -> None:
+    """Write the report of a run that has been trained; the service adds what becomes of the model.
+
+    Args: counts: train, eval and held out documents. served: the version served now. before: that on the eval set.
+    """
+    contents.write(
+        store,
+        run,
+        kind=task.dataset.kind,
+        classes=len(task.dataset.classes) if isinstance(task.dataset, ClassDataset) else None,
+        counts=counts,
+        choosing=0 if task.choose_set is None else task.choose_set.documents,
+        history=outcome.history,
+        device=device,
+        eval_set=task.eval_set,
+        before=before,
+        after=outcome.after,
+        verdict=judgement.verdict,
+        served=served,
+        used=used_settings(run.options, outcome, task, model, counts),
+        model=model_facts(model, task, run.configuration.options),
+        label_errors=label_errors,
+        copies=copies,
+    )
+
+
+def used_settings(
+    options: TrainingOptions, outcome: Outcome, task: Task, model: EmbeddingModel, counts: tuple[int, int, int]
+) -> dict[str, Any]:
+    """Return what was used for each option that does not say so itself, by name; JSON values.
+
+    Args: counts: train, eval and held out documents.
+    """
+    received, given, held_out = counts
+    share = round(held_out / received, 3) if received else 0.0
+    return outcome.used | {
+        "kind": task.dataset.kind,
+        "embedding_dim": model.dim,
+        "val_split": "eval documents were given" if given else share,
+        "loss_options": options.loss_options or "the defaults of the loss",
+    }
+
+
+def model_facts(model: EmbeddingModel, task: Task, options: ExecutorOptions) -> ModelFacts:
+    """Return which model was trained, and how large the images are that it was sent."""
+    return ModelFacts(
+        name=model.config.model,
+        input_size=model.preprocessing.size,
+        crop=model.preprocessing.crop,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        embedding_size=model.dim,
+        image_side=None if options.preprocess_fn else _image_side(task, options),
+    )
+
+
+def _image_side(task: Task, options: ExecutorOptions) -> int | None:
+    """Return the median of the shorter sides of a few train images, in pixels; None if one cannot be read any more."""
+    items = task.items[np.linspace(0, len(task.items) - 1, min(SAMPLED, len(task.items))).astype(int)]
+    try:
+        images = [image_of(task.dataset.document(int(item)), options.image_policy()) for item in items]
+    except FinetunerError:
+        return None
+    return int(np.median([min(image.shape[:2]) for image in images]))

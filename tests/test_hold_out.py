@@ -1,0 +1,128 @@
+"""What is held out of the train documents, and what stays together."""
+
+import numpy as np
+import pytest
+
+from executor import ClassDataset, Document, DocumentArray, InstanceDataset, SessionDataset
+from executor.documents import Match
+from executor.errors import NotTrainable
+from executor.evaluation.hold_out import Parts, automatic_share, split_documents
+
+
+def labelled(*sizes: int) -> ClassDataset:
+    """A class of each size; the items of a class are consecutive."""
+    labels = np.repeat(np.arange(len(sizes)), sizes).tolist()
+    return ClassDataset(DocumentArray(Document(text="x", tags={"finetuner_label": label}) for label in labels))
+
+
+def sessions(count: int) -> SessionDataset:
+    def match(label: int) -> Match:
+        return Match(text="x", tags={"finetuner_label": label})
+
+    return SessionDataset(DocumentArray(Document(text="x", matches=[match(1), match(-1)]) for _ in range(count)))
+
+
+def parts_of(dataset, share="auto", **arguments) -> Parts:
+    return split_documents(dataset, np.arange(len(dataset)), share, seed=0, **arguments)
+
+
+def test_every_item_is_in_one_part():
+    dataset = labelled(*[20] * 30)
+    parts = parts_of(dataset)
+    assert sorted(np.concatenate([parts.train, parts.proof, parts.choose])) == list(range(600))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share"),
+    [([5] * 7, 0.0), ([10] * 4, 1 / 3), ([20] * 4, 0.25), ([20] * 6, 20 / 120), ([50] * 20, 0.15)],
+    ids=["35: none", "40: a third at most", "80: 20 queries", "120: 20 queries", "1000: 15 %"],
+)
+def test_the_automatic_share_grows_where_it_would_be_fewer_than_20_queries(sizes, share):
+    dataset = labelled(*sizes)
+    assert automatic_share(dataset, np.arange(len(dataset))) == pytest.approx(share)
+
+
+def test_about_the_share_of_each_label_is_held_out():
+    dataset = labelled(100, 40, 20)
+    parts = parts_of(dataset, 0.2)
+    assert np.bincount(dataset.labels[parts.proof]).tolist() == [20, 8, 4]
+
+
+def test_a_label_keeps_two_documents_and_gives_two_or_none():
+    dataset = labelled(*range(1, 12))
+    parts = parts_of(dataset, 0.3)
+    given, sizes = np.bincount(dataset.labels[parts.proof], minlength=11), np.arange(1, 12)
+    assert set(given[:3]) == {0}
+    assert given[3:].min() >= 2
+    assert (sizes - given)[3:].min() >= 2
+
+
+def test_what_belongs_together_is_never_on_both_sides():
+    dataset = labelled(*[40] * 10)
+    units = np.random.default_rng(0).integers(0, 120, 400)  # across labels too
+    parts = parts_of(dataset, 0.2, units=units)
+    assert len(parts.proof)
+    for one, other in [(parts.train, parts.proof), (parts.train, parts.choose), (parts.proof, parts.choose)]:
+        assert not set(units[one]) & set(units[other])
+
+
+def test_a_label_that_is_one_burst_is_only_trained_on():
+    dataset = labelled(*[20] * 5)
+    units = np.arange(100)
+    units[:20] = 0
+    parts = parts_of(dataset, 0.2, units=units)
+    assert 0 not in dataset.labels[parts.proof]
+    assert set(dataset.labels[parts.proof]) == {1, 2, 3, 4}
+
+
+def test_of_many_classes_one_in_twenty_is_held_out_whole():
+    dataset = labelled(*[10] * 60)
+    parts = parts_of(dataset)
+    assert len(parts.whole_classes) == 3
+    learned = np.concatenate([parts.train, parts.choose])
+    assert not set(parts.whole_classes) & set(dataset.labels[learned])
+    assert set(parts.whole_classes) < set(dataset.labels[parts.proof])
+
+
+def test_a_class_that_shares_a_group_with_another_is_not_held_out_whole():
+    dataset = labelled(*[10] * 40)
+    units = np.arange(400)
+    units[9::10] = 1000  # one group in every class
+    assert parts_of(dataset, units=units).whole_classes == ()
+
+
+def test_few_classes_and_a_share_in_numbers_hold_out_none_whole():
+    assert parts_of(labelled(*[30] * 39)).whole_classes == ()
+    assert parts_of(labelled(*[30] * 60), 0.2).whole_classes == ()
+
+
+def test_sessions_are_held_out_whole_and_counted_by_their_roots():
+    dataset = sessions(60)
+    parts = parts_of(dataset)
+    assert len(parts.proof) == 3 * 20
+    assert not set(dataset.labels[parts.proof, 0]) & set(dataset.labels[parts.train, 0])
+
+
+def test_documents_without_labels_are_held_out_by_number_only():
+    dataset = InstanceDataset(DocumentArray(Document(text="x") for _ in range(100)))
+    assert len(parts_of(dataset).proof) == 0
+    assert len(parts_of(dataset, 0.2).proof) == 20
+
+
+def test_what_chooses_is_a_tenth_of_what_is_left_where_there_is_enough():
+    dataset = labelled(*[30] * 20)
+    parts = parts_of(dataset)
+    assert len(parts.choose) == pytest.approx(0.1 * (600 - len(parts.proof)), abs=20)
+    assert len(parts_of(labelled(*[11] * 15)).choose) == 0
+
+
+def test_a_number_that_holds_out_nothing_is_refused():
+    with pytest.raises(NotTrainable, match=r"val_split=0\.1 holds out none of the 8 documents"):
+        parts_of(labelled(*[2] * 4), 0.1)
+    assert len(parts_of(labelled(*[2] * 40), 0).proof) == 0
+
+
+def test_the_same_seed_holds_out_the_same():
+    dataset = labelled(*[20] * 10)
+    assert parts_of(dataset).proof.tolist() == parts_of(dataset).proof.tolist()
+    assert split_documents(dataset, np.arange(200), "auto", seed=1).proof.tolist() != parts_of(dataset).proof.tolist()
