@@ -66,12 +66,16 @@ def _parted(classes: list[ClassChange]) -> dict[str, list[ClassChange]]:
 
 
 def _settings(report: Report) -> list[tuple[str, Any, str | None]]:
-    """Every option by name: what was used, and what was asked for where that is something else."""
-    return [
+    """Every option by name: what was used, and what was asked for where that is something else.
+
+    Then what was used and is no option, such as the weights of which epoch.
+    """
+    options = [
         (name, used, None if used == asked else _value(asked))
         for name, asked in report.options.items()
         for used in [report.used.get(name, asked)]
     ]
+    return options + [(name, used, None) for name, used in report.used.items() if name not in report.options]
 
 
 def _standing(difference: Interval | None) -> tuple[str, str]:

@@ -49,7 +49,8 @@ class Report:
         choosing: Train documents, not among the held out ones, that the best epoch was chosen by; then the history's
             metrics are of these.
         served: The version that the tuned model is measured against, served when the training ended; None: as `base`.
-        used: What was used for an option, by its name, where that is not what the option says, such as `auto`.
+        used: What was used for an option, by its name, where that is not what the option says, such as `auto`; and
+            `weights`: those of which epoch.
         model: The tuned model; None: not known.
         by_class: Of class data, every class that has queries.
         confusions: The pairs of classes that the tuned model confuses most, with `confusion_queries` looked through.

@@ -74,12 +74,14 @@ class Outcome:
 
     Attributes:
         history: per epoch. before, after: the base and the tuned model on the eval set, if there is one.
-        used: what was used for an option that does not say so itself, by its name; JSON values.
+        weights: which ones the tuned model has, in words, such as "of epoch 3 of 5".
+        used: what was used for an option that does not say so itself, by its name, and the `weights`; JSON values.
     """
 
     history: dict[str, list[float]]
     before: Measured | None
     after: Measured | None
+    weights: str
     used: dict[str, Any] = field(default_factory=dict)
 
 
@@ -173,6 +175,7 @@ def fine_tune(
     finish_model(model, options)
     watcher.ended(state.history)
     after = None if task.eval_set is None else task.eval_set.measure(model)
+    weights = _kept_weights(state, options, chosen=task.choose_set is not None)
     used = {
         "loss": loss_name(options.loss, task.dataset.kind),
         "learning_rate": config.learning_rate,
@@ -180,10 +183,17 @@ def fine_tune(
         "micro_batch": micro_batch.at(state.done) or "the whole batch",
         "feature_views": trainee.kept_views,
         "epochs": state.epoch,
+        "weights": weights,
     }
     if isinstance(loader.sampler, ClassSampler):
         used["num_items_per_class"] = loader.sampler.items
-    return Outcome(history=state.history, before=before, after=after, used=used)
+    return Outcome(history=state.history, before=before, after=after, weights=weights, used=used)
+
+
+def _kept_weights(state: TrainState, options: TrainingOptions, *, chosen: bool) -> str:
+    """Say which weights the model has. Args: chosen: whether the best epoch was chosen; else they are the last ones."""
+    epoch = f"epoch {state.best_epoch + 1} of {state.epoch}" if chosen else "the last epoch"
+    return f"averaged up to {epoch}" if options.ema else f"of {epoch}"
 
 
 def _measured(eval_set: EvalSet, base: nn.Module) -> Measured:

@@ -51,8 +51,9 @@ def judge(
         unproven: why there is no eval set. noticed: warnings about the documents.
     """
     warnings = [*noticed, *_about_classes(task), *_about_loss(outcome.history)]
+    weights = _about_weights(task, outcome)
     if outcome.after is None or served is None:
-        return Judgement(better=None, verdict=f"{unproven} {ALL_THE_SAME}", warnings=warnings)
+        return Judgement(better=None, verdict=f"{unproven} {weights} {ALL_THE_SAME}", warnings=warnings)
     better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by)
     metrics = {f"served/{name}": value for name, value in served.scores.mean().items()}
     metrics |= {f"tuned/{name}": value for name, value in outcome.after.scores.mean().items()}
@@ -72,7 +73,7 @@ def judge(
             f"{outcome.after.scores.queries} queries only a gain of about {(high - low) / 2:.3f} shows. Send more "
             "labelled documents, of more classes above all."
         )
-    return Judgement(better=better, verdict=sentence, metrics=metrics, warnings=warnings)
+    return Judgement(better=better, verdict=f"{sentence} {weights}", metrics=metrics, warnings=warnings)
 
 
 def why_unproven(task: Task, val_split: float | str, documents: int, *, given: bool = False) -> str:
@@ -94,6 +95,15 @@ def why_unproven(task: Task, val_split: float | str, documents: int, *, given: b
     else:
         reason = "val_split is 0 and there are no eval documents."
     return f"The model is unproven: {reason}"
+
+
+def _about_weights(task: Task, outcome: Outcome) -> str:
+    """Say which weights the model has, and why these."""
+    if task.choose_set is None:
+        why = "the documents are too few to choose an epoch by"
+    else:
+        why = f"the best on {task.choose_set.documents} documents kept to choose by"
+    return f"It has the weights {outcome.weights}: {why}."
 
 
 def _unseen(
