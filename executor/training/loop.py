@@ -71,7 +71,7 @@ def train(
     """Train `model` in place and return the final state.
 
     Args:
-        evaluate: measures the model after each epoch, for the history.
+        evaluate: measures the model after each epoch, for the history; nothing where there is nothing to find.
         choosing: whether the weights of the best epoch are kept, by the value that `score` names (higher is better);
             else those of the last. False where the same documents prove the model: what proves must choose nothing.
         save: called after every step with a function that makes the state, and whether an epoch has ended.
@@ -140,7 +140,8 @@ def train(
             model.train()
             for name, number in measured.items():
                 note(state.history, name, number)
-            if choosing and (state.best_score is None or measured[score] > state.best_score):
+            better = score in measured and (state.best_score is None or measured[score] > state.best_score)
+            if choosing and better:
                 state.best_score, state.best_epoch = measured[score], state.epoch
                 best_model = copy(measured_model.state_dict())
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0

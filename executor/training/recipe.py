@@ -75,6 +75,7 @@ class Outcome:
     Attributes:
         history: per epoch. before, after: the base and the tuned model on the eval set, if there is one.
         weights: which ones the tuned model has, in words, such as "of epoch 3 of 5".
+        chosen_by: how many documents that epoch was chosen by; 0: none, and it is the last epoch.
         used: what was used for an option that does not say so itself, by its name, and the `weights`; JSON values.
     """
 
@@ -82,6 +83,7 @@ class Outcome:
     before: Measured | None
     after: Measured | None
     weights: str
+    chosen_by: int = 0
     used: dict[str, Any] = field(default_factory=dict)
 
 
@@ -175,7 +177,8 @@ def fine_tune(
     finish_model(model, options)
     watcher.ended(state.history)
     after = None if task.eval_set is None else task.eval_set.measure(model)
-    weights = _kept_weights(state, options, chosen=task.choose_set is not None)
+    chosen_by = 0 if task.choose_set is None or state.best_score is None else task.choose_set.documents
+    weights = _kept_weights(state, options, chosen=chosen_by > 0)
     used = {
         "loss": loss_name(options.loss, task.dataset.kind),
         "learning_rate": config.learning_rate,
@@ -187,7 +190,7 @@ def fine_tune(
     }
     if isinstance(loader.sampler, ClassSampler):
         used["num_items_per_class"] = loader.sampler.items
-    return Outcome(history=state.history, before=before, after=after, weights=weights, used=used)
+    return Outcome(history=state.history, before=before, after=after, weights=weights, chosen_by=chosen_by, used=used)
 
 
 def _kept_weights(state: TrainState, options: TrainingOptions, *, chosen: bool) -> str:

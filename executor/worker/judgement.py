@@ -51,7 +51,7 @@ def judge(
         unproven: why there is no eval set. noticed: warnings about the documents.
     """
     warnings = [*noticed, *_about_classes(task), *_about_loss(outcome.history)]
-    weights = _about_weights(task, outcome)
+    weights = _about_weights(outcome)
     if outcome.after is None or served is None:
         return Judgement(better=None, verdict=f"{unproven} {weights} {ALL_THE_SAME}", warnings=warnings)
     better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by)
@@ -97,12 +97,11 @@ def why_unproven(task: Task, val_split: float | str, documents: int, *, given: b
     return f"The model is unproven: {reason}"
 
 
-def _about_weights(task: Task, outcome: Outcome) -> str:
+def _about_weights(outcome: Outcome) -> str:
     """Say which weights the model has, and why these."""
-    if task.choose_set is None:
-        why = "the documents are too few to choose an epoch by"
-    else:
-        why = f"the best on {task.choose_set.documents} documents kept to choose by"
+    why = "the documents are too few to choose an epoch by"
+    if outcome.chosen_by:
+        why = f"the best on {outcome.chosen_by} documents kept to choose by"
     return f"It has the weights {outcome.weights}: {why}."
 
 
