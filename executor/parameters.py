@@ -271,7 +271,7 @@ class ExecutorOptions(_Parameters):
         "default",
         description="`default`, a transformers vision model (hub id or directory), or `package.module:factory`",
     )
-    input_size: Annotated[Whole, Field(ge=8, le=4096)] | None = Field(
+    input_size: Annotated[Whole, Field(ge=16, le=4096)] | None = Field(
         None, description="side of the square the model sees, in pixels; by default the model's own"
     )
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
