@@ -22,6 +22,7 @@ from PIL import Image
 
 from conftest import coloured
 from docs import tables
+from executor import errors
 from executor.documents import Problem, RunStatus
 from executor.parameters import parse_executor_options
 from executor.store.run import LEGAL, RunState
@@ -173,6 +174,13 @@ def test_the_reference_lists_every_field_of_a_status_and_no_other():
         name for name in RunStatus.model_fields if name != "id"
     ]
     assert set(Problem.model_fields) == {"id", "reason"}
+
+
+def test_the_reference_lists_every_http_status_of_an_error():
+    section = REFERENCE.split("## Errors")[1]
+    listed = [int(status) for status in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
+    classes = [each for each in vars(errors).values() if isinstance(each, type)]
+    assert listed == sorted({each.status for each in classes if issubclass(each, errors.FinetunerError)})
 
 
 def named_in(row: str) -> list[str]:
