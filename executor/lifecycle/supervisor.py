@@ -7,15 +7,17 @@ import threading
 from collections.abc import Callable
 
 from ..compute.memory import KernelKills
-from ..report.contents import UNPROVEN, settle
+from ..report.contents import settle
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
 from ..store.runs import RunStore
 from .processes import TrainerProcesses
+from .promotion import Tries, final_verdict, is_wanted
 from .receiving import Receiver
 
 TICK_SECONDS = 0.05
 STOP_SECONDS = 10.0  # a trainer that is told to stop gets so long to write its checkpoint
 MAX_FRUITLESS_ATTEMPTS = 3  # attempts without a further checkpoint before the run fails
+RETRY_SECONDS = 1.0  # after an error
 LOG_LINES = 20
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_kills: KernelKills | None = None  # since the process was started
         self._started_for: Run | None = None  # what the process is for, as it was when the process was started
+        self._tries = Tries()  # for the process that has ended
         self._warmed: set[str] = set()  # runs that a trainer was started for before they were queued
         self._fruitless: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
         self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
@@ -101,7 +104,7 @@ class Supervisor:
                     self._trainers.expire()
             except Exception:
                 _log.exception("The supervisor goes on after an error")
-                self._stopping.wait(1.0)
+                self._stopping.wait(RETRY_SECONDS)
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
 
@@ -149,6 +152,8 @@ class Supervisor:
         run = self._store.get(self._started_for.name)
         if run.state is RunState.TRAINING:  # else it was cancelled, or failed to warm up: tried again once it is queued
             self._judge(run, self._process.returncode)
+        elif run.state is RunState.SUCCEEDED:  # it was judged, and then something failed
+            self._finish(run)
         self._forget_trainer()  # last: what cannot be written down now, on a full disk, is judged again
 
     def _judge(self, run: Run, code: int) -> None:
@@ -171,24 +176,21 @@ class Supervisor:
             self._resume_or_fail(run, code)
 
     def _succeed(self, run: Run) -> None:
-        progress = self._store.progress(run.name)
-        policy, served = run.options.promote, self._store.promoted()
-        proven = progress.better is True and progress.served == served
-        promoted = policy == "always" or (policy == "if_better" and proven)
-        if promoted:
-            self._promote(run.name)
-        words = [progress.verdict or UNPROVEN]
-        words.append("It was promoted." if promoted else f"It was not promoted (promote={policy}).")
-        if progress.better and not promoted and policy == "if_better":
-            words.append(
-                f"It was measured against {progress.served!r}, and {served!r} is served by now: it is not proven "
-                "better than that. Call /evaluate on both, and /promote for the better one."
-            )
-        if progress.warnings:
-            words += ["Before you trust it:", *progress.warnings]
-        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=" ".join(words))
+        progress, served = self._store.progress(run.name), self._store.promoted()
+        wanted, failure = is_wanted(run, progress, served), None
+        if wanted and served != run.name:
+            failure = self._tries.make(lambda: self._promote(run.name))
+        words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
+        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
+        self._tries.reset()
+        self._finish(ended)
+
+    def _finish(self, run: Run) -> None:
+        """Do what is left to do for a run that has succeeded."""
         self._store.workspace.prune(run.name, keep_checkpoints=False)
-        settle(self._store, ended, promoted=promoted)
+        promoted = self._store.promoted() == run.name
+        if failure := self._tries.make(lambda: settle(self._store, run, promoted=promoted)):
+            self._store.event(run.name, "error", f"its report does not say what became of the model: {failure}")
         self._trainers.prepare()
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
@@ -239,6 +241,7 @@ class Supervisor:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         self._process, self._started_for = None, None
+        self._tries.reset()
 
 
 def how_it_ended(code: int) -> str:
