@@ -23,8 +23,8 @@ from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
 from ..models.model import EmbeddingModel
-from ..models.saving import load_model, save_model
-from ..models.versions import ensure_base, load_version
+from ..models.saving import load_model
+from ..models.versions import ensure_base
 from ..store.files import is_full, unwritable
 from ..store.run import KILLED_FOR_MEMORY, TrainerExit
 from ..store.runs import RunStore
@@ -33,15 +33,13 @@ from ..training.features import Filling
 from ..training.loop import Interrupted, Meter, Step
 from ..training.micro_batch import TOO_LITTLE_MEMORY, MicroBatch
 from ..training.parts import prepare_model
-from ..training.recipe import Keeping, Outcome, Task, fine_tune
+from ..training.recipe import Keeping, fine_tune
 from ..training.state import TrainState
 from ..training.watching import Watcher
 from .checkpoints import load_checkpoint, save_checkpoint
-from .judgement import Judgement, judge, why_unproven
-from .label_check import check_labels
+from .conclusion import Conclusion, Trained
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
-from .reporting import write_report
 from .run_documents import RunDocuments
 
 CHECKPOINT_SECONDS = 30.0  # within an epoch
@@ -155,47 +153,9 @@ class Trainer(Watcher):
                 stop=self._interrupted.is_set,
             ),
         )
-        served_version = self._ranks.agree(self._store.served_now)
-        served = self._measure_served(served_version, data, task, outcome, device)
-        self._progress.report(phase="evaluating")
-        label_errors = check_labels(
-            data.labelled_parts(task, device, self._at_a_time(BATCH)),
-            load_version(self._store.workspace, self._configuration, "base"),
-            model,
-            prepared_for=data.eval_set_for,
-            check=self._check_together,
-            device=device,
-            ranks=self._ranks,
-        )
-        if self._ranks.first:
-            counts = data.counts(task)
-            judgement = judge(
-                task,
-                outcome,
-                served,
-                served_version=served_version,
-                whole_classes=data.parts.whole_classes,
-                promote_by=self._options.promote_by,
-                unproven=why_unproven(task, self._options.val_split, counts[0], given=counts[1] > 0),
-                noticed=data.noticed(),
-            )
-            self._tell(judgement, served_version)
-            save_model(model, self._store.workspace.model_folder(self._run.name))
-            write_report(
-                self._store,
-                self._run,
-                model,
-                task,
-                outcome,
-                judgement,
-                counts=counts,
-                device=str(device),
-                served=served_version,
-                before=served,
-                label_errors=label_errors,
-                copies=data.copies(),
-            )
-            self._progress.conclude()
+        conclusion = Conclusion(self._store, self._run, self._ranks, self._progress, check=self._check_together)
+        batch = self._at_a_time(BATCH)
+        conclusion.draw(Trained(model=model, data=data, task=task, outcome=outcome, device=device, batch=batch))
         self._ranks.leave()
 
     def _enter(self) -> None:
@@ -304,25 +264,3 @@ class Trainer(Watcher):
                 unsafe = "The run goes on; what it does until the next checkpoint is not safe yet."
                 self._progress.warn(f"{error} {unsafe}")
             self._saved = time.monotonic()
-
-    def _measure_served(
-        self, version: str, data: RunDocuments, task: Task, outcome: Outcome, device: torch.device
-    ) -> Measured | None:
-        """Measure the version that is served now on the documents of the proof; None if there are none."""
-        if task.eval_set is None or version == self._options.base:
-            return outcome.before
-        model = load_version(self._store.workspace, self._configuration, version).to(device)
-        return data.eval_set_for(model, task.eval_set).measure(model)
-
-    def _tell(self, judgement: Judgement, served: str) -> None:
-        """Publish the judgement, for the service to decide by."""
-        for warning in judgement.warnings:
-            self._progress.warn(warning)
-        self._progress.report(
-            metrics=self._progress.now.metrics | judgement.metrics,
-            better=judgement.better,
-            served=served,
-            verdict=judgement.verdict,
-            warnings=judgement.warnings,
-        )
-        self._progress.report(phase="saving")
