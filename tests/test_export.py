@@ -1,4 +1,4 @@
-"""Exported models: each loaded by the very lines of its README, and compared with the model it was made from."""
+"""Exported models. Each is loaded by the lines of its README, and compared with the model that it was made from."""
 
 import json
 import os

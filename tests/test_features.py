@@ -1,4 +1,4 @@
-"""Training of the head alone, on features of a frozen backbone that are computed once and kept."""
+"""Only the head is trained, on features of a frozen backbone that are computed once and kept."""
 
 import copy
 import resource

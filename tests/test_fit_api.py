@@ -1,4 +1,4 @@
-"""`fit` and `embed` for Python callers: any module, any documents, the examples of the data format as they stand."""
+"""`fit` and `embed` in Python: with any module, any documents, and the examples of the data format unchanged."""
 
 import re
 from collections import Counter

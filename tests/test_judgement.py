@@ -1,4 +1,4 @@
-"""What a trainer concludes of a training: the proof against the served version, and what to know before trusting it."""
+"""How a trained model is judged: the proof against the served version, and what to know before trusting it."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Wrong labels are found by their neighbours, also by those of a model that has learned the wrong ones by heart."""
+"""Neighbours show which labels are wrong, even if the model has learned the wrong labels by heart."""
 
 import numpy as np
 import pytest

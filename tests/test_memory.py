@@ -1,4 +1,4 @@
-"""When memory does not suffice: a batch is computed in smaller parts, by this attempt or by the next."""
+"""If memory does not suffice, this attempt or the next one computes a batch in smaller parts."""
 
 import functools
 import os

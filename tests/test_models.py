@@ -1,4 +1,4 @@
-"""Models by name: built, frozen, saved and loaded. The transformers models are tiny, random and on disk."""
+"""Models by name: built, frozen, saved, loaded. The transformers models are tiny, random and on disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What surrounds the code: the files Jina Hub reads, the pinned requirements, the scripts, the image."""
+"""The files around the code: those that Jina Hub reads, the pinned requirements, the scripts, the image."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What a caller may ask for and an operator configure, and how what is wrong is refused."""
+"""What a caller may ask for and an operator may configure, and how wrong values are refused."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

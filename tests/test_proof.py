@@ -1,4 +1,4 @@
-"""A better model by proof: what is promoted, what is not, how to go back, and what the report of it says."""
+"""Promotion by proof: which models are served and which not, how to go back, and what the report says."""
 
 from html.parser import HTMLParser
 

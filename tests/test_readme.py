@@ -1,9 +1,9 @@
 """The README and the reference say what the code does: every code block runs, every table is the code's.
 
-`yaml` and `json` blocks are files, named in the line above; `bash` and `python` blocks are run in order, the latter in
-one interpreter, as a reader would, against the Flow that the README starts. Two things differ from a reader's machine:
-the ports are free ones, and ./scripts/demo and ./scripts/test are not run (test_demo.py runs the one, this is part of
-the other).
+`yaml` and `json` blocks are files, and the line above a block names its file. `bash` and `python` blocks are run in
+order, the latter in one interpreter, against the Flow that the README starts. Two things differ from a reader's
+machine. The ports are free ones. And ./scripts/demo and ./scripts/test are not run: test_demo.py runs the former, and
+this test is part of the latter.
 """
 
 import json

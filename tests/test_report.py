@@ -1,4 +1,4 @@
-"""The report of a run: complete in one file, honest in what it shows, safe with any text."""
+"""The report of a run is complete in one file, shows bad results too, and is safe with any text."""
 
 import dataclasses
 import json

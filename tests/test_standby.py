@@ -1,4 +1,4 @@
-"""What a service does of itself: it starts a run that receives nothing more, and keeps a next trainer ready."""
+"""What a service does by itself: it starts a run that receives nothing more, and keeps the next trainer ready."""
 
 import contextlib
 import signal

@@ -1,4 +1,4 @@
-"""What the supervisor makes of its trainers: here shell commands that end as a trainer might end."""
+"""What the supervisor does with its trainers. Here they are shell commands that end as a trainer might end."""
 
 import functools
 import logging

@@ -1,4 +1,4 @@
-"""What the training options beyond the plain loop promise: large batches in little memory, averages, memory, LoRA."""
+"""What training options promise: large batches in little memory, averages, a memory of embeddings, LoRA."""
 
 from collections.abc import Callable
 from pathlib import Path

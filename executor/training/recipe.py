@@ -1,4 +1,4 @@
-"""The recipe, once: what the service's trainer does with a run, and `fit()` with what it is given."""
+"""The recipe of a training. The service's trainer and `fit()` share it."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -30,14 +30,14 @@ from .watching import Watcher
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained on, and what is measured on.
+    """What to train on, and what to measure on.
 
     Attributes:
         items: (N,) the indices of `dataset` to train on.
-        eval_set: what the model is proven on, and nothing chosen by. choose_set: what the best epoch is chosen by.
-        cache: of the images of `dataset`; None where its documents may give another content each time.
-        same_content: whether they are known to give the same content each time.
-        augment: of the content of a batch.
+        eval_set: proves the model, and chooses nothing. choose_set: chooses the best epoch.
+        cache: holds the images of `dataset`; None if a document may have another content at each access.
+        same_content: whether every document is known to have the same content at each access.
+        augment: changes the content of a batch.
     """
 
     dataset: Dataset
@@ -51,11 +51,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What lets a training go on where it was stopped.
+    """What a training needs to go on where it was stopped.
 
     Attributes:
-        folder: for what is chosen or computed once. done: steps that the state to go on from has made.
-        resume: loads that state. save, stop: as `loop.train` takes them.
+        folder: where to keep what is chosen or computed once. done: how many steps were made before.
+        resume: loads the state after these steps. save, stop: as `loop.train` takes them.
     """
 
     folder: Path | None = None
@@ -73,10 +73,11 @@ class Outcome:
     """What a training did.
 
     Attributes:
-        history: per epoch. before, after: the base and the tuned model on the eval set, if there is one.
-        weights: which ones the tuned model has, in words, such as "of epoch 3 of 5".
-        chosen_by: how many documents that epoch was chosen by; 0: none, and it is the last epoch.
-        used: what was used for an option that does not say so itself, by its name, and the `weights`; JSON values.
+        history: one list per value, one entry per epoch.
+        before, after: what the base and the tuned model did on the eval set, if there is one.
+        weights: which weights the tuned model has, in words, such as "of epoch 3 of 5".
+        chosen_by: how many documents chose that epoch; 0: none, and it is the last epoch.
+        used: what was used for the options that do not say so themselves, by name, and the `weights`; JSON values.
     """
 
     history: dict[str, list[float]]
@@ -100,13 +101,13 @@ def fine_tune(
     ranks: Ranks = ALONE,
     keeping: Keeping = NOTHING_KEPT,
 ) -> Outcome:
-    """Train `model` in place, on `device` already; it is left in evaluation mode.
+    """Train `model` in place. It is on `device` already, and is in evaluation mode afterwards.
 
     Args:
         model: as `parts.prepare_model` leaves it.
-        base: makes the model that is measured before; by default `model` itself is.
-        max_cache_bytes: of the features of a frozen backbone.
-    Raises: NotTrainable: nothing can be learned, or measured, from these documents; or the loss became no number.
+        base: makes the model that is measured before the training; by default this is `model` itself.
+        max_cache_bytes: limit for the features of a frozen backbone.
+    Raises: NotTrainable: the documents give nothing to learn or to measure, or the loss is no longer finite.
         Whatever `watcher` raises.
     """
 
@@ -194,7 +195,7 @@ def fine_tune(
 
 
 def _kept_weights(state: TrainState, options: TrainingOptions, *, chosen: bool) -> str:
-    """Say which weights the model has. Args: chosen: whether the best epoch was chosen; else they are the last ones."""
+    """Say which weights the model has. Args: chosen: whether an epoch was chosen; else they are the last ones."""
     epoch = f"epoch {state.best_epoch + 1} of {state.epoch}" if chosen else "the last epoch"
     return f"averaged up to {epoch}" if options.ema else f"of {epoch}"
 

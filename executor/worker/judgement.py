@@ -1,4 +1,4 @@
-"""The judgement of a training that has ended: the proof, and what to know before trusting the model."""
+"""Judges a model that has been trained: whether it is proven better, and what to know before trusting it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from ..evaluation.proof import caution, paired_difference, verdict
 from ..loading.datasets import ClassDataset
 from ..training.recipe import Outcome, Task
 
-HARDLY = 0.02  # a loss that fell by a smaller share has hardly fallen
-SHOWN = 5  # examples named in a sentence
+HARDLY = 0.02  # if the loss fell by a smaller share than this, it has hardly fallen
+SHOWN = 5  # examples that a sentence names
 ALL_THE_SAME = "To serve it all the same, call /promote with its name, or train with promote='always'."
 
 
@@ -22,8 +22,9 @@ class Judgement:
     """What was found.
 
     Attributes:
-        better: than the version served; None: there is no proof. verdict: in words.
-        metrics: `served/<metric>` and `tuned/<metric>`, and `…/unseen/<metric>` on classes that were held out whole.
+        better: whether the model is better than the version served; None: there is no proof.
+        verdict: the same in words.
+        metrics: `served/<metric>` and `tuned/<metric>`, and `…/unseen/<metric>` on the classes held out whole.
         warnings: most important first.
     """
 
@@ -47,8 +48,9 @@ def judge(
     """Judge a tuned model.
 
     Args:
-        served: the version served now, on the eval set. whole_classes: the classes held out whole.
-        unproven: why there is no eval set. noticed: warnings about the documents.
+        served: what the version served now did on the eval set; None: there is no eval set.
+        whole_classes: the classes held out whole. unproven: why there is no eval set.
+        noticed: warnings about the documents.
     """
     warnings = [*noticed, *_about_classes(task), *_about_loss(outcome.history)]
     weights = _about_weights(outcome)
@@ -79,7 +81,8 @@ def judge(
 def why_unproven(task: Task, val_split: float | str, documents: int, *, given: bool = False) -> str:
     """Say why there is no eval set.
 
-    Args: documents: usable ones for training. given: whether there were eval documents, all of which were left out.
+    Args: documents: how many train documents can be used. given: whether there were eval documents. All of them were
+            left out then.
     """
     if given:
         reason = "Every eval document belongs to a train document, so none of them proves anything."
@@ -108,7 +111,7 @@ def _about_weights(outcome: Outcome) -> str:
 def _unseen(
     task: Task, outcome: Outcome, served: Measured, whole_classes: tuple[int, ...]
 ) -> tuple[dict[str, float], str, bool] | None:
-    """Metrics on the classes held out whole, a sentence, and whether the tuned model is proven worse on them."""
+    """Return metrics on the classes held out whole, a sentence, and whether the model is proven worse on them."""
     if not whole_classes or task.eval_set is None or outcome.after is None:
         return None
     of_unseen = np.isin(task.eval_set.labels, whole_classes)
