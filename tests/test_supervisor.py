@@ -329,6 +329,21 @@ def test_a_run_that_was_promoted_is_said_to_be_so_also_if_that_could_not_be_writ
     assert house.events("a", "promoted") == ["this version is served now"]
 
 
+def test_a_full_disk_costs_no_promotion_however_long_it_is_full(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    house.forgives = 4 * MAX_TRIES
+    house.queue("a", PROVEN)
+    full, advance = OSError("No space left on device"), house.store.advance
+    house.promote = fails(2 * MAX_TRIES, house.store.promote, full)
+    no_room = fails(MAX_TRIES + 1, advance, full)  # the tries before were not given up
+    monkeypatch.setattr(
+        house.store, "advance", lambda run, to, **more: (no_room if to is SUCCEEDED else advance)(run, to, **more)
+    )
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+    assert (house.store.promoted(), run.verdict) == ("a", "It is better. It was promoted.")
+
+
 def test_a_report_that_could_not_be_finished_is_finished_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(supervising, "settle", fails(1, contents.settle, OSError("No space left on device")))

@@ -12,10 +12,10 @@ _log = logging.getLogger(__name__)
 
 
 class Tries:
-    """Tries something again and again, one try a call, and gives it up after `MAX_TRIES`.
+    """Tries something once a call, and gives it up when it has failed `MAX_TRIES` times.
 
-    A try is made even then. So what failed because the disk was full is done in the end, if the disk is so full that
-    not even the failure can be written down.
+    If the caller cannot write down that it was given up, because the disk is full, it may call again. Then it is tried
+    once more, so that a full disk costs no promotion.
     """
 
     def __init__(self) -> None:
