@@ -23,7 +23,7 @@ from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
 from ..models.model import EmbeddingModel
-from ..models.saving import load_model, save_model
+from ..models.saving import load_model, save_model, space_of
 from ..models.versions import ensure_base, load_version
 from ..store.files import is_full, unwritable
 from ..store.run import KILLED_FOR_MEMORY, TrainerExit
@@ -180,7 +180,9 @@ class Trainer(Watcher):
                 noticed=data.noticed(),
             )
             self._tell(judgement, served_version)
-            save_model(model, self._store.workspace.model_folder(self._run.name))
+            folder = self._store.workspace.model_folder(self._run.name)
+            save_model(model, folder)
+            self._progress.report(space=space_of(folder))
             write_report(
                 self._store,
                 self._run,
@@ -254,10 +256,10 @@ class Trainer(Watcher):
     def evaluating(self) -> None:
         self._progress.report(phase="evaluating")
 
-    def begin(self, before: Measured | None, steps: int) -> None:
+    def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         self._meter = Meter()
         metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
-        self._progress.report(phase="training", metrics=metrics, steps=steps)
+        self._progress.report(phase="training", metrics=metrics, epochs=epochs, steps=steps)
 
     def filled(self, filling: Filling) -> None:
         self._check_interrupted()  # what has been computed is kept
