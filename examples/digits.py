@@ -40,7 +40,7 @@ executors:
     uses: {root}/config.yml
     workspace: {output}/workspace
     uses_with:
-      model: default
+      model: small  # for pictures of few pixels; `default` is a pretrained network, for photographs
       input_size: 32
       trainer_threads: 1
       trainer_nice: 0
