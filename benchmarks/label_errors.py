@@ -57,7 +57,7 @@ def digits(count: int) -> tuple[list[np.ndarray], np.ndarray]:
 def photos(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     names = sorted({file.parent.name for file in files})
-    preprocessing = build_model(ModelConfig(input_size=PHOTO_SIZE)).preprocessing
+    preprocessing = build_model(ModelConfig(model="small", input_size=PHOTO_SIZE)).preprocessing
     images = [preprocessing.resize(load_uri_to_image_blob(Document(uri=str(file)))) for file in files]
     return images, np.array([names.index(file.parent.name) for file in files])
 
@@ -68,7 +68,7 @@ def features_by_training(images: list[np.ndarray], labels: np.ndarray, seed: int
         Document(id=str(number), blob=image, tags={"finetuner_label": int(label)})
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
     )
-    model = build_model(ModelConfig(input_size=images[0].shape[0], seed=seed))
+    model = build_model(ModelConfig(model="small", input_size=images[0].shape[0], seed=seed))
     items = EvalSet(ClassDataset(docs, load_uri_to_image_blob), np.arange(len(docs)), device=torch.device("cpu"))
     before = items.embed(features_of(model))
     fit(model, docs, preprocess_fn=load_uri_to_image_blob, epochs=epochs, seed=seed, val_split=0.15, progress=False)

@@ -244,7 +244,7 @@ def test_a_model_with_any_other_output_is_refused_with_what_to_return(wrap):
 
 
 def test_a_model_of_this_package_gets_images_of_its_own_size():
-    model = build_model(ModelConfig(input_size=16, embedding_dim=8))
+    model = build_model(ModelConfig(model="small", input_size=16, embedding_dim=8))
     before = weights(model)
     assert changed(before, tune(model, pictures(), preprocess_fn=load_uri_to_image_blob, epochs=1))
 

@@ -20,6 +20,7 @@ from ..loading.loader import Loader
 from .config import TrainConfig
 from .gradients import Gradients
 from .micro_batch import MicroBatch
+from .norms import set_training
 from .optimizer import interpolated, moving_average, parameter_groups, trainable_parameters, warmup_cosine
 from .state import TrainState, copy, note, restore, snapshot
 
@@ -110,7 +111,7 @@ def train(
         micro_batch=micro_batch or MicroBatch(config.micro_batch),
         ranks=ranks,
     )
-    model.train()
+    set_training(model, fixed_norms=config.fixed_norms)
     loss.train()
     while state.epoch < config.epochs and not out_of_patience(state, config):
         for batch in loader.epoch(state.epoch, first=state.step):
@@ -137,7 +138,7 @@ def train(
         note(state.history, "learning_rate", optimizer.param_groups[0]["lr"])
         if evaluate is not None:
             measured = evaluate(measured_model)
-            model.train()
+            set_training(model, fixed_norms=config.fixed_norms)
             for name, number in measured.items():
                 note(state.history, name, number)
             better = score in measured and (state.best_score is None or measured[score] > state.best_score)

@@ -22,7 +22,8 @@ from .features import FILL_BATCH, choose_trainee
 from .loop import NonFiniteLoss, train
 from .losses import loss_name
 from .micro_batch import MicroBatch
-from .parts import embedding_size, example_inputs, finish_model, make_config, make_loader, make_loss
+from .new_head import start_new_head
+from .parts import embedding_size, example_inputs, finish_model, is_pretrained, make_config, make_loader, make_loss
 from .precision import choose_bf16, choose_bf16_once
 from .state import TrainState
 from .watching import Watcher
@@ -121,6 +122,8 @@ def fine_tune(
         watcher.say("patience has no effect: the documents are too few to keep some of them to choose by.")
     count = at_a_time(options.batch_size)
     inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
+    if is_pretrained(model):  # the components of random features would say nothing
+        start_new_head(model, task.dataset, task.items, task.cache, seed=options.seed, device=device)
     loss = make_loss(task.dataset, options, embedding_size(model, inputs), device)
 
     def in_bf16() -> bool:
@@ -128,12 +131,12 @@ def fine_tune(
             return choose_bf16(options.precision, model, inputs, device)
         return choose_bf16_once(keeping.folder / "precision", options.precision, model, inputs, device)
 
-    config = make_config(options, model, bf16=ranks.agree(in_bf16))
+    config = make_config(options, model, documents=len(task.items), bf16=ranks.agree(in_bf16))
     before = None
     if task.eval_set is not None:
         watcher.evaluating()
         before = _measured(task.eval_set, model if base is None else base().to(device))
-    watcher.begin(before, loader.sampler.steps(config.epochs))
+    watcher.begin(before, config.epochs, loader.sampler.steps(config.epochs))
     trainee = choose_trainee(
         model,
         loader,

@@ -11,7 +11,7 @@ import torch
 from ..compute.ranks import Ranks
 from ..evaluation.eval_set import Measured
 from ..models.model import EmbeddingModel
-from ..models.saving import save_model
+from ..models.saving import save_model, space_of
 from ..models.versions import load_version
 from ..report.parts import LabelErrors
 from ..store.run import Run
@@ -58,7 +58,9 @@ class Conclusion:
             return
         judgement = self._judge(trained, served, version)
         self._tell(judgement, version)
-        save_model(trained.model, self._store.workspace.model_folder(self._run.name))
+        folder = self._store.workspace.model_folder(self._run.name)
+        save_model(trained.model, folder)
+        self._progress.report(space=space_of(folder))
         write_report(
             self._store,
             self._run,

@@ -214,10 +214,10 @@ class Trainer(Watcher):
     def evaluating(self) -> None:
         self._progress.report(phase="evaluating")
 
-    def begin(self, before: Measured | None, steps: int) -> None:
+    def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         self._meter = Meter()
         metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
-        self._progress.report(phase="training", metrics=metrics, steps=steps)
+        self._progress.report(phase="training", metrics=metrics, epochs=epochs, steps=steps)
 
     def filled(self, filling: Filling) -> None:
         self._check_interrupted()  # the features that are computed are kept on disk
