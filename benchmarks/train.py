@@ -44,6 +44,7 @@ from benchmarks.common import (
     spread,
     write_jpegs,
 )
+from executor.compute.memory import keep_freed_memory
 from executor.compute.ranks import ALONE
 from executor.documents import Document
 from executor.evaluation.eval_set import Measured
@@ -213,6 +214,7 @@ def main() -> None:
     if arguments.tiny:
         images, epochs, rounds, size, threads = 128, 3, 1, TINY[model], 1
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as the trainer process does; the limit and the peers have it too
     print_machine()
     precisions = ["fp32", "bf16"]
     rates: dict[str, list[float]] = defaultdict(list)

@@ -66,11 +66,12 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.tied:  # before the imports, which take seconds
         threading.Thread(target=_die_with_the_service, name="tie", daemon=True).start()
 
-    from .compute.memory import be_killed_first
+    from .compute.memory import be_killed_first, keep_freed_memory
     from .worker.other_ranks import start_other_ranks
 
     if arguments.tied:
         be_killed_first()
+        keep_freed_memory()
     others = start_other_ranks(arguments.workspace, arguments.run)  # they import while we do
 
     from .worker.trainer import main as run_trainer
@@ -86,13 +87,14 @@ def _standby(arguments: argparse.Namespace) -> int:
 
     from setproctitle import setproctitle
 
-    from .compute.memory import be_killed_first
+    from .compute.memory import be_killed_first, keep_freed_memory
     from .store.workspace import Workspace
     from .training.loop import rehearse
     from .worker.other_ranks import OtherRanks
     from .worker.trainer import main as run_trainer
 
     be_killed_first()
+    keep_freed_memory()
     rehearse()
     run = told.get().decode().strip()
     setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run {run} --tied")
