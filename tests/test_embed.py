@@ -5,6 +5,8 @@ import base64
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import re
+
 import numpy as np
 import pytest
 import requests
@@ -96,6 +98,12 @@ def test_an_array_in_json_is_taken_as_an_image(service: Service, base: str) -> N
 
 def test_the_tag_names_the_version_that_made_the_embedding(service: Service, base: str) -> None:
     assert {doc.tags["finetuner_model"] for doc in embed(service, inline(3))} == {"base"}
+
+
+def test_another_tag_names_the_space_which_all_embeddings_of_a_version_share(service: Service, base: str) -> None:
+    (space,) = {doc.tags["finetuner_space"] for doc in embed(service, inline(3))}
+    assert re.fullmatch("[0-9a-f]{12}", space)
+    assert {doc.tags["finetuner_space"] for doc in embed(service, inline(2))} == {space}
 
 
 def test_an_earlier_embedding_is_replaced(service: Service, base: str) -> None:
@@ -192,6 +200,9 @@ def test_the_parameter_model_chooses_the_version(service: Service, base: str, tu
     docs = inline(3)
     from_base, from_run = embed(service, docs, model="base"), embed(service, docs, model=tuned)
     assert {doc.tags["finetuner_model"] for doc in from_run} == {tuned}
+    (space,) = {doc.tags["finetuner_space"] for doc in from_run}
+    assert space == service.status(tuned).space
+    assert space not in {doc.tags["finetuner_space"] for doc in embed(service, inline(1), model="base")}
     assert not np.allclose(from_base[0].embedding, from_run[0].embedding, atol=1e-3)
 
 

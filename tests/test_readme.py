@@ -84,7 +84,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     for label, colour in enumerate(("red", "green", "blue")):
         (folder / "photos" / colour).mkdir(parents=True)
         for number in range(10):
-            Image.fromarray(coloured(label, number, 64)).save(folder / "photos" / colour / f"{number}.png")
+            Image.fromarray(coloured(label, number, 64)).save(folder / "photos" / colour / f"{number}.jpg")
     ports = [str(port) for port in free_ports(2)]
     reader = Reader(folder, dict(zip(PORTS, ports, strict=True)), {})
     for block in blocks():
@@ -130,9 +130,9 @@ def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
     assert followed(watched)["state"] == "succeeded"
     status = json.loads(watched[watched.rindex('{"data"') :])["data"][0]
     assert (status["state"], status["train_documents"], status["skipped"]) == ("succeeded", 30, 0)
-    assert embedded.startswith("(128,) ")
+    assert embedded.startswith("(1280,) ")
     (query,) = json.loads(embedded_by_curl)["data"]
-    assert (query["id"], len(query["embedding"]), query["tags"]) == ("query", 128, {"finetuner_model": "base"})
+    assert (query["id"], len(query["embedding"]), query["tags"]["finetuner_model"]) == ("query", 1280, "base")
     assert trained.split()[-1] == "(64,)"
     for run, kind in {"clicks": "session", "views": "unlabeled"}.items():
         last = followed(reader.run(["curl", "-sN", f"http://127.0.0.1:{reader.ports['8080']}/watch?run={run}"]))

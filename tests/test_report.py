@@ -407,7 +407,7 @@ def detailed(proven, digits) -> Report:
         choosing=40,
         used={"loss": "proxy_anchor", "embedding_dim": 128, "epochs": 2, "weights": "of epoch 1 of 2"},
         model=ModelFacts(
-            name="default", input_size=64, crop=False, parameters=2_800_000, embedding_size=128, image_side=480
+            name="small", input_size=64, crop=False, parameters=2_800_000, embedding_size=128, image_side=480
         ),
     )
 
@@ -545,7 +545,7 @@ def test_a_model_that_is_proven_better_needs_no_advice(detailed):
         ({"difference": None, "metrics": {}}, "Nothing was measured"),
         ({"classes": 3}, "There are 3 labels"),
         ({"label_errors": None}, "yours usually have 480"),
-        ({"label_errors": None}, "The model default begins without any knowledge"),
+        ({"label_errors": None}, "The model small begins without any knowledge"),
     ],
 )
 def test_a_model_that_is_not_better_is_told_what_to_try_from_what_was_seen(detailed, changes, words):
