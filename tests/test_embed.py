@@ -2,10 +2,9 @@
 
 import asyncio
 import base64
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-
-import re
 
 import numpy as np
 import pytest
