@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..compute.ranks import unwrapped
-from ..models.backbones import embedding_of
+from ..models.backbones import embedding_of, reading_of
 from .batches import model_inputs
 
 
@@ -26,7 +26,8 @@ def compute_embeddings(
     """
     images = model_inputs(unwrapped(model), inputs, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return embedding_of((through or model)(images)).float()
+        output = (through or model)(images)
+        return embedding_of(output, reading_of(unwrapped(model), output, images)).float()
 
 
 @torch.inference_mode()

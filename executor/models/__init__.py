@@ -3,6 +3,7 @@
 model.py          `EmbeddingModel`: a backbone, an optional projection head, and their preprocessing
 preprocessing.py  resize, crop and normalise an image; the settings are saved with the weights
 backbones.py      what all backbones have in common, and how to find the embedding in a model's output
+stated.py         the preprocessing that a model states, by its image processor or its own attribute
 residual.py       the default network
 pretrained.py     vision models of transformers
 building.py       build a model from its name

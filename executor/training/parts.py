@@ -15,7 +15,7 @@ from ..loading.content import item_content
 from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trainable
 from ..loading.loader import Loader
 from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
-from ..models.backbones import embedding_of
+from ..models.backbones import embedding_of, reading_of
 from ..models.lora import add_lora, merge_lora
 from ..models.model import EmbeddingModel
 from ..parameters import TrainingOptions
@@ -138,6 +138,6 @@ def embedding_size(model: nn.Module, inputs: Any) -> int:
     training = model.training
     model.eval()
     with torch.no_grad():
-        size = embedding_of(model(inputs)).shape[1]
+        output = model(inputs)
     model.train(training)
-    return int(size)
+    return int(embedding_of(output, reading_of(model, output, inputs)).shape[1])
