@@ -1,5 +1,6 @@
 """Make the parts of a training from its options: the sampler, loss, loader and configuration."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,15 @@ def make_loader(
     sampler = make_sampler(dataset, items, options)
     views = VIEWS if dataset.kind == "unlabeled" else 1
     return Loader(dataset, sampler, cache=cache, augment=augment, views=views, seed=options.seed, ranks=ranks)
+
+
+def fit_memory(options: TrainingOptions, loader: Loader, say: Callable[[str], None]) -> TrainingOptions:
+    """Return the options with a memory, if they have one, that holds a batch, which may exceed `batch_size`."""
+    largest = loader.sampler.largest() * loader.views
+    if not options.memory_size or largest <= options.memory_size:
+        return options
+    say(f"memory_size is {largest} instead of {options.memory_size}: a batch may have so many images.")
+    return options.model_copy(update={"memory_size": largest})
 
 
 def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, device: torch.device) -> nn.Module:

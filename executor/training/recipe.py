@@ -22,7 +22,7 @@ from .features import FILL_BATCH, choose_trainee
 from .loop import NonFiniteLoss, train
 from .losses import loss_name
 from .micro_batch import MicroBatch
-from .parts import embedding_size, example_inputs, finish_model, make_config, make_loader, make_loss
+from .parts import embedding_size, example_inputs, finish_model, fit_memory, make_config, make_loader, make_loss
 from .precision import choose_bf16, choose_bf16_once
 from .state import TrainState
 from .watching import Watcher
@@ -116,6 +116,7 @@ def fine_tune(
         watcher.say("patience has no effect: the documents are too few to keep some of them to choose by.")
     count = at_a_time(options.batch_size)
     inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
+    options = fit_memory(options, loader, watcher.say)
     loss = make_loss(task.dataset, options, embedding_size(model, inputs), device)
 
     def in_bf16() -> bool:
