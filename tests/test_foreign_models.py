@@ -558,6 +558,26 @@ def test_a_run_says_what_it_assumed_and_the_next_run_does_not(tmp_path, factorie
     assert said == [True, False]
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"micro_batch": 1, "batch_size": 8}, "set micro_batch to 2 or more"),
+        ({"micro_batch": 2, "batch_size": 3}, "set micro_batch to 2 or more"),
+    ],
+    ids=str,
+)
+def test_parts_of_one_image_and_batch_norm_fail_a_run_at_its_first_attempt(tmp_path, factories, options, reason):
+    workshop = Workshop(tmp_path / "workspace", model=f"{factories}:ends_in_batch_norm")
+    workshop.receive("run", labelled(), **options)
+    workshop.queue("run")
+    with workshop.supervised():
+        run = workshop.wait("run")
+    assert run.state is RunState.FAILED
+    assert reason in (run.error or "")
+    assert run.attempts == 1
+
+
 @pytest.mark.flow
 def test_a_model_that_cannot_be_used_is_refused_in_a_sentence_at_every_endpoint(tmp_path):
     folder = directory(tmp_path / "model", "ViT", PROCESSOR | {"image_mean": None})
