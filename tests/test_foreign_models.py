@@ -357,6 +357,16 @@ def test_trying_a_model_on_images_does_not_change_the_weights_of_its_head():
     assert torch.equal(head.weight, expected)
 
 
+@pytest.mark.parametrize(("size", "patch"), [(32, 8), (224, 16), (384, 14), (518, 14), (100, 30)])
+def test_tokens_are_counted_against_the_patches_even_where_a_margin_is_left(size, patch):
+    patches, image = (size // patch) ** 2, torch.zeros(1, 3, size, size)
+    named, nameless = nn.ParameterDict({"cls_token": torch.zeros(1)}), nn.Identity()
+    for tokens, expected in ((patches, (False, False)), (patches + 1, (True, True)), (patches + 5, (True, False))):
+        sequence = torch.zeros(1, tokens, 8)
+        found = tuple(reading_of(module, sequence, image).class_token for module in (named, nameless))
+        assert found == expected
+
+
 def test_an_output_of_the_wrong_shape_is_refused_with_its_shape():
     with pytest.raises(ConfigurationError, match=r"shape \(2, 3, 4, 5, 6\); expected \(B, D\)"):
         embedding_of(torch.zeros(2, 3, 4, 5, 6), Reading())

@@ -355,23 +355,23 @@ def test_what_is_no_pipeline_is_a_configuration_error_that_says_what_is(configur
 @pytest.mark.parametrize(
     ("steps", "named"),
     [
-        ([ToTensorV2()], "a Tensor"),
-        ([albumentations.Normalize(), ToTensorV2()], "a Tensor"),
-        ([albumentations.Normalize()], "a ndarray (float32"),
-        ([albumentations.ToFloat(max_value=255)], "a ndarray (float32"),
-        ([albumentations.ToGray(num_output_channels=1, p=1)], "a ndarray (uint8"),
+        ([ToTensorV2()], "Tensor"),
+        ([albumentations.Normalize(), ToTensorV2()], "Tensor"),
+        ([albumentations.Normalize()], "ndarray (float32"),
+        ([albumentations.ToFloat(max_value=255)], "ndarray (float32"),
+        ([albumentations.ToGray(num_output_channels=1, p=1)], "ndarray (uint8"),
     ],
 )
 def test_a_pipeline_that_does_not_end_in_images_is_refused_when_it_is_loaded(steps, named):
     with pytest.raises(ConfigurationError, match="leave out Normalize, ToFloat, ToTensorV2") as refused:
         load_augmentation(albumentations.to_dict(albumentations.Compose(steps)), "class", SIZE)
-    assert f"augment makes {named}" in str(refused.value)
+    assert f"augment turns an image into {named}" in str(refused.value)
 
 
 def test_a_pipeline_that_only_sometimes_ends_in_floats_is_refused_when_it_does():
     augment = Augmentation(albumentations.Compose([albumentations.Normalize(p=0.5)]))
     augment.seed(0)
-    with pytest.raises(ConfigurationError, match=r"a ndarray \(float32"):
+    with pytest.raises(ConfigurationError, match=r"into ndarray \(float32"):
         collections.deque(map(augment, [coloured(0)] * 50), maxlen=0)
 
 

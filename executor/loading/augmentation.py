@@ -43,7 +43,7 @@ class Augmentation:
             ) from error
         if not is_image(made):
             raise ConfigurationError(
-                f"augment makes {_described(made)} of an image. It must end in uint8 images (H, W, 3): leave out "
+                f"augment turns an image into {_described(made)}. It must end in uint8 images (H, W, 3): leave out "
                 "Normalize, ToFloat, ToTensorV2 and the like. The model's own preprocessing follows, as in serving."
             )
         height, width = content.shape[:2]
@@ -51,7 +51,7 @@ class Augmentation:
 
 
 def _described(made: Any) -> str:
-    return f"a {type(made).__name__} ({getattr(made, 'dtype', '')}, shape {tuple(getattr(made, 'shape', ()))})"
+    return f"{type(made).__name__} ({getattr(made, 'dtype', '')}, shape {tuple(getattr(made, 'shape', ()))})"
 
 
 def default_augmentation(kind: str, size: int) -> Augmentation:

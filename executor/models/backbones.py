@@ -112,6 +112,6 @@ def _has_class_token(module: nn.Module, tokens: int, images: Any) -> bool:
 
 
 def _fills_square(tokens: int, size: int) -> bool:
-    """Whether there is one token for each of several equal square patches of an image of `size` pixels."""
-    side = isqrt(tokens)
-    return side > 1 and side**2 == tokens and size % side == 0 and size > 0
+    """Whether there is one token for each patch of an image of `size` pixels: a margin may be too small for one."""
+    side = isqrt(max(tokens, 0))
+    return 1 < side <= size and side**2 == tokens and size // (size // side) == side
