@@ -6,8 +6,9 @@ would know why it is worse.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, USUAL_SIZE, Preprocessin
 LARGEST_SIDE = 4096
 STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop"}  # of an image processor, that we follow
 HARMLESS = {"do_convert_rgb", "do_reduce_labels"}  # all images are RGB here, and no pixel has a label
+NEEDED = {"size", "mean", "std"}  # of the preprocessing that a module states
 OF_IMAGES = {"size", "image_mean", "do_resize", "do_rescale", "do_normalize"}  # one of these makes an image processor
 
 Colour = tuple[float, float, float]
@@ -57,28 +59,20 @@ def own_preprocessing(module: nn.Module, path: str) -> Preprocessing | None:
     # Look at the fields, not the class: Jina loads this package a second time under another name.
     stated = asdict(own) if is_dataclass(own) and not isinstance(own, type) else own
     known = [each.name for each in fields(Preprocessing)]
-    needed = {"size", "mean", "std"}
-    if not isinstance(stated, Mapping) or not needed <= set(stated) <= set(known):
+    if not isinstance(stated, Mapping) or not NEEDED <= set(stated) <= set(known):
         raise ConfigurationError(
             f"The preprocessing of model={path!r} must be a mapping with size, mean and std; it has no other fields "
             f"than {', '.join(known)}."
         )
-    settings = {**stated, **{key: _stated_field(key, stated[key], path) for key in needed}}
-    if settings.get("shorter_side") is not None and _side(settings["shorter_side"]) is None:
-        raise ConfigurationError(f"The preprocessing of model={path!r} has shorter_side={settings['shorter_side']!r}.")
+    settings = dict(stated)
+    for key, (read, expected) in _STATED.items():
+        if key in NEEDED or settings.get(key) is not None:
+            value, settings[key] = settings[key], read(settings[key])
+            if settings[key] is None:
+                raise ConfigurationError(
+                    f"The preprocessing of model={path!r} has {key}={value!r}; it must be {expected}."
+                )
     return preprocessing_from(settings)
-
-
-def _stated_field(key: str, value: Any, path: str) -> int | Colour:
-    found: int | Colour | None = _whole(value) if key == "size" else _colour(value, divides=key == "std")
-    if found is None:
-        expected = (
-            f"the side of a square, 1 to {LARGEST_SIDE} pixels"
-            if key == "size"
-            else "three numbers" + (" above 0" if key == "std" else "")
-        )
-        raise ConfigurationError(f"The preprocessing of model={path!r} has {key}={value!r}; it must be {expected}.")
-    return found
 
 
 # A published image processor
@@ -237,3 +231,13 @@ def _colour(value: Any, *, divides: bool) -> Colour | None:
         return None
     red, green, blue = usable
     return red, green, blue
+
+
+_SIDE = f"a number of pixels, 1 to {LARGEST_SIDE}, for the side of a square"
+_STATED: dict[str, tuple[Callable[[Any], Any], str]] = {  # how a field is read, and what it must be
+    "size": (_whole, _SIDE),
+    "mean": (partial(_colour, divides=False), "three numbers"),
+    "std": (partial(_colour, divides=True), "three numbers above 0"),
+    "crop": (lambda value: value if isinstance(value, bool) else None, "true or false"),
+    "shorter_side": (_whole, _SIDE),
+}
