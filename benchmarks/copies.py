@@ -1,16 +1,17 @@
-"""Finding copies of images: how many of those that were planted are found, and how many of those reported are none.
+"""Measure how well copies of images are found: how many of the planted copies, and how many that are none.
 
     .venv/bin/python -m benchmarks.copies [--photos FOLDER] [--others FOLDER] [--quick]
 
-FOLDER has images in one subfolder a label; without it photographs are made by program. Copies of a random sample are
-planted, one kind at a time, and looked for among all images and them, at several sizes: squashed to squares, as a model
-sees them, and as they are. The labels with even numbers and those with odd ones are measured apart: thresholds can be
-chosen on the first and confirmed on the others. A reported pair is false if the two do not come from the same file: the
-originals that are joined so are listed, to be looked at.
+FOLDER has one subfolder of images for each label. Without it the program draws photographs. It copies a random sample
+in one way at a time, and looks for these copies among all images, at several sizes: squashed to squares, as a model
+sees them, and as they are. Labels with even numbers and labels with odd numbers are measured apart, so that thresholds
+can be chosen on the first and confirmed on the others. A reported pair is false if the two do not come from the same
+file. The originals of such pairs are listed, so that a person can look at them.
 
-Its peer is the perceptual hash, as imagehash 4.3.2 computes it, of an image and of its mirror image; all pairs are
-compared. The hard cases are images that are none of them copies. For the warning of nearly the same pictures: the share
-of a random fifth that has one of its label among the rest, and with --others the share of that folder's images.
+The peer is the perceptual hash, as imagehash 4.3.2 computes it, of an image and of its mirror image. All pairs are
+compared. The hard cases are images of which none is a copy. Measured for the warning of nearly the same pictures: which
+share of a random fifth has a nearly equal picture of its label among the rest, and with --others, which share of the
+images in that folder has one.
 """
 
 import time
@@ -81,7 +82,7 @@ class Planted:
 
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """64 bits, bool: which low frequencies of the image, at 32 × 32, lie above their median."""
+    """Return 64 bits, bool: which low frequencies of the image, at 32 × 32, lie above their median."""
     grey = np.asarray(Image.fromarray(image).convert("L").resize((32, 32), Image.Resampling.LANCZOS), np.float64)
     low = dct(dct(grey, axis=0), axis=1)[:8, :8]
     return (low > np.median(low)).ravel()
@@ -93,7 +94,7 @@ def _differing(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def interval(hits: int, of: int) -> str:
-    """The 95 % interval of a share, by Wilson's score (1927), as text."""
+    """Return the 95 % interval of a share by Wilson's score (1927), as text."""
     share, z = hits / of, 1.96
     middle, half = share + z * z / (2 * of), z * (share * (1 - share) / of + z * z / (4 * of * of)) ** 0.5
     low, high = ((middle + sign * half) / (1 + z * z / of) for sign in (-1, 1))
@@ -148,7 +149,7 @@ def _peer(collection: Collection, of: int) -> dict[str, str]:
 
 
 def measure_hard_cases(many: int) -> None:
-    """Print what is reported of images that are no copies."""
+    """Print how many pairs are reported among images that are no copies."""
     random = np.random.default_rng(0)
     digits = [np.repeat((each * 255 / 16).astype(np.uint8)[..., None], 3, axis=2) for each in load_digits().images]
     y, x = np.mgrid[:64, :64] / 64
@@ -212,7 +213,7 @@ def measure_warning(prints: list[Fingerprint], labels: list[str], others: list[F
 
 
 def measure_cost(counts: Sequence[int], images: Sequence[np.ndarray]) -> None:
-    """Print processor time: of a fingerprint, of comparing a pair, of looking through so many fingerprints."""
+    """Print the processor time for a fingerprint, for the comparison of a pair, and for a search among fingerprints."""
     rows: list[tuple[object, ...]] = []
     for size in (64, 96, 160, 224):
         seen = [Preprocessing(size=size).resize(image) for image in images[:200]]

@@ -37,6 +37,7 @@ from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
 
 CLASSES = 16
+SIZES = {"small": 128, "default": 160}
 BATCH = 64
 PAUSE = 0.003  # seconds, about as long as a round trip to an Executor that does nothing
 
@@ -191,8 +192,10 @@ def main() -> None:
     parser.add_argument("--trainer-threads", type=int, help="the executor's option trainer_threads")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=SIZES, default="small")
     arguments = parser.parse_args()
-    seconds, rounds, size, images, traffics = arguments.seconds, arguments.rounds, 128, 512, SINGLE + LARGE
+    model_name, size = arguments.model, SIZES[arguments.model]
+    seconds, rounds, images, traffics = arguments.seconds, arguments.rounds, 512, SINGLE + LARGE
     if arguments.quick:
         seconds, rounds, images, traffics = 0.8, 1, 128, [SINGLE[0], SINGLE[2], LARGE[1]]
     if arguments.tiny:
@@ -202,16 +205,16 @@ def main() -> None:
     print_machine()
     chosen = {name: getattr(arguments, name) for name in ("trainer_yields", "trainer_nice", "trainer_threads")}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    model = build_model(ModelConfig(input_size=size))
+    model = build_model(ModelConfig(model=model_name, input_size=size))
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()
         files = write_jpegs(folder / "images", images, CLASSES)
         forward: dict[int, list[float]] = defaultdict(list)
         paused: list[float] = []
-        ours = Served("ours", folder, input_size=size, allowed_roots=[str(folder)], **settings)
+        ours = Served("ours", folder, model=model_name, input_size=size, allowed_roots=[str(folder)], **settings)
         targets = {
             "/embed": ours,
-            "sequential": Served("sequential", folder, input_size=size),
+            "sequential": Served("sequential", folder, model=model_name, input_size=size),
             "no-op": Served("noop", folder),
         }
         with contextlib.ExitStack() as running:

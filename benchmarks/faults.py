@@ -44,7 +44,7 @@ from executor.store.workspace import find_workspace
 CUSTOMERS = 2
 SERVICE_SHARE = 0.25  # share of the kills that hit the service
 # One thread, so that sums are always computed in the same order. Runs wait for all their documents, however long.
-SERVICE = {"input_size": 16, "trainer_threads": 1, "trainer_nice": 0, "receive_timeout": 3600.0}
+SERVICE = {"model": "small", "input_size": 16, "trainer_threads": 1, "trainer_nice": 0, "receive_timeout": 3600.0}
 
 
 class Ended(NamedTuple):

@@ -58,7 +58,7 @@ class HeadLimit:
     """Trains only the head, on one batch of features in memory."""
 
     def __init__(self, size: int, batches: int) -> None:
-        self._head = head_of(build_model(ModelConfig(input_size=size))).train()
+        self._head = head_of(build_model(ModelConfig(model="small", input_size=size))).train()
         self._loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self._head.dim)
         self._optimizer = torch.optim.AdamW(parameter_groups(self._head, self._loss, TrainConfig()))
         self._batch = torch.randn(BATCH, self._head.features), torch.arange(BATCH) % CLASSES
@@ -105,7 +105,7 @@ def pretrained(images: np.ndarray, labels: np.ndarray, epochs: int) -> Embedding
         Document(id=str(number), blob=image, tags={"finetuner_label": int(label)})
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
     )
-    model: nn.Module = build_model(ModelConfig(input_size=images.shape[1]))
+    model: nn.Module = build_model(ModelConfig(model="small", input_size=images.shape[1]))
     model = fit(model, docs, preprocess_fn=load_uri_to_image_blob, epochs=epochs, progress=False)
     assert isinstance(model, EmbeddingModel)
     return model

@@ -120,7 +120,7 @@ def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tup
 
 def quiet(folder: Path) -> dict[str, Any]:
     """Return options for a service that keeps receiving until it is told to start."""
-    return {"input_size": SMALL, "allowed_roots": [str(folder)], "receive_timeout": 3600.0}
+    return {"model": "small", "input_size": SMALL, "allowed_roots": [str(folder)], "receive_timeout": 3600.0}
 
 
 def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:

@@ -1,16 +1,16 @@
-"""Wrong labels: how many are found, and how many of those found are wrong.
+"""Measure how well wrong labels are found: how many of them, and how many of those found are wrong.
 
     .venv/bin/python -m benchmarks.label_errors [--quick] [--photos FOLDER]
 
-Measured: a tenth of the labels of scikit-learn's digits are made wrong, each another one at random. The default network
-is trained on them by `fit`, wrong labels and all, as a run would. Then the documents are checked as a run does it, by
-the features of the network before and after. Precision is the share of those found that are wrong, recall the share of
-the wrong ones that is found. The seeds are none of those that the method was chosen by.
+A tenth of the labels of scikit-learn's digits get another value at random. `fit` trains the default network on all
+labels, the wrong ones too, as a run would. Then the documents are checked as in a run, by the features of the network
+before and after. Precision is the share of the found labels that are wrong. Recall is the share of the wrong labels
+that are found. The method was chosen with other seeds than these.
 
-Beside it, on the same features: the vote by one of the two sets alone, and confident learning (Northcutt et al. 2021,
-arXiv:1911.00068) on a 10-nearest-neighbour classifier in 10 folds of the untrained features.
+On the same features we also measure the vote of one of the two sets alone, and confident learning (Northcutt et al.
+2021, arXiv:1911.00068) with a 10-nearest-neighbour classifier on 10 folds of the untrained features.
 
-`--photos` names a folder of photographs, one folder a label: the same with these.
+With `--photos` the same is measured on a folder of photographs, which has one subfolder for each label.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ Found = tuple[str, float, np.ndarray]  # what was said, the share of labels know
 
 
 def made_wrong(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels (N,) with a tenth of them wrong, and which these are, (N,) bool."""
+    """Return the labels (N,) with a tenth of them wrong, and which are wrong, (N,) bool."""
     random = np.random.default_rng(seed)
     wrong = np.zeros(len(labels), bool)
     wrong[random.permutation(len(labels))[: round(WRONG * len(labels))]] = True
@@ -57,7 +57,7 @@ def digits(count: int) -> tuple[list[np.ndarray], np.ndarray]:
 def photos(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
     names = sorted({file.parent.name for file in files})
-    preprocessing = build_model(ModelConfig(input_size=PHOTO_SIZE)).preprocessing
+    preprocessing = build_model(ModelConfig(model="small", input_size=PHOTO_SIZE)).preprocessing
     images = [preprocessing.resize(load_uri_to_image_blob(Document(uri=str(file)))) for file in files]
     return images, np.array([names.index(file.parent.name) for file in files])
 
@@ -68,7 +68,7 @@ def features_by_training(images: list[np.ndarray], labels: np.ndarray, seed: int
         Document(id=str(number), blob=image, tags={"finetuner_label": int(label)})
         for number, (image, label) in enumerate(zip(images, labels, strict=True))
     )
-    model = build_model(ModelConfig(input_size=images[0].shape[0], seed=seed))
+    model = build_model(ModelConfig(model="small", input_size=images[0].shape[0], seed=seed))
     items = EvalSet(ClassDataset(docs, load_uri_to_image_blob), np.arange(len(docs)), device=torch.device("cpu"))
     before = items.embed(features_of(model))
     fit(model, docs, preprocess_fn=load_uri_to_image_blob, epochs=epochs, seed=seed, val_split=0.15, progress=False)
@@ -76,7 +76,7 @@ def features_by_training(images: list[np.ndarray], labels: np.ndarray, seed: int
 
 
 def ways(untrained: np.ndarray, tuned: np.ndarray, given: np.ndarray) -> Iterator[tuple[str, Found]]:
-    """Yield each way to find wrong labels with what it found."""
+    """Yield each way to find wrong labels, with what it found."""
     pairs = {
         "as a run does: both": (untrained, tuned),
         "untrained features alone": (untrained, untrained),

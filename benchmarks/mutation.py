@@ -93,6 +93,7 @@ MODULES = {
     "receiving": Module("lifecycle/receiving.py", ("tests/test_receiving.py",)),
     "deadlines": Module("lifecycle/deadlines.py", ("tests/test_deadlines.py",)),
     "supervisor": Module("lifecycle/supervisor.py", ("tests/test_supervisor.py",)),
+    "promotion": Module("lifecycle/promotion.py", ("tests/test_supervisor.py",)),
     "spool": Module("store/spool.py", ("tests/test_memmap.py", *QUIETLY)),
 }
 

@@ -1,4 +1,4 @@
-"""Embeddings of a folder of photographs by networks of like quality, and by heads that are trained on them.
+"""Embed a folder of photographs by networks of similar quality, and by heads that are trained on them.
 
 Two packages hold a small pretrained network, of 18 MB:
 
@@ -20,7 +20,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Photos:
-    """Labels (N,) int64, which are to train on (N,) bool, and features by name, each (N, D) float32."""
+    """Labels (N,) int64, which photographs are for training (N,) bool, and features by name, (N, D) float32 each."""
 
     labels: np.ndarray
     training: np.ndarray
@@ -28,7 +28,7 @@ class Photos:
 
     @property
     def measured(self) -> np.ndarray:
-        """Labels of the photographs that are not to train on, which are measured on."""
+        """The labels of the photographs that are not for training. Models are measured on them."""
         return self.labels[~self.training]
 
     def whitened(self, directions: int, power: float) -> np.ndarray:
@@ -76,7 +76,7 @@ def embed(folder: Path) -> Photos:
 
 @torch.inference_mode()
 def _layers(network: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Average features of `BLOCKS` and of the last layer; images are (B, H, W, 3) uint8."""
+    """Return the mean features of `BLOCKS` and of the last layer. Args: images: (B, H, W, 3) uint8."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float().sub(127).div(128)
     x = network._swish(network._bn0(network._conv_stem(x)))
     found = {}
@@ -89,7 +89,7 @@ def _layers(network: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarra
 
 
 def trained(features: np.ndarray, labels: np.ndarray, steps: int, seed: int) -> np.ndarray:
-    """Train a linear head, from the identity, with SupCon; return its matrix (D, D) float32.
+    """Train a linear head, which starts as the identity, with SupCon. Return its matrix, (D, D) float32.
 
     SupCon: Khosla et al. 2020, arXiv:2004.11362, at temperature 0.1; 24 classes × 4 photographs a step.
     """

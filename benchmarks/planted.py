@@ -1,4 +1,4 @@
-"""Photographs made by program, and the ways in which an image is copied: as anyone sends it on."""
+"""Draw photographs, and copy images in the ways in which people send them on."""
 
 import io
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 
 def photograph(number: int, width: int = 256, height: int = 192) -> np.ndarray:
-    """An image, (height, width, 3) uint8, with the 1/f spectrum of photographs, and a few shapes before it."""
+    """Return an image, (height, width, 3) uint8: a few shapes on a ground with the 1/f spectrum of photographs."""
     random = np.random.default_rng([number, 7])
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
     frequency[0, 0] = np.inf
@@ -27,7 +27,7 @@ def photograph(number: int, width: int = 256, height: int = 192) -> np.ndarray:
 
 
 def encoded(format: str) -> Change:
-    """Encoded anew; at a random quality of 50 to 95 where the format loses something."""
+    """Encode it anew, with a random quality of 50 to 95 if the format is lossy."""
 
     def change(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         buffer = io.BytesIO()
@@ -38,18 +38,18 @@ def encoded(format: str) -> Change:
 
 
 def halved(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Resized to half."""
+    """Resize it to half."""
     how = int(random.choice([cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
     return cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=how)
 
 
 def cropped(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Nine tenths of each side, somewhere."""
+    """Cut out nine tenths of each side, at a random place."""
     return _part(image, 0.9, 0.9, random)
 
 
 def cropped_freely(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Nine tenths of one side and nine tenths or more of the other, somewhere."""
+    """Cut out nine tenths of one side, and nine tenths or more of the other, at a random place."""
     shares = random.permutation([0.9, random.uniform(0.9, 1)])
     return _part(image, shares[0], shares[1], random)
 
@@ -61,12 +61,12 @@ def _part(image: np.ndarray, high: float, wide: float, random: np.random.Generat
 
 
 def mirrored(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Left and right exchanged."""
+    """Exchange left and right."""
     return np.ascontiguousarray(image[:, ::-1])
 
 
 def recoloured(hue: float = 18) -> Change:
-    """Contrast, brightness, gamma and saturation by up to a tenth, the hue by up to so many degrees."""
+    """Change contrast, brightness, gamma and saturation by up to a tenth, and the hue by up to so many degrees."""
 
     def change(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         contrast, brightness, gamma, saturation = random.uniform(0.9, 1.1, 4)
@@ -80,7 +80,7 @@ def recoloured(hue: float = 18) -> Change:
 
 
 def after(*changes: Change) -> Change:
-    """One after the other."""
+    """Make several changes, one after the other."""
 
     def change(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
         for each in changes:

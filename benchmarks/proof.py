@@ -1,27 +1,27 @@
-"""Is the proof of a better model right: how often its 95 % interval covers the truth, how often nothing is taken for
-better, and how many pictures a gain needs.
+"""Is the proof of a better model right? We count how often its 95 % interval covers the truth, how often a model is
+called better that is not, and how many pictures the proof of a gain needs.
 
     .venv/bin/python -m benchmarks.proof [--photos FOLDER] [--quick]
 
-A trial draws classes and pictures of them, scores two models on these pictures alone, as an eval set is, and asks for
-the interval of the difference. The populations:
+A trial draws classes, and pictures of each. It scores two models on these pictures alone, like an eval set, and
+computes the interval of the difference. The populations are:
 
-generated     Two networks of like quality, in numbers alone: a class is a point and a width in each of 34 directions,
-              a picture is scattered around the point, and each network sees 30 of the directions. Both see pictures
-              of any class equally well in law, so that the true difference is 0 with any number of classes. mAP@R, and
-              how its difference varies between and within classes, are near those on smartphone photographs of
+generated     Two networks of equal quality, simulated by numbers. A class is a point in 34 directions, with a width in
+              each. A picture lies at random around the point of its class. Each network sees 30 of the directions.
+              Neither network has an advantage, so the true difference is 0 with any number of classes. The mAP@R, and
+              how its difference varies between and within classes, are similar to those on smartphone photographs of
               groceries.
-photographs   (--photos: train/CLASS/*.jpg and test/CLASS/*.jpg) Pairs of networks of like quality (`photos.py`), scored
-              once on all photographs below test/. The classes there are the population: a sample draws classes **with**
-              replacement and so has infinitely many to draw from; the truth is the difference over all photographs,
-              weighted as the sample is.
+photographs   (--photos: train/CLASS/*.jpg and test/CLASS/*.jpg) Pairs of networks of similar quality (`photos.py`),
+              scored once on all photographs below test/. Their classes are the population. A sample draws classes
+              **with** replacement, as if there were infinitely many. The truth is the difference over all photographs,
+              weighted like the sample.
 redrawn       (--photos) The same pairs, scored anew on each sample of **different** classes. The truth is the mean over
-              all samples of one size. With many of the classes in every sample such samples are more like each other
-              than those of an endless population: intervals that are right cover this truth too often.
+              all samples of one size. Every sample has many of the classes, so the samples resemble each other more
+              than samples of an infinite population. A correct interval covers this truth too often.
 
-The methods: the percentile bootstrap of single queries is what the verdict had before. Those of classes draw classes
-with replacement: percentile and BCa (scipy), and bootstrap-t (Cameron, Gelbach & Miller 2008, "Bootstrap-based
-improvements for inference with clustered errors"). The last is `executor.evaluation.intervals.cluster_interval`.
+The methods: The verdict used the percentile bootstrap of single queries before. Three methods draw classes with
+replacement: percentile and BCa (scipy), and bootstrap-t (Cameron, Gelbach & Miller 2008, "Bootstrap-based improvements
+for inference with clustered errors"). The last method is `executor.evaluation.intervals.cluster_interval`.
 """
 
 import itertools
@@ -41,7 +41,7 @@ CLASSES = (3, 5, 10, 15, 20, 30, 41)
 PICTURES = (5, 10, 20)  # a class
 GAINS = (0.02, 0.05, 0.10)
 RESAMPLES = 999
-OTHERS = 300  # trials of a method that is not ours, at most: they take long
+OTHERS = 300  # most trials of a method that is not ours, because these are slow
 
 # How the difference in mAP@R varies between classes and within them, by pictures a class: measured on smartphone
 # photographs of groceries, 41 classes, by this program.
@@ -54,7 +54,7 @@ Spreads = dict[int, tuple[float, float]]  # by pictures a class: standard deviat
 
 
 def main() -> None:
-    """Print the tables, and how often the interval covers the truth from 20 classes up."""
+    """Print the tables, and how often the interval covers the truth with 20 classes or more."""
     parser = options(__doc__)
     parser.add_argument("--photos", type=Path, help="a folder with train/ and test/, each of folders of classes")
     wanted = parser.parse_args()
@@ -95,29 +95,29 @@ def population(random: np.random.Generator, counts: np.ndarray) -> tuple[np.ndar
 
 
 def sizes(random: np.random.Generator, classes: int) -> np.ndarray:
-    """Pictures of each class, from 2 to 60, as uneven as what people send."""
+    """How many pictures each class has: from 2 to 60, as uneven as in what people send."""
     return np.exp(random.normal(np.log(10), 0.6, classes)).round().clip(2, 60).astype(int)
 
 
 def generated(random: np.random.Generator, counts: np.ndarray) -> Draw:
-    """Draw classes of so many pictures each from the generated population."""
+    """Draw classes from the generated population, with so many pictures each."""
     return differences_of(*population(random, counts))
 
 
 def differences_of(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> Draw:
-    """Score two embeddings (N, D) of the same pictures; every class has two at least."""
+    """Score two embeddings (N, D) of the same pictures. Every class has at least two."""
     return average_precision(second, labels) - average_precision(first, labels), labels
 
 
 def average_precision(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """mAP@R of each picture, (N,)."""
+    """Return the mAP@R of each picture, (N,)."""
     return score_classes(embeddings, labels.tolist()).per_query[DECIDING]
 
 
 def with_replacement(
     random: np.random.Generator, values: np.ndarray, labels: np.ndarray, classes: int, pictures: int | None
 ) -> Draw:
-    """Draw classes with replacement, and so many of the values of each, or all of them."""
+    """Draw classes with replacement, and of each so many values, or all if there are fewer."""
     members = [np.flatnonzero(labels == label) for label in range(int(labels.max()) + 1)]
     chosen = [members[label] for label in random.integers(0, len(members), classes)]
     if pictures is not None:
@@ -126,7 +126,7 @@ def with_replacement(
 
 
 def apart(random: np.random.Generator, labels: np.ndarray, classes: int, pictures: int) -> np.ndarray:
-    """Rows of so many pictures, fewer where there are no more, of each of `classes` different classes."""
+    """Return rows of so many pictures, or all if there are fewer, of each of `classes` different classes."""
     chosen = random.permutation(int(labels.max()) + 1)[:classes]
     members = [np.flatnonzero(labels == label) for label in chosen]
     return np.concatenate([random.choice(rows, min(pictures, len(rows)), replace=False) for rows in members])
@@ -136,7 +136,7 @@ def apart(random: np.random.Generator, labels: np.ndarray, classes: int, picture
 
 
 def intervals(drawn: Iterable[Draw], method: Method = cluster_interval) -> np.ndarray:
-    """Return (T, 2): low and high of each."""
+    """Return the low and high end of each interval, (T, 2)."""
     return np.array([method(*draw) for draw in drawn])
 
 
@@ -146,7 +146,7 @@ def queries_percentile(values: np.ndarray, clusters: np.ndarray) -> tuple[float,
 
 
 def classes_by_scipy(method: str) -> Method:
-    """Resample classes: a mean over queries is a ratio of the classes' sums and sizes."""
+    """Resample classes. A mean over queries is the sum of the classes' sums, divided by that of their sizes."""
 
     def interval(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
         found = bootstrap(
@@ -163,7 +163,7 @@ def classes_by_scipy(method: str) -> Method:
 
 
 def classes_bootstrap_t(values: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Resample classes, and take the quantiles of the difference to the mean in its standard errors."""
+    """Resample classes. Take quantiles of the difference to the mean, divided by its standard error."""
     sums, counts = np.bincount(clusters, values), np.bincount(clusters)
     count, mean = len(counts), values.mean()
     weights = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # (B, C)
@@ -186,7 +186,7 @@ METHODS: dict[str, Method] = {
 
 
 def compare_methods(many: dict[int, list[Draw]]) -> None:
-    """Print how often each covers the truth, and how often it lies above, by number of classes."""
+    """Print how often each method covers the truth, and how often it lies above, by number of classes."""
     rows = []
     for name, method in METHODS.items():
         every = {count: 1 if method is cluster_interval else -(-len(drawn) // OTHERS) for count, drawn in many.items()}
@@ -196,7 +196,7 @@ def compare_methods(many: dict[int, list[Draw]]) -> None:
 
 
 def print_power(spreads: Spreads, gains: Sequence[float], trials: int, random: np.random.Generator) -> None:
-    """Print how often a gain is proven, by classes and pictures a class; what varies is normal, of these spreads."""
+    """Print how often a gain is proven, by classes and pictures a class. It varies normally, with these spreads."""
     rows = []
     for classes, (pictures, (between, within)) in itertools.product((5, 10, 20, 40, 80), spreads.items()):
         clusters = np.repeat(np.arange(classes), pictures)
@@ -215,7 +215,7 @@ def _share(found: np.ndarray, form: str = "{:.1f}") -> str:
 
 
 def on_photographs(photos: Photos, trials: int, random: np.random.Generator) -> tuple[Spreads, Spreads]:
-    """Print the tables of the photographs; return the spreads `NETWORKS` and `HEADS`, as measured on them."""
+    """Print the tables of the photographs. Return the spreads measured on them, like `NETWORKS` and `HEADS`."""
     labels = photos.measured
     measured = {name: features[~photos.training] for name, features in photos.features.items()}
     scores = {name: average_precision(values, labels) for name, values in measured.items()}
@@ -262,7 +262,7 @@ def on_photographs(photos: Photos, trials: int, random: np.random.Generator) -> 
 def print_false_promotions(
     base: np.ndarray, photos: Photos, trials: int, random: np.random.Generator, models: int = 50
 ) -> None:
-    """Print how often a model is promoted that is not better; `base` is (N, D), of all photographs."""
+    """Print how often a model is promoted that is not better. Args: base: (N, D), of all photographs."""
     labels, before = photos.measured, base[~photos.training]
     worse: dict[str, list[np.ndarray]] = {"two perturbed versions": [], "trained on shuffled labels": []}
     for number in range(min(models, trials)):
@@ -288,12 +288,12 @@ def print_false_promotions(
 
 
 def not_better(differences: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The differences (N,) in the order of the two models in which the second one is not better in truth."""
+    """Return the differences (N,). The models are ordered so that the second one is not better in truth."""
     return -differences if class_means(differences, labels).mean() > 0 else differences
 
 
 def perturbed(random: np.random.Generator, embeddings: np.ndarray) -> np.ndarray:
-    """The embeddings (N, D) turned and stretched by chance, alike for all pictures, and with noise of their own."""
+    """Return the embeddings (N, D) turned and stretched at random, alike for all pictures, each with its own noise."""
     width = embeddings.shape[1]
     stretch = np.eye(width) + random.normal(0, 0.5 / width**0.5, (width, width))
     noise = random.normal(0, 0.2 * embeddings.std(), embeddings.shape)
@@ -301,13 +301,13 @@ def perturbed(random: np.random.Generator, embeddings: np.ndarray) -> np.ndarray
 
 
 def centred(differences: np.ndarray, labels: np.ndarray, pictures: int | None) -> np.ndarray:
-    """The differences (N,) less the true one: of a mean over classes, or over all pictures."""
+    """Return the differences (N,) minus the true one, for a mean over classes or over all pictures."""
     truth = differences if pictures is None else class_means(differences, labels)
     return differences - truth.mean()
 
 
 def class_means(differences: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean of each class, (C,); the labels are 0 to C - 1."""
+    """Return the mean of each class, (C,). The labels are 0 to C - 1."""
     means: np.ndarray = np.bincount(labels, differences) / np.bincount(labels)
     return means
 
@@ -320,7 +320,7 @@ def redrawn(
     classes: int,
     trials: int,
 ) -> list[Draw]:
-    """Score each pair anew on samples of `classes` different classes; the mean of its samples is the truth."""
+    """Score each pair anew on samples of `classes` different classes. The mean over the samples is the truth."""
     found: list[Draw] = []
     for first, second in pairs:
         drawn = []
@@ -338,7 +338,7 @@ def components(
 ) -> tuple[float, float, float]:
     """Return the mean difference, and its standard deviation between and within classes (one-way analysis of variance).
 
-    Every pair is scored on three samples of all classes with so many pictures each, fewer where there are no more.
+    Every pair is scored on three samples of all classes, with so many pictures of each, or all if there are fewer.
     """
     found = []
     for first, second in pairs:

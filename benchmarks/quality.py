@@ -127,7 +127,7 @@ def ours(
     augment = default_augmentation(kind, split.images.shape[1])
     loader = make_loader(dataset, np.arange(len(dataset)), chosen, augment=augment)
     criterion = make_loss(dataset, chosen, model.dim, DEVICE)
-    train(model, criterion, loader, make_config(chosen, model, bf16=bf16), device=DEVICE)
+    train(model, criterion, loader, make_config(chosen, model, documents=len(split.labels), bf16=bf16), device=DEVICE)
 
 
 def labelled(split: Split, seed: int) -> DocumentArray:
@@ -260,7 +260,7 @@ def measure(
         for split in (split for name in sets for split in SETS[name](seed, epochs)):
             for row, method in rows.items():
                 began = time.perf_counter()
-                model = build_model(ModelConfig(input_size=split.images.shape[1], seed=seed))
+                model = build_model(ModelConfig(model="small", input_size=split.images.shape[1], seed=seed))
                 if method is not None:
                     method(split, seed, model)
                 for test, (images, labels) in split.tests.items():

@@ -40,7 +40,7 @@ def train(folder: Path, files: list[tuple[str, int]]) -> dict[str, float]:
     """Train on the files; return times per image in µs, the share of the limit, and memory in MB."""
     store = prepare_run(folder, "run", files, SIZE, epochs=2, precision="fp32")
     steps = min(LIMIT_STEPS, len(files) // BATCH)
-    limit = Limit(SIZE, "fp32", steps)
+    limit = Limit("small", SIZE, "fp32", steps)
     seconds: list[float] = []
     trainer = TimedTrainer(store, "run", lambda: seconds.append(limit.epoch() / (steps * BATCH)))
     trainer.run()

@@ -41,7 +41,7 @@ class NoOp(Executor):
 class Sequential(Executor):
     """An embedding executor as people usually write it: it decodes and embeds one document after the other."""
 
-    def __init__(self, *args: Any, model: str = "default", input_size: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, model: str = "small", input_size: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         from executor.images.policy import ImagePolicy
         from executor.loading.content import ModelImages

@@ -35,7 +35,7 @@ KEPT = 3  # ended runs that are not deleted
 LEFT_OUT = KEPT + 3  # samples at the beginning, while the first runs are kept and models and libraries are loaded
 FEWEST = 8  # samples that are needed to judge
 PATIENCE = 600.0  # seconds for one run
-SERVICE = {"input_size": 16, "trainer_threads": 1}
+SERVICE = {"model": "small", "input_size": 16, "trainer_threads": 1}
 OPTIONS: dict[str, Any] = {
     "kind": "class",
     "epochs": 2,

@@ -40,7 +40,7 @@ def main() -> None:
             for standby in (600, 0):
                 folder = Path(name) / f"{number}-{standby}"
                 folder.mkdir()
-                with Served("ours", folder, input_size=SIZE, standby_seconds=standby) as served:
+                with Served("ours", folder, model="small", input_size=SIZE, standby_seconds=standby) as served:
                     first, second = first_steps(served, documents, settle)
                 seconds["first run"].append(first)
                 seconds["second run" if standby else "second run, no trainer waits"].append(second)

@@ -2,11 +2,11 @@
 
     .venv/bin/python -m benchmarks.train [--quick]
 
-Measured: the trainer of the service itself (`worker.trainer.Trainer`), with the default model, loss, augmentation and
-batch size. The documents name 640×480 JPEG files by `uri` and are all in the spool already. The first epoch includes
-everything before it: loading the model, decoding every image, its steps and its checkpoint. This is the worst case,
-because in the service decoding overlaps with receiving. Later epochs include their checkpoint too. The imports of the
-trainer process are not included.
+Measured: the trainer of the service itself (`worker.trainer.Trainer`), with the model `small` (or `--model default`),
+the default loss, augmentation and batch size. The documents name 640×480 JPEG files by `uri` and are all in the spool
+already. The first epoch includes everything before it: loading the model, decoding every image, its steps and its
+checkpoint. This is the worst case, because in the service decoding overlaps with receiving. Later epochs include their
+checkpoint too. The imports of the trainer process are not included.
 
 The limit is a bare loop with the same model, loss, precision and batch size on tensors in memory. No input pipeline can
 be faster than that, so 1.0 is the best ratio.
@@ -44,6 +44,7 @@ from benchmarks.common import (
     spread,
     write_jpegs,
 )
+from executor.compute.memory import keep_freed_memory
 from executor.compute.ranks import ALONE
 from executor.documents import Document
 from executor.evaluation.eval_set import Measured
@@ -58,7 +59,9 @@ from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import Workspace
 from executor.training.config import TrainConfig
 from executor.training.losses import build_loss
+from executor.training.norms import set_training
 from executor.training.optimizer import parameter_groups
+from executor.training.parts import is_pretrained
 from executor.training.state import TrainState
 from executor.worker.other_ranks import OtherRanks
 from executor.worker.trainer import Trainer
@@ -66,6 +69,8 @@ from executor.worker.trainer import Trainer
 BATCH = 64
 CLASSES = 32
 WORKERS = (0, 1, 2)
+SIZES = {"small": 128, "default": 160}
+TINY = {"small": 16, "default": 32}
 
 
 class TimedTrainer(Trainer):
@@ -78,9 +83,9 @@ class TimedTrainer(Trainer):
         self._between = between
         self._began = time.perf_counter()
 
-    def begin(self, before: Measured | None, steps: int) -> None:
+    def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         self.decoded = time.perf_counter() - self._began
-        super().begin(before, steps)
+        super().begin(before, epochs, steps)
 
     def _save(self, state: Callable[[], TrainState], epoch_ended: bool) -> None:
         super()._save(state, epoch_ended)
@@ -93,9 +98,10 @@ class TimedTrainer(Trainer):
 class Steps:
     """A bare loop over batches, with a model, a loss and an optimizer like the trainer's."""
 
-    def __init__(self, size: int, precision: str, *, channels_last: bool) -> None:
+    def __init__(self, model: str, size: int, precision: str, *, channels_last: bool) -> None:
         self.bf16 = precision == "bf16"
-        self.model = build_model(ModelConfig(input_size=size)).train()
+        self.model = build_model(ModelConfig(model=model, input_size=size))
+        set_training(self.model, fixed_norms=is_pretrained(self.model))
         if not channels_last:
             self.model.to(memory_format=torch.contiguous_format)
         self.loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self.model.dim)
@@ -115,8 +121,8 @@ class Steps:
 class Limit:
     """Steps on one batch in memory."""
 
-    def __init__(self, size: int, precision: str, batches: int) -> None:
-        self._steps = Steps(size, precision, channels_last=True)
+    def __init__(self, model: str, size: int, precision: str, batches: int) -> None:
+        self._steps = Steps(model, size, precision, channels_last=True)
         images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
         self._batch = images, torch.arange(BATCH) % CLASSES
         self._batches = batches
@@ -148,8 +154,8 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
 class Plain:
     """Steps on the batches of a DataLoader."""
 
-    def __init__(self, files: list[tuple[str, int]], size: int, workers: int) -> None:
-        self._steps = Steps(size, "fp32", channels_last=False)
+    def __init__(self, files: list[tuple[str, int]], model: str, size: int, workers: int) -> None:
+        self._steps = Steps(model, size, "fp32", channels_last=False)
         labels = np.asarray([label for _, label in files])
         batches = ClassSampler(labels, batch_size=BATCH, num_items_per_class=4).batches(0)
         self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
@@ -166,12 +172,23 @@ class Plain:
 
 
 def prepare_run(
-    folder: Path, name: str, files: list[tuple[str, int]], size: int, *, augment: str | None = None, **training: Any
+    folder: Path,
+    name: str,
+    files: list[tuple[str, int]],
+    size: int,
+    *,
+    model: str = "small",
+    augment: str | None = None,
+    **training: Any,
 ) -> RunStore:
     """Make a workspace with one run that is complete and in state `training`; return its store."""
     store = RunStore(Workspace(folder / name))
     executor = ExecutorOptions(
-        input_size=size, augment=augment, allowed_roots=(str(folder),), trainer_threads=torch.get_num_threads()
+        model=model,
+        input_size=size,
+        augment=augment,
+        allowed_roots=(str(folder),),
+        trainer_threads=torch.get_num_threads(),
     ).with_roots()
     configuration = Configuration(options=executor, directory=os.getcwd())
     store.create(name, TrainingOptions(batch_size=BATCH, **training), configuration)
@@ -187,13 +204,17 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", choices=SIZES, default="small")
+    parser.add_argument("--augment", choices=("none",), help="none: without the default augmentation")
     arguments = parser.parse_args()
-    images, epochs, rounds, size, threads = arguments.images, 5, arguments.rounds, 128, os.cpu_count() or 1
+    images, epochs, rounds, model = arguments.images, 5, arguments.rounds, arguments.model
+    size, threads = SIZES[model], os.cpu_count() or 1
     if arguments.quick:
         images, epochs, rounds = 192, 3, 1
     if arguments.tiny:
-        images, epochs, rounds, size, threads = 128, 3, 1, 16, 1
+        images, epochs, rounds, size, threads = 128, 3, 1, TINY[model], 1
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as the trainer process does; the limit and the peers have it too
     print_machine()
     precisions = ["fp32", "bf16"]
     rates: dict[str, list[float]] = defaultdict(list)
@@ -201,8 +222,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name)
         files = write_jpegs(folder / "images", images, CLASSES)
-        limits = {precision: Limit(size, precision, images // BATCH) for precision in precisions}
-        peers = cycle([(workers, Plain(files, size, workers)) for workers in WORKERS])
+        limits = {precision: Limit(model, size, precision, images // BATCH) for precision in precisions}
+        peers = cycle([(workers, Plain(files, model, size, workers)) for workers in WORKERS])
         for number in range(rounds):
             for precision in precisions:
 
@@ -212,7 +233,16 @@ def main() -> None:
                     rates[f"DataLoader, {workers} workers"].append(images / peer.epoch())
 
                 run = f"{precision}-{number}"
-                store = prepare_run(folder, run, files, size, epochs=epochs, precision=precision)
+                store = prepare_run(
+                    folder,
+                    run,
+                    files,
+                    size,
+                    model=model,
+                    augment=arguments.augment,
+                    epochs=epochs,
+                    precision=precision,
+                )
                 between()
                 trainer = TimedTrainer(store, run, between)
                 trainer.run()
@@ -226,7 +256,7 @@ def main() -> None:
                 for found, values in ((rates, measured), (shares, of_limit)):
                     found[f"first {precision}"].append(values[0])
                     found[f"later {precision}"] += values[1:]
-    what = f"{images} images to {size}×{size}, {epochs} epochs, {rounds} rounds"
+    what = f"{model}, {images} images to {size}×{size}, {epochs} epochs, {rounds} rounds"
     print_rates(rates, {name: median(values) for name, values in shares.items()}, precisions, what)
 
 

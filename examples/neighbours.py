@@ -8,17 +8,18 @@ from PIL import Image, ImageDraw, ImageFont
 from executor import DocumentArray, load_uri_to_image_blob
 
 NEIGHBOURS = 6
+SHOWN_CLASSES = 12
 TILE, GAP, BORDER, MARGIN, TOP = 56, 12, 4, 28, 104
 WHITE, INK, GREY, RED, GREEN = "#ffffff", "#1f2328", "#6e7781", "#d1242f", "#2da44e"
 
 
 def draw_neighbours(path: Path, before: DocumentArray, after: DocumentArray) -> Path:
-    """Draw a query of each class and its nearest neighbours, framed green if of the same class, else red.
+    """Draw a query of each of the first classes and its neighbours, framed green if of the same class, else red.
 
     Args: before, after: the same labelled documents, embedded by two models.
     """
-    labels = np.array([int(doc.tags["finetuner_label"]) for doc in before])
-    queries = [int(np.argmax(labels == label)) for label in np.unique(labels)]
+    labels = np.array([doc.tags["finetuner_label"] for doc in before])
+    queries = [int(np.argmax(labels == label)) for label in np.unique(labels)[:SHOWN_CLASSES]]
     step = TILE + GAP
     lefts = MARGIN + step + GAP * 2, MARGIN + step * (NEIGHBOURS + 1) + GAP * 5
     picture = Image.new("RGB", (lefts[1] + step * NEIGHBOURS - GAP + MARGIN, TOP + step * len(queries) + MARGIN), WHITE)

@@ -47,26 +47,31 @@ def _add_priority(command: argparse.ArgumentParser) -> None:
     command.add_argument("--yields", action="store_true", help="compute only where no other process wants to")
 
 
-def _lower_priority(arguments: argparse.Namespace) -> None:
-    """Give the service priority over this process. Call this before threads start, because they inherit it."""
+def _lower_priority(arguments: argparse.Namespace) -> str:
+    """Give the service priority over this process. Call this before threads start, because they inherit it.
+
+    Returns: what the log of the run should say of it, with a line's end; mostly nothing.
+    """
     os.nice(arguments.nice)
     if arguments.yields and hasattr(os, "SCHED_IDLE"):  # Linux
         try:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         except PermissionError as error:  # a sandbox may forbid it; then only the niceness counts
-            print(f"This process cannot yield to others ({error}).", file=sys.stderr)
+            return f"This process cannot yield to others ({error}).\n"
+    return ""
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    _lower_priority(arguments)
+    sys.stderr.write(_lower_priority(arguments))
     if arguments.tied:  # before the imports, which take seconds
         threading.Thread(target=_die_with_the_service, name="tie", daemon=True).start()
 
-    from .compute.memory import be_killed_first
+    from .compute.memory import be_killed_first, keep_freed_memory
     from .worker.other_ranks import start_other_ranks
 
     if arguments.tied:
         be_killed_first()
+        keep_freed_memory()
     others = start_other_ranks(arguments.workspace, arguments.run)  # they import while we do
 
     from .worker.trainer import main as run_trainer
@@ -76,25 +81,27 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _standby(arguments: argparse.Namespace) -> int:
     """Import what a trainer needs, then wait for the name of a run and become its trainer."""
-    _lower_priority(arguments)
+    note = _lower_priority(arguments)
     told: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=_die_with_the_service, args=(told.put,), name="tie", daemon=True).start()
 
     from setproctitle import setproctitle
 
-    from .compute.memory import be_killed_first
+    from .compute.memory import be_killed_first, keep_freed_memory
     from .store.workspace import Workspace
     from .training.loop import rehearse
     from .worker.other_ranks import OtherRanks
     from .worker.trainer import main as run_trainer
 
     be_killed_first()
+    keep_freed_memory()
     rehearse()
     run = told.get().decode().strip()
     setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run {run} --tied")
     with open(Workspace(arguments.workspace).log_file(run), "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    sys.stderr.write(note)  # only now is there a log
     return run_trainer(arguments.workspace, run, others=OtherRanks([]))
 
 

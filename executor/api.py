@@ -86,7 +86,7 @@ def fit(
         same_content=loading in (None, load_uri_to_image_blob),  # not known of other functions
         augment=_augmentation(dataset),
     )
-    with ProgressBar(wanted.epochs, visible=progress) as bar:
+    with ProgressBar(visible=progress) as bar:
         outcome = fine_tune(
             model,
             task,

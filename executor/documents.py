@@ -21,6 +21,7 @@ from .errors import BadDocument, MissingLabel
 
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
+SPACE_TAG = "finetuner_space"  # embeddings of equal spaces may be compared, others not
 ERROR_TAG = "finetuner_error"
 GROUP_TAG = "finetuner_group"  # documents of one group never prove what others of it have taught
 
@@ -173,6 +174,7 @@ class RunStatus(BaseDoc):
         history: One list per measured value, one entry per epoch.
         promoted: Whether this run's model is the one now served.
         model: The version now served: `base` or a run's name.
+        space: What the embeddings of the run's own model have as `tags['finetuner_space']`; None: it has no model yet.
         verdict: Why the model was promoted or not, in words.
         warnings: What a person should know before trusting the model, most important first.
         error: Why the run failed.
@@ -201,6 +203,7 @@ class RunStatus(BaseDoc):
     history: Dict[str, List[float]] = {}
     promoted: bool = False
     model: str = "base"
+    space: Optional[str] = None
     verdict: Optional[str] = None
     warnings: List[str] = []
     error: Optional[str] = None

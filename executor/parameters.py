@@ -112,10 +112,16 @@ class TrainingOptions(_Parameters):
 
     kind: Kind = Field("auto", description="`class`, `session` or `unlabeled`; `auto` looks at the whole set")
     base: RunName = Field("base", description="the version to start from: `base`, `promoted`, or a run")
-    epochs: Annotated[Whole, Field(ge=1, le=100_000)] = Field(10, description="passes over the train documents")
+    epochs: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(
+        None,
+        description="passes over the train documents; by default 10 for 1,000 of them, more for fewer (up to 30), and "
+        "fewer for more (down to 3, but not below 10 for a model that is not pretrained)",
+    )
     batch_size: Annotated[Whole, Field(ge=2, le=65_536)] = Field(64, description="images a step")
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | None = Field(
-        None, description="AdamW's peak rate; by default 1e-4 for a transformers model, else 1e-3"
+        None,
+        description="AdamW's peak rate; by default 1e-4 for a pretrained network, 1e-3 for one that is not, and where "
+        "only a head or low-rank updates train",
     )
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.01, description="AdamW's decay, on matrices and kernels only"
@@ -136,6 +142,11 @@ class TrainingOptions(_Parameters):
     )
     micro_batch: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="images in memory at a time; the gradient stays that of the whole batch"
+    )
+    norm_statistics: Literal["auto", "fixed", "trained"] = Field(
+        "auto",
+        description="whether batch norms keep the mean and variance that they have (their weights train), or follow "
+        "the batches; `auto`: `fixed` for a pretrained model, which the few classes of a batch would spoil",
     )
     backbone_rate: Annotated[Number, Field(ge=0, le=1)] = Field(
         1.0, description="learning rate of the backbone as a share of the head's"
@@ -269,9 +280,10 @@ class ExecutorOptions(_Parameters):
 
     model: Text = Field(
         "default",
-        description="`default`, a transformers vision model (hub id or directory), or `package.module:factory`",
+        description="`default` (pretrained), `small`, a transformers vision model (hub id or directory), or "
+        "`package.module:factory`",
     )
-    input_size: Annotated[Whole, Field(ge=8, le=4096)] | None = Field(
+    input_size: Annotated[Whole, Field(ge=16, le=4096)] | None = Field(
         None, description="side of the square the model sees, in pixels; by default the model's own"
     )
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(

@@ -11,6 +11,7 @@ from typing import Any, Dict, Optional, Sequence
 from docarray import DocList
 from jina import Executor, requests
 
+from .compute.memory import keep_freed_memory
 from .documents import DocumentArray, Evaluation, Event, RunQuery, RunStatus
 from .endpoints.runs import watch
 from .endpoints.service import Service
@@ -24,6 +25,7 @@ from .wire.token import read_token, require
 Params = Optional[Dict[str, Any]]  # parsed by hand: see `parameters.parse`
 
 _log = logging.getLogger(__name__)
+_KEPT_MEMORY = 2**29  # bytes: a batch of 64 pictures through the default model needs about so many
 _JINA_ARGUMENTS = ("metas", "requests", "runtime_args", "workspace", "dynamic_batching")
 
 
@@ -39,6 +41,7 @@ class FinetunerExecutor(Executor):
         jina_arguments = {name: kwargs.pop(name) for name in _JINA_ARGUMENTS if name in kwargs}
         super().__init__(*args, **jina_arguments)
         options = parse_executor_options(kwargs).with_roots()
+        keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
         self._service = Service(Path(self.workspace).resolve(), options)
         answer_before_the_end()

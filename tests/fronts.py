@@ -1,4 +1,4 @@
-"""Serve the executor in each possible way, by the command that a user would give, and call it: see `serving`."""
+"""Serve the executor in each possible way, by the command that a user would give, and call it. See `serving`."""
 
 import contextlib
 import json

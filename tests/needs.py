@@ -1,7 +1,7 @@
-"""What a test needs of the machine, as its markers say; one that needs more than it says fails.
+"""Checks that a test starts no more than its markers say; else it fails.
 
-`pyproject.toml` describes the markers. Tests without any start nothing but the few tools below, so that they are many
-and done in seconds: `./scripts/test --fast`.
+`pyproject.toml` describes the markers. Tests without a marker start nothing but the few tools below. So there can be
+many of them, and they take seconds: `./scripts/test --fast`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A line every few seconds that says how many tests are done: dots alone do not, and a log may hold them back."""
+"""Prints every few seconds how many tests are done. Dots do not say that, and a log may hold them back."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What a caller is told: short, whole, and in words of the caller's."""
+"""Checks what a caller is told: short, complete, and in words that a caller knows."""
 
 import re
 

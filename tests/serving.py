@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOCOLS = ("grpc", "http", "websocket")
 # A small model and short waits, because we test the service and not the quality of the model.
 QUICK = {
+    "model": "small",
     "input_size": 16,
     "receive_timeout": 2.0,
     "trainer_nice": 0,

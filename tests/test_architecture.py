@@ -1,4 +1,4 @@
-"""The document of the architecture, the front pages of the packages and the code say the same."""
+"""docs/architecture.md, the front pages of the packages and the code say the same."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`/cancel`: how a run is ended, in whichever state it is; and that the service goes on as if it had not been."""
+"""`/cancel` ends a run in any state, and the service goes on as if the run had never been."""
 
 import os
 from typing import Any

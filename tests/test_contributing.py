@@ -1,8 +1,8 @@
 """CONTRIBUTING.md can be followed: its diffs apply to a copy of the repository, and the commands below them pass there.
 
-Two things differ from a contributor's clone. The copy gets no environment of its own: `.venv/bin/python` and
-`./scripts/test` become the Python that runs this. And imports take longer than these tests, so all sections are
-followed in one copy, and their commands are run as one: the files that any names, and what any `-k` selects.
+Two things differ from a contributor's clone. The copy gets no environment of its own: the Python that runs this test
+replaces `.venv/bin/python` and `./scripts/test`. And the sections share one copy and one run of pytest, because imports
+take longer than these tests. It runs the files that any section names, and the tests that any `-k` selects.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Copies of images are found by what is in them; pictures that are merely alike, or have nothing in them, are none."""
+"""Copies of images are found by their content. Pictures that are only alike, or show nothing, are no copies."""
 
 from collections.abc import Sequence
 

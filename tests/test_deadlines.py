@@ -1,4 +1,4 @@
-"""When a run has waited long enough: silence after its documents, and a start that was asked for."""
+"""When a run has waited long enough: after its last document, or after a request to start."""
 
 import pytest
 

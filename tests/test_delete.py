@@ -1,4 +1,4 @@
-"""`/delete`: an ended run goes with all its files; a kill meanwhile leaves all of it or nothing."""
+"""`/delete` removes an ended run with all its files. A kill meanwhile leaves all of the run, or nothing."""
 
 import os
 import shutil

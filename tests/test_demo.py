@@ -107,3 +107,30 @@ def processes_of_session(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def test_the_demo_trains_on_a_folder_of_class_folders_and_shows_its_neighbours(tmp_path):
+    for label in ("cat", "dog"):
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = np.random.default_rng([label == "cat", number]).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            pixels[..., label == "cat"] //= 4
+            Image.fromarray(pixels).resize((96, 72)).save(folder / f"{number:02d}.jpg")
+    output = tmp_path / "out"
+    command = [*DEMO, "--photos", str(tmp_path / "photos"), "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | {"COLUMNS": "100"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Sending 18 documents to /fit" in done.stdout
+    assert "6 held-out images" in done.stdout
+    assert "model: default" in (output / "flow.yml").read_text()
+    with Image.open(output / "neighbours.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_the_demo_says_how_a_folder_of_photographs_must_look(tmp_path):
+    done = subprocess.run(
+        [*DEMO, "--photos", str(tmp_path)], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "needs a folder of images for each of at least two classes" in done.stderr

@@ -1,6 +1,6 @@
-"""A disk that is full or read-only: said in a sentence that names it, and nothing that was answered is lost.
+"""A full or read-only disk: a sentence names it, and nothing is lost for which a request was answered.
 
-The disks are real ones in memory; where none can be mounted, these tests are skipped.
+The disks are real file systems in memory. Where none can be mounted, these tests are skipped.
 """
 
 import os

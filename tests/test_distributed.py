@@ -1,4 +1,4 @@
-"""Several processes train one run together: as one process would, and they live and die as one."""
+"""Several processes train one run together, with the result of one process. They live and die together."""
 
 import os
 import subprocess

@@ -65,8 +65,9 @@ def test_the_same_documents_come_back_in_order_over_every_protocol(service: Serv
     assert [doc.tags["price"] for doc in answer] == list(range(20))
 
 
-def test_embeddings_are_float32_vectors_of_unit_length(service: Service, base: str) -> None:
-    answer = embed(service, inline(5))
+@pytest.mark.parametrize("protocol", ["grpc", "websocket"])  # over HTTP they are plain numbers
+def test_embeddings_are_float32_vectors_of_unit_length(service: Service, base: str, protocol: str) -> None:
+    answer = embed(service, inline(5), protocol=protocol)
     assert {(doc.embedding.shape, doc.embedding.dtype) for doc in answer} == {((DIM,), np.dtype("float32"))}
     norms = [np.linalg.norm(doc.embedding) for doc in answer]
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""`/evaluate`: how good a version is on the documents sent. On those of a run: test_proof.py."""
+"""`/evaluate` says how good a version is on the documents that are sent. On those of a run: test_proof.py."""
 
 import base64
 from typing import Any

@@ -1,4 +1,4 @@
-"""The examples run as their comments say, as processes of their own. The demonstration: test_demo.py."""
+"""The examples run as their comments say, in their own processes. The demonstration: test_demo.py."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Exported models: each loaded by the very lines of its README, and compared with the model it was made from."""
+"""Exported models. Each is loaded by the lines of its README, and compared with the model that it was made from."""
 
 import json
 import os
@@ -372,7 +372,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace where Jina puts it, with the models of `base` and of the run `tuned`."""
     place = empty_workspace(tmp_path_factory.mktemp("workspace") / "FinetunerExecutor" / "0")
     for seed, name in enumerate(("base", "tuned")):
-        save_model(build_model(ModelConfig(input_size=16, seed=seed)), place.model_folder(name))
+        save_model(build_model(ModelConfig(model="small", input_size=16, seed=seed)), place.model_folder(name))
     return place
 
 

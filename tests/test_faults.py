@@ -1,4 +1,4 @@
-"""What survives SIGKILL, in small: `benchmarks/faults.py` with six kills. And what it leaves behind: nothing."""
+"""What survives SIGKILL: `benchmarks/faults.py` with six kills. The program leaves nothing behind."""
 
 import os
 import re

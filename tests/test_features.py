@@ -1,4 +1,4 @@
-"""Training of the head alone, on features of a frozen backbone that are computed once and kept."""
+"""Only the head is trained, on features of a frozen backbone that are computed once and kept."""
 
 import copy
 import resource
@@ -50,7 +50,7 @@ def sessions() -> DocumentArray:
 
 
 def frozen(seed: int = 0, freeze: Any = True, size: int = SIZE) -> EmbeddingModel:
-    return build_model(ModelConfig(input_size=size, freeze=freeze, seed=seed, embedding_dim=32))
+    return build_model(ModelConfig(model="small", input_size=size, freeze=freeze, seed=seed, embedding_dim=32))
 
 
 def tune(docs: Any = None, **options: Any) -> EmbeddingModel:

@@ -1,4 +1,4 @@
-"""`/fit`: documents become runs. What becomes of the runs: test_fit_runs.py."""
+"""`/fit` makes runs of documents. What becomes of the runs: test_fit_runs.py."""
 
 import base64
 import contextlib

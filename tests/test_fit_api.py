@@ -1,4 +1,4 @@
-"""`fit` and `embed` for Python callers: any module, any documents, the examples of the data format as they stand."""
+"""`fit` and `embed` in Python: with any module, any documents, and the examples of the data format unchanged."""
 
 import re
 from collections import Counter
@@ -244,7 +244,7 @@ def test_a_model_with_any_other_output_is_refused_with_what_to_return(wrap):
 
 
 def test_a_model_of_this_package_gets_images_of_its_own_size():
-    model = build_model(ModelConfig(input_size=16, embedding_dim=8))
+    model = build_model(ModelConfig(model="small", input_size=16, embedding_dim=8))
     before = weights(model)
     assert changed(before, tune(model, pictures(), preprocess_fn=load_uri_to_image_blob, epochs=1))
 

@@ -1,4 +1,4 @@
-"""What becomes of the runs of `/fit`: models, in the order of the queue, or failures that say why. Real trainers."""
+"""What becomes of the runs of `/fit`: models in the order of the queue, or failures that say why. Real trainers."""
 
 import base64
 import struct

@@ -1,4 +1,4 @@
-"""A client with an environment of its own, which has neither this package nor Jina, trains and searches over HTTP."""
+"""A client trains and searches over HTTP. Its environment has neither this package nor Jina."""
 
 import base64
 import json

@@ -350,7 +350,7 @@ def test_a_model_that_gives_the_same_image_different_embeddings_is_refused(facto
 
 
 def test_trying_a_model_on_images_does_not_change_the_weights_of_its_head():
-    config = ModelConfig(seed=3, input_size=16, embedding_dim=5)
+    config = ModelConfig(model="small", seed=3, input_size=16, embedding_dim=5)
     with seeded(config.seed):
         build_backbone(config)
         expected = nn.init.orthogonal_(nn.Linear(256, 5, bias=False).weight)

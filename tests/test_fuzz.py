@@ -1,6 +1,6 @@
-"""Thousands of calls that nobody would write: the service answers each in its own words, and goes on.
+"""Calls that nobody would write. The service answers each of them with a sentence, and goes on.
 
-A few hundred by default, the same ones each time; `FUZZ_EXAMPLES=5000` makes each test try so many, at random.
+By default there are a few hundred, always the same. With `FUZZ_EXAMPLES=5000` each test tries so many at random.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""What is held out of the train documents, and what stays together."""
+"""Which train documents are held out, and which of them stay together."""
 
 import numpy as np
 import pytest

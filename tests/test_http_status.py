@@ -1,4 +1,4 @@
-"""The HTTP status of a refused call, wherever HTTP is served: by the executor, by our gateway, by Jina's own."""
+"""The HTTP status of a refused call, by each server of HTTP: the executor, our gateway, Jina's own."""
 
 import base64
 import contextlib

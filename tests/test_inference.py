@@ -29,7 +29,7 @@ in_hardware = pytest.mark.skipif(not computes_in_bf16(CPU), reason="this process
 
 @pytest.fixture(scope="module")
 def model() -> EmbeddingModel:
-    return build_model(ModelConfig(input_size=64))
+    return build_model(ModelConfig(model="small", input_size=64))
 
 
 class Cancelling(torch.nn.Module):
@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_traced_has_no_graph(model: EmbeddingModel) -> No
                 raise ValueError
             return super().forward(images).reshape(16, -1)  # a size that the tracer takes for constant
 
-    other = build_model(ModelConfig(input_size=64))
+    other = build_model(ModelConfig(model="small", input_size=64))
     other.__class__ = ForOneBatch
     assert faster_graph(other, sample_images(64)) is None
 

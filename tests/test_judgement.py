@@ -1,15 +1,20 @@
-"""What a trainer concludes of a training: the proof against the served version, and what to know before trusting it."""
+"""How a trained model is judged: the proof against the served version, and what to know before trusting it."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from executor import ClassDataset, Document, DocumentArray
+from executor import ClassDataset, Document, DocumentArray, SessionDataset
+from executor.documents import Match
 from executor.evaluation.eval_set import EvalSet, Measured
 from executor.evaluation.metrics import score_classes
-from executor.training.recipe import Outcome, Task
+from executor.parameters import TrainingOptions
+from executor.training.micro_batch import MicroBatch
+from executor.training.recipe import Outcome, Task, fine_tune
+from executor.training.watching import Watcher
 from executor.worker.inspection import Inspection
 from executor.worker.judgement import Judgement, judge, why_unproven
 
@@ -38,7 +43,8 @@ WHOLE = task([*LABELS.tolist(), *LABELS.tolist()], np.arange(len(LABELS)))
 
 def judged(served: Measured | None, tuned: Measured | None, of: Task = WHOLE, **arguments: Any) -> Judgement:
     history = arguments.pop("history", {"loss": [2.0, 1.0]})
-    outcome = Outcome(history=history, before=served, after=tuned)
+    chosen = {"weights": arguments.pop("weights", "of the last epoch"), "chosen_by": arguments.pop("chosen_by", 0)}
+    outcome = Outcome(history=history, before=served, after=tuned, **chosen)
     settings = {"whole_classes": (), "promote_by": "interval", "unproven": "The model is unproven.", "noticed": []}
     return judge(of, outcome, served, served_version="shop", **settings | arguments)
 
@@ -82,6 +88,81 @@ def test_a_gain_that_the_documents_are_too_few_to_prove_is_said_with_what_they_c
         found = judged(served, tuned)
         told = any("too few to prove the gain that was measured" in warning for warning in found.warnings)
         assert told == (gain > 0 and not found.better)
+
+
+# --- which weights the model has -------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def test_the_verdict_says_that_there_was_nothing_to_choose_an_epoch_by() -> None:
+    said = "It has the weights of the last epoch: the documents are too few to choose an epoch by."
+    assert judged(measured(1.0, 0, LABELS), measured(0.5, 0, LABELS)).verdict.endswith(f"which is better. {said}")
+    assert said in judged(None, None, task(LABELS.tolist(), None)).verdict
+
+
+def test_the_verdict_says_which_epoch_was_chosen_and_by_what() -> None:
+    found = judged(measured(1.0, 0, LABELS), measured(0.5, 0, LABELS), weights="of epoch 3 of 5", chosen_by=40)
+    assert found.verdict.endswith(" It has the weights of epoch 3 of 5: the best on 40 documents kept to choose by.")
+
+
+def layer(of: Task, options: TrainingOptions) -> Outcome:
+    """What became of the training of a single layer."""
+    parts = MicroBatch(None, say=print)
+    return fine_tune(nn.Linear(4, 4), of, options, device=CPU, watcher=Watcher(), micro_batch=parts, max_cache_bytes=0)
+
+
+def trained(choose: bool, **options: Any) -> Outcome:
+    """What became of a training for 3 epochs on vectors that an untrained layer tells apart already."""
+    random = np.random.default_rng(0)
+    blobs = [np.eye(4)[number % 4] + random.normal(0, 0.01, 4) for number in range(80)]
+    dataset = ClassDataset(
+        DocumentArray(
+            Document(blob=blob.astype(np.float32), tags={"finetuner_label": number % 4})
+            for number, blob in enumerate(blobs)
+        )
+    )
+    kept = EvalSet(dataset, np.arange(40), device=CPU) if choose else None
+    of = Task(dataset=dataset, items=np.arange(40, 80), choose_set=kept)
+    return layer(of, TrainingOptions(epochs=3, precision="fp32", **options))
+
+
+@pytest.mark.parametrize(
+    ("choose", "options", "weights"),
+    [
+        (False, {}, "of the last epoch"),
+        (False, {"ema": 0.9}, "averaged up to the last epoch"),
+        (True, {}, "of epoch 1 of 3"),  # all epochs are equally good, and the first of them is kept
+        (True, {"ema": 0.9}, "averaged up to epoch 1 of 3"),
+    ],
+)
+def test_a_training_tells_which_weights_it_has_left(choose: bool, options: dict[str, Any], weights: str) -> None:
+    outcome = trained(choose, **options)
+    assert outcome.weights == weights
+    assert outcome.used["weights"] == weights
+
+
+def test_an_epoch_is_chosen_by_nothing_where_the_documents_to_choose_by_have_nothing_to_find() -> None:
+    blobs = np.random.default_rng(0).normal(size=(24, 3, 4)).astype(np.float32)
+    dataset = SessionDataset(
+        DocumentArray(
+            Document(
+                blob=blob[0],
+                matches=[
+                    Match(blob=blob[1], tags={"finetuner_label": 1 if number < 12 else -1}),
+                    Match(blob=blob[2], tags={"finetuner_label": -1}),
+                ],
+            )
+            for number, blob in enumerate(blobs)
+        )
+    )
+    no_hits = EvalSet(dataset, np.flatnonzero(dataset.labels[:, 0] >= 12), device=CPU)
+    task = Task(dataset=dataset, items=np.flatnonzero(dataset.labels[:, 0] < 12), choose_set=no_hits)
+    outcome = layer(task, TrainingOptions(epochs=2, precision="fp32", patience=1))
+    assert (outcome.weights, outcome.chosen_by) == ("of the last epoch", 0)
+
+
+# --- what to know before trusting it ---------------------------------------------------------------------------------
 
 
 def test_a_loss_that_hardly_fell_is_said_and_one_that_fell_is_not() -> None:

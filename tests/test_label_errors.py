@@ -1,4 +1,4 @@
-"""Wrong labels are found by their neighbours, also by those of a model that has learned the wrong ones by heart."""
+"""Neighbours show which labels are wrong, even if the model has learned the wrong labels by heart."""
 
 import numpy as np
 import pytest
@@ -112,7 +112,7 @@ def test_features_that_are_all_alike_break_nothing():
 
 @pytest.fixture(scope="module")
 def model():
-    return build_model(ModelConfig(input_size=16))
+    return build_model(ModelConfig(model="small", input_size=16))
 
 
 @pytest.fixture(scope="module")
@@ -188,5 +188,5 @@ def test_features_are_those_before_the_head_unless_the_head_alone_was_trained(mo
     images = torch.zeros(2, 3, 16, 16)
     with torch.inference_mode():
         assert features_of(model)(images).shape == (2, model.features)
-        frozen = build_model(ModelConfig(input_size=16, freeze=True))
+        frozen = build_model(ModelConfig(model="small", input_size=16, freeze=True))
         assert features_of(frozen)(images).shape == (2, frozen.dim)

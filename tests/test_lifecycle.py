@@ -1,4 +1,4 @@
-"""The life of the service and its trainer: starting, ending, dying, and going on where they were."""
+"""The service and its trainer start, end, die, and go on where they were."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The limits of `/fit`: each refuses with a sentence that names it, and what was received before stays."""
+"""The limits of `/fit`. Each refuses with a sentence that names it. What was received before stays."""
 
 from collections.abc import Iterator
 from typing import Any

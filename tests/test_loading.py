@@ -1,4 +1,4 @@
-"""From dataset items to batches: made ahead, augmented by seed, cached, collated."""
+"""Items of a dataset become batches: prepared in advance, augmented by a seed, cached, collated."""
 
 import collections
 import gc

@@ -1,4 +1,4 @@
-"""The documents on disk: a sequence that is durable, shared by processes and threads, and larger than memory."""
+"""Documents on disk: a durable sequence, which processes and threads share, and which may be larger than memory."""
 
 import os
 import pickle

@@ -1,8 +1,10 @@
-"""When memory does not suffice: a batch is computed in smaller parts, by this attempt or by the next."""
+"""If memory does not suffice, this attempt or the next one computes a batch in smaller parts."""
 
 import functools
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -316,3 +318,26 @@ def test_a_trainer_killed_by_someone_else_computes_its_batches_as_before(worksho
     assert run.state is RunState.SUCCEEDED, workshop.log("shot")
     assert not memory_warnings(workshop, "shot")
     assert "was killed by signal 9" in workshop.events("shot", "resumed")[0]
+
+
+KEEPS = """
+import resource, numpy
+from executor.compute.memory import keep_freed_memory
+{call}
+numpy.ones(2**26)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    numpy.ones(2**26)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.process
+def test_a_process_that_keeps_freed_memory_does_not_ask_the_kernel_for_it_again():
+    def faults(call: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", KEEPS.format(call=call)], capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    assert faults("keep_freed_memory()") * 10 < faults("")

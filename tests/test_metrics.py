@@ -1,4 +1,4 @@
-"""Retrieval metrics against hand-worked rankings, pytorch-metric-learning and scikit-learn."""
+"""Retrieval metrics, compared with rankings worked by hand, pytorch-metric-learning and scikit-learn."""
 
 from math import log2
 

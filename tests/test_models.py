@@ -1,7 +1,8 @@
-"""Models by name: built, frozen, saved and loaded. The transformers models are tiny, random and on disk."""
+"""Models by name: built, frozen, saved, loaded. The transformers models are tiny, random and on disk."""
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,10 @@ from executor.models.backbones import Reading, embedding_of
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.preprocessing import Preprocessing
-from executor.models.saving import load_model, save_model
+from executor.models.saving import load_model, save_model, space_of
+from executor.models.versions import ensure_base
+from executor.parameters import ExecutorOptions
+from executor.store.workspace import Workspace
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 PROCESSOR = {"size": {"height": 32, "width": 32}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
@@ -99,14 +103,14 @@ def factories(tmp_path, monkeypatch):
 
 
 def test_the_same_seed_gives_the_same_default_model_and_another_seed_another():
-    first, again, other = (build_model(ModelConfig(seed=seed)) for seed in (3, 3, 4))
+    first, again, other = (build_model(ModelConfig(model="small", seed=seed)) for seed in (3, 3, 4))
     images = images_for(first)
     assert torch.equal(embed(first, images), embed(again, images))
     assert not torch.allclose(embed(first, images), embed(other, images))
 
 
 def test_building_and_loading_leave_the_callers_random_generator_alone(tmp_path):
-    config = ModelConfig(seed=5)
+    config = ModelConfig(model="small", seed=5)
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
@@ -117,7 +121,7 @@ def test_building_and_loading_leave_the_callers_random_generator_alone(tmp_path)
 
 @pytest.mark.parametrize("size", [16, 32, 65])
 def test_the_default_model_embeds_squares_of_any_size_as_unit_vectors(size):
-    model = build_model(ModelConfig(input_size=size))
+    model = build_model(ModelConfig(model="small", input_size=size))
     embeddings = embed(model, images_for(model))
     assert embeddings.shape == (4, model.dim) == (4, 128)
     assert embeddings.dtype == torch.float32
@@ -125,7 +129,7 @@ def test_the_default_model_embeds_squares_of_any_size_as_unit_vectors(size):
 
 
 def test_embeddings_are_float32_unit_vectors_under_bf16_autocast():
-    model = build_model(ModelConfig(input_size=32))
+    model = build_model(ModelConfig(model="small", input_size=32))
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = embed(model, images_for(model))
     assert embeddings.dtype == torch.float32
@@ -133,7 +137,7 @@ def test_embeddings_are_float32_unit_vectors_under_bf16_autocast():
 
 
 def test_an_embedding_does_not_depend_on_its_batch_mates():
-    model = build_model(ModelConfig(input_size=32))
+    model = build_model(ModelConfig(model="small", input_size=32))
     images = images_for(model, 8)
     torch.testing.assert_close(embed(model, images)[:1], embed(model, images[:1]), atol=1e-5, rtol=0)
 
@@ -142,7 +146,7 @@ def test_the_untrained_default_model_already_groups_handwritten_digits():
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    model = build_model(ModelConfig(input_size=32))
+    model = build_model(ModelConfig(model="small", input_size=32))
     images = [
         model.preprocessing.resize(np.repeat((each * 15).astype(np.uint8)[..., None], 3, 2))
         for each in digits.images[:500]
@@ -162,7 +166,7 @@ def test_impossible_sizes_are_refused_by_name(wrong):
 
 
 def test_a_saved_model_gives_the_same_embeddings_bit_for_bit(tmp_path):
-    config = ModelConfig(input_size=32, embedding_dim=24)
+    config = ModelConfig(model="small", input_size=32, embedding_dim=24)
     model = build_model(config)
     train_one_step(model)
     save_model(model, tmp_path / "runs" / "m")
@@ -174,26 +178,26 @@ def test_a_saved_model_gives_the_same_embeddings_bit_for_bit(tmp_path):
 
 def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
     for seed in (1, 2):
-        save_model(build_model(ModelConfig(seed=seed)), tmp_path / "m")
+        save_model(build_model(ModelConfig(model="small", seed=seed)), tmp_path / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
-    second = build_model(ModelConfig(seed=2))
+    second = build_model(ModelConfig(model="small", seed=2))
     assert torch.equal(embed(load_model(tmp_path / "m"), images_for(second)), embed(second, images_for(second)))
 
 
 def test_a_model_that_cannot_be_saved_leaves_no_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(WorkspaceError, match="file/m"):
-        save_model(build_model(ModelConfig()), tmp_path / "file" / "m")
+        save_model(build_model(ModelConfig(model="small")), tmp_path / "file" / "m")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_no_saved_file_is_a_pickle(tmp_path):
-    save_model(build_model(ModelConfig()), tmp_path / "m")
+    save_model(build_model(ModelConfig(model="small")), tmp_path / "m")
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["model.json", "weights.safetensors"]
 
 
 def test_a_truncated_weights_file_is_refused_by_name(tmp_path):
-    save_model(build_model(ModelConfig()), tmp_path / "m")
+    save_model(build_model(ModelConfig(model="small")), tmp_path / "m")
     weights = tmp_path / "m" / "weights.safetensors"
     os.truncate(weights, weights.stat().st_size // 2)
     with pytest.raises(WorkspaceError, match=r"weights\.safetensors is missing or damaged"):
@@ -202,7 +206,7 @@ def test_a_truncated_weights_file_is_refused_by_name(tmp_path):
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path):
     for name, dim in (("a", 8), ("b", 9)):
-        config = ModelConfig(embedding_dim=dim)
+        config = ModelConfig(model="small", embedding_dim=dim)
         save_model(build_model(config), tmp_path / name)
     shutil.copy(tmp_path / "a" / "weights.safetensors", tmp_path / "b")
     with pytest.raises(WorkspaceError, match=r"weights\.safetensors does not belong"):
@@ -211,7 +215,7 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"format": 99}'])
 def test_a_missing_or_damaged_description_is_refused_by_name(tmp_path, content):
-    save_model(build_model(ModelConfig()), tmp_path / "m")
+    save_model(build_model(ModelConfig(model="small")), tmp_path / "m")
     (tmp_path / "m" / "model.json").unlink()
     if content is not None:
         (tmp_path / "m" / "model.json").write_text(content)
@@ -220,7 +224,7 @@ def test_a_missing_or_damaged_description_is_refused_by_name(tmp_path, content):
 
 
 def test_another_embedding_dim_keeps_the_backbone_and_puts_a_new_head_on_it(tmp_path):
-    model = build_model(ModelConfig())
+    model = build_model(ModelConfig(model="small"))
     save_model(model, tmp_path / "m")
     loaded = load_model(tmp_path / "m", embedding_dim=32)
     assert embed(loaded, images_for(model)).shape == (4, 32)
@@ -228,7 +232,7 @@ def test_another_embedding_dim_keeps_the_backbone_and_puts_a_new_head_on_it(tmp_
 
 
 def test_a_head_as_wide_as_the_backbone_keeps_all_similarities(tmp_path):
-    model = build_model(ModelConfig(embedding_dim=256))
+    model = build_model(ModelConfig(model="small", embedding_dim=256))
     save_model(model, tmp_path / "m")
     with_head = load_model(tmp_path / "m", freeze=True)
     plain, projected = embed(model, images_for(model)), embed(with_head, images_for(model))
@@ -241,7 +245,7 @@ def test_a_head_as_wide_as_the_backbone_keeps_all_similarities(tmp_path):
 
 
 def test_a_frozen_backbone_keeps_weights_and_norm_statistics_through_a_training_step():
-    model = build_model(ModelConfig(input_size=32, freeze=True))
+    model = build_model(ModelConfig(model="small", input_size=32, freeze=True))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train_one_step(model)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -249,7 +253,7 @@ def test_a_frozen_backbone_keeps_weights_and_norm_statistics_through_a_training_
 
 
 def test_named_layers_are_frozen_and_the_others_train():
-    model = build_model(ModelConfig(input_size=32, freeze=("stem", "stage1")))
+    model = build_model(ModelConfig(model="small", input_size=32, freeze=("stem", "stage1")))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train_one_step(model)
     changed = {name.split(".")[1] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -258,11 +262,11 @@ def test_named_layers_are_frozen_and_the_others_train():
 
 def test_a_name_is_not_taken_for_the_beginning_of_another_name():
     with pytest.raises(ConfigurationError, match=r"'stage'.*stem, stage1, stage2, stage3, stage4"):
-        build_model(ModelConfig(freeze=("stage",)))
+        build_model(ModelConfig(model="small", freeze=("stage",)))
 
 
 def test_loading_freezes_what_it_is_told_instead_of_what_was_saved(tmp_path):
-    config = ModelConfig(freeze=("stem",))
+    config = ModelConfig(model="small", freeze=("stem",))
     save_model(build_model(config), tmp_path / "m")
 
     def frozen(model):
@@ -274,10 +278,10 @@ def test_loading_freezes_what_it_is_told_instead_of_what_was_saved(tmp_path):
 
 
 def test_a_loaded_model_is_saved_with_what_it_was_loaded_as(tmp_path):
-    save_model(build_model(ModelConfig(seed=4)), tmp_path / "base")
+    save_model(build_model(ModelConfig(model="small", seed=4)), tmp_path / "base")
     tuned = load_model(tmp_path / "base", freeze=("stem", "stage1"), embedding_dim=16)
     save_model(tuned, tmp_path / "tuned")
-    expected = ModelConfig(seed=4, freeze=("stem", "stage1"), embedding_dim=16)
+    expected = ModelConfig(model="small", seed=4, freeze=("stem", "stage1"), embedding_dim=16)
     assert load_model(tmp_path / "tuned").config == tuned.config == expected
 
 
@@ -468,9 +472,9 @@ def test_a_hub_model_without_network_is_refused_with_the_remedy():
         build_model(ModelConfig(model="no-such-organisation/no-such-model"))
 
 
-def test_a_path_that_does_not_exist_is_refused_with_the_three_forms():
+def test_a_path_that_does_not_exist_is_refused_with_the_forms_of_a_model():
     with pytest.raises(
-        ConfigurationError, match=r"`default`, a transformers vision model.*, or `package\.module:factory`"
+        ConfigurationError, match=r"`default`, `small`, a transformers vision model.*, or `package\.module:factory`"
     ):
         build_model(ModelConfig(model="/no/such/model"))
 
@@ -515,3 +519,42 @@ def test_tensors_and_feature_maps_become_one_vector_an_image(shape, expected):
     embeddings = embedding_of(torch.ones(shape), Reading())
     assert embeddings.shape == (2, 5)
     assert (embeddings == expected).all()
+
+
+def as_first_format(folder: Path) -> None:
+    """Rewrite a saved `small` model as it was saved when that network was called `default`."""
+    settings = json.loads((folder / "model.json").read_text())
+    settings["format"], settings["config"]["model"] = 1, "default"
+    (folder / "model.json").write_text(json.dumps(settings))
+
+
+def test_a_model_saved_when_small_was_called_default_embeds_as_before(tmp_path):
+    model = build_model(ModelConfig(model="small", input_size=32))
+    save_model(model, tmp_path / "m")
+    as_first_format(tmp_path / "m")
+    loaded = load_model(tmp_path / "m")
+    assert loaded.config == model.config
+    assert torch.equal(embed(loaded, images_for(loaded)), embed(model, images_for(model)))
+
+
+def test_a_base_of_the_old_default_makes_room_for_the_new_one(tmp_path):
+    workspace = Workspace(tmp_path)
+    save_model(build_model(ModelConfig(model="small", embedding_dim=None)), workspace.base)
+    as_first_format(workspace.base)
+    ensure_base(workspace, ExecutorOptions())
+    assert load_model(workspace.base).dim == 1280
+
+
+def test_the_space_of_a_model_is_that_of_its_weights_and_its_preprocessing(tmp_path):
+    spaces = {}
+    for name, config in {
+        "one": ModelConfig(model="small"),
+        "same": ModelConfig(model="small"),
+        "other weights": ModelConfig(model="small", seed=1),
+        "other size": ModelConfig(model="small", input_size=65),
+    }.items():
+        save_model(build_model(config), tmp_path / name)
+        spaces[name] = space_of(tmp_path / name)
+    assert re.fullmatch("[0-9a-f]{12}", spaces["one"])
+    assert spaces["one"] == spaces["same"]
+    assert len(set(spaces.values())) == 3

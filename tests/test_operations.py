@@ -1,4 +1,4 @@
-"""What docs/operations.md tells an operator to do, done."""
+"""We do what docs/operations.md tells an operator to do."""
 
 import re
 import subprocess

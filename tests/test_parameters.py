@@ -1,4 +1,4 @@
-"""What a caller may ask for and an operator configure, and how what is wrong is refused."""
+"""What a caller may ask for and an operator may configure, and how wrong values are refused."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from executor.errors import BadRequest, ConfigurationError, InvalidParameter
+from executor.models.model import SMALLEST_INPUT
 from executor.parameters import (
     LOSS_NAMES,
     CancelParameters,
@@ -183,7 +184,7 @@ def test_the_executor_has_defaults_for_everything():
     [
         ("modle", "default"),
         ("model", ""),
-        ("input_size", 4),
+        ("input_size", SMALLEST_INPUT - 1),
         ("receive_timeout", 0),
         ("receive_timeout", "5"),
         ("allow_remote_uris", "no"),
@@ -201,6 +202,10 @@ def test_the_executor_has_defaults_for_everything():
 def test_a_wrong_option_of_the_executor_is_a_configuration_error_that_names_it(name, value):
     with pytest.raises(ConfigurationError, match=name):
         parse_executor_options({name: value})
+
+
+def test_the_executor_takes_every_input_size_that_a_model_takes():
+    assert parse_executor_options({"input_size": SMALLEST_INPUT}).input_size == SMALLEST_INPUT
 
 
 def test_the_allowed_roots_are_absolute_and_by_default_the_present_directory(tmp_path, monkeypatch):

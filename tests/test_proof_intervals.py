@@ -1,4 +1,4 @@
-"""The interval that decides a promotion: whole classes, sessions or groups are what varies, not single pictures."""
+"""The interval that decides a promotion. Whole classes, sessions or groups vary in it, not single pictures."""
 
 import tracemalloc
 

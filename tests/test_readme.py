@@ -1,9 +1,9 @@
 """The README and the reference say what the code does: every code block runs, every table is the code's.
 
-`yaml` and `json` blocks are files, named in the line above; `bash` and `python` blocks are run in order, the latter in
-one interpreter, as a reader would, against the Flow that the README starts. Two things differ from a reader's machine:
-the ports are free ones, and ./scripts/demo and ./scripts/test are not run (test_demo.py runs the one, this is part of
-the other).
+`yaml` and `json` blocks are files, and the line above a block names its file. `bash` and `python` blocks are run in
+order, the latter in one interpreter, against the Flow that the README starts. Two things differ from a reader's
+machine. The ports are free ones. And ./scripts/demo and ./scripts/test are not run: test_demo.py runs the former, and
+this test is part of the latter.
 """
 
 import json
@@ -22,6 +22,7 @@ from PIL import Image
 
 from conftest import coloured
 from docs import tables
+from executor import errors
 from executor.documents import Problem, RunStatus
 from executor.parameters import parse_executor_options
 from executor.store.run import LEGAL, RunState
@@ -173,6 +174,13 @@ def test_the_reference_lists_every_field_of_a_status_and_no_other():
         name for name in RunStatus.model_fields if name != "id"
     ]
     assert set(Problem.model_fields) == {"id", "reason"}
+
+
+def test_the_reference_lists_every_http_status_of_an_error():
+    section = REFERENCE.split("## Errors")[1]
+    listed = [int(status) for status in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)]
+    classes = [each for each in vars(errors).values() if isinstance(each, type)]
+    assert listed == sorted({each.status for each in classes if issubclass(each, errors.FinetunerError)})
 
 
 def named_in(row: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Documents into runs: which run, with which options, which documents are fit, and when it is complete."""
+"""Documents come into runs: into which run, with which options, which of them can be used, when it is complete."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Fetching over http(s): from public addresses only, and within limits of size, time and redirects."""
+"""Images are fetched over http(s) only from public addresses, and within limits of size, time and redirects."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The report of a run: complete in one file, honest in what it shows, safe with any text."""
+"""The report of a run is complete in one file, shows bad results too, and is safe with any text."""
 
 import dataclasses
 import json
@@ -405,7 +405,7 @@ def detailed(proven, digits) -> Report:
         copies=[("a.jpg", "b.jpg", "kept on one side")],
         served="earlier",
         choosing=40,
-        used={"loss": "proxy_anchor", "embedding_dim": 128, "epochs": 2},
+        used={"loss": "proxy_anchor", "embedding_dim": 128, "epochs": 2, "weights": "of epoch 1 of 2"},
         model=ModelFacts(
             name="default", input_size=64, crop=False, parameters=2_800_000, embedding_size=128, image_side=480
         ),
@@ -486,6 +486,7 @@ def test_the_page_tells_of_classes_labels_copies_settings_and_the_model(detailed
         "a.jpg b.jpg kept on one side",
         "epochs 2 asked for: 3",
         "embedding_dim 128 asked for: by default",
+        "weights of epoch 1 of 2",
         "Measured against earlier",
         "64 × 64 pixels yours: usually 480 on the shorter side",
         "2,800,000 parameters",

@@ -1,4 +1,4 @@
-"""Which items make which batch: properties that hold whatever the data."""
+"""Which items are in which batch: properties that hold with any data."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""`scripts/setup` spares what is not this clone's."""
+"""`scripts/setup` leaves alone what does not belong to this clone."""
 
 import shutil
 import subprocess

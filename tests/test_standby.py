@@ -1,7 +1,9 @@
-"""What a service does of itself: it starts a run that receives nothing more, and keeps a next trainer ready."""
+"""What a service does by itself: it starts a run that receives nothing more, and keeps the next trainer ready."""
 
 import contextlib
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -13,8 +15,8 @@ import pytest
 from conftest import images
 from executor import DocumentArray
 from executor.documents import Event, RunStatus
-from executor.store.run import RunState
-from serving import Service, served
+from executor.store.run import RunState, TrainerExit
+from serving import ROOT, Service, served
 from workshop import Workshop
 
 
@@ -121,4 +123,41 @@ def test_no_trainer_waits_longer_than_is_wanted(tmp_path: Path) -> None:
     with workshop.supervised(standby_seconds=0.2):
         assert workshop.wait("only").state is RunState.SUCCEEDED, workshop.log("only")
         wait_until(lambda: not trainers_of(tmp_path))  # it waited for a moment, and then no more
+    workshop.close()
+
+
+# A process that must not yield, as in some sandboxes.
+FORBIDDEN = """
+import os, sys
+def forbidden(*arguments): raise PermissionError(1, "Operation not permitted")
+os.sched_setscheduler = forbidden
+from executor.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_log_of_a_run_says_that_its_trainer_cannot_yield_also_if_it_waited(tmp_path: Path, waits: bool) -> None:
+    workshop = Workshop(tmp_path / "workspace", fit_defaults={"epochs": 1})
+    workshop.receive("run", images(6))
+    workshop.store.advance("run", RunState.CANCELLED)  # so that the trainer has nothing to do
+    command = ["standby"] if waits else ["train", "--run", "run"]
+    command += ["--workspace", str(workshop.store.workspace.root), "--yields"]
+    log = workshop.store.workspace.log_file("run")
+    with (
+        open(log, "ab") as output,
+        subprocess.Popen(
+            [sys.executable, "-c", FORBIDDEN, *command],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if waits else output,
+            stderr=subprocess.DEVNULL if waits else output,
+        ) as trainer,
+    ):
+        assert trainer.stdin is not None
+        trainer.stdin.write(b"run\n")
+        trainer.stdin.flush()
+        assert trainer.wait(60) == TrainerExit.INTERRUPTED, log.read_text()
+    assert log.read_text().count("This process cannot yield to others") == 1
     workshop.close()

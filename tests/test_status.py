@@ -1,4 +1,4 @@
-"""`/status`: what a run says of itself, while it goes on and after."""
+"""`/status`: what is said of a run, while it goes on and afterwards."""
 
 from datetime import datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the supervisor makes of its trainers: here shell commands that end as a trainer might end."""
+"""What the supervisor does with its trainers. Here they are shell commands that end as a trainer might end."""
 
 import functools
 import logging
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from executor.compute.memory import KernelKills
 from executor.errors import Conflict, UnknownRun
 from executor.lifecycle import supervisor as supervising
 from executor.lifecycle.processes import TrainerProcesses
+from executor.lifecycle.promotion import MAX_TRIES
 from executor.lifecycle.receiving import Receiver
 from executor.lifecycle.supervisor import LOG_LINES, MAX_FRUITLESS_ATTEMPTS, TICK_SECONDS, Supervisor, how_it_ended
 from executor.parameters import FitParameters, TrainingOptions, parse_executor_options
@@ -270,6 +272,101 @@ def test_what_could_not_be_written_down_is_judged_again(house: House) -> None:
     with house.tended(f"{MODEL}; exit 0"):
         run = house.wait("a")
     assert (run.state, run.attempts, calls) == (SUCCEEDED, 1, ["a", "a"])
+
+
+def fails(times: int, what: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """The function, which fails so many times first."""
+    left = [error] * times
+
+    def failing(*arguments: Any, **more: Any) -> Any:
+        if left:
+            raise left.pop()
+        return what(*arguments, **more)
+
+    return failing
+
+
+def test_a_run_whose_model_cannot_be_served_ends_after_a_few_tries_and_the_next_one_trains(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    calls: list[str] = []
+
+    def promote(run: str) -> None:
+        calls.append(run)
+        raise RuntimeError("the model cannot be loaded")
+
+    house.promote, house.forgives = promote, MAX_TRIES
+    house.queue("a", PROVEN)
+    house.queue("b", UNMEASURED)
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+        assert house.wait("b").state is SUCCEEDED
+    assert calls == ["a"] * MAX_TRIES
+    assert (run.state, house.store.promoted()) == (SUCCEEDED, "base")
+    assert run.verdict == (
+        "It is better. It was not promoted, because it could not be served: RuntimeError: the model cannot be loaded. "
+        "'base' is still served. Look into the service's log, then call /promote."
+    )
+    assert house.events("a", "succeeded") == [run.verdict]
+    assert load(house.store.workspace.run_folder("a")).promoted is False
+
+
+def test_a_run_that_was_promoted_is_said_to_be_so_also_if_that_could_not_be_written_down_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    house.forgives = 1
+    house.queue("a", PROVEN)
+    advance = house.store.advance
+    no_room = fails(1, advance, OSError("No space left on device"))
+    monkeypatch.setattr(
+        house.store, "advance", lambda run, to, **more: (no_room if to is SUCCEEDED else advance)(run, to, **more)
+    )
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+    assert (house.store.promoted(), run.verdict) == ("a", "It is better. It was promoted.")
+    assert house.events("a", "promoted") == ["this version is served now"]
+
+
+def test_a_full_disk_costs_no_promotion_however_long_it_is_full(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    house.forgives = 4 * MAX_TRIES
+    house.queue("a", PROVEN)
+    full, advance = OSError("No space left on device"), house.store.advance
+    house.promote = fails(2 * MAX_TRIES, house.store.promote, full)
+    no_room = fails(MAX_TRIES + 1, advance, full)  # the tries before were not given up
+    monkeypatch.setattr(
+        house.store, "advance", lambda run, to, **more: (no_room if to is SUCCEEDED else advance)(run, to, **more)
+    )
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+    assert (house.store.promoted(), run.verdict) == ("a", "It is better. It was promoted.")
+
+
+def test_a_report_that_could_not_be_finished_is_finished_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(supervising, "settle", fails(1, contents.settle, OSError("No space left on device")))
+    house.forgives = 1
+    house.queue("a", PROVEN)
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+        house.wait_for(lambda: house.trainers.prepared == 1)
+    told = load(house.store.workspace.run_folder("a"))
+    assert (told.promoted, told.verdict, told.ended_at) == (True, run.verdict, run.ended_at)
+
+
+def test_a_report_that_cannot_be_finished_stops_no_other_run(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    house.forgives = MAX_TRIES
+    house.queue("a", PROVEN)
+    house.queue("b", UNMEASURED)
+    (house.store.workspace.run_folder("a") / "report.json").write_text("damaged")
+    with house.tended(f"{MODEL}; exit 0"):
+        assert house.wait("a").state is SUCCEEDED
+        assert house.wait("b").state is SUCCEEDED
+    (told,) = house.events("a", "error")
+    assert told.startswith("its report does not say what became of the model: ")
 
 
 def test_an_exit_without_fault_that_leaves_no_model_is_no_success(house: House) -> None:

@@ -1,4 +1,4 @@
-"""The bearer token: asked for at every door, handed on by our gateway, and told to nobody."""
+"""The bearer token: every server asks for it, our gateway passes it on, and nobody is told it."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""Where the token comes from: the environment or a file; and what cannot be one."""
+"""The token comes from the environment or a file. Some values are refused."""
 
 from pathlib import Path
 

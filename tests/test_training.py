@@ -1,4 +1,4 @@
-"""The training loop: reproducible, resumable at any step bit for bit, and safe against what goes wrong."""
+"""The training loop gives the same result again, also if it is stopped at any step, and survives what goes wrong."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the training options beyond the plain loop promise: large batches in little memory, averages, memory, LoRA."""
+"""What training options promise: large batches in little memory, averages, a memory of embeddings, LoRA."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,9 @@ def run(model: nn.Module, options: dict[str, Any], **hooks: Any) -> dict[str, li
     dataset = make_dataset(vectors())
     loader = make_loader(dataset, np.arange(len(dataset)), chosen)
     loss = make_loss(dataset, chosen, 4, CPU)
-    return train(model, loss, loader, make_config(chosen, model, bf16=False), device=CPU, **hooks).history
+    return train(
+        model, loss, loader, make_config(chosen, model, documents=len(dataset), bf16=False), device=CPU, **hooks
+    ).history
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -278,6 +280,6 @@ def test_lora_trains_through_fit_and_leaves_a_plain_model(vit: Path) -> None:
 
 
 def test_lora_on_a_model_without_linear_layers_says_what_to_do() -> None:
-    model = build_model(ModelConfig(input_size=16))
-    with pytest.raises(ConfigurationError, match="lora_rank needs a transformers backbone; 'default' is a"):
+    model = build_model(ModelConfig(model="small", input_size=16))
+    with pytest.raises(ConfigurationError, match="lora_rank needs a transformers backbone; 'small' is a"):
         prepare_model(model, TrainingOptions(lora_rank=4))

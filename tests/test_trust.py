@@ -1,4 +1,4 @@
-"""What a person is told before trusting a model, and what is held out to prove it; in a real Flow."""
+"""What a person is told before trusting a model, and what is held out to prove it. In a real Flow."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The workspace through time: older and newer versions of it, other processes, clocks, and what is removed when."""
+"""A workspace over time: its older and newer versions, other processes, clocks, and when something is removed."""
 
 import multiprocessing
 import sqlite3

@@ -141,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()
         files = write_jpegs(folder / "images", images + images // 2, CLASSES)
-        save_model(build_model(ModelConfig(input_size=size)), folder / "network")
+        save_model(build_model(ModelConfig(model="small", input_size=size)), folder / "network")
         untrained = quality(folder / "network", files[images:])
         for number in range(rounds):
             for index, entry in enumerate(entries):

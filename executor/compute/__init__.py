@@ -3,7 +3,7 @@
 device.py   which device to compute on
 ranks.py    several processes that train one run together
 threads.py  runs a computation in a thread that ends right after it
-memory.py   whether memory ran out, and whether the kernel killed a process for it
+memory.py   keep freed memory; whether memory ran out, and whether the kernel killed a process for it
 
 May import parameters and the layers below it. The service uses `memory.py` too, so it imports no torch.
 """

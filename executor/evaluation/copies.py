@@ -1,8 +1,8 @@
-"""Which images are copies of one another: equal, encoded anew, resized, cropped by a tenth, mirrored, recoloured.
+"""Finds copies among images: equal, encoded anew, resized, cropped by a tenth, mirrored, recoloured.
 
-Fingerprints find candidates, the images themselves decide: the two are aligned. A copy fits without rotation or shear,
-shows no more than its original and has the same fine detail; two pictures of one moment fail in one of these. Without
-detail, as a picture of one colour, only equality makes a copy.
+Fingerprints find candidates. Then the pixels decide: the two images are aligned. A copy fits without rotation or shear,
+shows no more than its original, and has the same fine detail. Two pictures of one moment fail in one of these. Images
+without detail, such as one colour, are copies only if they are equal.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,24 +16,24 @@ from scipy.sparse.csgraph import connected_components
 
 from .fingerprints import WINDOWS, Fingerprint, near_duplicates, squashed
 
-_SIDE = 64  # pixels at which pairs are aligned
-_ITERATIONS = 6  # of the alignment; copies need 4
-_TILT = 0.007  # most rotation or shear of a copy, pixels a pixel
-_SMALLEST = 0.87  # least of each side of its original that a copy shows
-_BEYOND = 0.01  # most that a copy shows beyond the borders of its original, of a side
+_SIDE = 64  # pixels a side of two images that are aligned
+_ITERATIONS = 6  # of the alignment; copies need about 4
+_TILT = 0.007  # a copy is not rotated or sheared by more than this, in pixels per pixel
+_SMALLEST = 0.87  # a copy shows at least this share of each side of its original
+_BEYOND = 0.01  # a copy shows at most this share of a side beyond the borders of its original
 _DETAIL = 0.95  # least correlation of the fine detail
-_DETAIL_OF_A_BLOCK = 0.8  # the same of each sixteenth
+_DETAIL_OF_A_BLOCK = 0.8  # the same for each of the sixteen blocks of an image
 _FINE_CONTRAST = 0.5  # grey levels: least standard deviation of the fine detail
-_NOISE = 4.0  # grey levels squared: detail of a block that may as well be noise
-_COLOUR = 75.0  # most mean difference of a channel in a sixteenth, levels
+_NOISE = 4.0  # grey levels squared: less detail than this in a block may be noise
+_COLOUR = 75.0  # levels: most difference of a channel, as the mean of a block
 
 
 def find_copies(fingerprints: Sequence[Fingerprint], image: Callable[[int], np.ndarray]) -> list[tuple[int, int]]:
-    """Return pairs (i, j), i < j, of copies: enough to join every group, not each pair of it.
+    """Return pairs (i, j) of copies, i < j. They connect every group of copies, but are not all pairs of a group.
 
-    At most 8 pairs an image are compared by their pixels, none of images that others have joined already.
+    For each image at most 8 pairs are compared by their pixels. Images that other pairs have joined are not compared.
 
-    Args: image: returns image i, (H, W, 3) uint8, as often as it is asked; asked only for candidates.
+    Args: image: returns image i, (H, W, 3) uint8. It is called only for candidates, and may be called again.
     """
     first = {one.digest: number for number, one in reversed(list(enumerate(fingerprints)))}
     pairs = [(first[one.digest], number) for number, one in enumerate(fingerprints) if first[one.digest] != number]
@@ -50,7 +50,7 @@ def find_copies(fingerprints: Sequence[Fingerprint], image: Callable[[int], np.n
 
 
 def groups_of_copies(pairs: Sequence[tuple[int, int]], count: int) -> np.ndarray:
-    """Return a number of the group of each of `count` images, (count,) int64; an image without copies is alone."""
+    """Number the groups of `count` images: (count,) int64. An image without copies is a group of its own."""
     ends = np.array(pairs, np.int64).reshape(-1, 2).T
     graph = coo_matrix((np.ones(ends.shape[1], bool), (ends[0], ends[1])), (count, count))
     groups: np.ndarray = connected_components(graph, directed=False)[1].astype(np.int64)
@@ -58,9 +58,9 @@ def groups_of_copies(pairs: Sequence[tuple[int, int]], count: int) -> np.ndarray
 
 
 def _is_copy(first: np.ndarray, second: np.ndarray, window: int) -> bool:
-    """Whether `second` is a copy of window `window` of `first`, or nearly of it; both (64, 64, 3) uint8.
+    """Whether `second` is a copy of about the window `window` of `first`; both (64, 64, 3) uint8.
 
-    Aligned by the enhanced correlation coefficient (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113).
+    They are aligned by the enhanced correlation coefficient (Evangelidis & Psarakis 2008, doi:10.1109/TPAMI.2008.113).
     """
     if window % 2:
         second = np.ascontiguousarray(second[:, ::-1])
@@ -71,7 +71,7 @@ def _is_copy(first: np.ndarray, second: np.ndarray, window: int) -> bool:
     ending = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, _ITERATIONS, 1e-4)
     try:
         matrix = cv2.findTransformECC(wanted, grey, matrix, cv2.MOTION_AFFINE, ending)[1]
-    except cv2.error:  # it does not converge
+    except cv2.error:  # the alignment does not converge
         return False
     return (
         _is_part(matrix)
@@ -81,7 +81,7 @@ def _is_copy(first: np.ndarray, second: np.ndarray, window: int) -> bool:
 
 
 def _is_part(matrix: np.ndarray) -> bool:
-    """Whether `matrix` (2, 3) takes the pixels of a square to a part of one, neither turned nor much smaller."""
+    """Whether `matrix` (2, 3) maps a square to a part of a square, neither turned nor much smaller."""
     corners = matrix @ np.array([[-0.5, -0.5, 1], [_SIDE - 0.5, _SIDE - 0.5, 1]]).T + 0.5
     inside = corners.min() >= -_BEYOND * _SIDE and corners.max() <= (1 + _BEYOND) * _SIDE
     tilt = max(abs(matrix[0, 1]), abs(matrix[1, 0]))
@@ -89,18 +89,18 @@ def _is_part(matrix: np.ndarray) -> bool:
 
 
 def _fitted(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The image (64, 64, ...) where `matrix` (2, 3) takes the pixels of another."""
+    """Return the image (64, 64, ...) warped by `matrix` (2, 3), so that it fits another one."""
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, matrix, (_SIDE, _SIDE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _same_colours(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether no block differs by more than a slight change of the colours; both (64, 64, 3) uint8."""
+    """Whether the colours differ only slightly in every block; both (64, 64, 3) uint8."""
     return bool(np.abs(_blocks(first.astype(np.float32) - second)).max() <= _COLOUR)
 
 
 def _same_detail(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether what lies between two blurs, by 0.7 and 2 pixels, correlates as a whole and in each block of 16 pixels.
+    """Whether the fine detail, between blurs of 0.7 and 2 pixels, correlates as a whole and in each block.
 
     Args: first, second: (64, 64) float32, grey.
     """
@@ -112,6 +112,6 @@ def _same_detail(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def _blocks(values: np.ndarray) -> np.ndarray:
-    """The means (4, 4, ...) of blocks of (64, 64, ...)."""
+    """The means (4, 4, ...) of the sixteen blocks of (64, 64, ...)."""
     means: np.ndarray = values.reshape(4, _SIDE // 4, 4, _SIDE // 4, *values.shape[2:]).mean(axis=(1, 3))
     return means

@@ -1,4 +1,4 @@
-"""Embed a dataset's items and score them as queries: the proof of a better model."""
+"""Embeds the items of a dataset and scores them as queries. This proves that a model is better."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,19 +23,19 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model did on an eval set: its scores, and the embeddings (N, D) float32 of its items."""
+    """What a model did on an eval set: the scores, and the embeddings of the items, (N, D) float32."""
 
     scores: Scores
     embeddings: np.ndarray
 
 
 class EvalSet:
-    """A frozen set of items that one model after another is measured on.
+    """A frozen set of items. One model after another is measured on it.
 
-    Args: items: (N,) indices into `dataset`, whole sessions for session data. cache: of the items' content.
-        groups: (N,) integers, one an item (a session's is that of its root): items of the same number, as pictures of
-            one visit, rise and fall together; negative: in none. None: no groups are known.
-        batch: items embedded at a time. ranks: that embed a share each, and of which the first one scores.
+    Args: items: (N,) indices into `dataset`; of a session all items or none. cache: holds the content of the items.
+        groups: (N,) integers, one for each item; the group of a session is that of its root. Items of one group, such
+            as pictures of one visit, rise and fall together. Negative: in no group. None: no groups are known.
+        batch: items embedded at a time. ranks: each embeds a share, and the first one scores.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class EvalSet:
         self._ranks = ranks
 
     def on(self, dataset: Dataset) -> "EvalSet":
-        """The same items of another dataset of the same documents; nothing of it is kept in the cache."""
+        """Return the same items of another dataset, which has the same documents. It has no cache."""
         return EvalSet(
             dataset,
             self.items,
@@ -72,7 +72,7 @@ class EvalSet:
         )
 
     def part(self, positions: np.ndarray) -> "EvalSet":
-        """Some of the items, by their positions (M,) in this set."""
+        """Return an eval set of some items, by their positions (M,) in this one."""
         return EvalSet(
             self.dataset,
             self.items[positions],
@@ -85,13 +85,13 @@ class EvalSet:
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels of the items, as the dataset has them."""
+        """The labels of the items, in the form of the dataset."""
         labels: np.ndarray = self.dataset.labels[self.items]
         return labels
 
     @property
     def documents(self) -> int:
-        """How many documents the items come from; the matches of a session are not counted."""
+        """How many documents the items come from. The matches of a session do not count."""
         return int((self.labels[:, 1] == 0).sum()) if self.dataset.kind == "session" else len(self.items)
 
     def image(self, position: int) -> np.ndarray | None:
@@ -100,11 +100,11 @@ class EvalSet:
         return content if is_image(content) else None
 
     def score(self, model: nn.Module) -> Scores:
-        """Measure `model`; it is left in evaluation mode."""
+        """Measure `model`. It is in evaluation mode afterwards."""
         return self.measure(model).scores
 
     def measure(self, model: nn.Module) -> Measured:
-        """The same with the embeddings."""
+        """Measure `model`, and return its embeddings too."""
         if self.dataset.kind == "unlabeled":
             first = self._embed(model, view=1)
             second = self._embed(model, view=2)
@@ -116,11 +116,11 @@ class EvalSet:
         return Measured(scores, embeddings)
 
     def embed(self, model: nn.Module) -> np.ndarray:
-        """Return the embeddings of the items as they are, (N, D) float32; `model` is left in evaluation mode."""
+        """Return the embeddings of the items, (N, D) float32. `model` is in evaluation mode afterwards."""
         return self._embed(model)
 
     def _embed(self, model: nn.Module, view: int = 0) -> np.ndarray:
-        """(N, D) float32; with a `view`, of images augmented as in training, the same for every model."""
+        """(N, D) float32. With a `view`, the images are augmented as in training, and alike for every model."""
         augment: Callable[[Any], Any] = lambda content: content  # noqa: E731
         if view and is_image(first := item_content(self.dataset, int(self.items[0]), self._cache)):
             pipeline = default_augmentation("unlabeled", first.shape[0])
@@ -141,9 +141,9 @@ class EvalSet:
 def score_embeddings(
     kind: str, embeddings: np.ndarray, labels: np.ndarray, *, groups: np.ndarray | None = None
 ) -> Scores:
-    """Score the embeddings (N, D) of the items of a class or session dataset; `labels` are the dataset's.
+    """Score the embeddings (N, D) of items with the labels of a class or session dataset.
 
-    `groups` are (N,) integers, as of an `EvalSet`.
+    Args: groups: as for an `EvalSet`.
     """
     if kind == "class":
         return _grouped(score_classes(embeddings, labels.tolist()), groups)

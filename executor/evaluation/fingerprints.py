@@ -1,8 +1,8 @@
-"""A fingerprint of every image, made once when it is decoded, and which images look alike by it.
+"""Makes a fingerprint of every image when it is decoded, and finds images that look alike by their fingerprints.
 
-The fingerprint has a digest of the content and a thumbnail. The low frequencies of a thumbnail are compared with those
-of windows of the others, as they are and mirrored; by the index that is built for it, an image meets about
-128 · sqrt(N) of N others.
+A fingerprint has a digest of the content and a thumbnail. Of two thumbnails the low frequencies are compared: of one
+as a whole, and of windows of the other, as they are and mirrored. An index spares most comparisons: among N images each
+is compared with about 128 · sqrt(N) others.
 """
 
 import hashlib
@@ -15,20 +15,20 @@ import numpy as np
 
 from ..loading.batches import is_image
 
-MAYBE_COPIES = 0.85  # cosine of the low frequencies from which two images are worth a comparison of their pixels
-NEARLY_THE_SAME = 0.8  # the same from which two images of one label are nearly the same picture
-WINDOWS = ((0.0, 1.0), (0.0, 0.9), (0.05, 0.9), (0.1, 0.9))  # along each axis: (start, length) of what is compared
+MAYBE_COPIES = 0.85  # cosine of the low frequencies; from this on the pixels of two images are compared
+NEARLY_THE_SAME = 0.8  # the same cosine; from this on two images of one label are nearly the same picture
+WINDOWS = ((0.0, 1.0), (0.0, 0.9), (0.05, 0.9), (0.1, 0.9))  # (start, length) of a window along an axis
 THUMBNAIL = 32  # pixels
-_FREQUENCIES = 6  # of the cosine transform along each axis
-_CONTRAST = 1.0  # grey levels: an image with less in its low frequencies has none to compare
+_FREQUENCIES = 6  # of the cosine transform, along each axis
+_CONTRAST = 1.0  # grey levels: an image with less in its low frequencies is not compared
 _BLOCK = 256  # images compared at a time
 _PROBES = 4  # cells that a window is compared with
-_NEIGHBOURS = 8  # most pairs that an image is the first of
+_NEIGHBOURS = 8  # an image is the first of at most so many pairs
 _PAIR = np.dtype([("first", np.int64), ("second", np.int64), ("window", np.int64), ("similarity", np.float32)])
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of an image: 16 bytes `digest` of its content, (32, 32) uint8 grey `thumbnail`."""
+    """What is kept of an image: a `digest` of its content (16 bytes) and a grey `thumbnail`, (32, 32) uint8."""
 
     digest: bytes
     thumbnail: np.ndarray
@@ -38,11 +38,11 @@ class Near(NamedTuple):
     """Pairs of images that look alike, most similar first.
 
     Attributes:
-        first: (P,) int64, the image of which a window is meant.
+        first: (P,) int64, the image whose window is compared.
         second: (P,) int64, the image that resembles it.
-        window: (P,) int64: 2 · (4 · rows + columns), which are indices into `WINDOWS`; one more: mirrored.
+        window: (P,) int64: 2 · (4 · rows + columns), where both are indices into `WINDOWS`; plus 1 if mirrored.
         similarity: (P,) float32, the cosine.
-        comparisons: How many were computed.
+        comparisons: how many similarities were computed.
     """
 
     first: np.ndarray
@@ -53,7 +53,7 @@ class Near(NamedTuple):
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
-    """Return the fingerprint of an image, (H, W, 3) uint8; any other array equals its equals alone."""
+    """Return the fingerprint of an image, (H, W, 3) uint8. Any other array resembles only arrays that are equal."""
     content = hashlib.blake2b(f"{image.dtype.str} {image.shape} ".encode(), digest_size=16)
     content.update(np.ascontiguousarray(image).data)
     if not is_image(image):
@@ -62,10 +62,12 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
 
 
 def share_nearly_seen(fingerprints: Sequence[Fingerprint], labels: Sequence[object], held: np.ndarray) -> float:
-    """Return which share of the `held` out images, (N,) bool, is nearly the same as one of the others of its label.
+    """Return the share of the held-out images that nearly equal an image of their label that is not held out.
 
-    Copies are, and many pictures of one moment: of a random fifth of photographs that came in bursts 0.19 to 0.26, of
-    photographs of the same things on another day 0.01.
+    Such are copies, and many pictures of one moment. When a random fifth of photographs that came in bursts was held
+    out, the share was 0.19 to 0.26; with photographs of the same things on another day it was 0.01.
+
+    Args: held: (N,) bool, whether an image is held out.
     """
     near = near_duplicates(fingerprints, NEARLY_THE_SAME)
     names = np.unique(np.array([str(label) for label in labels]), return_inverse=True)[1]
@@ -77,8 +79,8 @@ def share_nearly_seen(fingerprints: Sequence[Fingerprint], labels: Sequence[obje
 def near_duplicates(fingerprints: Sequence[Fingerprint], at_least: float = MAYBE_COPIES) -> Near:
     """Return pairs of images that look alike in their low frequencies, by inverted file (Sivic & Zisserman 2003).
 
-    The images are sorted into cells around some of them; a window is compared with the images of the cells nearest to
-    it. So a few pairs are missed, and of an image with many the 8 nearest are returned. One without contrast has none.
+    The images are sorted into cells, each around one of them. A window is compared only with the images of the nearest
+    cells, so a few pairs are missed. An image has at most 8 pairs, the nearest ones. One without contrast has none.
     """
     starts = range(0, len(fingerprints), _BLOCK)
     blocks = [np.stack([one.thumbnail for one in fingerprints[start : start + _BLOCK]]) for start in starts]
@@ -93,7 +95,7 @@ def near_duplicates(fingerprints: Sequence[Fingerprint], at_least: float = MAYBE
 
 
 class _Cells:
-    """Descriptors, (N, D) float32, sorted into cells, each around one of them; zeros are in none."""
+    """Descriptors, (N, D) float32, sorted into cells, each around one of them. Descriptors of zeros are in no cell."""
 
     def __init__(self, descriptors: np.ndarray) -> None:
         members = np.flatnonzero(descriptors.any(axis=1))
@@ -106,9 +108,9 @@ class _Cells:
         self.comparisons = len(members) * count
 
     def nearest(self, start: int, described: np.ndarray, at_least: float) -> np.ndarray:
-        """Return pairs, (P,) of `_PAIR`: for images `start` and following the most similar others, each once.
+        """Return pairs, (P,) of `_PAIR`: for each image from `start` on the most similar others, each once.
 
-        Args: described: of these images, (B, windows, D).
+        Args: described: the descriptors of these images, (B, windows, D).
         """
         windows = described.shape[1]
         found = [np.zeros(0, _PAIR)]
@@ -142,18 +144,18 @@ class _Cells:
 
 
 def _by_value(values: np.ndarray, count: int) -> list[np.ndarray]:
-    """Where each of the values 0 … count-1 stands among `values`, (N,) int64."""
+    """Return for each of the values 0 … count-1 its positions in `values`, (N,) int64."""
     order = np.argsort(values, kind="stable")
     return [order[low:high] for low, high in pairwise(np.searchsorted(values[order], np.arange(count + 1)))]
 
 
 def _described(thumbnails: np.ndarray, windows: Sequence[tuple[float, float]] = WINDOWS) -> np.ndarray:
-    """Return the low frequencies of windows of (B, 32, 32) uint8, as they are and mirrored.
+    """Return the low frequencies of windows of thumbnails, (B, 32, 32) uint8, as they are and mirrored.
 
-    Cosine coefficients times their frequency, which evens out the 1/f of photographs, of unit norm without the mean.
-    Window 2w is the pair w of (rows, columns), 2w + 1 the same mirrored.
+    They are cosine coefficients without the mean. Each is multiplied by its frequency, because the spectrum of
+    photographs falls with 1/f. Then they get unit norm. Window 2w is pair w of (rows, columns), 2w + 1 is it mirrored.
 
-    Returns: (B, 2 · windows², 36) float32; zeros of an image without contrast.
+    Returns: (B, 2 · windows², 36) float32; zeros for an image without contrast.
     """
     basis = np.stack([_cosines(*window) for window in windows])
     grey = thumbnails.astype(np.float32)
@@ -166,7 +168,7 @@ def _described(thumbnails: np.ndarray, windows: Sequence[tuple[float, float]] = 
 
 
 def _cosines(start: float, length: float) -> np.ndarray:
-    """The cosines (frequencies, 32) of a window of an axis, averaged over the area of each pixel."""
+    """Return the cosines (frequencies, 32) of a window along an axis, averaged over each pixel."""
     fine = 16
     place = ((np.arange(THUMBNAIL * fine) + 0.5) / (THUMBNAIL * fine) - start) / length
     wave = np.cos(np.pi * np.arange(_FREQUENCIES)[:, None] * place) * ((place >= 0) & (place < 1))
@@ -175,7 +177,7 @@ def _cosines(start: float, length: float) -> np.ndarray:
 
 
 def squashed(image: np.ndarray, side: int) -> np.ndarray:
-    """The image, (H, W) or (H, W, 3), squashed to a square."""
+    """Return an image, (H, W) or (H, W, 3), squashed to a square of `side` pixels."""
     if image.shape[:2] == (side, side):
         return image
     smaller = max(image.shape[:2]) >= side

@@ -1,7 +1,7 @@
-"""Which of the train documents are held out: to prove the tuned model on, and to choose its epoch by.
+"""Chooses the train documents that are held out: some prove the tuned model, others choose its epoch.
 
-What belongs together stays on one side: a session, a group of the user's (`tags['finetuner_group']`), copies of one
-picture. Else the proof would measure what the model has learned by heart.
+Documents that belong together stay in one part: a session, a group that the user named (`tags['finetuner_group']`),
+copies of a picture. Otherwise the proof would measure what the model has learned by heart.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from scipy.sparse.csgraph import connected_components
 from ..errors import NotTrainable
 from ..loading.datasets import ClassDataset, Dataset, SessionDataset
 
-LEAST_DOCUMENTS = 40  # with fewer, none are held out by `auto`
+LEAST_DOCUMENTS = 40  # with fewer, `auto` holds out none
 USUAL_SHARE = 0.15
-LEAST_QUERIES = 20  # more than the usual share is held out where that is fewer
+LEAST_QUERIES = 20  # if the usual share would be fewer, more are held out
 LARGEST_SHARE = 1 / 3
-MANY_CLASSES = 40  # from here on some classes are held out whole
-WHOLE_CLASSES = 20  # one in so many
+MANY_CLASSES = 40  # from so many on, some classes are held out whole
+WHOLE_CLASSES = 20  # one class in so many
 CHOOSING_SHARE = 0.1
-LEAST_CHOOSING = 200  # documents left for training, for a part of them to choose by
-MOST_CHOOSING = 2000  # documents in that part: more make an epoch longer and no choice better
+LEAST_CHOOSING = 200  # train documents; if fewer are left, none of them choose the epoch
+MOST_CHOOSING = 2000  # documents that choose the epoch; more take time, and choose no better
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The items of a dataset by what they are for; no two parts have an item in common, or items that belong together.
+    """The items of a dataset, in parts. Items that belong together are in the same part.
 
     Attributes:
-        train: (N,) to train on.
-        proof: (N,) to prove the model on; may be empty.
-        choose: (N,) to choose the epoch by; may be empty.
-        whole_classes: the labels of classes that are in `proof` with all their items.
+        train: (N,) items to train on.
+        proof: (N,) items that prove the model; may be empty.
+        choose: (N,) items that choose the epoch; may be empty.
+        whole_classes: the labels of the classes of which all items are in `proof`.
     """
 
     train: np.ndarray
@@ -44,15 +44,16 @@ class Parts:
 def split_documents(
     dataset: Dataset, items: np.ndarray, share: float | str, *, seed: int, units: np.ndarray | None = None
 ) -> Parts:
-    """Return the parts of `items`.
+    """Divide `items` into parts.
 
-    A label keeps at least two documents for training, and gives at least two or none, so that they can find another.
-    Of many classes some are held out whole: they tell how the model does on what it has never seen.
+    At least two documents of a label are trained on. None or at least two are held out, so that each finds another.
+    If there are many classes, some are held out whole: they show how the model does on classes it has never seen.
 
     Args:
         share: of the documents (or sessions) for the proof: a number, 0 for none, or `auto`.
-        units: (N,) int64 for the items of `dataset`: equal ones stay together. By default each session, else each item.
-    Raises: NotTrainable: a `share` that is a number holds out nothing.
+        units: (N,) int64, a number for each item of `dataset`. Items with equal numbers stay together. By default these
+            are the items of a session; other items are alone.
+    Raises: NotTrainable: `share` is a number, but nothing could be held out.
     """
     units = own_units(dataset) if units is None else units
     random = np.random.default_rng([seed, 1])
@@ -77,7 +78,7 @@ def split_documents(
 
 
 def automatic_share(dataset: Dataset, items: np.ndarray) -> float:
-    """The share that `auto` holds out for the proof: 0 of few documents, or of such without labels."""
+    """The share that `auto` holds out for the proof. It is 0 for few documents, and for documents without labels."""
     count = documents(dataset, items)
     if dataset.kind == "unlabeled" or count < LEAST_DOCUMENTS:
         return 0.0
@@ -85,29 +86,29 @@ def automatic_share(dataset: Dataset, items: np.ndarray) -> float:
 
 
 def documents(dataset: Dataset, items: np.ndarray) -> int:
-    """How many documents the items come from; the matches of a session are not counted."""
+    """How many documents the items come from. The matches of a session do not count."""
     return int((dataset.labels[items, 1] == 0).sum()) if isinstance(dataset, SessionDataset) else len(items)
 
 
 def own_units(dataset: Dataset) -> np.ndarray:
-    """What belongs together by itself, (N,) int64: the items of a session; every other item is alone."""
+    """Return a number for each item, (N,) int64: the same for all items of a session, else one of its own."""
     sessions: np.ndarray = dataset.labels[:, 0] if isinstance(dataset, SessionDataset) else np.arange(len(dataset))
     return sessions
 
 
 def document_numbers(dataset: Dataset) -> np.ndarray:
-    """The number of the document, or of the session's root, that each item comes from: (N,) int64."""
+    """Return the number of the document, or of the session's root, that each item comes from: (N,) int64."""
     return own_units(dataset)
 
 
 def together(units: np.ndarray, groups: list[str | None], pairs: list[tuple[int, int]] | None = None) -> np.ndarray:
-    """Return units in which what shares a unit, a group or a pair is one: (N,) int64.
+    """Return new units, (N,) int64: items that share a unit, a group or a pair are in one.
 
-    Args: units: (N,) of the items. groups: of each item, or None. pairs: of items that belong together.
+    Args: units: (N,), one for each item. groups: one for each item, or None. pairs: two items that belong together.
     """
     _, units = np.unique(units, return_inverse=True)
     names: dict[str, int] = {}
-    first: list[int] = []  # a unit of each group
+    first: list[int] = []  # for each group one of its units
     edges: list[tuple[int, int]] = [(int(units[one]), int(units[other])) for one, other in pairs or ()]
     for unit, group in zip(units.tolist(), groups, strict=True):
         if group is not None:
@@ -127,7 +128,7 @@ def together(units: np.ndarray, groups: list[str | None], pairs: list[tuple[int,
 def _whole_classes(
     dataset: Dataset, items: np.ndarray, units: np.ndarray, random: np.random.Generator
 ) -> tuple[int, ...]:
-    """Classes of two documents or more that share no unit with another class."""
+    """Choose classes to hold out whole. They have two documents or more and share no unit with another class."""
     if not isinstance(dataset, ClassDataset):
         return ()
     labels, counts = np.unique(dataset.labels[items], return_counts=True)
@@ -144,7 +145,7 @@ def _whole_classes(
 def _part(
     dataset: Dataset, items: np.ndarray, units: np.ndarray, share: float, random: np.random.Generator
 ) -> np.ndarray:
-    """Return which of `items` make up a share of each label, or of the sessions or documents: (N,) bool."""
+    """Choose a share of `items`, (N,) bool: of each label if there are labels, else of the sessions or documents."""
     own = units[items]
     if not isinstance(dataset, ClassDataset):
         found = random.permutation(np.unique(own))
@@ -155,8 +156,8 @@ def _part(
 def _part_of_labels(labels: np.ndarray, units: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
     _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.argsort(units, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)  # of each unit
-    of_label: list[list[int]] = [[] for _ in sizes]  # the units in which a label is
+    members = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)  # the items of each unit
+    of_label: list[list[int]] = [[] for _ in sizes]  # for each label the units that have it
     for number, unit in enumerate(members):
         for label in set(labels[unit].tolist()):
             of_label[label].append(number)
@@ -173,7 +174,7 @@ def _part_of_labels(labels: np.ndarray, units: np.ndarray, share: float, random:
             if (sizes[touched] - given[touched] - counts >= 2).all():
                 taken[number] = True
                 given[touched] += counts
-    for alone in np.flatnonzero(given == 1).tolist():  # it would find no other
+    for alone in np.flatnonzero(given == 1).tolist():  # a single document would find no other
         for number in of_label[alone]:
             if taken[number] and len(members[number]) == 1:
                 taken[number] = False

@@ -1,21 +1,21 @@
-"""Confidence intervals of a mean over queries, of which some rise and fall together.
+"""Confidence intervals of a mean over queries, where some queries rise and fall together.
 
-What belongs to one class is found or missed together, so that forty queries of one class say little more than one.
-Such queries are a *cluster*, and the interval asks how the clusters differ, not the single queries. How often each
-method covers the truth is measured by `benchmarks/proof.py`.
+A model finds or misses the queries of one class together. So forty queries of one class say little more than one.
+Such queries are a *cluster*. The interval is about how the clusters differ, not the single queries.
+`benchmarks/proof.py` measures how often each method covers the truth.
 """
 
 import numpy as np
 
 _NO_SPREAD = 1e-9  # values closer than this are the same: metrics are quotients of small whole numbers
-_FEWEST_ALIKE = 6  # clusters that change by the same amount: the chance that all go one way is 2 · 2^-6 = 3 %
+_FEWEST_ALIKE = 6  # clusters with the same change; that all go one way by chance has a probability of 2 · 2^-6 = 3 %
 _CHUNK_BYTES = 64 * 2**20  # of resampled values at a time
 
 Interval = tuple[float, float]
 
 
 def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, level: float = 0.95) -> Interval:
-    """Return the interval (low, high) of the mean of `values` where whole clusters are drawn, of any sizes.
+    """Return the interval (low, high) of the mean of `values`. Whole clusters are drawn, of any sizes.
 
     It is mean ± t · SE, with the cluster-robust variance CR2 and Bell and McCaffrey's degrees of freedom. With the
     clusters' shares w_c = n_c / Q of the queries, and the sums e_c of their deviations from the mean,
@@ -28,14 +28,14 @@ def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, 
     (Angrist & Pischke 2009, "Mostly harmless econometrics", section 8.2.3). Where each query is a cluster of its own,
     this is Student's interval.
 
-    Nothing is known, so the interval is (-inf, inf), of one cluster, and of fewer than six of which every query has the
-    same value: they show no spread to judge by, and may all have gone one way by chance.
+    The interval is (-inf, inf) if nothing is known. So it is with one cluster. So it is with fewer than six clusters if
+    all queries have the same value: there is no spread to judge by, and all may have gone one way by chance.
 
     Args:
         values: (Q,) float64.
-        clusters: (Q,) integers: queries of the same number rise and fall together; None: each query by itself.
+        clusters: (Q,) integers. Queries with the same number rise and fall together. None: each query is alone.
         level: of confidence, between 0 and 1.
-    Raises: ValueError: there are no values, or not as many clusters.
+    Raises: ValueError: there are no values, or not as many cluster numbers as values.
     """
     from scipy.stats import t
 
@@ -70,12 +70,12 @@ def _degrees_of_freedom(shares: np.ndarray) -> float:
 
 
 def bootstrap_interval(values: np.ndarray, level: float, resamples: int, seed: int) -> Interval:
-    """Return the percentile interval of the mean of `values`, (Q,), of which each stands for itself.
+    """Return the percentile interval of the mean of `values`, (Q,). Each value stands for itself.
 
     It stays within the range of the values. Raises: ValueError: there are none.
     """
     _check(values, None)
-    if len(values) == 1:  # every resample is the one value; scipy asks for two
+    if len(values) == 1:  # every resample is this value, and scipy wants at least two
         return float(values[0]), float(values[0])
     from scipy.stats import bootstrap
 
@@ -92,13 +92,13 @@ def bootstrap_interval(values: np.ndarray, level: float, resamples: int, seed: i
 
 
 def joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the clusters of queries that share a number of `first` or of `second`, or are linked by others that do.
+    """Return the clusters of queries that share a number in `first` or `second`, also by way of other queries.
 
-    They are the connected components of the graph whose nodes are the numbers of both, and whose edges are the
-    queries. A class with several groups is one cluster; classes that share a group are one together.
+    Take a graph whose nodes are the numbers of both, and whose edges are the queries. The clusters are its connected
+    components. A class with several groups is one cluster. Classes that share a group are one cluster together.
 
-    Args: first: (Q,) integers. second: (Q,) integers; negative: of none, so that the query is linked by `first` alone.
-    Returns: (Q,) int64, from 0 in order of their first numbers. Raises: ValueError: there are not as many of both.
+    Args: first: (Q,) integers. second: (Q,) integers; negative: none, so that only `first` links the query.
+    Returns: (Q,) int64, from 0 in order of their first numbers. Raises: ValueError: the two have different lengths.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components

@@ -1,18 +1,18 @@
-"""Which documents probably have a wrong label: their neighbours say another one.
+"""Finds documents that probably have a wrong label, because their neighbours have another one.
 
-Every document is judged by the labels of its nearest neighbours and never by its own, nor by those of documents that
-belong together with it. That alone is not enough where a model was trained on the labels: it has learned the wrong ones
-by heart and moved such a document in among those of its wrong label. So two sets of features vote:
+A document is judged by the labels of its nearest neighbours. Its own label has no vote, and neither have the documents
+that belong together with it. With the tuned model alone this would not work: it has learned the wrong labels by heart,
+and has moved the document to others of its wrong label. So two sets of features vote:
 
-- those of the model before any training on these labels, which no label can have moved;
-- those of the tuned model, which knows more of what tells the labels apart.
+- the features of the model before any training on these labels: no label has moved them;
+- the features of the tuned model: they tell the labels apart better.
 
-Both are whitened. Training moves a document along the few directions that tell the labels apart; whitened, these count
-no more than any other direction, and along the others the document lies where it lay.
+Both are whitened. Training moves a document along the few directions that tell the labels apart. After whitening these
+count no more than the other directions, along which the document has not moved.
 
-Then the documents that were found lose their votes, and all are judged once more. Confident learning (Northcutt et al.
-2021, arXiv:1911.00068), which asks for more votes than a label's documents have on average, was measured beside it and
-finds fewer: benchmarks/README.md, "Label errors".
+The documents that are found then lose their votes, and all are judged a second time. We also measured confident
+learning (Northcutt et al. 2021, arXiv:1911.00068), which asks for more votes than a label's documents have on average.
+It finds fewer: benchmarks/README.md, "Label errors".
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ from typing import Literal
 import numpy as np
 
 NEIGHBOURS = 10
-DIMENSIONS = 128  # of the whitened features, of many documents
+DIMENSIONS = 128  # of the whitened features, if there are many documents
 UNTRAINED_SHARE = 0.6  # of the votes
-RIDGE = 0.1  # of the mean variance, added to each: directions of hardly any variance are noise
-PER_DIMENSION = 6  # documents for each dimension, of few: whitened noise hides what is alike
+RIDGE = 0.1  # share of the mean variance that is added to each: directions with little variance are noise
+PER_DIMENSION = 6  # documents a dimension, if there are few: with more dimensions noise would hide what is alike
 LEAST_DOCUMENTS = 100
-LEAST_OF_LABEL = 4  # documents; a label with fewer can hardly outvote others
-# How much the untrained features must know of the labels: 0 is always naming the most frequent one, 1 is all right.
-RELIABLE = 0.75  # from here on every document that is outvoted is named
-LEAST_SKILL = 0.45  # from here on those are whose suggested label leads the given one by `SURE`; below, none
+LEAST_OF_LABEL = 4  # documents; those of a label with fewer are not judged, as they can hardly outvote others
+# Skill: how much the untrained features know of the labels. 0: always naming the most frequent one. 1: all are right.
+RELIABLE = 0.75  # from this skill on, every document that is outvoted is named
+LEAST_SKILL = 0.45  # from this skill on, those whose suggested label leads the given one by `SURE`; below, none
 SURE = 0.5
 _ROWS = 256  # documents whose similarities are in memory at a time
 
@@ -41,12 +41,13 @@ class LabelCheck:
 
     Attributes:
         checked: documents that were judged.
-        accuracy: share of them whose neighbours, by the features that saw no label, vote for the given label more than
-            for any other. Wrong labels lower it too.
-        extent: `all` that are outvoted are suspects; `surest`: only those; `none`: the features know too little.
+        accuracy: share of them whose neighbours vote for the given label more than for any other. Only the untrained
+            features vote here. Wrong labels lower the accuracy too.
+        extent: which of the outvoted documents are suspects: `all`, the `surest`, or `none`, as the features know too
+            little.
         suspects: (M,) int64, positions of the documents that probably have a wrong label, most certain first.
-        suggested: (M,) int64, the label that their neighbours have.
-        margins: (M,) float64 in (0, 1], the share of the votes by which it leads the given label.
+        suggested: (M,) int64, for each the label of its neighbours.
+        margins: (M,) float64 in (0, 1], the share of the votes by which the suggested label leads the given one.
     """
 
     checked: int
@@ -60,13 +61,13 @@ class LabelCheck:
 def find_label_errors(
     untrained: np.ndarray, tuned: np.ndarray, labels: np.ndarray, units: np.ndarray | None = None
 ) -> LabelCheck | None:
-    """Return what the neighbours of each document say of its label; None: there are too few documents to say.
+    """Return what the neighbours of each document say of its label; None: there are too few documents.
 
     Args:
         untrained: (N, D) float32, features of a model that was not trained on these labels.
         tuned: (N, E) float32, features of the tuned model.
         labels: (N,) int64, the given labels.
-        units: (N,) int64; documents of one unit belong together and do not vote on each other.
+        units: (N,) int64. Documents with the same number belong together, and do not vote on each other.
     """
     if len(labels) < LEAST_DOCUMENTS:
         return None
@@ -91,7 +92,7 @@ def find_label_errors(
 
 
 def _whitened(features: np.ndarray) -> np.ndarray:
-    """Return the features along their main directions, of about equal variance, rows of unit length: (N, d) float32."""
+    """Return the features along their main directions, (N, d) float32: about equal variances, rows of unit length."""
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     wanted = max(2, min(DIMENSIONS, len(features) // PER_DIMENSION))
@@ -104,7 +105,7 @@ def _whitened(features: np.ndarray) -> np.ndarray:
 
 
 def _nearest(unit: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Return each document's nearest others of another unit by cosine: (N, k) int64; -1 where there are fewer."""
+    """Return each document's nearest others by cosine, (N, k) int64, none of its unit; -1 where there are fewer."""
 
     def rows() -> Iterator[np.ndarray]:
         depth = min(NEIGHBOURS, len(unit) - 1)
@@ -121,11 +122,11 @@ def _nearest(unit: np.ndarray, units: np.ndarray) -> np.ndarray:
 def _outvoted(
     neighbours: list[np.ndarray], shares: list[float], labels: np.ndarray, trusted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label besides the given one that has most votes, (N,) int64, and by how much it leads it, (N,).
+    """Return the other label with the most votes, (N,) int64, and by how much it leads the given one, (N,).
 
     Args:
-        neighbours: (N, k) by each set of features, with its share of the votes. trusted: (N,), the weight of each
-            document's vote.
+        neighbours: (N, k) for each set of features. shares: of the votes, for each set. trusted: (N,), the weight of
+            each document's vote.
     """
     weights = [np.where(items < 0, 0, trusted[items]) for items in neighbours]
     votes = [
@@ -134,10 +135,10 @@ def _outvoted(
     ]
     joined, voted = np.concatenate(votes, axis=1), labels[np.concatenate(neighbours, axis=1)]  # (N, K) each
     own = voted == labels[:, None]
-    totals = ((voted[:, :, None] == voted[:, None, :]) * joined[:, None, :]).sum(axis=2)  # of each neighbour's label
+    totals = ((voted[:, :, None] == voted[:, None, :]) * joined[:, None, :]).sum(axis=2)  # votes for its label
     totals[own] = -1
     first = totals.argmax(axis=1)
     rows = np.arange(len(labels))
     lead = np.maximum(totals[rows, first], 0) - (own * joined).sum(axis=1)
-    lead[np.abs(lead) < 1e-9] = 0  # a tie, but for rounding
+    lead[np.abs(lead) < 1e-9] = 0  # a tie, apart from rounding
     return voted[rows, first], lead

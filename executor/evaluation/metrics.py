@@ -1,7 +1,7 @@
 """Retrieval metrics: how well embeddings rank what belongs together before what does not.
 
-Every metric is a function of the ranks of a query's relevant items, so the ranks are computed once. With R
-relevant items whose ranks, counted from 1, are r_1 < … < r_R in the ranking of all candidates but the query:
+Every metric is a function of the ranks of a query's relevant items, so the ranks are computed once. A query has R
+relevant items. In the ranking of all candidates but the query, their ranks, counted from 1, are r_1 < … < r_R:
 
 recall_at_1, recall_at_5
     1 if any relevant item is among the first k, else 0; not the fraction of the relevant items that was found
@@ -19,12 +19,12 @@ ndcg_at_10
 mrr
     1 / r_1 over the whole ranking, without a cut-off (Voorhees 1999, TREC-8 question answering track).
 
-Similarity is the cosine; a zero vector has similarity 0 to everything. At equal similarity what is not relevant
-ranks first, so that a model that embeds everything alike cannot look good by the order of the documents.
+Similarity is the cosine; a zero vector has similarity 0 to everything. At equal similarity, items that are not relevant
+rank first. So a model that embeds everything alike cannot look good by the order of the documents.
 
-Similarities are float64: in float32 the cosines of a model that is nearly collapsed, as an untrained network
-is, fall together, and such a base would be measured worse than it is. It also keeps autocast and torch's float32
-matmul precision, which training may have lowered, out of the measurement.
+Similarities are float64. An untrained network is nearly collapsed: in float32 many of its cosines would be equal, and
+it would be measured worse than it is. In float64 the measurement also does not depend on autocast, nor on torch's
+float32 matmul precision, which training may have lowered.
 """
 
 from collections.abc import Iterator, Sequence
@@ -47,11 +47,11 @@ METRICS = (
     "ndcg_at_10",
     "mrr",
 )
-DECIDING = "mean_average_precision_at_r"  # the one that says whether a model is better
+DECIDING = "mean_average_precision_at_r"  # decides whether a model is better
 
 _NDCG_DEPTH = 10
-_TIE = 1e-12  # cosines closer than this are equal: products of the same vectors differ by about 1e-16
-_CHUNK_BYTES = 64 * 2**20  # of similarities, and of what is derived from them, at a time
+_TIE = 1e-12  # cosines closer than this count as equal; products of the same vectors differ by about 1e-16
+_CHUNK_BYTES = 64 * 2**20  # of similarities, and of what is computed from them, at a time
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value for == to return
@@ -61,8 +61,8 @@ class Scores:
     Attributes:
         per_query: For each name in `METRICS`, (Q,) float64 in [0, 1], in the order of the input.
         skipped: Queries that could not be scored.
-        query_index: (Q,) int64, ascending: where in the input each scored query is.
-        clusters: (Q,) integers: queries of the same number rise and fall together; None: each by itself.
+        query_index: (Q,) int64, ascending: the position of each scored query in the input.
+        clusters: (Q,) integers. Queries with the same number rise and fall together. None: each is alone.
         unit: What a cluster is: 'class', 'session', 'group' or 'query'.
     """
 
@@ -83,9 +83,9 @@ class Scores:
         return self.queries if self.clusters is None else len(np.unique(self.clusters))
 
     def grouped(self, groups: np.ndarray) -> "Scores":
-        """Return these scores with the queries of a group in one cluster, and with them all that is linked by others.
+        """Return these scores with the queries of a group in one cluster. Clusters that share a group are joined.
 
-        Args: groups: (N,) integers, one a document of the input; negative: in no group.
+        Args: groups: (N,) integers, one for each document of the input; negative: in no group.
         """
         alone = np.arange(self.queries) if self.clusters is None else self.clusters
         if not self.queries:
@@ -101,7 +101,7 @@ class Scores:
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
     def of(self, kept: np.ndarray) -> "Scores":
-        """The scores of some queries. Args: kept: bool for each place in the input."""
+        """Return the scores of some queries. Args: kept: a bool for each position in the input."""
         mine = kept[self.query_index]
         return replace(
             self,
@@ -114,7 +114,7 @@ class Scores:
     def interval(self, name: str, *, level: float = 0.95, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
         """Return the confidence interval (low, high) of a metric's mean, within [0, 1].
 
-        Queries in clusters have that of `cluster_interval`, which draws no resamples; single ones a percentile
+        If the queries are in clusters, `cluster_interval` computes it, without resamples. Otherwise it is a percentile
         bootstrap.
 
         Raises: ValueError: no query was scored.
@@ -126,9 +126,9 @@ class Scores:
 
 
 def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores:
-    """Score every document as a query against all others; those with its label are relevant.
+    """Score every document as a query against all others. Those with its label are relevant.
 
-    A document that is the only one of its label is no query, and is counted in `skipped`; it remains a candidate.
+    If a document is the only one with its label, it is no query and is counted in `skipped`. It remains a candidate.
 
     Args:
         embeddings: (N, D) float32.
@@ -163,16 +163,16 @@ def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores
 
 
 def score_sessions(roots: np.ndarray, matches: np.ndarray, sessions: Sequence[int], labels: Sequence[int]) -> Scores:
-    """Score every session's root as a query against its own matches; those labelled 1 are relevant.
+    """Score every session's root as a query against its own matches. Those labelled 1 are relevant.
 
-    A session without a positive has nothing to find, and one without a negative cannot be ranked wrongly: both
+    A session without a positive has nothing to find, and a session without a negative cannot be ranked wrongly. So they
     are no queries, and are counted in `skipped`.
 
     Args:
         roots: (S, D) float32.
         matches: (M, D) float32, of all sessions, in any order.
-        sessions: M positions in `roots`: whose match each one is.
-        labels: M labels, 1 for a positive and -1 for a negative.
+        sessions: for each match the position of its root in `roots`.
+        labels: for each match 1 (positive) or -1 (negative).
 
     Raises: ValueError: embeddings are not finite, shapes do not fit, or a label or session is of another value.
     """
@@ -209,7 +209,7 @@ def score_sessions(roots: np.ndarray, matches: np.ndarray, sessions: Sequence[in
 
 
 def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
-    """Score the first view of every document as a query against the second views of all; its own is relevant.
+    """Score the first view of every document as a query against the second views of all. Its own is relevant.
 
     Args:
         first: (N, D) float32.
@@ -231,17 +231,17 @@ def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
 
 
 def _score(similarity: "torch.Tensor", relevant: "torch.Tensor") -> np.ndarray:
-    """Return the metrics of a chunk of queries, (M, Q) float64: the M of `METRICS` in their order.
+    """Return the metrics of a chunk of queries, (M, Q) float64, in the order of `METRICS`.
 
     Args:
-        similarity: (Q, N) float64, -inf for what is no candidate. Overwritten.
+        similarity: (Q, N) float64, -inf for an item that is no candidate. It is overwritten.
         relevant: (Q, R) int64, the columns of each query's relevant items, R ≥ 1.
     """
     import torch
 
     wanted = relevant.shape[1]
     nearest = similarity.gather(1, relevant).sort(dim=1, descending=True).values - _TIE  # (Q, R)
-    rivals = similarity.scatter_(1, relevant, -torch.inf)  # what is not relevant
+    rivals = similarity.scatter_(1, relevant, -torch.inf)  # items that are not relevant
     # No metric but MRR looks deeper than R or 10, so no more than that many rivals can matter.
     depth = min(max(wanted, _NDCG_DEPTH), rivals.shape[1])
     top = rivals.topk(depth, dim=1).values
@@ -282,7 +282,7 @@ def _scores(table: np.ndarray, scored: np.ndarray, clusters: np.ndarray | None =
 
 
 def _chunks(first: int, last: int, *, candidates: int, relevant: int) -> Iterator[slice]:
-    """Cut the rows from `first` to `last` into slices whose working memory stays within `_CHUNK_BYTES`."""
+    """Cut the rows from `first` to `last` into slices that need no more memory than `_CHUNK_BYTES`."""
     row_bytes = 8 * (candidates + 12 * relevant)  # `_score` holds up to 12 numbers of 8 bytes per relevant item
     step = max(1, _CHUNK_BYTES // row_bytes)
     for start in range(first, last, step):
@@ -290,7 +290,7 @@ def _chunks(first: int, last: int, *, candidates: int, relevant: int) -> Iterato
 
 
 def _numbered(labels: Sequence[Any]) -> np.ndarray:
-    """Number the labels in order of first appearance, (N,) int64; numpy would make `1` and `'1'` the same."""
+    """Number the labels in order of first appearance, (N,) int64. For numpy `1` and `'1'` would be the same."""
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.int64)
 

@@ -1,11 +1,11 @@
-"""Whether one model is better than another on the same queries: intervals, and the verdict."""
+"""Says whether one model is better than another on the same queries: the interval, and the verdict."""
 
 import numpy as np
 
 from .intervals import cluster_interval
 from .metrics import DECIDING, Scores
 
-ENOUGH = 20  # clusters from which on the 95 % interval is seen to cover the truth in 93 to 97 % of the cases
+ENOUGH = 20  # clusters; with so many the 95 % interval was seen to cover the truth in 93 to 97 % of the cases
 
 _PLURALS = {"class": "classes", "query": "queries"}
 
@@ -15,11 +15,11 @@ def paired_difference(
 ) -> tuple[float, float, float]:
     """Return the mean of after - before over the queries, and its confidence interval: (mean, low, high).
 
-    Both models see the same queries, so what makes a query hard for both cancels out. The interval is that of
-    `cluster_interval`: queries of a class, or of a group, are taken to rise and fall together. It lies within [-1, 1],
-    and is all of it where nothing is known, as of one query or of one class.
+    Both models see the same queries, so what makes a query hard for both cancels out. `cluster_interval` computes the
+    interval: queries of a class, or of a group, rise and fall together. It lies within [-1, 1]. If nothing is known, as
+    with one query or one class, it is all of [-1, 1].
 
-    Raises: ValueError: the two are not of the same queries, or of none.
+    Raises: ValueError: the two scores are of different queries, or there are none.
     """
     if not np.array_equal(before.query_index, after.query_index):
         raise ValueError("The two scores are of different queries; score both models on the same documents.")
@@ -29,12 +29,12 @@ def paired_difference(
 
 
 def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool, str]:
-    """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so, and on how much it rests.
+    """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so and names how many queries.
 
-    By `interval`: proven, that is, the 95 % interval of the paired difference lies above zero. By `mean`: the mean is
-    higher.
+    By `interval`, better means proven: the 95 % interval of the paired difference lies above zero. By `mean`, it means
+    that the mean is higher.
 
-    Raises: ValueError: the two are not of the same queries, or of none.
+    Raises: ValueError: the two scores are of different queries, or there are none.
     """
     before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
     difference, low, high = paired_difference(base, tuned)
@@ -54,7 +54,7 @@ def _extent(scores: Scores) -> str:
 
 
 def caution(scores: Scores) -> str:
-    """Say that few clusters prove little, where they are few, else nothing; they count, and not the queries."""
+    """Warn if there are few clusters, because then they prove little, however many queries they have."""
     if scores.units == 1:
         return f"One {scores.unit} alone proves nothing."
     plural = _PLURALS.get(scores.unit, f"{scores.unit}s")

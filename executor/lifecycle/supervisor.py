@@ -7,28 +7,30 @@ import threading
 from collections.abc import Callable
 
 from ..compute.memory import KernelKills
-from ..report.contents import UNPROVEN, settle
+from ..report.contents import settle
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
 from ..store.runs import RunStore
 from .processes import TrainerProcesses
+from .promotion import Tries, final_verdict, is_wanted
 from .receiving import Receiver
 
 TICK_SECONDS = 0.05
-STOP_SECONDS = 10.0  # a trainer that is told to stop gets so long to write its checkpoint
-MAX_FRUITLESS_ATTEMPTS = 3  # attempts without a further checkpoint before the run fails
+STOP_SECONDS = 10.0  # that a trainer gets to write its checkpoint when it is told to stop
+MAX_FRUITLESS_ATTEMPTS = 3  # the run fails after so many attempts without a new checkpoint
+RETRY_SECONDS = 1.0  # after an error
 LOG_LINES = 20
 
 _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """A thread that tends the runs of a workspace; it lives as long as the service.
+    """A thread that looks after the runs of a workspace. It lives as long as the service.
 
     Args:
-        receiver: asked again and again to queue the runs that are complete.
-        trainers: where trainer processes come from.
-        promote: called with the name of a run whose model shall be served, before the run is called succeeded.
-        wake: set by others when there is something to do before the next tick.
+        receiver: queues the runs that are complete. It is asked at every tick.
+        trainers: starts trainer processes.
+        promote: serves the model of a run; gets its name. The run is called succeeded only after that.
+        wake: others set it when there is something to do before the next tick.
     """
 
     def __init__(
@@ -48,14 +50,15 @@ class Supervisor:
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._kernel_kills: KernelKills | None = None  # since the process was started
-        self._started_for: Run | None = None  # what the process is for, as it was when the process was started
-        self._warmed: set[str] = set()  # runs that a trainer was started for before they were queued
+        self._kernel_kills: KernelKills | None = None  # counted since the process was started
+        self._started_for: Run | None = None  # the run of the process, as it was when the process was started
+        self._tries = Tries()  # for the process that has ended
+        self._warmed: set[str] = set()  # runs that got a trainer before they were queued
         self._fruitless: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
         self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
 
     def start(self) -> None:
-        """Go on with what an earlier service left, then tend the runs until `close`."""
+        """Take up the runs that an earlier service left in training. Then look after all runs until `close`."""
         for run in self._store.in_state(RunState.TRAINING):
             self._store.advance(run.name, RunState.QUEUED, pid=None)
             step = self._store.workspace.latest_step(run.name)
@@ -63,7 +66,7 @@ class Supervisor:
         self._thread.start()
 
     def close(self) -> None:
-        """End the trainer, after its checkpoint if it is quick about it, and the thread."""
+        """End the thread, then the trainer. The trainer gets `STOP_SECONDS` to write a checkpoint."""
         self._stopping.set()
         self._wake.set()
         self._thread.join()
@@ -72,7 +75,7 @@ class Supervisor:
             self._trainers.close()
 
     def cancel(self, run: str) -> None:
-        """Cancel a run that has not ended; its trainer is gone when this returns."""
+        """Cancel a run, unless it has ended. When this returns, its trainer is gone."""
         with self._lock:
             if not self._store.get(run).state.ended:
                 self._store.advance(run, RunState.CANCELLED)
@@ -83,7 +86,7 @@ class Supervisor:
                 self._store.workspace.prune(run, keep_checkpoints=False)
 
     def delete(self, run: str) -> None:
-        """Delete a run that has ended; a later run of its name has nothing of it. Raises: as `RunStore.delete`."""
+        """Delete a run that has ended. A new run with its name inherits nothing. Raises: as `RunStore.delete`."""
         with self._lock:
             self._receiver.delete(run)
             self._fruitless.pop(run, None)
@@ -101,12 +104,12 @@ class Supervisor:
                     self._trainers.expire()
             except Exception:
                 _log.exception("The supervisor goes on after an error")
-                self._stopping.wait(1.0)
+                self._stopping.wait(RETRY_SECONDS)
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
 
     def _assign_trainer(self) -> None:
-        """Give the trainer to the first run in line; while none is queued, warm one up for a run that is receiving."""
+        """Let the first run in the queue train. If none is queued, start a trainer for a run that is receiving."""
         if self._store.in_state(RunState.TRAINING):
             return
         queued = self._store.in_state(RunState.QUEUED)
@@ -114,7 +117,7 @@ class Supervisor:
         if queued:
             first = queued[0]
             if not self._knows_options_of(first):
-                self._end_trainer(signal.SIGKILL)  # it was only warming up: for another run, or with old options
+                self._end_trainer(signal.SIGKILL)  # it has only warmed up, for another run or with old options
                 self._spawn(first)
             self._store.advance(first.name, RunState.TRAINING)
             return
@@ -131,7 +134,7 @@ class Supervisor:
         return self._started_for is not None and self._started_for.name == run
 
     def _knows_options_of(self, run: Run) -> bool:
-        """Whether the process is for `run`, with the options that it has now."""
+        """Whether the process is for `run` and was started with the options that the run has now."""
         return self._started_for is not None and (
             (self._started_for.number, self._started_for.options) == (run.number, run.options)
         )
@@ -147,16 +150,19 @@ class Supervisor:
         if self._process is None or self._started_for is None or self._process.poll() is None:
             return
         run = self._store.get(self._started_for.name)
-        if run.state is RunState.TRAINING:  # else it was cancelled, or failed to warm up: tried again once it is queued
+        if run.state is RunState.TRAINING:
             self._judge(run, self._process.returncode)
-        self._forget_trainer()  # last: what cannot be written down now, on a full disk, is judged again
+        elif run.state is RunState.SUCCEEDED:  # it was judged before, and then something failed
+            self._finish(run)
+        # In another state it was cancelled, or its trainer died while it warmed up. It gets another when it is queued.
+        self._forget_trainer()  # at the end: if the disk is full and the above fails, it is done again at the next tick
 
     def _judge(self, run: Run, code: int) -> None:
         if code == TrainerExit.SUCCEEDED and self._store.workspace.model_folder(run.name).is_dir():
             self._succeed(run)
         elif code == TrainerExit.REFUSED:
             self._fail(run, self._store.progress(run.name).error or "the trainer refused the run")
-        elif code == TrainerExit.UNWRITABLE:  # then its reason may not be written either
+        elif code == TrainerExit.UNWRITABLE:  # the trainer may have been unable to write down why
             place = self._store.workspace.run_folder(run.name)
             unwritable = f"The disk of {place} is full or cannot be written. See to that, then train another run."
             self._fail(run, self._store.progress(run.name).error or unwritable)
@@ -164,31 +170,28 @@ class Supervisor:
             self._resume(run, "ran out of memory", attempts=0)
         elif code == -signal.SIGKILL and self._kernel_kills is not None and self._kernel_kills.grew():
             self._store.event(run.name, KILLED_FOR_MEMORY, "the kernel killed the trainer: no memory was left")
-            # The next trainer reads that and goes on in smaller parts. Each halving is a step forward, so attempts are
-            # not counted.
+            # The next trainer reads this event and computes in parts half as large. That is progress, so the attempts
+            # are counted anew.
             self._resume(run, "was killed by the kernel, which had no memory left", attempts=0)
         else:
             self._resume_or_fail(run, code)
 
     def _succeed(self, run: Run) -> None:
-        progress = self._store.progress(run.name)
-        policy, served = run.options.promote, self._store.promoted()
-        proven = progress.better is True and progress.served == served
-        promoted = policy == "always" or (policy == "if_better" and proven)
-        if promoted:
-            self._promote(run.name)
-        words = [progress.verdict or UNPROVEN]
-        words.append("It was promoted." if promoted else f"It was not promoted (promote={policy}).")
-        if progress.better and not promoted and policy == "if_better":
-            words.append(
-                f"It was measured against {progress.served!r}, and {served!r} is served by now: it is not proven "
-                "better than that. Call /evaluate on both, and /promote for the better one."
-            )
-        if progress.warnings:
-            words += ["Before you trust it:", *progress.warnings]
-        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=" ".join(words))
+        progress, served = self._store.progress(run.name), self._store.promoted()
+        wanted, failure = is_wanted(run, progress, served), None
+        if wanted and served != run.name:
+            failure = self._tries.make(lambda: self._promote(run.name))
+        words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
+        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
+        self._tries.reset()
+        self._finish(ended)
+
+    def _finish(self, run: Run) -> None:
+        """Do what is left to do for a run that has succeeded."""
         self._store.workspace.prune(run.name, keep_checkpoints=False)
-        settle(self._store, ended, promoted=promoted)
+        promoted = self._store.promoted() == run.name
+        if failure := self._tries.make(lambda: settle(self._store, run, promoted=promoted)):
+            self._store.event(run.name, "error", f"its report does not say what became of the model: {failure}")
         self._trainers.prepare()
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
@@ -209,7 +212,7 @@ class Supervisor:
         self._resume(run, death, attempts=attempts)
 
     def _resume(self, run: Run, death: str, *, attempts: int) -> None:
-        """Queue the run again. Args: attempts: those that have ended without a further checkpoint."""
+        """Queue the run again. Args: attempts: how many have ended since the newest checkpoint."""
         step = self._store.workspace.latest_step(run.name)
         self._store.advance(run.name, RunState.QUEUED, pid=None)
         self._fruitless[run.name] = (step, attempts)
@@ -224,7 +227,7 @@ class Supervisor:
         return [line.strip() for line in lines if line.strip()][-LOG_LINES:]
 
     def _end_trainer(self, how: signal.Signals) -> None:
-        """Stop the process, if there is one, and wait until it is gone."""
+        """Stop the process if there is one, and wait until it is gone."""
         if self._process is None:
             return
         self._process.send_signal(how)
@@ -239,10 +242,11 @@ class Supervisor:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         self._process, self._started_for = None, None
+        self._tries.reset()
 
 
 def how_it_ended(code: int) -> str:
-    """Say how a process ended: negative exit codes are signal numbers."""
+    """Say how a process ended. A negative exit code is the number of a signal."""
     if code < 0:
         return f"was killed by signal {-code} ({signal.Signals(-code).name})"
     if code == TrainerExit.INTERRUPTED:

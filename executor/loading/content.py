@@ -39,8 +39,15 @@ def import_function(path: str) -> Callable[[Any], Any]:
     return function  # type: ignore[no-any-return]
 
 
+DECODED_SIDES = 4  # of the pixels that are left in the end
+
+
 class ModelImages:
-    """The default `preprocess_fn`: a document's image as size × size × 3 uint8, the same for training and serving."""
+    """The default `preprocess_fn`: a document's image as size × size × 3 uint8, the same for training and serving.
+
+    A JPEG file is decoded at `DECODED_SIDES` times the model's side or more, so that the picture has the same embedding
+    as an array, which is never decoded. At once or twice the side, many photographs had another nearest neighbour.
+    """
 
     def __init__(self, preprocessing: Preprocessing, policy: ImagePolicy) -> None:
         self.preprocessing = preprocessing
@@ -48,7 +55,9 @@ class ModelImages:
 
     def __call__(self, doc: Any) -> np.ndarray:
         """Raises: BadDocument: the document has no readable image."""
-        return self.preprocessing.resize(image_of(doc, self.policy, min_size=self.preprocessing.size))
+        return self.preprocessing.resize(
+            image_of(doc, self.policy, min_size=DECODED_SIDES * self.preprocessing.shrunk_to)
+        )
 
 
 def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:

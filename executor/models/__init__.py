@@ -4,7 +4,8 @@ model.py          `EmbeddingModel`: a backbone, an optional projection head, and
 preprocessing.py  resize, crop and normalise an image; the settings are saved with the weights
 backbones.py      what all backbones have in common, and how to find the embedding in a model's output
 stated.py         the preprocessing that a model states, by its image processor or its own attribute
-residual.py       the default network
+efficientnet.py   the network `default`, with pretrained weights
+residual.py       the network `small`, with random weights
 pretrained.py     vision models of transformers
 building.py       build a model from its name
 saving.py         save a model to a folder and load it

@@ -1,4 +1,4 @@
-"""Build a model from its name: the default network, a transformers model, or one from a factory."""
+"""Build a model from its name: `default`, `small`, a transformers model, or one from a factory."""
 
 import importlib
 import re
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError
 from .backbones import Backbone, embedding_of, reading_of
+from .efficientnet import efficientnet_backbone, pretrained_efficientnet
 from .model import EmbeddingModel, ModelConfig
 from .preprocessing import USUAL_SIZE, Preprocessing
 from .pretrained import transformers_backbone
-from .residual import default_backbone
+from .residual import small_backbone
 from .stated import assumed, first_line, own_preprocessing
 
-DEFAULT_EMBEDDING_DIM = 128  # of the default model
-FORMS = "`default`, a transformers vision model (a directory or a hub id), or `package.module:factory`"
+SMALL_EMBEDDING_DIM = 128  # of the model `small`
+FORMS = "`default`, `small`, a transformers vision model (a directory or a hub id), or `package.module:factory`"
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 MOST_DIFFERENCE = 1e-3  # between two embeddings of one image, as a share of their length: more than rounding
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -37,8 +38,8 @@ def build_model(config: ModelConfig) -> EmbeddingModel:
         backbone, features = _tried(build_backbone(config), config.model)
         model = EmbeddingModel(backbone, config, features=features)
         embedding_dim = config.embedding_dim
-        if embedding_dim is None and config.model == "default":
-            embedding_dim = DEFAULT_EMBEDDING_DIM
+        if embedding_dim is None and config.model == "small":
+            embedding_dim = SMALL_EMBEDDING_DIM
         if embedding_dim not in (None, model.features):
             model.project(embedding_dim)
         model.freeze(config.freeze)
@@ -61,10 +62,13 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def build_backbone(config: ModelConfig) -> Backbone:
+def build_backbone(config: ModelConfig, *, pretrained: bool = True) -> Backbone:
+    """Return the backbone. With `pretrained` false its weights may be random: a saved version is loaded into it."""
     name = config.model
     if name == "default":
-        return default_backbone(config.input_size)
+        return (pretrained_efficientnet if pretrained else efficientnet_backbone)(config.input_size)
+    if name == "small":
+        return small_backbone(config.input_size)
     if FACTORY.fullmatch(name):
         return _factory_backbone(name, config.input_size)
     if Path(name).is_dir() or HUB_ID.fullmatch(name):

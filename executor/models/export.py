@@ -166,34 +166,49 @@ def _onnx_readme(model: EmbeddingModel, cosine: float) -> str:
     return f"""# An image embedding model, as ONNX
 
 `model.onnx` takes `images`, (B, {size}, {size}, 3) uint8 RGB, and gives `embeddings`, (B, {model.dim}) float32{length},
-for any B. Normalisation is part of it. To embed an image, in this folder (`pip install onnxruntime numpy Pillow`):
+for any B. Normalisation is part of it. To embed an image, in this folder
+(`pip install onnxruntime numpy Pillow opencv-python-headless`):
 
 ```python
+import cv2
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+image = ImageOps.exif_transpose(Image.open("image.jpg"))
+if image.has_transparency_data:
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image.convert("RGBA"))
+image = image.convert("RGB")
+{_resizing(model.preprocessing)}
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-embeddings = session.run(None, {{"images": np.asarray({_pillow_resize(model.preprocessing)})[None]}})[0]
+embeddings = session.run(None, {{"images": pixels[None]}})[0]
 ```
 
-Shrink images by averaging areas, as `BOX` does and as was done in training; enlarge smaller ones with `BICUBIC`.
+Prepare images as these lines do and as was done in training. By another way of resizing they get other embeddings.
 Opset {OPSET}. Checked against PyTorch on {CHECKED_BATCHES[0].stop} images: cosine similarity at least {cosine:.6f}.
 """
 
 
-def _pillow_resize(preprocessing: Preprocessing) -> str:
-    """Return the Pillow expression that shrinks `image` as `Preprocessing.resize` does."""
-    side = f"({preprocessing.size}, {preprocessing.size})"
-    if not preprocessing.crop:
-        return f"image.resize({side}, Image.Resampling.BOX)"
-    margin = (1 - preprocessing.size / _shorter_side(preprocessing)) / 2
-    return f"ImageOps.fit(image, {side}, Image.Resampling.BOX, bleed={margin:.6g})"
-
-
-def _shorter_side(preprocessing: Preprocessing) -> int:
-    return max(preprocessing.shorter_side or preprocessing.size, preprocessing.size)
+def _resizing(preprocessing: Preprocessing) -> str:
+    """Return lines that make `pixels` of the Pillow image `image`, as `Preprocessing.resize` does."""
+    size, lines = preprocessing.size, []
+    if preprocessing.crop:
+        lines += [
+            f"side = max(1, round(min(image.size) * {size} / {preprocessing.shrunk_to}))",
+            "left, top = (image.width - side) // 2, (image.height - side) // 2",
+            "image = image.crop((left, top, left + side, top + side))",
+        ]
+    if preprocessing.interpolation == "area":
+        lines += [
+            f"shrunk = min(image.width, {size}), min(image.height, {size})",
+            "pixels = cv2.resize(np.asarray(image), shrunk, interpolation=cv2.INTER_AREA)",
+            f"pixels = cv2.resize(pixels, ({size}, {size}), interpolation=cv2.INTER_CUBIC)",
+        ]
+    else:
+        name = preprocessing.interpolation.upper()
+        lines.append(f"pixels = np.asarray(image.resize(({size}, {size}), Image.Resampling.{name}))")
+    return "\n".join(lines)
 
 
 # safetensors
@@ -201,7 +216,7 @@ def _shorter_side(preprocessing: Preprocessing) -> int:
 
 def _write_safetensors(model: EmbeddingModel, folder: Path) -> str:
     save_model(model, folder)
-    from_factory = not model.description and model.config.model != "default"
+    from_factory = not model.description and model.config.model not in ("default", "small")
     factory = (
         f"\nThe weights fit what `{model.config.model}` makes, which must be importable.\n" if from_factory else ""
     )
@@ -258,7 +273,7 @@ def _image_processor(preprocessing: Preprocessing) -> dict[str, Any]:
     if preprocessing.crop:
         settings |= {
             "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": _shorter_side(preprocessing)},
+            "size": {"shortest_edge": preprocessing.shrunk_to},
             "do_center_crop": True,
             "crop_size": square,
         }

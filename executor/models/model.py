@@ -16,10 +16,10 @@ class ModelConfig:
     """Which model to build.
 
     Attributes:
-        model: `default`, a transformers vision model (a directory or a hub id), or `package.module:factory`.
+        model: `default`, `small`, a transformers vision model (a directory or a hub id), or `package.module:factory`.
         input_size: Side of the square that the model sees, in pixels; None: the model's own.
         embedding_dim: Size of the embedding; another size than the model's own adds a projection head. None: the
-            model's own, or 128 for `default`.
+            model's own, or 128 for `small`.
         freeze: True freezes the whole backbone; names freeze the parts of the backbone with these names.
         seed: For all weights that are not pretrained.
     """
@@ -46,6 +46,7 @@ class EmbeddingModel(nn.Module):
         head: (B, features) -> (B, D), or None.
         normalise: Whether embeddings are scaled to unit L2 norm.
         dim: D, the size of an embedding.
+        head_is_new: Whether the head was never trained.
         config: The settings it was built from.
         notes: Sentences on what had to be assumed when it was built; they are not saved.
     """
@@ -56,6 +57,7 @@ class EmbeddingModel(nn.Module):
         self.config = config
         self.backbone = backbone.module
         self.head: nn.Linear | None = None
+        self.head_is_new = False
         self.preprocessing = backbone.preprocessing
         self.normalise = normalise
         self.features = self.dim = features
@@ -93,6 +95,7 @@ class EmbeddingModel(nn.Module):
         self.head = nn.Linear(self.features, dim, bias=False)
         nn.init.orthogonal_(self.head.weight)
         self.head.to(weight.device)
+        self.head_is_new = True
         self.dim = dim
 
     def freeze(self, names: bool | tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The default network: a small residual network with random weights."""
+"""The model `small`: a small residual network with random weights, for pictures of few pixels and for tests."""
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualNetwork(nn.Sequential):
-    """The default backbone: (B, 3, H, W) float32, H and W at least 16 -> (B, 256) float32.
+    """The backbone of `small`: (B, 3, H, W) float32, H and W at least 16 -> (B, 256) float32.
 
     A ResNet-18 of half the width with 2.8 million parameters. The first kernel is 3×3 because the images are small. The
     stem shrinks smaller images less, so that at least 2×2 positions remain at the end: in bf16 on a CPU, torch 2.13
@@ -61,7 +61,7 @@ class ResidualNetwork(nn.Sequential):
                 nn.init.constant_(module.last_norm.weight, 0.5)
 
 
-def default_backbone(input_size: int | None) -> Backbone:
-    """Return the default network with random weights, drawn from torch's generator."""
+def small_backbone(input_size: int | None) -> Backbone:
+    """Return the small network with random weights, drawn from torch's generator."""
     preprocessing = Preprocessing().at(input_size)
     return Backbone(module=ResidualNetwork(preprocessing.size), preprocessing=preprocessing)

@@ -5,6 +5,7 @@ says how to build the model and how to preprocess images. Loading needs no netwo
 only a model from a factory needs that factory to be importable.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from .preprocessing import Preprocessing
 from .pretrained import rebuilt_transformers_backbone
 from .stated import preprocessing_from
 
-FORMAT = 1
+FORMAT = 2  # 1 was written when `default` was the network that is now `small`
 
 
 def save_model(model: EmbeddingModel, folder: Path) -> None:
@@ -39,6 +40,7 @@ def save_model(model: EmbeddingModel, folder: Path) -> None:
         "features": model.features,
         "dim": model.dim,
         "head": model.head is not None,
+        "head_is_new": model.head_is_new,
         "normalise": model.normalise,
     }
 
@@ -65,11 +67,7 @@ def load_model(
     Raises: WorkspaceError: a file is missing or damaged; the message names it. ConfigurationError: the code of the
         model is not installed, or `freeze` names a part that the model does not have.
     """
-    settings = _read_json(folder / "model.json")
-    if settings.get("format") != FORMAT:
-        raise WorkspaceError(
-            f"{folder / 'model.json'} has format {settings.get('format')}; this version reads {FORMAT}."
-        )
+    settings = read_settings(folder)
     saved = _config(settings["config"])
     config = replace(
         saved,
@@ -86,11 +84,46 @@ def load_model(
         )
         if settings["head"]:
             model.project(settings["dim"])
+            model.head_is_new = settings.get("head_is_new", False)
         _load_weights(channels_last(model), folder / "weights.safetensors")
         if embedding_dim not in (None, model.dim):
             model.project(embedding_dim)
         model.freeze(config.freeze)
     return model.eval()
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Return what `save_model` wrote about a model.
+
+    Raises: WorkspaceError: the file is missing, damaged or of a newer format.
+    """
+    settings = _read_json(folder / "model.json")
+    if settings.get("format") not in (1, FORMAT):
+        raise WorkspaceError(
+            f"{folder / 'model.json'} has format {settings.get('format')}; this version reads up to {FORMAT}."
+        )
+    if settings["format"] == 1 and settings["config"]["model"] == "default":
+        settings["config"]["model"] = "small"
+    return settings
+
+
+def space_of(folder: Path) -> str:
+    """Return the name of the space that a saved model embeds into: models of one space give the same embeddings.
+
+    It is the first 12 hexadecimal digits of the SHA-256 over the model's preprocessing and weights.
+
+    Raises: WorkspaceError: a file is missing or damaged.
+    """
+    settings = read_settings(folder)
+    seen = {name: settings[name] for name in ("preprocessing", "normalise")}
+    digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode())
+    try:
+        with open(folder / "weights.safetensors", "rb") as weights:
+            while part := weights.read(2**20):
+                digest.update(part)
+    except OSError as error:
+        raise WorkspaceError(f"{folder} is damaged ({error}); restore it, or train again.") from error
+    return digest.hexdigest()[:12]
 
 
 def _config(saved: Mapping[str, Any]) -> ModelConfig:
@@ -102,7 +135,7 @@ def _rebuilt_backbone(folder: Path, config: ModelConfig, preprocessing: Preproce
     described = folder / "backbone_config.json"
     if described.exists():
         return rebuilt_transformers_backbone(_read_json(described), preprocessing)
-    return replace(build_backbone(config), preprocessing=preprocessing)
+    return replace(build_backbone(config, pretrained=False), preprocessing=preprocessing)
 
 
 def _load_weights(model: EmbeddingModel, file: Path) -> None:

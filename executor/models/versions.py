@@ -14,7 +14,7 @@ from ..store.files import remove_leftovers
 from ..store.workspace import Workspace
 from .building import build_model
 from .model import EmbeddingModel, ModelConfig
-from .saving import load_model, save_model
+from .saving import load_model, read_settings, save_model
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,4 @@ def check_version(workspace: Workspace, version: str) -> None:
 
 
 def _saved_config(folder: Path) -> object:
-    try:
-        return json.loads((folder / "model.json").read_text())["config"]
-    except FileNotFoundError:
-        return None
+    return read_settings(folder)["config"] if folder.exists() else None

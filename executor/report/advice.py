@@ -1,4 +1,4 @@
-"""What to try when a model was not proven better: at most four sentences, each from something that was seen."""
+"""Says what to try if a model was not proven better: at most four sentences, each about something seen in the run."""
 
 import math
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from ..evaluation.metrics import DECIDING
 from .report import Report
 
 MOST = 4
-HARDLY = 0.05  # a loss that fell by a smaller share has hardly fallen
-OVERFITTED = 0.01  # mAP@R lost since the best epoch
+HARDLY = 0.05  # if the loss fell by a smaller share than this, it has hardly fallen
+OVERFITTED = 0.01  # more mAP@R than this was lost since the best epoch
 FEW_CLASSES = 5
-FEW_DOCUMENTS = 500  # with fewer, a whole network learns them by heart
-ENLARGED = 1.5  # images this much larger than the model sees them show more than it can see
+FEW_DOCUMENTS = 500  # a whole network learns fewer than these by heart
+ENLARGED = 1.5  # if images are so much larger than the model sees them, it misses details
 
 
 def advise(report: Report) -> list[str]:
-    """Return what to try next, most promising first; nothing if the model is proven better."""
+    """Return what to try next, the most promising first, or nothing if the model is proven better."""
     if report.difference is not None and report.difference.low > 0:
         return []
     return list(_sentences(report))[:MOST]
@@ -102,7 +102,7 @@ def _about_size(report: Report) -> Iterator[str]:
 
 
 def _larger(size: int, side: int) -> int:
-    """The next usual size: twice as large at most, in steps of 32 pixels."""
+    """Return a larger input size, in steps of 32 pixels: at most twice as large, unless it is very small."""
     return max(size + 32, min(2 * size, side) // 32 * 32)
 
 

@@ -1,4 +1,4 @@
-"""A report's look at single classes: which got better or worse, and which are taken for each other."""
+"""Looks at single classes for the report: which got better or worse, and which are confused."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from ..evaluation.metrics import DECIDING, Scores
 from .gallery import POOL, class_in_turn, nearest
 from .parts import ClassChange, Confusion, Neighbour
 
-PLACES = 5  # of a query's neighbours, or as many as fit it, if these are fewer: what counts as confused
-PAIRS = 5  # shown
+PLACES = 5  # the first neighbours of a query, in which another class counts as confused; fewer if fewer fit it
+PAIRS = 5  # of classes that are shown
 
 
 def changes_by_class(before: Scores, after: Scores, labels: np.ndarray, names: list[str]) -> list[ClassChange]:
-    """Return every class that has queries, the one that lost most first.
+    """Return every class that has queries. The one that lost most comes first.
 
-    Args: before, after: of the same queries. labels: (N,) the classes of the items. names: of the classes.
+    Args: before, after: scores of the same queries. labels: (N,) the class of each item. names: of the classes.
     """
     of_query = labels[before.query_index]
     classes, numbers, counts = np.unique(of_query, return_inverse=True, return_counts=True)
@@ -44,10 +44,10 @@ def confusions(
 ) -> tuple[list[Confusion], int]:
     """Return the pairs of classes that the tuned model confuses most, and how many queries were looked through.
 
-    A query is confused if a document of another class is among its first R places, at most `PLACES`, where R documents
-    fit it. Up to `POOL` queries are looked through, each class in turn.
+    If R documents fit a query, its first R places are looked at, but no more than `PLACES`. A document of another class
+    there counts as confused. Up to `POOL` queries are looked through, from each class in turn.
 
-    Args: before, after: (N, D) and (N, E) embeddings. labels: (N,). show: returns the picture of an item.
+    Args: before, after: embeddings, (N, D) and (N, E). labels: (N,). show: returns the picture of an item.
     """
     pool = class_in_turn(labels, np.random.default_rng(seed))[:POOL]
     if not len(pool):

@@ -1,6 +1,6 @@
-"""The report of a run of a workspace: what the trainer puts into it, and what the service adds when it has decided.
+"""The report of a run in a workspace: the trainer writes it, and the service adds what became of the model.
 
-Torch is not imported here: the service uses `settle` and `read`.
+Torch is not imported here, because the service uses `settle` and `read`.
 """
 
 import sys
@@ -52,9 +52,9 @@ def write(
     """Write the report of a run that has been trained.
 
     Args:
-        counts: train, eval and held out documents. choosing: train documents that the epoch was chosen by.
-        before: the version `served` when the training ended, on the eval set. after: the tuned model.
-        used, model, label_errors, copies: as the `Report` has them.
+        counts: train, eval and held out documents. choosing: how many train documents were kept to choose the epoch by.
+        before: what the version did on the eval set that was `served` when the training ended.
+        after: what the tuned model did. used, model, label_errors, copies: as in the `Report`.
     """
     metrics: dict[str, Change] = {}
     difference: Interval | None = None
@@ -108,13 +108,13 @@ def write(
 
 
 def settle(store: RunStore, run: Run, *, promoted: bool) -> None:
-    """Write into the report of a run that has succeeded what became of it."""
+    """Add to the report of a run that has succeeded what became of its model."""
     folder = store.workspace.run_folder(run.name)
     save(replace(load(folder), promoted=promoted, verdict=run.verdict or "", ended_at=run.ended_at), folder)
 
 
 def main(name: str, folder: Path) -> int:
-    """Write the report of a run again, print its path, and return the exit code."""
+    """Write the report of a run again and print its path. Return the exit code."""
     try:
         place = find_workspace(folder).run_folder(name)
         print(save(load(place), place))
@@ -125,7 +125,7 @@ def main(name: str, folder: Path) -> int:
 
 
 def read(store: RunStore, name: str) -> str:
-    """Return the report of a run as HTML. Raises: UnknownRun. NotFound: the run has no report, or not yet."""
+    """Return the report of a run as HTML. Raises: UnknownRun. NotFound: the run has no report."""
     run = store.get(name)
     try:
         return render(load(store.workspace.run_folder(name)))
@@ -136,14 +136,14 @@ def read(store: RunStore, name: str) -> str:
 
 
 class _Shown:
-    """The documents of an eval set as pictures; positions are those in the eval set."""
+    """Shows the documents of an eval set as pictures. A position is a document's place in the eval set."""
 
     def __init__(self, eval_set: "EvalSet") -> None:
         self._eval_set = eval_set
         self._sessions = eval_set.dataset.kind == "session"
 
     def gallery(self, before: np.ndarray, after: np.ndarray) -> list[Query]:
-        """Queries with their neighbours. Args: before, after: (N, D) and (N, E) embeddings."""
+        """Return queries with their neighbours. Args: before, after: embeddings, (N, D) and (N, E)."""
         if self._eval_set.dataset.kind == "unlabeled":
             return []
         labels = self._eval_set.labels
@@ -155,7 +155,7 @@ class _Shown:
         return make_gallery(choices, image=self._eval_set.image, caption=self._caption, fits=fits, name=self._name)
 
     def document(self, position: int) -> Neighbour:
-        """A document of class data, which is marked neither as fitting nor as wrong."""
+        """Return a document of class data. It is marked neither as right nor as wrong."""
         return Neighbour(
             image=self._eval_set.image(position),
             caption=self._caption(position),

@@ -1,6 +1,6 @@
-"""A report as one HTML page that opens anywhere, offline.
+"""Makes one HTML page of a report. It opens anywhere, also offline.
 
-It refers to nothing outside itself: no script, no font, no link, images as `data:` uris.
+The page needs no other file: it has no script, font or link, and its images are `data:` uris.
 """
 
 import json
@@ -29,7 +29,7 @@ TITLES = {
 }
 
 
-EXTREMES = 10  # classes shown that got worst, and as many that got best; the others can be unfolded
+EXTREMES = 10  # classes shown that lost most, and as many that gained most; a click shows the others
 
 
 def render(report: Report) -> str:
@@ -58,7 +58,7 @@ def render(report: Report) -> str:
 
 
 def _parted(classes: list[ClassChange]) -> dict[str, list[ClassChange]]:
-    """The classes that are shown at once, those that got best first among the best; `rest` is empty if all are."""
+    """Divide the classes into those that are shown at once and the `rest`, which a click shows."""
     if len(classes) <= 2 * EXTREMES:
         return {"all": classes, "worst": [], "best": [], "rest": []}
     worst, rest, best = classes[:EXTREMES], classes[EXTREMES:-EXTREMES], classes[-EXTREMES:][::-1]
@@ -66,16 +66,20 @@ def _parted(classes: list[ClassChange]) -> dict[str, list[ClassChange]]:
 
 
 def _settings(report: Report) -> list[tuple[str, Any, str | None]]:
-    """Every option by name: what was used, and what was asked for where that is something else."""
-    return [
+    """Return every option as (name, what was used, what was asked for); the last is None if it is the same.
+
+    After them comes what was used and is no option, such as `weights`.
+    """
+    options = [
         (name, used, None if used == asked else _value(asked))
         for name, asked in report.options.items()
         for used in [report.used.get(name, asked)]
     ]
+    return options + [(name, used, None) for name, used in report.used.items() if name not in report.options]
 
 
 def _standing(difference: Interval | None) -> tuple[str, str]:
-    """What is proven, as (style, words)."""
+    """Say what is proven, as (style, words)."""
     if difference is None:
         return "open", "Unproven"
     if difference.low > 0:
@@ -84,7 +88,7 @@ def _standing(difference: Interval | None) -> tuple[str, str]:
 
 
 def _reach(difference: Interval | None) -> float:
-    """How far the axis of the difference goes to either side of zero."""
+    """Return how far the axis of the difference goes to each side of zero."""
     largest = max(abs(difference.low), abs(difference.high)) if difference else 0.0
     return next((reach for reach in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5) if largest <= reach), 1.0)
 
@@ -104,12 +108,12 @@ def _template() -> Template:
 
 
 def _number(number: float, places: int = 4) -> str:
-    """A number in so many significant digits, as short as it goes: 0.001, 1.5e-05, 12.31."""
+    """Return a number as short text with at most `places` significant digits: 0.001, 1.5e-05, 12.31."""
     return f"{number:.{places}g}".replace("-", "−") if math.isfinite(number) else "not finite"
 
 
 def _value(value: Any) -> str:
-    """An option's value as a reader writes it."""
+    """Return an option's value as a user writes it."""
     if value is None:
         return "by default"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

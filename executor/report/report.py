@@ -1,4 +1,4 @@
-"""What the report of a run says, and how it is kept: `report.json`, from which it can be rendered again."""
+"""What the report of a run says. It is kept as `report.json`, from which the page can be made again."""
 
 import json
 from pathlib import Path
@@ -25,34 +25,37 @@ from .parts import (
     Text,
 )
 
-FORMAT = 2  # of report.json; 1 had less, and is still read
+FORMAT = 2  # of report.json; format 1 had fewer fields and is still read
 READABLE = (1, 2)
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Report:
-    """Everything that the report of a run says. Texts are not trusted: all of them are escaped.
+    """Everything that the report of a run says. No text is trusted: the page escapes all of them.
 
     Attributes:
         base: The version that the run started from.
         created_at, started_at, ended_at: ISO 8601.
-        train_documents: Usable ones received for training, those held out from training included.
-        held_out: Of these, held out by `val_split`.
-        skipped: Quarantined documents; `problems` lists the first of them as (id, reason).
-        classes: Different labels; None unless it is class data.
+        train_documents: Usable documents received for training, with those that were held out later.
+        held_out: How many of these `val_split` held out.
+        skipped: How many documents were quarantined; `problems` lists the first of them as (id, reason).
+        classes: How many different labels there are; None unless it is class data.
         options: The training options by name; JSON values.
         history: One list per measured value, one entry per epoch.
-        metrics: Those of `METRICS`; empty if nothing was measured, and then `difference` and `outcomes` are None.
-        difference: Of mAP@R, after - before, paired by query.
-        queries: Scored ones; `queries_skipped` had nothing to find.
-        promoted: None: not decided.
-        choosing: Train documents, not among the held out ones, that the best epoch was chosen by; then the history's
-            metrics are of these.
-        served: The version that the tuned model is measured against, served when the training ended; None: as `base`.
-        used: What was used for an option, by its name, where that is not what the option says, such as `auto`.
+        metrics: By the names in `METRICS`. If nothing was measured, it is empty, and `difference` and `outcomes` are
+            None.
+        difference: Of mAP@R, after minus before, query by query.
+        queries: How many queries were scored; `queries_skipped` more had nothing to find.
+        promoted: Whether the model is served; None: not decided yet.
+        choosing: How many train documents were kept to choose the best epoch by. They are not among the held out ones.
+            If there are any, the metrics in the history are theirs.
+        served: The version that was served when the training ended, with which the tuned model is compared; None: it is
+            `base`.
+        used: What was used for an option, by its name, if the option itself does not say so, such as `auto`. Also
+            `weights`: of which epoch the weights are.
         model: The tuned model; None: not known.
-        by_class: Of class data, every class that has queries.
-        confusions: The pairs of classes that the tuned model confuses most, with `confusion_queries` looked through.
+        by_class: For class data, every class that has queries.
+        confusions: The pairs of classes that the tuned model confuses most, found by `confusion_queries` queries.
         label_errors: None: the labels were not checked.
         copies: Copies found, as (document, its copy, what was done).
     """
@@ -92,7 +95,7 @@ class Report:
 
 
 def compare(before: Scores, after: Scores) -> tuple[dict[str, Change], Interval, Outcomes]:
-    """Return `metrics`, `difference` and `outcomes` of a report. Raises: ValueError: they are of different queries."""
+    """Return `metrics`, `difference` and `outcomes` of a report. Raises: ValueError: the queries are not the same."""
 
     def interval(scores: Scores, name: str, mean: float) -> Interval:
         low, high = scores.interval(name)
@@ -113,14 +116,14 @@ _SAVED: TypeAdapter[Report] = TypeAdapter(Report)
 
 
 def to_json(report: Report) -> str:
-    """Return what `load` reads."""
+    """Return the report as JSON, which `load` reads."""
     return json.dumps({"format": FORMAT, **_SAVED.dump_python(report, mode="json")}, allow_nan=False)
 
 
 def load(folder: Path) -> Report:
     """Read the report that was saved in a folder.
 
-    Raises: NotFound: there is no report. WorkspaceError: it is damaged, or of a release with another format.
+    Raises: NotFound: there is no report. WorkspaceError: it is damaged, or has the format of another release.
     """
     file = folder / "report.json"
     try:

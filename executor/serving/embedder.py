@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..compute.threads import in_brief_thread
-from ..documents import ERROR_TAG, MODEL_TAG
+from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
 from ..errors import Overloaded
 from ..parameters import ExecutorOptions
 from ..store.workspace import Workspace
@@ -38,9 +38,10 @@ GATHER_SECONDS = 0.005  # a batch waits at most this long for its next image
 
 @dataclass(frozen=True)
 class Version:
-    """A loaded model version and its `preprocess`, which turns a document into model input."""
+    """A loaded model version, the space of its embeddings, and its `preprocess`, from a document to model input."""
 
     name: str
+    space: str
     model: "EmbeddingModel"
     preprocess: Callable[[Any], Any]
     device: torch.device
@@ -169,6 +170,7 @@ class Embedder:
     def _load(self, name: str) -> Version:
         from ..compute.device import choose_device
         from ..loading.content import make_preprocess
+        from ..models.saving import space_of
         from ..models.versions import load_version
         from .inference import choose_path, is_light
 
@@ -178,14 +180,15 @@ class Embedder:
         size, folder = model.preprocessing.size, self._workspace.model_folder(name)
         light = not plain and is_light(model, size, device)
         bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light)
-        return Version(name, model, make_preprocess(self._options, model), device, bf16, light, graph)
+        space = space_of(folder)
+        return Version(name, space, model, make_preprocess(self._options, model), device, bf16, light, graph)
 
     def _prepare(self, parts: list[Any], version: Version, request: _Request) -> None:
         """Decode documents and pass them to the model's thread."""
         for doc in parts:
             doc.embedding = None
-            doc.tags.pop(ERROR_TAG, None)
-            doc.tags.pop(MODEL_TAG, None)
+            for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG):
+                doc.tags.pop(tag, None)
             try:
                 content = version.preprocess(doc)
             except Exception as error:  # an error of one document must not affect the others
@@ -244,6 +247,7 @@ class Embedder:
             for item, embedding in zip(batch, embeddings, strict=True):
                 item.doc.embedding = embedding
                 item.doc.tags[MODEL_TAG] = item.version.name
+                item.doc.tags[SPACE_TAG] = item.version.space
         for item in batch:
             item.request.finished(1)
 

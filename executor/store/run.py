@@ -63,6 +63,7 @@ class Progress:
     better: bool | None = None  # than `served`, as proven on documents that were held out; None: there is no proof
     served: str | None = None  # the version that was served when the tuned model was measured
     warnings: list[str] = field(default_factory=list)
+    space: str | None = None  # of the embeddings of the tuned model
     verdict: str | None = None
     error: str | None = None
     device: str | None = None

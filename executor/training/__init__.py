@@ -7,6 +7,8 @@ config.py        the settings of the loop
 state.py         save the state of a training, and restore it
 optimizer.py     parameter groups, learning rate schedule, averages of weights
 gradients.py     compute the gradient of a batch, whole or in parts, in one process or several
+norms.py         batch norms that keep the statistics of a pretrained network
+new_head.py      start a new projection head as principal components
 losses.py        losses by name, for each kind of data
 precision.py     choose fp32 or bf16 by measurement
 features.py      train only the head, on features that are kept

@@ -16,5 +16,6 @@ class TrainConfig:
     micro_batch: int | None = None  # items in memory at a time; None: the whole batch
     ema: float = 0.0  # decay of the moving average of the weights; 0: no average
     wise_ft: float = 1.0  # share of the tuned weights in the final ones
+    fixed_norms: bool = False  # whether batch norms keep the statistics that they have
     bf16: bool = False
     seed: int = 0

@@ -20,6 +20,7 @@ from ..loading.loader import Loader
 from .config import TrainConfig
 from .gradients import Gradients
 from .micro_batch import MicroBatch
+from .norms import set_training
 from .optimizer import interpolated, moving_average, parameter_groups, trainable_parameters, warmup_cosine
 from .state import TrainState, copy, note, restore, snapshot
 
@@ -71,7 +72,7 @@ def train(
     """Train `model` in place and return the final state.
 
     Args:
-        evaluate: measures the model after each epoch, for the history.
+        evaluate: measures the model after each epoch, for the history; nothing where there is nothing to find.
         choosing: whether the weights of the best epoch are kept, by the value that `score` names (higher is better);
             else those of the last. False where the same documents prove the model: what proves must choose nothing.
         save: called after every step with a function that makes the state, and whether an epoch has ended.
@@ -110,7 +111,7 @@ def train(
         micro_batch=micro_batch or MicroBatch(config.micro_batch),
         ranks=ranks,
     )
-    model.train()
+    set_training(model, fixed_norms=config.fixed_norms)
     loss.train()
     while state.epoch < config.epochs and not out_of_patience(state, config):
         for batch in loader.epoch(state.epoch, first=state.step):
@@ -137,10 +138,11 @@ def train(
         note(state.history, "learning_rate", optimizer.param_groups[0]["lr"])
         if evaluate is not None:
             measured = evaluate(measured_model)
-            model.train()
+            set_training(model, fixed_norms=config.fixed_norms)
             for name, number in measured.items():
                 note(state.history, name, number)
-            if choosing and (state.best_score is None or measured[score] > state.best_score):
+            better = score in measured and (state.best_score is None or measured[score] > state.best_score)
+            if choosing and better:
                 state.best_score, state.best_epoch = measured[score], state.epoch
                 best_model = copy(measured_model.state_dict())
         state.epoch, state.step, state.loss_sum = state.epoch + 1, 0, 0.0

@@ -1,5 +1,6 @@
 """Make the parts of a training from its options: the sampler, loss, loader and configuration."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +23,9 @@ from ..models.model import EmbeddingModel
 from ..parameters import TrainingOptions
 from .config import TrainConfig
 from .losses import build_loss
+from .norms import has_seen_images
 
-SCRATCH_LEARNING_RATE = 1e-3
+NEW_LEARNING_RATE = 1e-3  # of weights that start random: a whole network, a head, low-rank updates
 PRETRAINED_LEARNING_RATE = 1e-4
 VIEWS = 2  # of each unlabeled document in a batch
 
@@ -47,9 +49,11 @@ def prepare_model(model: nn.Module, options: TrainingOptions) -> None:
 
 
 def finish_model(model: nn.Module, options: TrainingOptions) -> None:
-    """Merge the low-rank updates of a trained model into its weights, if it has any."""
-    if isinstance(model, EmbeddingModel) and options.lora_rank:
-        merge_lora(model)
+    """Merge the low-rank updates of a trained model into its weights, if it has any; its head is no longer new."""
+    if isinstance(model, EmbeddingModel):
+        model.head_is_new = False
+        if options.lora_rank:
+            merge_lora(model)
 
 
 def make_sampler(dataset: Dataset, items: np.ndarray, options: TrainingOptions) -> Sampler:
@@ -109,12 +113,12 @@ def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, d
     return loss.to(device)
 
 
-def make_config(options: TrainingOptions, model: nn.Module, *, bf16: bool) -> TrainConfig:
-    """Return the loop's configuration for `model`."""
-    default = PRETRAINED_LEARNING_RATE if is_pretrained(model) else SCRATCH_LEARNING_RATE
+def make_config(options: TrainingOptions, model: nn.Module, *, documents: int, bf16: bool) -> TrainConfig:
+    """Return the loop's configuration for `model` on so many train documents."""
+    pretrained = is_pretrained(model)
     return TrainConfig(
-        epochs=options.epochs,
-        learning_rate=options.learning_rate or default,
+        epochs=options.epochs or default_epochs(documents, pretrained=pretrained),
+        learning_rate=options.learning_rate or default_rate(model, options),
         backbone_rate=options.backbone_rate,
         weight_decay=options.weight_decay,
         warmup=options.warmup,
@@ -122,15 +126,28 @@ def make_config(options: TrainingOptions, model: nn.Module, *, bf16: bool) -> Tr
         micro_batch=options.micro_batch,
         ema=options.ema,
         wise_ft=options.wise_ft,
+        fixed_norms=pretrained if options.norm_statistics == "auto" else options.norm_statistics == "fixed",
         bf16=bf16,
         seed=options.seed,
     )
 
 
+def default_rate(model: nn.Module, options: TrainingOptions) -> float:
+    """Return the learning rate by what is trained: a whole pretrained network, or new weights only."""
+    only_new = isinstance(model, EmbeddingModel) and (model.is_backbone_frozen or bool(options.lora_rank))
+    return PRETRAINED_LEARNING_RATE if is_pretrained(model) and not only_new else NEW_LEARNING_RATE
+
+
+def default_epochs(documents: int, *, pretrained: bool) -> int:
+    """Return how many epochs to train for: the steps grow with the square root of the number of documents."""
+    wanted = round(10 * math.sqrt(1000 / documents))
+    return min(max(wanted, 3 if pretrained else 10), 30)
+
+
 def is_pretrained(model: nn.Module) -> bool:
-    """Whether the model starts from pretrained weights, as far as we know: those of transformers do."""
+    """Whether the model was trained before: those of transformers were, and all whose batch norms have met images."""
     backbone = model.backbone if isinstance(model, EmbeddingModel) else model
-    return hasattr(getattr(backbone, "config", None), "model_type")
+    return hasattr(getattr(backbone, "config", None), "model_type") or has_seen_images(backbone)
 
 
 def example_inputs(

@@ -16,17 +16,17 @@ _log = logging.getLogger(__name__)
 class ProgressBar(Watcher):
     """Shows the epoch, loss, images per second and time left. If it is not visible, messages go to the log."""
 
-    def __init__(self, epochs: int, *, visible: bool) -> None:
+    def __init__(self, *, visible: bool) -> None:
         self._meter = Meter()
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} images/s  {task.fields[left]} left"),
             console=Console(stderr=True),
             disable=not visible,
         )
-        self._task = self._bar.add_task("", total=None, epoch=0, loss="–", speed="–", left="–")
+        self._task = self._bar.add_task("", total=None, epoch=0, epochs="–", loss="–", speed="–", left="–")
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -42,9 +42,10 @@ class ProgressBar(Watcher):
         else:
             self._bar.console.print(sentence, highlight=False)
 
-    def begin(self, before: Measured | None, steps: int) -> None:
+    def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         """Start measuring the speed and the time left."""
         self._meter = Meter()
+        self._bar.update(self._task, epochs=epochs)
 
     def filled(self, filling: Filling) -> None:
         """Show how many features of a frozen backbone are computed."""

@@ -1,4 +1,4 @@
-"""The recipe, once: what the service's trainer does with a run, and `fit()` with what it is given."""
+"""The recipe of a training. The service's trainer and `fit()` share it."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -22,7 +22,17 @@ from .features import FILL_BATCH, choose_trainee
 from .loop import NonFiniteLoss, train
 from .losses import loss_name
 from .micro_batch import MicroBatch
-from .parts import embedding_size, example_inputs, finish_model, fit_memory, make_config, make_loader, make_loss
+from .new_head import start_new_head
+from .parts import (
+    embedding_size,
+    example_inputs,
+    finish_model,
+    fit_memory,
+    is_pretrained,
+    make_config,
+    make_loader,
+    make_loss,
+)
 from .precision import choose_bf16, choose_bf16_once
 from .state import TrainState
 from .watching import Watcher
@@ -30,14 +40,14 @@ from .watching import Watcher
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is trained on, and what is measured on.
+    """What to train on, and what to measure on.
 
     Attributes:
         items: (N,) the indices of `dataset` to train on.
-        eval_set: what the model is proven on, and nothing chosen by. choose_set: what the best epoch is chosen by.
-        cache: of the images of `dataset`; None where its documents may give another content each time.
-        same_content: whether they are known to give the same content each time.
-        augment: of the content of a batch.
+        eval_set: proves the model, and chooses nothing. choose_set: chooses the best epoch.
+        cache: holds the images of `dataset`; None if a document may have another content at each access.
+        same_content: whether every document is known to have the same content at each access.
+        augment: changes the content of a batch.
     """
 
     dataset: Dataset
@@ -51,11 +61,11 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What lets a training go on where it was stopped.
+    """What a training needs to go on where it was stopped.
 
     Attributes:
-        folder: for what is chosen or computed once. done: steps that the state to go on from has made.
-        resume: loads that state. save, stop: as `loop.train` takes them.
+        folder: where to keep what is chosen or computed once. done: how many steps were made before.
+        resume: loads the state after these steps. save, stop: as `loop.train` takes them.
     """
 
     folder: Path | None = None
@@ -73,13 +83,18 @@ class Outcome:
     """What a training did.
 
     Attributes:
-        history: per epoch. before, after: the base and the tuned model on the eval set, if there is one.
-        used: what was used for an option that does not say so itself, by its name; JSON values.
+        history: one list per value, one entry per epoch.
+        before, after: what the base and the tuned model did on the eval set, if there is one.
+        weights: which weights the tuned model has, in words, such as "of epoch 3 of 5".
+        chosen_by: how many documents chose that epoch; 0: none, and it is the last epoch.
+        used: what was used for the options that do not say so themselves, by name, and the `weights`; JSON values.
     """
 
     history: dict[str, list[float]]
     before: Measured | None
     after: Measured | None
+    weights: str
+    chosen_by: int = 0
     used: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,13 +111,13 @@ def fine_tune(
     ranks: Ranks = ALONE,
     keeping: Keeping = NOTHING_KEPT,
 ) -> Outcome:
-    """Train `model` in place, on `device` already; it is left in evaluation mode.
+    """Train `model` in place. It is on `device` already, and is in evaluation mode afterwards.
 
     Args:
         model: as `parts.prepare_model` leaves it.
-        base: makes the model that is measured before; by default `model` itself is.
-        max_cache_bytes: of the features of a frozen backbone.
-    Raises: NotTrainable: nothing can be learned, or measured, from these documents; or the loss became no number.
+        base: makes the model that is measured before the training; by default this is `model` itself.
+        max_cache_bytes: limit for the features of a frozen backbone.
+    Raises: NotTrainable: the documents give nothing to learn or to measure, or the loss is no longer finite.
         Whatever `watcher` raises.
     """
 
@@ -116,6 +131,8 @@ def fine_tune(
         watcher.say("patience has no effect: the documents are too few to keep some of them to choose by.")
     count = at_a_time(options.batch_size)
     inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
+    if is_pretrained(model):  # the components of random features would say nothing
+        start_new_head(model, task.dataset, task.items, task.cache, seed=options.seed, device=device)
     options = fit_memory(options, loader, watcher.say)
     loss = make_loss(task.dataset, options, embedding_size(model, inputs), device)
 
@@ -124,12 +141,12 @@ def fine_tune(
             return choose_bf16(options.precision, model, inputs, device)
         return choose_bf16_once(keeping.folder / "precision", options.precision, model, inputs, device)
 
-    config = make_config(options, model, bf16=ranks.agree(in_bf16))
+    config = make_config(options, model, documents=len(task.items), bf16=ranks.agree(in_bf16))
     before = None
     if task.eval_set is not None:
         watcher.evaluating()
         before = _measured(task.eval_set, model if base is None else base().to(device))
-    watcher.begin(before, loader.sampler.steps(config.epochs))
+    watcher.begin(before, config.epochs, loader.sampler.steps(config.epochs))
     trainee = choose_trainee(
         model,
         loader,
@@ -174,6 +191,8 @@ def fine_tune(
     finish_model(model, options)
     watcher.ended(state.history)
     after = None if task.eval_set is None else task.eval_set.measure(model)
+    chosen_by = 0 if task.choose_set is None or state.best_score is None else task.choose_set.documents
+    weights = _kept_weights(state, options, chosen=chosen_by > 0)
     used = {
         "loss": loss_name(options.loss, task.dataset.kind),
         "learning_rate": config.learning_rate,
@@ -181,10 +200,17 @@ def fine_tune(
         "micro_batch": micro_batch.at(state.done) or "the whole batch",
         "feature_views": trainee.kept_views,
         "epochs": state.epoch,
+        "weights": weights,
     }
     if isinstance(loader.sampler, ClassSampler):
         used["num_items_per_class"] = loader.sampler.items
-    return Outcome(history=state.history, before=before, after=after, used=used)
+    return Outcome(history=state.history, before=before, after=after, weights=weights, chosen_by=chosen_by, used=used)
+
+
+def _kept_weights(state: TrainState, options: TrainingOptions, *, chosen: bool) -> str:
+    """Say which weights the model has. Args: chosen: whether an epoch was chosen; else they are the last ones."""
+    epoch = f"epoch {state.best_epoch + 1} of {state.epoch}" if chosen else "the last epoch"
+    return f"averaged up to {epoch}" if options.ema else f"of {epoch}"
 
 
 def _measured(eval_set: EvalSet, base: nn.Module) -> Measured:

@@ -14,7 +14,7 @@ class Watcher:
     def evaluating(self) -> None:
         """A model is being measured."""
 
-    def begin(self, before: Measured | None, steps: int) -> None:
+    def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         """The first step comes next. Args: before: scores of the base on the eval set. steps: number in all epochs."""
 
     def filled(self, filling: Filling) -> None:

@@ -1,6 +1,7 @@
 """What runs in the trainer process, `python -m executor train`.
 
 trainer.py        one run, from its spool to its model
+conclusion.py     what follows a training: measuring, judging, saving
 run_documents.py  its documents as they arrive, and the datasets made of them
 decoding.py       tries each document once and quarantines those that do not decode
 inspection.py     what else is seen of the documents: groups, odd tags

@@ -1,4 +1,4 @@
-"""The judgement of a training that has ended: the proof, and what to know before trusting the model."""
+"""Judges a model that has been trained: whether it is proven better, and what to know before trusting it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from ..evaluation.proof import caution, paired_difference, verdict
 from ..loading.datasets import ClassDataset
 from ..training.recipe import Outcome, Task
 
-HARDLY = 0.02  # a loss that fell by a smaller share has hardly fallen
-SHOWN = 5  # examples named in a sentence
+HARDLY = 0.02  # if the loss fell by a smaller share than this, it has hardly fallen
+SHOWN = 5  # examples that a sentence names
 ALL_THE_SAME = "To serve it all the same, call /promote with its name, or train with promote='always'."
 
 
@@ -22,8 +22,9 @@ class Judgement:
     """What was found.
 
     Attributes:
-        better: than the version served; None: there is no proof. verdict: in words.
-        metrics: `served/<metric>` and `tuned/<metric>`, and `…/unseen/<metric>` on classes that were held out whole.
+        better: whether the model is better than the version served; None: there is no proof.
+        verdict: the same in words.
+        metrics: `served/<metric>` and `tuned/<metric>`, and `…/unseen/<metric>` on the classes held out whole.
         warnings: most important first.
     """
 
@@ -47,12 +48,14 @@ def judge(
     """Judge a tuned model.
 
     Args:
-        served: the version served now, on the eval set. whole_classes: the classes held out whole.
-        unproven: why there is no eval set. noticed: warnings about the documents.
+        served: what the version served now did on the eval set; None: there is no eval set.
+        whole_classes: the classes held out whole. unproven: why there is no eval set.
+        noticed: warnings about the documents.
     """
     warnings = [*noticed, *_about_classes(task), *_about_loss(outcome.history)]
+    weights = _about_weights(outcome)
     if outcome.after is None or served is None:
-        return Judgement(better=None, verdict=f"{unproven} {ALL_THE_SAME}", warnings=warnings)
+        return Judgement(better=None, verdict=f"{unproven} {weights} {ALL_THE_SAME}", warnings=warnings)
     better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by)
     metrics = {f"served/{name}": value for name, value in served.scores.mean().items()}
     metrics |= {f"tuned/{name}": value for name, value in outcome.after.scores.mean().items()}
@@ -72,13 +75,14 @@ def judge(
             f"{outcome.after.scores.queries} queries only a gain of about {(high - low) / 2:.3f} shows. Send more "
             "labelled documents, of more classes above all."
         )
-    return Judgement(better=better, verdict=sentence, metrics=metrics, warnings=warnings)
+    return Judgement(better=better, verdict=f"{sentence} {weights}", metrics=metrics, warnings=warnings)
 
 
 def why_unproven(task: Task, val_split: float | str, documents: int, *, given: bool = False) -> str:
     """Say why there is no eval set.
 
-    Args: documents: usable ones for training. given: whether there were eval documents, all of which were left out.
+    Args: documents: how many train documents can be used. given: whether there were eval documents. All of them were
+            left out then.
     """
     if given:
         reason = "Every eval document belongs to a train document, so none of them proves anything."
@@ -96,10 +100,18 @@ def why_unproven(task: Task, val_split: float | str, documents: int, *, given: b
     return f"The model is unproven: {reason}"
 
 
+def _about_weights(outcome: Outcome) -> str:
+    """Say which weights the model has, and why these."""
+    why = "the documents are too few to choose an epoch by"
+    if outcome.chosen_by:
+        why = f"the best on {outcome.chosen_by} documents kept to choose by"
+    return f"It has the weights {outcome.weights}: {why}."
+
+
 def _unseen(
     task: Task, outcome: Outcome, served: Measured, whole_classes: tuple[int, ...]
 ) -> tuple[dict[str, float], str, bool] | None:
-    """Metrics on the classes held out whole, a sentence, and whether the tuned model is proven worse on them."""
+    """Return metrics on the classes held out whole, a sentence, and whether the model is proven worse on them."""
     if not whole_classes or task.eval_set is None or outcome.after is None:
         return None
     of_unseen = np.isin(task.eval_set.labels, whole_classes)

@@ -1,6 +1,6 @@
-"""Which documents of a run belong together, so that none of them proves what the others have taught.
+"""Finds the documents of a run that belong together. They stay on one side: all for training, or all for the proof.
 
-These are the items of a session, the documents of one of the user's groups, and copies of one picture.
+The items of a session belong together, so do the documents of a group that the user named, and copies of a picture.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from ..evaluation.fingerprints import THUMBNAIL, Fingerprint, fingerprint, share
 from ..evaluation.hold_out import document_numbers, together
 from ..loading.datasets import ClassDataset, Dataset
 
-MOST_LOOKED_AT = 50_000  # documents whose pictures are compared; of more, and of small ones, only equal ones are found
+MOST_LOOKED_AT = 50_000  # documents whose pictures are compared; among further ones only equal pictures are found
 FLATTERING = (
-    0.05  # of the held-out pictures: of one visit to a shop 20 to 23 % resemble others so, of another visit 1 %
+    0.05  # of the held-out pictures; among pictures of one visit to a shop it was 20 to 23 %, of another visit 1 %
 )
-SMALLEST_LOOKED_AT = 64  # pixels a side: smaller pictures have too little detail to tell copies from likes
+SMALLEST_LOOKED_AT = 64  # pixels a side; in smaller ones a copy looks like any similar picture
 _NOTHING_TO_SEE = np.zeros((THUMBNAIL, THUMBNAIL), np.uint8)
 
 
@@ -29,7 +29,7 @@ class Side:
     """The documents for training, or those for evaluation.
 
     Attributes:
-        groups: the user's group of each document, or None. prints: the fingerprint of each; None: it cannot be used.
+        groups: the user's group of each document, or None. prints: its fingerprint; None: it cannot be used.
     """
 
     dataset: Dataset
@@ -42,11 +42,11 @@ class Kinship:
     """What belongs together.
 
     Attributes:
-        train: (N,) int64, of the items of the train dataset: equal numbers belong together. eval: (M,) the same of the
-            eval dataset. related: (M,) bool, the eval items that belong to a train item.
-        copies: documents that are copies of another one, of both sides.
-        pairs: numbers of documents of which the second is a copy of the first; those for evaluation are counted on from
-            those for training.
+        train: (N,) int64, a number for each item of the train dataset. Items with equal numbers belong together.
+        eval: (M,) the same for the eval dataset. related: (M,) bool, whether an eval item belongs to a train item.
+        copies: how many documents of both sides are copies of another one.
+        pairs: numbers of two documents, of which the second is a copy of the first. The numbers of the eval documents
+            follow those of the train documents.
     """
 
     train: np.ndarray
@@ -57,7 +57,7 @@ class Kinship:
 
 
 def print_of(content: Any, number: int) -> Fingerprint:
-    """The fingerprint of the content of document `number`."""
+    """Return the fingerprint of a document's content. Args: number: of the document in its split."""
     if not isinstance(content, np.ndarray):
         digest = hashlib.blake2b(content if isinstance(content, bytes) else repr(content).encode(), digest_size=16)
         return Fingerprint(digest.digest(), _NOTHING_TO_SEE)
@@ -69,10 +69,11 @@ def print_of(content: Any, number: int) -> Fingerprint:
 def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np.ndarray]) -> Kinship:
     """Find what belongs together.
 
-    Args: image: of a document, (H, W, 3) uint8; it gets whether that is for training, and its number.
+    Args: image: returns the image of a document, (H, W, 3) uint8. It gets whether the document is for training, and
+            its number.
     """
     sides = [train] if eval is None else [train, eval]
-    prints = [found for side in sides for found in side.prints]  # of all documents, one side after the other
+    prints = [found for side in sides for found in side.prints]  # first all of one side, then all of the other
     looked_at = [number for number, found in enumerate(prints) if found is not None and found.thumbnail.any()]
 
     def at(place: int) -> np.ndarray:
@@ -83,7 +84,7 @@ def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np
     alike = find_copies([found for found in prints if found is not None and found.thumbnail.any()], at)
     pairs = [(looked_at[one], looked_at[other]) for one, other in alike]
     first: dict[bytes, int] = {}
-    for number, found in enumerate(prints):  # equal ones, among all
+    for number, found in enumerate(prints):  # equal content, also of small images and beyond the limit
         if found is not None and first.setdefault(found.digest, number) != number:
             pairs.append((first[found.digest], number))
     groups = [group for side in sides for group in side.groups]
@@ -96,7 +97,7 @@ def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np
 
 
 def flattery(train: Side, learned: np.ndarray, other: Side, proving: np.ndarray) -> str | None:
-    """Warn if many pictures that prove a model are nearly the same as one of their label that it has learned from.
+    """Warn if many pictures that prove a model nearly equal a picture of their label that it was trained on.
 
     Args: learned: (N,) items of `train`. proving: (M,) items of `other`, which may be the same side.
     """
@@ -116,6 +117,6 @@ def flattery(train: Side, learned: np.ndarray, other: Side, proving: np.ndarray)
 
 
 def _labelled(side: Side, dataset: ClassDataset, items: np.ndarray) -> list[tuple[Fingerprint, Label]]:
-    """The fingerprints and labels of items whose picture is looked at."""
+    """The fingerprints and labels of those items whose pictures are compared."""
     found = [(side.prints[item], dataset.classes[dataset.labels[item]]) for item in items.tolist()]
     return [(known, label) for known, label in found if known is not None and known.thumbnail.any()]

@@ -1,4 +1,4 @@
-"""Looks for wrong labels among the documents of a run, with one more look at each by two models."""
+"""Looks for wrong labels among the documents of a run. Two models embed each document once more for that."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from ..models.model import EmbeddingModel
 from ..report.naming import label_of, name_of
 from ..report.parts import LabelErrors, Suspect
 
-MOST = 20_000  # documents that are checked; of more, so many at random
+MOST = 20_000  # documents that are checked; if there are more, a random choice of them
 SHOWN = 20
-AT_ONCE = 1000  # documents embedded between two looks at whether to stop
+AT_ONCE = 1000  # documents embedded between two calls of `check`
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Part:
 
     Attributes:
         name: `train`, `held out` or `eval`.
-        units: (N,) int64 of the items, equal in all parts for what belongs together.
+        units: (N,) int64, a number for each item. Items of any part with equal numbers belong together.
     """
 
     name: str
@@ -45,12 +45,12 @@ def check_labels(
     device: torch.device,
     ranks: Ranks,
 ) -> LabelErrors | None:
-    """Return which labels are probably wrong; None: the documents are no class data, too few, or cannot be read.
+    """Return which labels are probably wrong; None: this is no class data, or it is too little, or cannot be read.
 
     Args:
-        parts: no two of which share an item. untrained: a model that was trained on none of these labels.
-        prepared_for: returns the documents with their images prepared for a model.
-        check: called now and then; raises to stop the work.
+        parts: no two share an item. untrained: a model that was not trained on these labels.
+        prepared_for: returns the documents with their images preprocessed for a model.
+        check: called now and then; it raises an exception to stop the work.
     """
     parts = [part for part in parts if part.items.dataset.kind == "class" and len(part.items.items)]
     if not parts:
@@ -61,7 +61,7 @@ def check_labels(
             np.concatenate([_embed(features_of(model), prepared_for(model, part.items), check) for part in parts])
             for model in (untrained.to(device), tuned)
         ]
-    except BadDocument:  # it was there while the model was trained; the report does without
+    except BadDocument:  # an image has disappeared since the training; the report does without the check
         if not ranks.alone:
             raise
         return None
@@ -74,7 +74,7 @@ def check_labels(
 
 
 def features_of(model: EmbeddingModel) -> nn.Module:
-    """Return what the model makes of images without its head; with it, where the head alone has been trained."""
+    """Return the model without its head. Where only the head was trained, return it with the head."""
     if model.is_backbone_frozen:
         return model
     backbone = Backbone(module=model.backbone, preprocessing=model.preprocessing, options=model.options)
@@ -82,7 +82,7 @@ def features_of(model: EmbeddingModel) -> nn.Module:
 
 
 def _sampled(parts: list[Part]) -> list[Part]:
-    """At most `MOST` documents, of each part as large a share as of the others."""
+    """Return at most `MOST` documents: the same share of each part."""
     total = sum(len(part.items.items) for part in parts)
     if total <= MOST:
         return parts
@@ -104,7 +104,7 @@ def _embed(model: nn.Module, items: EvalSet, check: Callable[[], None]) -> np.nd
 
 
 def _joined_labels(parts: list[Part]) -> tuple[np.ndarray, list[str]]:
-    """Return one numbering of the labels of all parts, (N,) int64, and their names."""
+    """Number the labels of all parts alike. Return the number of each item's label, (N,) int64, and the names."""
     numbers: dict[object, int] = {}
     labels = []
     for part in parts:

@@ -22,7 +22,7 @@ class ProgressWriter:
     """
 
     def __init__(self, store: RunStore, run: Run, ranks: Ranks) -> None:
-        self.now = Progress(phase="starting", epochs=run.options.epochs)
+        self.now = Progress(phase="starting", epochs=run.options.epochs or 0)
         self._store = store
         self._run = run.name
         self._ranks = ranks

@@ -1,4 +1,4 @@
-"""Writes the report of a training, with what its options do not say: what `auto` became, and which model it was."""
+"""Writes the report of a training. It adds what the options do not say: what `auto` became, and which model it was."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..store.runs import RunStore
 from ..training.recipe import Outcome, Task
 from .judgement import Judgement
 
-SAMPLED = 16  # images whose sizes are looked at
+SAMPLED = 16  # images whose size is measured
 
 
 def write_report(
@@ -35,9 +35,10 @@ def write_report(
     label_errors: LabelErrors | None,
     copies: list[tuple[str, str, str]],
 ) -> None:
-    """Write the report of a run that has been trained; the service adds what becomes of the model.
+    """Write the report of a run that has been trained. The service later adds what became of the model.
 
-    Args: counts: train, eval and held out documents. served: the version served now. before: that on the eval set.
+    Args: counts: train, eval and held out documents. served: the version served now. before: what that one did on the
+            eval set.
     """
     contents.write(
         store,
@@ -63,7 +64,7 @@ def write_report(
 def used_settings(
     options: TrainingOptions, outcome: Outcome, task: Task, model: EmbeddingModel, counts: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """Return what was used for each option that does not say so itself, by name; JSON values.
+    """Return what was used for the options that do not say so themselves, by name, as JSON values.
 
     Args: counts: train, eval and held out documents.
     """
@@ -78,7 +79,7 @@ def used_settings(
 
 
 def model_facts(model: EmbeddingModel, task: Task, options: ExecutorOptions) -> ModelFacts:
-    """Return which model was trained, and how large the images are that it was sent."""
+    """Return which model was trained, and how large its images were when they were sent."""
     return ModelFacts(
         name=model.config.model,
         input_size=model.preprocessing.size,
@@ -90,7 +91,7 @@ def model_facts(model: EmbeddingModel, task: Task, options: ExecutorOptions) -> 
 
 
 def _image_side(task: Task, options: ExecutorOptions) -> int | None:
-    """Return the median of the shorter sides of a few train images, in pixels; None if one cannot be read any more."""
+    """Return the median shorter side of a few train images, in pixels; None if one of them can no longer be read."""
     items = task.items[np.linspace(0, len(task.items) - 1, min(SAMPLED, len(task.items))).astype(int)]
     try:
         images = [image_of(task.dataset.document(int(item)), options.image_policy()) for item in items]

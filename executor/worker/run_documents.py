@@ -1,4 +1,4 @@
-"""The documents of a run, tried while they arrive, and the datasets for training and evaluation that they become."""
+"""The documents of a run: decoded while they arrive, then made into datasets for training and evaluation."""
 
 import copy
 import functools
@@ -31,14 +31,14 @@ from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
 
 POLL_SECONDS = 0.05
-SHOWN = 5  # documents named in a sentence
+SHOWN = 5  # documents that a sentence names
 COPIES_TOLD = 1000
 
 
 class RunDocuments:
     """Both splits of a run's spool.
 
-    Args: check: called now and then; raises what shall stop the work. warn: told what the run's history should say.
+    Args: check: called now and then; it raises an exception to stop the work. warn: adds a warning to the history.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RunDocuments:
 
     def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
         cache = None
-        if self._configuration.preprocess_fn is None:  # only the default loading is known to give the same each time
+        if self._configuration.preprocess_fn is None:  # another function may return something else each time
             size = model.preprocessing.size
             path = self._store.workspace.run_folder(self._run.name) / "images" / f"{split}-{size}"
             cache = ImageCache(size, path, max_bytes=self._configuration.max_cache_bytes, warn=self._warn)
@@ -79,7 +79,7 @@ class RunDocuments:
         )
 
     def receive(self) -> None:
-        """Decode what arrives until the service says to train. Raises: Interrupted: the run has ended instead."""
+        """Decode what arrives until the run is in training. Raises: Interrupted: the run has ended before that."""
         splits = (self._train, self._eval) if self._ranks.first else ()
         while True:
             self._check()
@@ -93,26 +93,26 @@ class RunDocuments:
                 time.sleep(POLL_SECONDS)
 
     def decode(self) -> None:
-        """Decode what is left. Raises: NotTrainable: there are no documents to train on."""
+        """Decode the rest. Raises: NotTrainable: no document can be trained on."""
         for split in (self._train, self._eval):
             split.bad_items, split.inspection = self._ranks.agree(functools.partial(self._rest_of, split))
         if not len(self._train.docs):
             raise NotTrainable("The run has no usable train documents; its problems say why.")
 
     def _rest_of(self, split: Decoded) -> tuple[set[int], Inspection]:
-        """Return the items that cannot be used, and what was seen of all."""
+        """Decode the rest of a split. Return the items that cannot be used, and what was seen of all documents."""
         while split.decode_next():
             self._check()
         return split.bad_items, split.inspection
 
     def kind(self) -> str:
-        """The kind of dataset: as asked for, or as the train documents are."""
+        """The kind of dataset: the one asked for, else the one that the train documents have."""
         return self._options.kind if self._options.kind != "auto" else kind_of(self._train.docs)
 
     def task(self, kind: str, device: torch.device, batch: int) -> Task:
-        """What is trained on, what the model is proven on and, of enough documents, what its epoch is chosen by.
+        """Divide the documents: to train on, to prove the model on and, if there are enough, to choose its epoch by.
 
-        Args: batch: images embedded at a time. Raises: NotTrainable: what was asked to be held out cannot be.
+        Args: batch: images embedded at a time. Raises: NotTrainable: `val_split` asks for more than can be held out.
         """
         make_eval = functools.partial(EvalSet, device=device, batch=batch, ranks=self._ranks)
         dataset, items = self._train.dataset(kind)
@@ -152,7 +152,7 @@ class RunDocuments:
         )
 
     def labelled_parts(self, task: Task, device: torch.device, batch: int) -> list[Part]:
-        """The documents by what they are for, to look for wrong labels in."""
+        """All usable documents in their parts, to look for wrong labels."""
         held_out = np.concatenate([self.parts.proof, self.parts.choose])
         found = []
         for name, items in (("train", task.items), ("held out", held_out)):
@@ -163,7 +163,7 @@ class RunDocuments:
         return found
 
     def copies(self) -> list[tuple[str, str, str]]:
-        """Copies as the report tells of them: (document, its copy, what was done), the first `COPIES_TOLD`."""
+        """The first `COPIES_TOLD` copies for the report, each (document, its copy, what was done)."""
         trained = len(self._train.docs)
 
         def name(number: int) -> str:
@@ -178,7 +178,7 @@ class RunDocuments:
         return [(name(one), name(other), done(one, other)) for one, other in self._kin.pairs[:COPIES_TOLD]]
 
     def eval_set_for(self, model: EmbeddingModel, like: EvalSet) -> EvalSet:
-        """The same eval set with the images prepared for another model."""
+        """Return the same eval set, with images that are preprocessed for another model."""
         if model.preprocessing == self._preprocessing:
             return like
         dataset = copy.copy(like.dataset)
@@ -188,7 +188,7 @@ class RunDocuments:
     def noticed(self) -> list[str]:
         """Warnings about the documents, most important first."""
         found = [*self._train.inspection.warnings(), *filter(None, (self._left_out, self._flattery))]
-        run = self._store.get(self._run.name)  # as it was queued
+        run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
         arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
         if run.total is not None and arrived < run.total:
             found.append(
@@ -201,14 +201,14 @@ class RunDocuments:
         def image(train: bool, number: int) -> np.ndarray:
             split, of = (self._train, dataset) if train else (self._eval, others)
             assert of is not None
-            item = int(np.searchsorted(document_numbers(of), number))  # the root comes first
+            item = int(np.searchsorted(document_numbers(of), number))  # the first item of a session is its root
             content: np.ndarray = item_content(of, item, split.cache)
             return content
 
         return find_kinship(_side(self._train, dataset), None if others is None else _side(self._eval, others), image)
 
     def _leave_out(self, others: Dataset, items: np.ndarray) -> None:
-        """Note the eval documents that prove nothing, because they belong to train documents."""
+        """Note which eval documents prove nothing, because they belong to train documents."""
         if not len(items):
             return
         numbers = np.unique(document_numbers(others)[items]).tolist()
@@ -220,19 +220,19 @@ class RunDocuments:
         )
 
     def counts(self, task: Task) -> tuple[int, int, int]:
-        """The usable documents for training and for evaluation, and how many of the former were held out."""
+        """Count the usable train and eval documents, and those train documents that are held out."""
         held_out = task.eval_set.documents if task.eval_set is not None and not len(self._eval.docs) else 0
         return len(self._train), len(self._eval), held_out
 
     def _augmentation(self, kind: str) -> Augmentation | None:
-        """A `preprocess_fn` of the operator's augments by itself, unless a pipeline is configured too."""
+        """Return the augmentation. With a `preprocess_fn` of the operator's there is none unless it is configured."""
         configured = self._configuration.augment
         if self._train.cache is None and configured is None and kind != "unlabeled":
             return None
         return load_augmentation(configured, kind, self._preprocessing.size)
 
     def _eval_kind(self, docs: DocumentArrayMemmap) -> str:
-        """Labelled eval documents prove a model that was trained without labels, too."""
+        """The kind of the eval documents. Labelled ones may also prove a model that was trained without labels."""
         if self._options.kind in ("class", "session"):
             return self._options.kind
         found = kind_of(docs)

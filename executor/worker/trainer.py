@@ -1,8 +1,8 @@
 """The trainer process: `python -m executor train --workspace FOLDER --run NAME`.
 
-It starts while its run is still receiving, loads the model and decodes what has arrived, and begins to train once
-the service has moved the run to `training`. It writes progress, checkpoints and the run's model; what becomes of the
-run is for the service to decide, from the exit code and from what lies in the run's folder.
+It starts while its run is still receiving. It loads the model, decodes the documents that have arrived, and begins to
+train when the service has moved the run to `training`. It writes progress, checkpoints and the model. The service then
+decides what becomes of the run: it looks at the exit code and into the run's folder.
 """
 
 import logging
@@ -23,8 +23,8 @@ from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
 from ..models.model import EmbeddingModel
-from ..models.saving import load_model, save_model
-from ..models.versions import ensure_base, load_version
+from ..models.saving import load_model
+from ..models.versions import ensure_base
 from ..store.files import is_full, unwritable
 from ..store.run import KILLED_FOR_MEMORY, TrainerExit
 from ..store.runs import RunStore
@@ -33,19 +33,17 @@ from ..training.features import Filling
 from ..training.loop import Interrupted, Meter, Step
 from ..training.micro_batch import TOO_LITTLE_MEMORY, MicroBatch
 from ..training.parts import prepare_model
-from ..training.recipe import Keeping, Outcome, Task, fine_tune
+from ..training.recipe import Keeping, fine_tune
 from ..training.state import TrainState
 from ..training.watching import Watcher
 from .checkpoints import load_checkpoint, save_checkpoint
-from .judgement import Judgement, judge, why_unproven
-from .label_check import check_labels
+from .conclusion import Conclusion, Trained
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
-from .reporting import write_report
 from .run_documents import RunDocuments
 
-CHECKPOINT_SECONDS = 30.0  # within an epoch
-EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint: what is lost is done again, with the same result
+CHECKPOINT_SECONDS = 30.0  # between checkpoints within an epoch
+EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint; lost epochs are trained again, with the same result
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ _log = logging.getLogger(__name__)
 def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
     """Train one run and return the exit code. Args: others: the ranks this process has started."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but the service says when to stop
     store = RunStore(Workspace(workspace))
     trainer = Trainer(store, name, ranks_of_environment(), others)
     signal.signal(signal.SIGTERM, lambda *_: trainer.interrupt())
@@ -64,7 +62,7 @@ def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
         return TrainerExit.INTERRUPTED
     except Exception as error:
         _log.exception("The run cannot go on")
-        traceback.clear_frames(error.__traceback__)  # they hold what memory may be needed for
+        traceback.clear_frames(error.__traceback__)  # they keep tensors in memory
         if not isinstance(error, FinetunerError) and not is_out_of_memory(error):
             others.end_with_the_failed()
         return trainer.give_up(error)
@@ -83,7 +81,7 @@ class Trainer(Watcher):
         self._configuration = self._run.configuration.options
         self._progress = ProgressWriter(store, self._run, ranks)
         self._interrupted = threading.Event()
-        self._history: dict[str, list[float]] | None = None  # per epoch, as the loop keeps it
+        self._history: dict[str, list[float]] | None = None  # one list per value, one entry per epoch
         self._meter = Meter()
         self._saved = time.monotonic()
         self._done = store.workspace.latest_step(name)
@@ -95,11 +93,11 @@ class Trainer(Watcher):
         )
 
     def interrupt(self) -> None:
-        """Stop after the present step, with a checkpoint."""
+        """Stop after this step and write a checkpoint."""
         self._interrupted.set()
 
     def give_up(self, error: Exception) -> TrainerExit:
-        """Say why the run cannot go on here, and return whether another attempt may."""
+        """Report why this process cannot go on. The exit code says whether another attempt may help."""
         if is_out_of_memory(error):
             try:
                 self._micro_batch.halve(self._done)
@@ -118,7 +116,7 @@ class Trainer(Watcher):
         return TrainerExit.CRASHED
 
     def run(self) -> None:
-        """Do it all. Raises: Interrupted: asked to stop. FinetunerError: the run cannot be trained."""
+        """Train the run. Raises: Interrupted: it was told to stop. FinetunerError: the run cannot be trained."""
         self._enter()
         if self._ranks.first:
             self._note_kernel_kills()
@@ -131,7 +129,7 @@ class Trainer(Watcher):
         data.receive()
         self._others.release_port()
         self._ranks.join(device)
-        self._micro_batch.reload()  # as the first rank has left it
+        self._micro_batch.reload()  # the first rank may have changed it
         self._progress.report(phase="loading")
         data.decode()
         kind = data.kind()
@@ -155,51 +153,13 @@ class Trainer(Watcher):
                 stop=self._interrupted.is_set,
             ),
         )
-        served_version = self._ranks.agree(self._store.served_now)
-        served = self._measure_served(served_version, data, task, outcome, device)
-        self._progress.report(phase="evaluating")
-        label_errors = check_labels(
-            data.labelled_parts(task, device, self._at_a_time(BATCH)),
-            load_version(self._store.workspace, self._configuration, "base"),
-            model,
-            prepared_for=data.eval_set_for,
-            check=self._check_together,
-            device=device,
-            ranks=self._ranks,
-        )
-        if self._ranks.first:
-            counts = data.counts(task)
-            judgement = judge(
-                task,
-                outcome,
-                served,
-                served_version=served_version,
-                whole_classes=data.parts.whole_classes,
-                promote_by=self._options.promote_by,
-                unproven=why_unproven(task, self._options.val_split, counts[0], given=counts[1] > 0),
-                noticed=data.noticed(),
-            )
-            self._tell(judgement, served_version)
-            save_model(model, self._store.workspace.model_folder(self._run.name))
-            write_report(
-                self._store,
-                self._run,
-                model,
-                task,
-                outcome,
-                judgement,
-                counts=counts,
-                device=str(device),
-                served=served_version,
-                before=served,
-                label_errors=label_errors,
-                copies=data.copies(),
-            )
-            self._progress.conclude()
+        conclusion = Conclusion(self._store, self._run, self._ranks, self._progress, check=self._check_together)
+        batch = self._at_a_time(BATCH)
+        conclusion.draw(Trained(model=model, data=data, task=task, outcome=outcome, device=device, batch=batch))
         self._ranks.leave()
 
     def _enter(self) -> None:
-        """Be where the service was when the run was created, with as many threads as it may have."""
+        """Use the working directory and search path of the service, and as many threads as are allowed."""
         os.chdir(self._run.configuration.directory)
         sys.path[:0] = self._run.configuration.path
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -208,9 +168,9 @@ class Trainer(Watcher):
             self._store.workspace.remove_leftovers(self._run.name)
 
     def _note_kernel_kills(self) -> None:
-        """Go on in smaller parts, once for each attempt that the kernel killed since the last halving.
+        """Halve the parts of a batch once for each attempt that the kernel has killed since the last halving.
 
-        Raises: OutOfMemory: it killed one that had one image in memory.
+        Raises: OutOfMemory: the kernel killed an attempt that had only one image in memory.
         """
         kills = 0
         for _, _, kind, message in self._store.events(self._run.name, limit=-1):
@@ -234,11 +194,11 @@ class Trainer(Watcher):
 
     @property
     def _base(self) -> Path:
-        """The version that the run starts from."""
+        """The folder of the version that the run starts from."""
         return self._store.workspace.model_folder(self._options.base)
 
     def _at_a_time(self, items: int) -> int:
-        """So many images, or fewer where earlier attempts have shown that memory does not suffice."""
+        """Return `items`, or fewer if earlier attempts ran out of memory."""
         return min(items, self._micro_batch.at(self._done) or items)
 
     def _check_interrupted(self) -> None:
@@ -246,7 +206,7 @@ class Trainer(Watcher):
             raise Interrupted
 
     def _check_together(self) -> None:
-        """The same for all ranks at once, which compute something together."""
+        """Stop all ranks if one is told to stop. They compute something together."""
         if self._ranks.any(self._interrupted.is_set()):
             raise Interrupted
 
@@ -258,13 +218,13 @@ class Trainer(Watcher):
     def evaluating(self) -> None:
         self._progress.report(phase="evaluating")
 
-    def begin(self, before: Measured | None, steps: int) -> None:
+    def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         self._meter = Meter()
         metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
-        self._progress.report(phase="training", metrics=metrics, steps=steps)
+        self._progress.report(phase="training", metrics=metrics, epochs=epochs, steps=steps)
 
     def filled(self, filling: Filling) -> None:
-        self._check_interrupted()  # what has been computed is kept
+        self._check_interrupted()  # the features that are computed are kept on disk
         if filling.done == filling.total:
             self._progress.tell("features", str(filling))
         if self._progress.is_due:
@@ -308,25 +268,3 @@ class Trainer(Watcher):
                 unsafe = "The run goes on; what it does until the next checkpoint is not safe yet."
                 self._progress.warn(f"{error} {unsafe}")
             self._saved = time.monotonic()
-
-    def _measure_served(
-        self, version: str, data: RunDocuments, task: Task, outcome: Outcome, device: torch.device
-    ) -> Measured | None:
-        """Measure the version that is served now on the documents of the proof; None if there are none."""
-        if task.eval_set is None or version == self._options.base:
-            return outcome.before
-        model = load_version(self._store.workspace, self._configuration, version).to(device)
-        return data.eval_set_for(model, task.eval_set).measure(model)
-
-    def _tell(self, judgement: Judgement, served: str) -> None:
-        """Publish the judgement, for the service to decide by."""
-        for warning in judgement.warnings:
-            self._progress.warn(warning)
-        self._progress.report(
-            metrics=self._progress.now.metrics | judgement.metrics,
-            better=judgement.better,
-            served=served,
-            verdict=judgement.verdict,
-            warnings=judgement.warnings,
-        )
-        self._progress.report(phase="saving")

@@ -1,6 +1,7 @@
-"""Fine-tune on scikit-learn's handwritten digits through a real Flow, and see what it does to the nearest neighbours.
+"""Fine-tune through a real Flow, and see what it does to the nearest neighbours.
 
-Run it by ./scripts/demo, whose --help names the options. All that it writes lies in digits-demo/.
+The images are scikit-learn's handwritten digits, or your own photographs in class folders. Run it by ./scripts/demo,
+whose --help names the options. All that it writes lies in digits-demo/ or photos-demo/.
 """
 
 import argparse
@@ -11,7 +12,10 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from docarray import DocList
@@ -27,7 +31,9 @@ from executor import Document, DocumentArray
 from executor.documents import Evaluation, RunQuery, RunStatus
 
 ROOT = Path(__file__).resolve().parent.parent
-HELD_OUT = 400
+HELD_OUT = 400  # digits
+MEASURED_SHARE = 0.25  # of the photographs of a class
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 METRICS = {"recall@1": "recall_at_1", "mAP@R": "mean_average_precision_at_r"}
 FLOW = """\
 jtype: Flow
@@ -40,52 +46,110 @@ executors:
     uses: {root}/config.yml
     workspace: {output}/workspace
     uses_with:
-      model: default
-      input_size: 32
-      trainer_threads: 1
+      model: {model}
       trainer_nice: 0
-      allowed_roots: [{output}]
+      allowed_roots: [{roots}]
 """
+# Digits have few pixels: the small network, which starts from nothing, suits them. Photographs get the default one.
+SMALL = "small\n      input_size: 32\n      trainer_threads: 1"
 
 console = Console()
 
 
+@dataclass(frozen=True)
+class Images:
+    """What the demonstration trains on, and what it measures on: no run sees these.
+
+    Attributes: model: the option and what belongs to it. options: of `/fit`. root: a folder that may be read.
+    """
+
+    train: DocumentArray
+    held_out: DocumentArray
+    model: str
+    root: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+
 def main() -> None:
-    """Write the images, serve, train, compare."""
+    """Serve, train, compare."""
     options = parse_options()
-    output = options.output.resolve()
-    docs = write_images(output / "images", count=1000 if options.quick else None)
-    train, held_out = docs[:-HELD_OUT], docs[-HELD_OUT:]
+    output = (options.output or Path("photos-demo" if options.photos else "digits-demo")).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    if options.photos:
+        images = photographs(options.photos.resolve(), quick=options.quick)
+    else:
+        images = digits(output, quick=options.quick)
+    held_out = images.held_out
     ports = [options.port + 1, options.port] if options.port else free_ports(2)
     flow_file = output / "flow.yml"
-    flow_file.write_text(FLOW.format(grpc=ports[0], http=ports[1], root=ROOT, output=output))
+    flow_file.write_text(
+        FLOW.format(grpc=ports[0], http=ports[1], root=ROOT, output=output, roots=images.root, model=images.model)
+    )
 
     console.print(f"[bold]Starting the Flow[/] of {flow_file}")
     with served(flow_file):
         client = Client(port=ports[0])
-        run = fit(client, train)
+        run = fit(client, images)
         status = asyncio.run(watch(ports[0], run))
         if status.state != "succeeded":
             sys.exit(f"Run {run} {status.state}: {status.error}")
         compare(client, held_out, run)
         picture = draw_neighbours(output / "neighbours.png", *(embed(client, held_out, of) for of in ("base", run)))
-    console.print(f"\nThe proof, on a tenth of the images sent: {status.verdict}\n", highlight=False)
+    console.print(f"\nThe proof, on images that the run held out: {status.verdict}\n", highlight=False)
     console.print(f"Nearest neighbours before and after: [bold]{picture}[/]\n", soft_wrap=True, highlight=False)
     print_next_steps(flow_file, ports[1], next(doc.uri for doc in held_out if doc.uri), run)
 
 
-def write_images(folder: Path, count: int | None) -> DocumentArray:
+def digits(output: Path, *, quick: bool) -> Images:
+    """Write the digits, and hold the last ones out."""
+    docs = write_digits(output / "images", count=1000 if quick else None)
+    return Images(docs[:-HELD_OUT], docs[-HELD_OUT:], SMALL, output, {"epochs": 6})
+
+
+def photographs(folder: Path, *, quick: bool) -> Images:
+    """Read a folder of class folders; the last quarter of each class, by the names of its files, is held out.
+
+    By name and not by chance, because photographs that follow each other often show the same moment. If the folder has
+    `train` and `test`, each with class folders, `test` is held out.
+    """
+    options = {"epochs": 1} if quick else {}
+    if all((folder / part).is_dir() for part in ("train", "test")):
+        train, held_out = labelled(folder / "train"), labelled(folder / "test")
+        known = {doc.tags["finetuner_label"] for doc in train}
+        held_out = DocumentArray(doc for doc in held_out if doc.tags["finetuner_label"] in known)
+        return Images(train, held_out, "default", folder, options)
+    train, held_out = DocumentArray(), DocumentArray()
+    for _, group in groupby(labelled(folder), key=lambda doc: doc.tags["finetuner_label"]):
+        of_class = list(group)
+        count = round(len(of_class) * (1 - MEASURED_SHARE))
+        train += of_class[:count]
+        held_out += of_class[count:]
+    return Images(train, held_out, "default", folder, options)
+
+
+def labelled(folder: Path) -> DocumentArray:
+    """Return a document for each image in the class folders, labelled by its folder."""
+    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in SUFFIXES)
+    if len({file.parent for file in files}) < 2:
+        sys.exit(f"{folder} needs a folder of images for each of at least two classes, such as {folder}/cat/1.jpg.")
+    return DocumentArray(
+        Document(id=str(file.relative_to(folder)), uri=str(file), tags={"finetuner_label": file.parent.name})
+        for file in files
+    )
+
+
+def write_digits(folder: Path, count: int | None) -> DocumentArray:
     """Write each digit as a PNG file; return documents that carry it as `uri`, `buffer` and `blob` in turn."""
     folder.mkdir(parents=True, exist_ok=True)
-    digits = load_digits()
+    known = load_digits()
     docs = DocumentArray()
-    for number in np.random.default_rng(0).permutation(len(digits.target))[:count]:
-        pixels = (255 - digits.images[number] * 15.9).astype(np.uint8)  # 16 shades, dark on light
+    for number in np.random.default_rng(0).permutation(len(known.target))[:count]:
+        pixels = (255 - known.images[number] * 15.9).astype(np.uint8)  # 16 shades, dark on light
         image = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")
         file = folder / f"{number:04d}.png"
         image.save(file)
         contents = {"uri": str(file)}, {"buffer": file.read_bytes()}, {"blob": np.asarray(image)}
-        label = int(digits.target[number])
+        label = int(known.target[number])
         docs.append(Document(id=file.stem, tags={"finetuner_label": label}, **contents[len(docs) % 3]))
     return docs
 
@@ -109,12 +173,12 @@ def served(flow_file: Path) -> Iterator[None]:
         flow.close()
 
 
-def fit(client: Client, train: DocumentArray) -> str:
+def fit(client: Client, images: Images) -> str:
     """Stream the documents to a new run, which holds some of them out to prove its model; return its name."""
     statuses = client.post(
         "/fit",
-        track(train, f"Sending {len(train)} documents to /fit", console=console),
-        parameters={"total": len(train), "epochs": 6},
+        track(images.train, f"Sending {len(images.train)} documents to /fit", console=console),
+        parameters={"total": len(images.train)} | images.options,
         return_type=DocList[RunStatus],
     )
     return statuses[0].run
@@ -187,9 +251,12 @@ def free_ports(count: int) -> list[int]:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="scripts/demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("digits-demo"), help="folder for all that is written")
+    parser.add_argument("--photos", type=Path, help="your photographs, in a folder for each class, in place of digits")
+    parser.add_argument(
+        "--output", type=Path, help="folder for all that is written; by default digits-demo or photos-demo"
+    )
     parser.add_argument("--port", type=int, help="HTTP port, gRPC has the one after it; by default free ones")
-    parser.add_argument("--quick", action="store_true", help="fewer images")
+    parser.add_argument("--quick", action="store_true", help="fewer digits, or one epoch of photographs")
     return parser.parse_args()
 
 
