@@ -67,6 +67,7 @@ def transformers_directory(folder: Path, kind: str, processor: dict[str, Any] = 
         "ViTForImageClassification": lambda: transformers.ViTConfig(**vision),
         "ResNetModel": lambda: transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]),
         "ConvNextModel": lambda: transformers.ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1]),
+        "IJepaModel": lambda: transformers.IJepaConfig(**vision),
         "SwinModel": lambda: transformers.SwinConfig(
             image_size=32, patch_size=2, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4
         ),
@@ -156,6 +157,7 @@ def assert_nothing_is_left(output: Path) -> None:
         ("ResNetModel", {}),
         ("ConvNextModel", {}),
         ("SwinModel", {}),
+        ("IJepaModel", {}),
     ],
 )
 def test_an_onnx_model_gives_the_embeddings_of_the_model_for_any_batch_size(saved, tmp_path, name, config):
@@ -248,6 +250,7 @@ def test_only_the_readme_of_a_model_from_a_factory_names_the_factory(saved, fact
         ("ViTModel", PROCESSOR | CROPS, {}),
         ("ViTForImageClassification", PROCESSOR, {}),
         ("ResNetModel", PROCESSOR, {}),
+        ("IJepaModel", PROCESSOR, {"embedding_dim": 5}),
         ("CLIPModel", PROCESSOR | CROPS, {}),
     ],
 )

@@ -1,5 +1,6 @@
 """Items of a dataset become batches: prepared in advance, augmented by a seed, cached, collated."""
 
+import collections
 import gc
 import itertools
 import threading
@@ -9,6 +10,7 @@ import albumentations
 import numpy as np
 import pytest
 import torch
+from albumentations.pytorch import ToTensorV2
 from torch import nn
 
 from conftest import coloured
@@ -348,6 +350,45 @@ def test_what_is_no_pipeline_is_a_configuration_error_that_says_what_is(configur
         Path(name).write_text("{unfinished: [")
     with pytest.raises(ConfigurationError, match=r"augment is not a pipeline.*albumentations\.to_dict"):
         load_augmentation(configured, "class", SIZE)
+
+
+@pytest.mark.parametrize(
+    ("steps", "named"),
+    [
+        ([ToTensorV2()], "Tensor"),
+        ([albumentations.Normalize(), ToTensorV2()], "Tensor"),
+        ([albumentations.Normalize()], "ndarray (float32"),
+        ([albumentations.ToFloat(max_value=255)], "ndarray (float32"),
+        ([albumentations.ToGray(num_output_channels=1, p=1)], "ndarray (uint8"),
+    ],
+)
+def test_a_pipeline_that_does_not_end_in_images_is_refused_when_it_is_loaded(steps, named):
+    with pytest.raises(ConfigurationError, match="leave out Normalize, ToFloat, ToTensorV2") as refused:
+        load_augmentation(albumentations.to_dict(albumentations.Compose(steps)), "class", SIZE)
+    assert f"augment turns an image into {named}" in str(refused.value)
+
+
+def test_a_pipeline_that_only_sometimes_ends_in_floats_is_refused_when_it_does():
+    augment = Augmentation(albumentations.Compose([albumentations.Normalize(p=0.5)]))
+    augment.seed(0)
+    with pytest.raises(ConfigurationError, match=r"into ndarray \(float32"):
+        collections.deque(map(augment, [coloured(0)] * 50), maxlen=0)
+
+
+def test_a_pipeline_that_fails_on_images_of_the_models_size_is_refused_with_its_reason():
+    larger = albumentations.Compose([albumentations.CenterCrop(2 * SIZE, 2 * SIZE)])
+    with pytest.raises(ConfigurationError, match=f"augment fails on an image of {SIZE}×{SIZE} pixels.*CropSizeError"):
+        load_augmentation(albumentations.to_dict(larger), "class", SIZE)
+
+
+@pytest.mark.parametrize("side", [SIZE // 2, 2 * SIZE])
+def test_an_augmented_image_has_the_size_that_the_model_sees(side):
+    resized = albumentations.to_dict(albumentations.Compose([albumentations.Resize(side, side)]))
+    augment = load_augmentation(resized, "class", SIZE)
+    assert augment is not None
+    image = coloured(0, size=SIZE)
+    assert augment(image).shape == image.shape
+    assert abs(augment(image).mean() - image.mean()) < 3
 
 
 def test_a_yaml_file_cannot_run_code(tmp_path):

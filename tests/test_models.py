@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from executor.errors import ConfigurationError, WorkspaceError
-from executor.models.backbones import embedding_of
+from executor.models.backbones import Reading, embedding_of
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.preprocessing import Preprocessing
@@ -362,7 +362,7 @@ def test_the_embedding_of_a_text_and_vision_model_is_its_image_embedding(tmp_pat
     images = images_for(model)
     with torch.inference_mode():
         expected = transformers.CLIPModel.from_pretrained(directory).eval().get_image_features(images)
-    torch.testing.assert_close(embed(model, images), nn.functional.normalize(embedding_of(expected)))
+    torch.testing.assert_close(embed(model, images), nn.functional.normalize(embedding_of(expected, Reading())))
 
 
 def test_a_classifier_without_pooler_weights_embeds_by_its_class_token_not_by_a_random_pooler(tmp_path):
@@ -420,7 +420,10 @@ def test_the_published_image_processor_is_followed(tmp_path, processor, expected
 
 @pytest.mark.parametrize(
     ("processor", "reason"),
-    [({"size": {"height": 32, "width": 64}}, "squares"), ({"size": 32, "do_flip_channel_order": True}, "BGR")],
+    [
+        ({"size": {"height": 32, "width": 64}}, "squares"),
+        ({"size": 32, "do_flip_channel_order": True}, "do_flip_channel_order is True"),
+    ],
 )
 def test_an_image_processor_that_cannot_be_followed_is_refused(tmp_path, processor, reason):
     directory = transformers_directory(tmp_path, "ViT")
@@ -508,12 +511,12 @@ def test_a_wrong_factory_is_refused_with_the_reason(factories, factory, reason):
 
 def test_an_output_without_embedding_is_refused_naming_what_it_has():
     with pytest.raises(ConfigurationError, match=r"pooler_output, image_embeds, last_hidden_state \(it has: logits\)"):
-        embedding_of({"logits": torch.zeros(2, 3)})
+        embedding_of({"logits": torch.zeros(2, 3)}, Reading())
 
 
 @pytest.mark.parametrize(("shape", "expected"), [((2, 5), 1.0), ((2, 5, 1, 1), 1.0), ((2, 5, 3, 3), 1.0)])
 def test_tensors_and_feature_maps_become_one_vector_an_image(shape, expected):
-    embeddings = embedding_of(torch.ones(shape))
+    embeddings = embedding_of(torch.ones(shape), Reading())
     assert embeddings.shape == (2, 5)
     assert (embeddings == expected).all()
 

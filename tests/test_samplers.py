@@ -67,6 +67,17 @@ def test_a_class_batch_is_about_as_large_as_asked(labels, batch_size, num_items_
 
 
 @quick
+@given(labels=class_labels(), count=st.integers(2, 40), whole=sessions(), **asked)
+def test_no_batch_is_larger_than_the_sampler_says(labels, count, whole, batch_size, num_items_per_class, seed, epoch):
+    for sampler in (
+        ClassSampler(labels, batch_size=batch_size, num_items_per_class=num_items_per_class, seed=seed),
+        InstanceSampler(count, batch_size=batch_size, seed=seed),
+        SessionSampler(whole, batch_size=batch_size, seed=seed),
+    ):
+        assert max(len(batch) for batch in sampler.batches(epoch)) <= sampler.largest()
+
+
+@quick
 @given(labels=class_labels(), **asked)
 def test_a_batch_is_of_groups_of_one_label_that_repeat_a_document_only_where_there_are_too_few(
     labels, batch_size, num_items_per_class, seed, epoch

@@ -151,6 +151,39 @@ def test_cross_batch_memory_goes_with_every_loss_that_compares_items(loss: str) 
     assert np.isfinite(history["loss"]).all()
 
 
+@pytest.mark.parametrize(
+    ("counts", "batch_size"),
+    [((20, 2), 4), ((60, 2), 16), ((7, 3), 6), ((9, 4), 5), ((7,), 2), ((7,), 3), ((7,), 5)],
+    ids=str,
+)
+def test_a_memory_as_large_as_batch_size_grows_where_a_batch_is_larger(
+    counts: tuple[int, ...], batch_size: int
+) -> None:
+    random = np.random.default_rng(0)
+    docs = DocumentArray(
+        Document(
+            id=f"{label}-{number}",
+            blob=random.integers(0, 256, (16, 16, 3), dtype=np.uint8),
+            tags={"finetuner_label": label} if len(counts) > 1 else {},
+        )
+        for label, count in enumerate(counts)
+        for number in range(count)
+    )
+    images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    loss = "contrastive" if len(counts) > 1 else "ntxent"
+    fit(images, docs, epochs=2, batch_size=batch_size, memory_size=batch_size, loss=loss, progress=False)
+
+
+def test_a_resumed_run_keeps_the_size_of_memory_that_it_began_with() -> None:
+    small, large = (build_loss("triplet", "class", num_classes=2, embedding_size=4, memory_size=n) for n in (8, 12))
+    labels = torch.arange(8) % 2
+    for step in range(2):
+        embeddings = torch.nn.functional.normalize(torch.randn(8, 4, generator=torch.manual_seed(step)))
+        small(embeddings, labels)
+    large.load_state_dict(small.state_dict())
+    torch.testing.assert_close(large(embeddings, labels), small(embeddings, labels))
+
+
 def test_cross_batch_memory_is_refused_where_nothing_is_compared_across_batches() -> None:
     with pytest.raises(InvalidParameter, match="memory_size does not go with the loss 'proxy_anchor_supcon'"):
         run(network(), {"memory_size": 64})

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import albumentations
+import cv2
+import numpy as np
 
 from ..errors import ConfigurationError
 from .batches import is_image
@@ -25,9 +27,31 @@ class Augmentation:
         return description
 
     def __call__(self, content: Any) -> Any:
-        if is_image(content):
-            return self.pipeline(image=content)["image"]
-        return content
+        """Return the augmented image, of the size that it had: the model sees one size, in training and in serving.
+
+        Raises: ConfigurationError: the pipeline fails, or makes something else than a uint8 image.
+        """
+        if not is_image(content):
+            return content
+        try:
+            made = self.pipeline(image=content)["image"]
+        except Exception as error:  # a step may raise anything
+            reason = " ".join(str(error).split())
+            raise ConfigurationError(
+                f"augment fails on an image of {content.shape[0]}×{content.shape[1]} pixels, as the model sees them: "
+                f"{type(error).__name__}: {reason}."
+            ) from error
+        if not is_image(made):
+            raise ConfigurationError(
+                f"augment turns an image into {_described(made)}. It must end in uint8 images (H, W, 3): leave out "
+                "Normalize, ToFloat, ToTensorV2 and the like. The model's own preprocessing follows, as in serving."
+            )
+        height, width = content.shape[:2]
+        return made if made.shape == content.shape else cv2.resize(made, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _described(made: Any) -> str:
+    return f"{type(made).__name__} ({getattr(made, 'dtype', '')}, shape {tuple(getattr(made, 'shape', ()))})"
 
 
 def default_augmentation(kind: str, size: int) -> Augmentation:
@@ -56,7 +80,7 @@ def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: 
 
     Args: configured: None: the default of the kind. `none`: no augmentation. Otherwise a pipeline as albumentations
         serialises it, or the path of one.
-    Raises: ConfigurationError: it is neither a serialised pipeline nor the path of one.
+    Raises: ConfigurationError: it is neither a serialised pipeline nor the path of one, or does not make images.
     """
     if configured is None:
         return default_augmentation(kind, size)
@@ -74,4 +98,6 @@ def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: 
             f"augment is not a pipeline that albumentations can load ({reason}); give "
             "albumentations.to_dict(pipeline), the path of a file written by albumentations.save, or 'none'."
         ) from error
-    return Augmentation(pipeline)
+    augmentation = Augmentation(pipeline)
+    augmentation(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))  # refuse it at once
+    return augmentation

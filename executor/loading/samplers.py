@@ -30,6 +30,10 @@ class _Sampler:
         """Return the number of batches in the first `epochs` epochs."""
         return epochs * len(self.batches(0))
 
+    def largest(self) -> int:
+        """Return the number of items that a batch has at most."""
+        raise NotImplementedError
+
     def _random(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, epoch])
 
@@ -85,6 +89,11 @@ class ClassSampler(_Sampler):
         total = int(left.sum())
         sizes = [len(part) for part in np.array_split(np.arange(total), max(1, -(-total // self.groups)))]
         return [self.indices[np.concatenate(self._deal(waiting, left, size, random))] for size in sizes]
+
+    def largest(self) -> int:
+        groups = sum(-(-len(members) // self.items) for members in self._members)
+        batches = max(1, -(-groups // self.groups))
+        return (-(-groups // batches) + 1) * self.items  # with a group of another label, if it is needed
 
     def _cut(self, members: np.ndarray, random: np.random.Generator) -> list[np.ndarray]:
         shuffled = random.permutation(members)
@@ -152,6 +161,9 @@ class SessionSampler(_Sampler):
             room -= len(session)
         return [np.concatenate(batch) for batch in batches]
 
+    def largest(self) -> int:
+        return max(self.batch_size, *map(len, self._sessions))
+
     def steps(self, epochs: int) -> int:
         """Pack the batches of every epoch and count them, because their number differs from epoch to epoch."""
         return sum(len(self.batches(epoch)) for epoch in range(epochs))
@@ -171,11 +183,14 @@ class InstanceSampler(_Sampler):
             raise NotTrainable(f"There is {count} document; training without labels needs at least 2.")
         self.indices = np.arange(count) if indices is None else np.asarray(indices)
         self.batch_size = max(2, batch_size)
+        self._parts = min(max(1, -(-count // self.batch_size)), count // 2)
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        count = len(self.indices)
-        parts = min(max(1, -(-count // self.batch_size)), count // 2)
-        return [self.indices[part] for part in np.array_split(self._random(epoch).permutation(count), parts)]
+        shuffled = self._random(epoch).permutation(len(self.indices))
+        return [self.indices[part] for part in np.array_split(shuffled, self._parts)]
+
+    def largest(self) -> int:
+        return -(-len(self.indices) // self._parts)
 
 
 Sampler = ClassSampler | SessionSampler | InstanceSampler

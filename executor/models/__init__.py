@@ -3,6 +3,7 @@
 model.py          `EmbeddingModel`: a backbone, an optional projection head, and their preprocessing
 preprocessing.py  resize, crop and normalise an image; the settings are saved with the weights
 backbones.py      what all backbones have in common, and how to find the embedding in a model's output
+stated.py         the preprocessing that a model states, by its image processor or its own attribute
 efficientnet.py   the network `default`, with pretrained weights
 residual.py       the network `small`, with random weights
 pretrained.py     vision models of transformers

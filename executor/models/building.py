@@ -2,26 +2,28 @@
 
 import importlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ConfigurationError
-from .backbones import Backbone, embedding_of
+from .backbones import Backbone, embedding_of, reading_of
 from .efficientnet import efficientnet_backbone, pretrained_efficientnet
 from .model import EmbeddingModel, ModelConfig
 from .preprocessing import USUAL_SIZE, Preprocessing
 from .pretrained import transformers_backbone
 from .residual import small_backbone
+from .stated import assumed, first_line, own_preprocessing
 
 SMALL_EMBEDDING_DIM = 128  # of the model `small`
 FORMS = "`default`, `small`, a transformers vision model (a directory or a hub id), or `package.module:factory`"
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+MOST_DIFFERENCE = 1e-3  # between two embeddings of one image, as a share of their length: more than rounding
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -33,8 +35,8 @@ def build_model(config: ModelConfig) -> EmbeddingModel:
     Raises: ConfigurationError: there is no such model, or it cannot be used; the message says why.
     """
     with seeded(config.seed):
-        backbone = build_backbone(config)
-        model = EmbeddingModel(backbone, config, features=_count_features(backbone, config.model))
+        backbone, features = _tried(build_backbone(config), config.model)
+        model = EmbeddingModel(backbone, config, features=features)
         embedding_dim = config.embedding_dim
         if embedding_dim is None and config.model == "small":
             embedding_dim = SMALL_EMBEDDING_DIM
@@ -77,7 +79,7 @@ def build_backbone(config: ModelConfig, *, pretrained: bool = True) -> Backbone:
 def _factory_backbone(path: str, input_size: int | None) -> Backbone:
     """Return the module that `package.module:factory` makes when called without arguments.
 
-    The module may have an attribute `preprocessing`, a `Preprocessing` or a mapping of its fields; then it is used.
+    If the module has an attribute `preprocessing`, that is used; else what we assume is noted.
 
     Raises: ConfigurationError: the factory cannot be imported or called, or does not return a module.
     """
@@ -98,37 +100,49 @@ def _factory_backbone(path: str, input_size: int | None) -> Backbone:
         raise ConfigurationError(
             f"model={path!r} returned {type(module).__name__}; a factory returns a torch.nn.Module."
         )
-    return Backbone(module=module, preprocessing=_own_preprocessing(module, path).at(input_size))
+    stated = own_preprocessing(module, path)
+    preprocessing = (stated or Preprocessing(size=USUAL_SIZE)).at(input_size)
+    remedy = "If that is wrong, give the module an attribute `preprocessing`, as docs/training.md shows."
+    notes = () if stated else (assumed(preprocessing, path, remedy),)
+    return Backbone(module=module, preprocessing=preprocessing, notes=notes)
 
 
-def _own_preprocessing(module: nn.Module, path: str) -> Preprocessing:
-    own = getattr(module, "preprocessing", None)
-    if own is None:
-        return Preprocessing(size=USUAL_SIZE)
-    try:  # look at the fields, not the class: Jina loads this package a second time under another name
-        return preprocessing_from(asdict(own) if is_dataclass(own) and not isinstance(own, type) else own)
-    except TypeError as error:
-        names = ", ".join(each.name for each in fields(Preprocessing))
-        raise ConfigurationError(f"The preprocessing of model={path!r} must have the fields {names}.") from error
+def _tried(backbone: Backbone, name: str) -> tuple[Backbone, int]:
+    """Embed two images to find out what the backbone's output is, and whether it can be used.
 
-
-def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
-    return Preprocessing(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})
-
-
-def _count_features(backbone: Backbone, name: str) -> int:
-    """Embed two black images and return the size of the backbone's embeddings."""
+    Returns: the backbone with its `reading`, and the size of its embeddings.
+    Raises: ConfigurationError: it cannot be run, or an embedding does not depend on the image alone.
+    """
     size = backbone.preprocessing.size
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     backbone.module.eval()
-    try:
-        with torch.inference_mode():
-            features = embedding_of(backbone.module(torch.zeros(2, 3, size, size), **backbone.options))
-    except ConfigurationError:
-        raise
-    except Exception as error:  # a model may raise anything
-        raise ConfigurationError(
-            f"model={name!r} does not embed float32 images of shape (2, 3, {size}, {size}): {error}"
-        ) from error
+    output = _output(backbone, images, name)
+    reading = reading_of(backbone.module, output, images)
+    features = embedding_of(output, reading)
     if features.shape[0] != 2:
         raise ConfigurationError(f"model={name!r} returned {features.shape[0]} embeddings for 2 images.")
-    return int(features.shape[1])
+    again = embedding_of(_output(backbone, images[[0, 0]], name), reading)
+    _check_same(features[:1].float(), again.float(), name)
+    return replace(backbone, reading=reading), int(features.shape[1])
+
+
+def _output(backbone: Backbone, images: Tensor, name: str) -> Any:
+    try:
+        with torch.inference_mode():
+            return backbone.module(images, **backbone.options)
+    except Exception as error:  # a model may raise anything
+        raise ConfigurationError(
+            f"model={name!r} does not embed float32 images of shape {tuple(images.shape)}: {first_line(error)} "
+            "If it needs squares of another size, set input_size."
+        ) from error
+
+
+def _check_same(once: Tensor, again: Tensor, name: str) -> None:
+    """Check that an image has the same embedding, (1, D), as beside itself in another batch, (2, D)."""
+    difference = float((again - once).norm(dim=1).max() / once.norm().clamp_min(1e-12))
+    if not difference <= MOST_DIFFERENCE:  # this way NaN is refused too
+        raise ConfigurationError(
+            f"model={name!r} embeds the same image differently the second time (by {difference:.2g} of its length). It "
+            "may mask images at random (for ViTMAE, set mask_ratio to 0 in config.json), return numbers that are not "
+            "finite, or look at the whole batch; an embedding may depend on its image alone."
+        )

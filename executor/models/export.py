@@ -22,6 +22,7 @@ from torch import nn
 from ..errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
 from ..store.files import publish_folder
 from ..store.workspace import find_workspace
+from .backbones import found_in
 from .model import EmbeddingModel, WithNormalisation
 from .preprocessing import Preprocessing
 from .saving import load_model, save_model
@@ -315,10 +316,10 @@ def _features(model: EmbeddingModel) -> str:
     """Return, as an expression, the part of the backbone's output that `backbones.embedding_of` uses."""
     size = model.preprocessing.size
     with torch.inference_mode():
-        output = model.backbone(torch.zeros(1, 3, size, size), **model.options)
-    names = ("pooler_output", "image_embeds", "last_hidden_state")
-    name = next(name for name in names if getattr(output, name, None) is not None)
-    return f".{name}" + {2: "", 3: "[:, 0]", 4: ".mean((2, 3))"}[getattr(output, name).ndim]
+        name, found = found_in(model.backbone(torch.zeros(1, 3, size, size), **model.options))
+    sequence = "[:, 0]" if model.reading.class_token else ".mean(1)"
+    places = ".mean((1, 2))" if model.reading.channels_last else ".mean((2, 3))"
+    return f".{name}" + {2: "", 3: sequence, 4: places}[found.ndim]
 
 
 FORMS: dict[str, Callable[[EmbeddingModel, Path], str]] = {

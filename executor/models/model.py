@@ -42,11 +42,13 @@ class EmbeddingModel(nn.Module):
 
     Attributes:
         backbone: (B, 3, H, W) float32 -> anything that `embedding_of` reads.
+        reading: How the embedding is found in the backbone's output.
         head: (B, features) -> (B, D), or None.
         normalise: Whether embeddings are scaled to unit L2 norm.
         dim: D, the size of an embedding.
         head_is_new: Whether the head was never trained.
         config: The settings it was built from.
+        notes: Sentences on what had to be assumed when it was built; they are not saved.
     """
 
     def __init__(self, backbone: Backbone, config: ModelConfig, *, features: int, normalise: bool = True) -> None:
@@ -61,6 +63,8 @@ class EmbeddingModel(nn.Module):
         self.features = self.dim = features
         self.options = backbone.options
         self.description = backbone.description
+        self.reading = backbone.reading
+        self.notes = backbone.notes
         self._frozen: list[nn.Module] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ class EmbeddingModel(nn.Module):
 
     def extract_features(self, images: Tensor) -> Tensor:
         """Return the backbone's features (B, features), the input of the head, for images (B, 3, H, W) float32."""
-        return embedding_of(self.backbone(images, **self.options))
+        return embedding_of(self.backbone(images, **self.options), self.reading)
 
     @property
     def is_backbone_frozen(self) -> bool:

@@ -4,17 +4,17 @@
 """
 
 import inspect
-import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..errors import ConfigurationError
 from .backbones import Backbone
-from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, USUAL_SIZE, Preprocessing
+from .preprocessing import Preprocessing
+from .stated import assumed, first_line, published_preprocessing
 
 
 def transformers_backbone(name: str, input_size: int | None) -> Backbone:
@@ -32,8 +32,8 @@ def transformers_backbone(name: str, input_size: int | None) -> Backbone:
         model, report = model_class.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ConfigurationError(f"The weights of model={name!r} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # beside unusable weights: a model's code may raise anything at odd settings
+        raise ConfigurationError(f"The weights of model={name!r} cannot be loaded: {first_line(error)}") from error
     # Checkpoints of classifiers often have no pooler. A pooler with random weights would only blur the class token,
     # so we remove it.
     missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
@@ -44,7 +44,10 @@ def transformers_backbone(name: str, input_size: int | None) -> Backbone:
         )
     without_pooler = bool(report["missing_keys"])
     description = {"class": model_class.__name__, "config": model.config.to_dict(), "without_pooler": without_pooler}
-    return _described(model, description, _published_preprocessing(name, model.config).at(input_size))
+    preprocessing, is_stated = published_preprocessing(name, model.config)
+    backbone = _described(model, description, preprocessing.at(input_size))
+    remedy = "If that is wrong, put its preprocessor_config.json beside its weights."
+    return backbone if is_stated else replace(backbone, notes=(assumed(backbone.preprocessing, name, remedy),))
 
 
 def rebuilt_transformers_backbone(description: Mapping[str, Any], preprocessing: Preprocessing) -> Backbone:
@@ -87,11 +90,11 @@ def _transformers_config(name: str) -> Any:
         )
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # beside a missing file: the class of a configuration may raise anything
         if folder.is_dir():
-            raise ConfigurationError(f"config.json of model={name!r} is not usable: {_first_line(error)}") from error
+            raise ConfigurationError(f"config.json of model={name!r} is not usable: {first_line(error)}") from error
         raise ConfigurationError(
-            f"model={name!r} could not be had from the Hugging Face hub: {_first_line(error)} "
+            f"model={name!r} could not be had from the Hugging Face hub: {first_line(error)} "
             "Check the name, or download the model and give its directory."
         ) from error
 
@@ -113,63 +116,3 @@ def _vision_class(name: str, config: Any) -> Any:
             f"model={name!r} is a {kind}, which reads {wanted}, not pixel_values; give a vision model."
         )
     return model_class
-
-
-def _published_preprocessing(name: str, config: Any) -> Preprocessing:
-    """Read the published image processor; without one, assume ImageNet's mean and std and the model's image size.
-
-    We read its file ourselves, because the image processors of transformers need torchvision.
-    """
-    published = _image_processor(name)
-    size = published.get("size", getattr(config, "image_size", USUAL_SIZE))
-    side = resized = _side(size, name)
-    crop = bool(published.get("do_center_crop"))
-    if crop:
-        side = _side(published.get("crop_size", size), name)
-    elif "crop_pct" in published and side < 384:  # ConvNeXt's way to cut off a margin
-        crop, resized = True, int(side / (published["crop_pct"] or 0.875))
-    if published.get("do_flip_channel_order"):
-        raise ConfigurationError(f"model={name!r} reads BGR images, which is not supported; give another model.")
-    mean, std = published.get("image_mean", IMAGENET_MEAN), published.get("image_std", IMAGENET_STD)
-    if published and not published.get("do_normalize", "image_mean" in published):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    scale = 255 * published.get("rescale_factor", 1 / 255)  # mean and std may be for another range than [0, 1]
-    return Preprocessing(
-        size=side,
-        mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
-        std=(std[0] / scale, std[1] / scale, std[2] / scale),
-        crop=crop,
-        shorter_side=resized if crop else None,
-    )
-
-
-def _image_processor(name: str) -> dict[str, Any]:
-    """Return the settings of the image processor published with a model; empty if there is none."""
-    from transformers.utils import cached_file
-
-    try:
-        for file_name in ("preprocessor_config.json", "processor_config.json"):
-            file = cached_file(name, file_name, _raise_exceptions_for_missing_entries=False)
-            published: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-            published = published.get("image_processor", published)
-            if isinstance(published, dict) and "size" in published:
-                return published
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file_name} of model={name!r} cannot be read: {_first_line(error)}") from error
-    return {}
-
-
-def _side(size: Any, name: str) -> int:
-    """Return the side of the square from an image size, in any form that configurations use."""
-    if isinstance(size, Mapping):
-        sides = {size[key] for key in ("shortest_edge", "height", "width") if size.get(key)}
-    else:
-        sides = set(size) if isinstance(size, (list, tuple)) else {size}
-    if len(sides) != 1:
-        raise ConfigurationError(f"model={name!r} has the image size {size!r}; only squares are supported.")
-    return int(sides.pop())
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error message, as a sentence."""
-    return str(error).strip().partition("\n")[0].rstrip(" .") + "."

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 
 from ..errors import WorkspaceError
 from ..store.files import publish_folder, unwritable
-from .backbones import Backbone
-from .building import build_backbone, channels_last, preprocessing_from, seeded
+from .backbones import Backbone, Reading
+from .building import build_backbone, channels_last, seeded
 from .model import EmbeddingModel, ModelConfig
 from .preprocessing import Preprocessing
 from .pretrained import rebuilt_transformers_backbone
+from .stated import preprocessing_from
 
 FORMAT = 2  # 1 was written when `default` was the network that is now `small`
 
@@ -35,6 +36,7 @@ def save_model(model: EmbeddingModel, folder: Path) -> None:
         "format": FORMAT,
         "config": asdict(model.config),
         "preprocessing": asdict(model.preprocessing),
+        "reading": asdict(model.reading),
         "features": model.features,
         "dim": model.dim,
         "head": model.head is not None,
@@ -73,8 +75,9 @@ def load_model(
         embedding_dim=saved.embedding_dim if embedding_dim is None else embedding_dim,
     )
     with seeded(config.seed):
+        backbone = _rebuilt_backbone(folder, config, preprocessing_from(settings["preprocessing"]))
         model = EmbeddingModel(
-            _rebuilt_backbone(folder, config, preprocessing_from(settings["preprocessing"])),
+            replace(backbone, reading=Reading(**settings.get("reading", {})), notes=()),
             features=settings["features"],
             config=config,
             normalise=settings["normalise"],

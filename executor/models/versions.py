@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from .saving import load_model, read_settings, save_model
 _log = logging.getLogger(__name__)
 
 
-def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
+def ensure_base(workspace: Workspace, options: ExecutorOptions, say: Callable[[str], None] = _log.warning) -> Path:
     """Return the folder of the base version; build and save it if it is missing or the configuration has changed.
 
     The service and the trainer may call this at the same time: a lock lets one build while the other waits.
+
+    Args: say: called with a sentence on what had to be assumed of the model, when it is built.
     """
     config = ModelConfig(model=options.model, input_size=options.input_size, embedding_dim=options.embedding_dim)
     workspace.root.mkdir(parents=True, exist_ok=True)
@@ -29,7 +32,10 @@ def ensure_base(workspace: Workspace, options: ExecutorOptions) -> Path:
         if _saved_config(workspace.base) != json.loads(json.dumps(asdict(config))):
             _log.info("Building the base model %s", options.model)
             remove_leftovers(workspace.root)
-            save_model(build_model(config), workspace.base)
+            model = build_model(config)
+            save_model(model, workspace.base)
+            for note in model.notes:
+                say(note)
     return workspace.base
 
 

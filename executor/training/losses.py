@@ -131,6 +131,7 @@ class MemoryLoss(nn.Module):
         """Restore the queue."""
         self.memory.embedding_memory, self.memory.label_memory = state["embeddings"].clone(), state["labels"].clone()
         self.memory.queue_idx, self.memory.has_been_filled = state["next"], state["full"]
+        self.memory.memory_size = len(state["labels"])  # a run goes on with the memory that it began with
 
 
 class SessionLoss(nn.Module):

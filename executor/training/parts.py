@@ -1,6 +1,7 @@
 """Make the parts of a training from its options: the sampler, loss, loader and configuration."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..loading.content import item_content
 from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trainable
 from ..loading.loader import Loader
 from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
-from ..models.backbones import embedding_of
+from ..models.backbones import embedding_of, reading_of
 from ..models.lora import add_lora, merge_lora
 from ..models.model import EmbeddingModel
 from ..parameters import TrainingOptions
@@ -87,6 +88,15 @@ def make_loader(
     return Loader(dataset, sampler, cache=cache, augment=augment, views=views, seed=options.seed, ranks=ranks)
 
 
+def fit_memory(options: TrainingOptions, loader: Loader, say: Callable[[str], None]) -> TrainingOptions:
+    """Return the options with a memory, if they have one, that holds a batch, which may exceed `batch_size`."""
+    largest = loader.sampler.largest() * loader.views
+    if not options.memory_size or largest <= options.memory_size:
+        return options
+    say(f"memory_size is {largest} instead of {options.memory_size}: a batch may have so many images.")
+    return options.model_copy(update={"memory_size": largest})
+
+
 def make_loss(dataset: Dataset, options: TrainingOptions, embedding_size: int, device: torch.device) -> nn.Module:
     """Return the loss; its own parameters are drawn with the run's seed."""
     classes = len(dataset.classes) if isinstance(dataset, ClassDataset) else 0
@@ -155,6 +165,6 @@ def embedding_size(model: nn.Module, inputs: Any) -> int:
     training = model.training
     model.eval()
     with torch.no_grad():
-        size = embedding_of(model(inputs)).shape[1]
+        output = model(inputs)
     model.train(training)
-    return int(size)
+    return int(embedding_of(output, reading_of(model, output, inputs)).shape[1])

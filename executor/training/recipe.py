@@ -23,7 +23,16 @@ from .loop import NonFiniteLoss, train
 from .losses import loss_name
 from .micro_batch import MicroBatch
 from .new_head import start_new_head
-from .parts import embedding_size, example_inputs, finish_model, is_pretrained, make_config, make_loader, make_loss
+from .parts import (
+    embedding_size,
+    example_inputs,
+    finish_model,
+    fit_memory,
+    is_pretrained,
+    make_config,
+    make_loader,
+    make_loss,
+)
 from .precision import choose_bf16, choose_bf16_once
 from .state import TrainState
 from .watching import Watcher
@@ -124,6 +133,7 @@ def fine_tune(
     inputs = example_inputs(model, task.dataset, int(task.items[0]), count, task.cache, device)
     if is_pretrained(model):  # the components of random features would say nothing
         start_new_head(model, task.dataset, task.items, task.cache, seed=options.seed, device=device)
+    options = fit_memory(options, loader, watcher.say)
     loss = make_loss(task.dataset, options, embedding_size(model, inputs), device)
 
     def in_bf16() -> bool:

@@ -89,7 +89,7 @@ class Trainer(Watcher):
             self._options.micro_batch,
             -(-self._options.batch_size // ranks.count),
             file=store.workspace.micro_batch_file(name),
-            say=lambda note: store.event(name, "warning", note),  # any rank may say it
+            say=self._note,
         )
 
     def interrupt(self) -> None:
@@ -183,10 +183,14 @@ class Trainer(Watcher):
 
     def _load_model(self) -> EmbeddingModel:
         if self._options.base == "base":
-            ensure_base(self._store.workspace, self._configuration)
+            ensure_base(self._store.workspace, self._configuration, say=self._note)
         model = load_model(self._base, freeze=False, embedding_dim=self._options.embedding_dim)
         prepare_model(model, self._options)
         return model
+
+    def _note(self, note: str) -> None:
+        """Append a warning of any rank to the run's history."""
+        self._store.event(self._run.name, "warning", note)
 
     @property
     def _base(self) -> Path:
