@@ -158,6 +158,7 @@ def no_size(): return stated(size=0, mean=[0, 0, 0], std=[1, 1, 1])
 def two_means(): return stated(size=32, mean=[0, 0], std=[1, 1, 1])
 def zero_std(): return stated(size=32, mean=[0, 0, 0], std=[1, 1, 0])
 def sides(): return stated(size=32, mean=[0, 0, 0], std=[1, 1, 1], shorter_side=[40, 40])
+def filter(): return stated(size=32, mean=[0, 0, 0], std=[1, 1, 1], interpolation="cubic")
 def perhaps(): return stated(size=32, mean=[0, 0, 0], std=[1, 1, 1], crop="perhaps")
 def text(): return stated(size=32, mean="half", std=[1, 1, 1])
 def too_small(): return stated(size=4, mean=[0, 0, 0], std=[1, 1, 1])
@@ -493,10 +494,11 @@ def test_an_image_processor_without_a_size_still_says_how_to_normalise(tmp_path)
     ("factory", "reason"),
     [
         ("without_mean", "size, mean and std"),
-        ("unknown_field", "no other fields than size, mean, std, crop, shorter_side"),
+        ("unknown_field", "no other fields than size, mean, std, crop, shorter_side, interpolation"),
         ("not_a_mapping", "must be a mapping with size, mean and std"),
         ("not_square", r"size=\(32, 64\); it must be a number of pixels, 1 to 4096"),
         ("no_size", "size=0; it must be a number of pixels"),
+        ("filter", "interpolation='cubic'; it must be one of area, bilinear, bicubic, lanczos"),
         ("sides", r"shorter_side=\[40, 40\]; it must be a number of pixels"),
         ("perhaps", "crop='perhaps'; it must be true or false"),
         ("two_means", r"mean=\[0, 0\]; it must be three numbers"),

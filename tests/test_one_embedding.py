@@ -17,6 +17,7 @@ from executor.loading.content import ModelImages
 from executor.models.building import build_model
 from executor.models.export import export
 from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.preprocessing import Preprocessing
 from executor.models.saving import save_model
 
 SIZES = [(1280, 960), (640, 480), (333, 500), (150, 90), (48, 40)]  # width and height; the last is to be enlarged
@@ -123,3 +124,10 @@ def test_a_transparent_picture_has_one_embedding_too(model, tmp_path, monkeypatc
     exec(lines.replace("image.jpg", "image.png").replace("model.onnx", str(folder / "model.onnx")), left)
     by_uri = served(model, [Document(uri=str(tmp_path / "image.png"))])
     assert (left["embeddings"] * by_uri).sum() >= LEAST
+
+
+@pytest.mark.parametrize("name", ["bilinear", "bicubic", "lanczos"])
+def test_a_filter_that_a_model_states_is_that_of_pillow(name):
+    picture = photograph(90, 60, 3, 0)
+    resized = Preprocessing(size=32, interpolation=name).resize(np.asarray(picture))
+    np.testing.assert_array_equal(resized, np.asarray(picture.resize((32, 32), Image.Resampling[name.upper()])))

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ConfigurationError
-from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, USUAL_SIZE, Preprocessing
+from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, USUAL_SIZE, Preprocessing
 
 LARGEST_SIDE = 4096
 STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop"}  # of an image processor, that we follow
@@ -240,4 +240,5 @@ _STATED: dict[str, tuple[Callable[[Any], Any], str]] = {  # how a field is read,
     "std": (partial(_colour, divides=True), "three numbers above 0"),
     "crop": (lambda value: value if isinstance(value, bool) else None, "true or false"),
     "shorter_side": (_whole, _SIDE),
+    "interpolation": (lambda value: value if value in INTERPOLATIONS else None, f"one of {', '.join(INTERPOLATIONS)}"),
 }
