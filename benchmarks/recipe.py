@@ -1,6 +1,7 @@
 """Compare settings of the recipe on photographs, on seen and unseen classes; the defaults were chosen by it.
 
     .venv/bin/python -m benchmarks.recipe --photos FOLDER [--part choose] [--sizes 96] [--seeds 0,1,2] [SETTING …]
+    .venv/bin/python -m benchmarks.recipe --images shapes|digits [--model default|small|vit] …
 
 FOLDER has train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, the latter from another visit. The classes are split once and
 for all into two halves: settings are chosen on the part `choose`, and what was chosen is confirmed on the part
@@ -8,12 +9,17 @@ for all into two halves: settings are chosen on the part `choose`, and what was 
 tuned by the real recipe (`training.recipe.fine_tune`), augmentation included, on the train photographs of the seen
 classes, and measured on the test photographs of the seen and of the unseen classes, each by itself.
 
+Without photographs: generated textured shapes (`shapes.py`, 50 classes) or scikit-learn's digits, some of whose images
+are kept to measure on. `small` is the network that starts from nothing. `vit` is a small vision transformer that has
+learned 40 other classes of shapes before, so that it has something to lose.
+
 A SETTING is a JSON object of training options, such as '{"epochs": 5, "learning_rate": 3e-4}'; beside them
 `augment` names one of the pipelines below. Without one, the untrained model, the defaults, and the recipe before them
 are compared.
 """
 
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,14 +30,18 @@ import albumentations
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.datasets import load_digits
 
 from benchmarks.common import options, print_headline, print_machine, print_table
+from benchmarks.shapes import classes as make_kinds
+from benchmarks.shapes import make as make_shapes
 from executor import ClassDataset, Document, DocumentArray, load_uri_to_image_blob
 from executor.evaluation.eval_set import EvalSet
 from executor.evaluation.metrics import DECIDING
 from executor.loading.augmentation import Augmentation, default_augmentation
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.preprocessing import Preprocessing
 from executor.parameters import TrainingOptions
 from executor.training.micro_batch import MicroBatch
 from executor.training.parts import prepare_model
@@ -62,6 +72,43 @@ class Photos:
                 for item in chosen
             )
         )
+
+
+def shapes(size: int, *, others: bool = False) -> Photos:
+    """Generate textured shapes of 50 classes, or of the 40 others, 24 of each to train on and 10 to measure on."""
+    kinds = make_kinds(90)[50:] if others else make_kinds(50)
+    parts = [make_shapes(kinds, count, number) for number, count in enumerate((24, 10))]
+    images = np.concatenate([part[0] for part in parts])
+    labels = np.concatenate([part[1] for part in parts]).astype(str)
+    return Photos(resized(images, size), labels, np.arange(len(labels)) < len(parts[0][1]))
+
+
+def digits(size: int) -> Photos:
+    """Return scikit-learn's digits; every third is to measure on."""
+    known = load_digits()
+    grey = (known.images * 255 / 16).astype(np.uint8)
+    images = np.repeat(grey[..., None], 3, axis=3)
+    return Photos(resized(images, size), known.target.astype(str), np.arange(len(images)) % 3 > 0)
+
+
+def resized(images: np.ndarray, size: int) -> np.ndarray:
+    return np.stack([Preprocessing(size=size).resize(image) for image in images])
+
+
+def pretrained_vit(folder: Path, size: int) -> str:
+    """Pretrain a small vision transformer on other shapes, save it in `folder`, and return it as a model's name."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=size, patch_size=8, hidden_size=96, num_hidden_layers=4, num_attention_heads=4, intermediate_size=192
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    others = shapes(size, others=True)
+    model = build_model(ModelConfig(model=str(folder), input_size=size))
+    train_on(model, others.dataset(set(others.labels), training=True), {"epochs": 30, "learning_rate": 1e-3}, size, 0)
+    model.backbone.save_pretrained(folder)  # type: ignore[operator]
+    return str(folder)
 
 
 def read(folder: Path, size: int) -> Photos:
@@ -101,12 +148,17 @@ def pipeline(name: str, size: int) -> Augmentation | None:
     return Augmentation(albumentations.Compose(steps[name]))
 
 
-def tuned(setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int) -> EmbeddingModel:
-    """Return the default model, tuned by a setting."""
-    model = build_model(ModelConfig(input_size=size))
+def tuned(name: str, setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int) -> EmbeddingModel:
+    """Return a model, tuned by a setting."""
+    model = build_model(ModelConfig(model=name, input_size=size, seed=seed))
+    if not setting.get("untrained"):
+        train_on(model, dataset, setting, size, seed)
+    return model
+
+
+def train_on(model: EmbeddingModel, dataset: ClassDataset, setting: dict[str, Any], size: int, seed: int) -> None:
+    """Train by the recipe, in place."""
     wanted = dict(setting)
-    if wanted.pop("untrained", False):
-        return model
     augment = pipeline(wanted.pop("augment", "default"), size)
     chosen = TrainingOptions(seed=seed, **wanted)
     prepare_model(model, chosen)
@@ -120,7 +172,6 @@ def tuned(setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int) 
             micro_batch=MicroBatch(chosen.micro_batch, say=bar.say),
             max_cache_bytes=2**33,
         )
-    return model
 
 
 def measured(model: EmbeddingModel, dataset: ClassDataset) -> list[float]:
@@ -141,8 +192,10 @@ def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
     parser.add_argument("settings", nargs="*", type=json.loads, metavar="SETTING")
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--part", choices=PARTS, default="choose")
+    parser.add_argument("--photos", type=Path)
+    parser.add_argument("--images", choices=("shapes", "digits"), default="shapes", help="where there are no --photos")
+    parser.add_argument("--model", choices=("default", "small", "vit"), default="default")
+    parser.add_argument("--part", choices=PARTS, help="choose; all, where there are no --photos")
     parser.add_argument("--sizes", default="96", help="pixels, separated by commas")
     parser.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
@@ -152,20 +205,26 @@ def main() -> None:
         settings, seeds, sizes = [UNTRAINED, {"epochs": 1}], seeds[:1], sizes[:1]
     if arguments.tiny:
         sizes = [32]
+    part = arguments.part or ("choose" if arguments.photos else "all")
     print_machine()
     gain = float("nan")
     for size in sizes:
-        photos = read(arguments.photos, size)
+        if arguments.photos:
+            photos = read(arguments.photos, size)
+        else:
+            photos = shapes(size) if arguments.images == "shapes" else digits(size)
+        place = tempfile.mkdtemp(prefix="finetuner-")
+        name = pretrained_vit(Path(place), size) if arguments.model == "vit" else arguments.model
         classes = sorted(set(photos.labels[photos.training]))
         found: dict[str, list[list[float]]] = defaultdict(list)
         for seed in seeds:
-            groups = split(classes, arguments.part, seed)
+            groups = split(classes, part, seed)
             for setting in settings:
-                model = tuned(setting, photos.dataset(groups[0], training=True), size, seed)
+                model = tuned(name, setting, photos.dataset(groups[0], training=True), size, seed)
                 row = [value for group in groups for value in measured(model, photos.dataset(group, training=False))]
                 found[json.dumps(setting)].append(row)
                 print(f"{size} px, seed {seed}, {setting or 'defaults'}: {np.round(row, 3).tolist()}", flush=True)
-        print(f"\n{size} px, part {arguments.part}, {len(seeds)} seeds, mean and 95 % interval\n")
+        print(f"\n{arguments.model}, {size} px, part {part}, {len(seeds)} seeds, mean and 95 % interval\n")
         columns = ("setting", "seen mAP@R", "seen recall@1", "unseen mAP@R", "unseen recall@1")
         print_table(
             columns,
