@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.linalg import eigh
 
 NEIGHBOURS = 10
 DIMENSIONS = 128  # of the whitened features, if there are many documents
@@ -94,9 +95,10 @@ def find_label_errors(
 def _whitened(features: np.ndarray) -> np.ndarray:
     """Return the features along their main directions, (N, d) float32: about equal variances, rows of unit length."""
     centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
-    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
-    wanted = max(2, min(DIMENSIONS, len(features) // PER_DIMENSION))
-    kept = np.flatnonzero(variances > 1e-10 * max(variances[-1], 1e-30))[-wanted:]
+    size = features.shape[1]
+    wanted = min(size, max(2, min(DIMENSIONS, len(features) // PER_DIMENSION)))
+    variances, directions = eigh(centred.T @ centred / len(centred), subset_by_index=(size - wanted, size - 1))
+    kept = np.flatnonzero(variances > 1e-10 * max(variances[-1], 1e-30))
     ridge = RIDGE * variances[kept].sum() / max(len(kept), 1)
     white = centred @ (directions[:, kept] / np.sqrt(variances[kept] + ridge))
     lengths = np.linalg.norm(white, axis=1, keepdims=True)

@@ -17,6 +17,9 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # CPU time from the thread that they wait for: a step took 20 times as long. With this number of spins, training on an
 # idle machine is as fast as by default. With no spins (OMP_WAIT_POLICY=PASSIVE) it is a third slower.
 SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "10000"}
+# The threads of numpy's and scipy's library wait in the same way, and cannot be told to give way: on two busy cores a
+# trainer that yields spent minutes in a decomposition that takes a third of a second. Torch has threads of its own.
+ONE_THREAD_IN_NUMPY = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def start_process(
@@ -36,7 +39,7 @@ def start_process(
     return subprocess.Popen(
         [sys.executable, "-m", PACKAGE.name, command, "--workspace", str(workspace.resolve()), *arguments],
         cwd=PACKAGE.parent,
-        env=SPIN_BRIEFLY | inherited | (environment or {}),
+        env=SPIN_BRIEFLY | ONE_THREAD_IN_NUMPY | inherited | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,
