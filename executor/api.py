@@ -47,6 +47,7 @@ def fit(
         train_data: documents (a `DocumentArray`, a `DocumentArrayMemmap` or any sequence), or a dataset of them.
         eval_data: the same. The model is measured on it before and after training, and nothing is chosen by it: with
             enough train documents a tenth of them chooses the best epoch, else the weights of the last epoch are kept.
+            With `trials` a tenth chooses the settings and the epoch, with and without `eval_data`.
         preprocess_fn: turns a document into an array; called again for every batch. Without it, `document.content`
             is used. uint8 images (H, W, 3) become (B, 3, H, W) float32, normalised as the model's preprocessing says;
             without one they are scaled to [0, 1]. All other arrays are stacked as float32.
@@ -74,7 +75,7 @@ def fit(
     parts = split_documents(dataset, items, share, seed=wanted.seed)
     if len(parts.proof):
         eval_set = EvalSet(dataset, parts.proof, device=where)
-    if eval_set is not None and len(parts.choose):
+    if (eval_set is not None or wanted.trials > 1) and len(parts.choose):
         items, choose_set = parts.train, EvalSet(dataset, parts.choose, device=where)
     elif len(parts.proof):
         items = np.setdiff1d(items, parts.proof)

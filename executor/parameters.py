@@ -178,6 +178,11 @@ class TrainingOptions(_Parameters):
         0,
         description="stop after so many epochs without a better mAP@R on the documents kept to choose by; 0: never",
     )
+    trials: Annotated[Whole, Field(ge=1, le=100)] = Field(
+        1,
+        description="settings to try on short runs before the run trains with the best of them: learning rates, "
+        "`norm_statistics`, strengths of the default augmentation, as far as they are not given; 1: the defaults",
+    )
     promote: Literal["if_better", "always", "never"] = Field(
         "if_better",
         description="whether to serve the tuned model when the run has succeeded; `if_better`: only if it is proven "

@@ -24,7 +24,7 @@ from executor.report.classes import changes_by_class, confusions
 from executor.report.gallery import choose_queries, make_gallery, rank_sessions
 from executor.report.naming import name_of
 from executor.report.page import render
-from executor.report.parts import ClassChange, Interval, LabelErrors, ModelFacts, Neighbour, Query, Suspect
+from executor.report.parts import ClassChange, Interval, LabelErrors, ModelFacts, Neighbour, Query, Suspect, Tried
 from executor.report.report import Report, compare, load
 from executor.report.saving import save
 
@@ -558,6 +558,18 @@ def test_a_model_that_is_not_better_is_told_what_to_try_from_what_was_seen(detai
     assert advice[0] in Page(render(report)).words
 
 
+def test_the_settings_that_were_tried_are_shown_with_the_chosen_one(proven):
+    trials = [({"learning_rate": 1e-3, "norm_statistics": "fixed"}, 3, 0.5, False)]
+    trials += [({"learning_rate": 3.2e-3, "norm_statistics": "fixed"}, 3, 0.625, True)]
+    trials += [({"learning_rate": 1e-2, "norm_statistics": "trained"}, 1, float("nan"), False)]
+    tried = [Tried(settings=settings, epochs=n, score=score, chosen=best) for settings, n, score, best in trials]
+    words = Page(render(dataclasses.replace(proven, tried=tried, choosing=80))).words
+    assert "Settings tried" in words
+    assert "judged on 80 train documents" in words
+    assert "1 0.001 fixed 3 0.5 2 chosen 0.0032 fixed 3 0.625 3 0.01 trained 1 not finite" in words
+    assert "Settings tried" not in Page(render(proven)).words
+
+
 # --- files -------------------------------------------------------------------------------------------------------
 
 
@@ -608,7 +620,7 @@ def test_a_report_of_the_first_format_is_still_read(proven, tmp_path):
     save(proven, tmp_path)
     values = json.loads((tmp_path / "report.json").read_text()) | {"format": 1}
     later = ("served", "used", "model", "by_class", "confusions", "confusion_queries", "label_errors", "copies")
-    for name in (*later, "choosing"):
+    for name in (*later, "choosing", "tried"):
         del values[name]
     for query in values["gallery"]:
         for document in (query, *query["before"], *query["after"]):

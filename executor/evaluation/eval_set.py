@@ -16,7 +16,7 @@ from ..loading.content import item_content
 from ..loading.datasets import Dataset
 from ..loading.forward import embed_batches
 from ..loading.loader import ahead
-from .metrics import Scores, score_classes, score_instances, score_sessions
+from .metrics import Scores, check_embeddings, score_classes, score_instances, score_sessions
 
 BATCH = 64
 
@@ -134,8 +134,10 @@ class EvalSet:
                 contents = [augment(item_content(self.dataset, int(item), self._cache)) for item in part]
                 yield collate(contents, self.dataset.collate_fn)
 
-        embeddings = embed_batches(model, ahead(batches()), self._device)
-        return self._ranks.gather(torch.from_numpy(embeddings), len(self.items)).numpy()
+        mine = embed_batches(model, ahead(batches()), self._device)
+        embeddings = self._ranks.gather(torch.from_numpy(mine), len(self.items)).numpy()
+        check_embeddings(embeddings=embeddings)  # by all ranks: only the first one scores, and the others wait for it
+        return embeddings
 
 
 def score_embeddings(

@@ -138,7 +138,7 @@ def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores
     """
     import torch
 
-    _check(embeddings=embeddings)
+    check_embeddings(embeddings=embeddings)
     _check_length("labels", labels, len(embeddings))
     codes = _numbered(labels)
     sizes = np.bincount(codes)[codes]  # (N,) documents in each document's class
@@ -178,7 +178,7 @@ def score_sessions(roots: np.ndarray, matches: np.ndarray, sessions: Sequence[in
     """
     import torch
 
-    _check(roots=roots, matches=matches)
+    check_embeddings(roots=roots, matches=matches)
     _check_length("sessions", sessions, len(matches))
     _check_length("labels", labels, len(matches))
     owners = np.asarray(sessions, dtype=np.int64)
@@ -219,7 +219,7 @@ def score_instances(first: np.ndarray, second: np.ndarray) -> Scores:
     """
     import torch
 
-    _check(first=first, second=second)
+    check_embeddings(first=first, second=second)
     _check_length("second views", second, len(first))
     queries, candidates = torch.from_numpy(_unit(first)), torch.from_numpy(_unit(second))
     own = torch.arange(len(first))[:, None]  # (N, 1)
@@ -303,14 +303,18 @@ def _unit(embeddings: np.ndarray) -> np.ndarray:
     return unit
 
 
-def _check(**arrays: np.ndarray) -> None:
-    """Raise ValueError unless each array is (N, D), of one D, and finite."""
+class NotFinite(ValueError):
+    """Some embeddings are infinite or not a number: the model is broken."""
+
+
+def check_embeddings(**arrays: np.ndarray) -> None:
+    """Raise ValueError unless each array is (N, D), of one D, and finite: NotFinite in the last case."""
     for name, array in arrays.items():
         if array.ndim != 2:
             raise ValueError(f"{name} has shape {array.shape}; it must be (N, D).")
         broken = len(array) - int(np.count_nonzero(np.isfinite(array).all(axis=1)))
         if broken:
-            raise ValueError(f"{broken} of {len(array)} embeddings in {name} are not finite; the model is broken.")
+            raise NotFinite(f"{broken} of {len(array)} embeddings in {name} are not finite; the model is broken.")
     widths = {array.shape[1] for array in arrays.values()}
     if len(widths) > 1:
         raise ValueError(f"{' and '.join(arrays)} have different dimensions: {sorted(widths)}.")

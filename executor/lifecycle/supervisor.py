@@ -16,7 +16,7 @@ from .receiving import Receiver
 
 TICK_SECONDS = 0.05
 STOP_SECONDS = 10.0  # that a trainer gets to write its checkpoint when it is told to stop
-MAX_FRUITLESS_ATTEMPTS = 3  # the run fails after so many attempts without a new checkpoint
+MAX_FRUITLESS_ATTEMPTS = 3  # the run fails after so many attempts without a new checkpoint or trial
 RETRY_SECONDS = 1.0  # after an error
 LOG_LINES = 20
 
@@ -54,7 +54,7 @@ class Supervisor:
         self._started_for: Run | None = None  # the run of the process, as it was when the process was started
         self._tries = Tries()  # for the process that has ended
         self._warmed: set[str] = set()  # runs that got a trainer before they were queued
-        self._fruitless: dict[str, tuple[int, int]] = {}  # run: (its latest checkpoint, attempts since)
+        self._fruitless: dict[str, tuple[tuple[int, int], int]] = {}  # run: (its progress, attempts since)
         self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
 
     def start(self) -> None:
@@ -195,9 +195,9 @@ class Supervisor:
         self._trainers.prepare()
 
     def _resume_or_fail(self, run: Run, code: int) -> None:
-        step = self._store.workspace.latest_step(run.name)
-        before, attempts = self._fruitless.get(run.name, (step, 0))
-        attempts = 1 if step > before else attempts + 1
+        progress = self._store.workspace.progress(run.name)
+        before, attempts = self._fruitless.get(run.name, (progress, 0))
+        attempts = 1 if progress > before else attempts + 1
         death = how_it_ended(code)
         if attempts >= MAX_FRUITLESS_ATTEMPTS:
             log = self._end_of_log(run.name)
@@ -215,7 +215,7 @@ class Supervisor:
         """Queue the run again. Args: attempts: how many have ended since the newest checkpoint."""
         step = self._store.workspace.latest_step(run.name)
         self._store.advance(run.name, RunState.QUEUED, pid=None)
-        self._fruitless[run.name] = (step, attempts)
+        self._fruitless[run.name] = (self._store.workspace.progress(run.name), attempts)
         self._store.event(run.name, "resumed", f"the trainer {death}; it goes on from step {step}")
 
     def _fail(self, run: Run, error: str) -> None:

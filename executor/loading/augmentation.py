@@ -1,5 +1,7 @@
 """Augment images by albumentations, with a seed, so that a resumed run sees the same pixels."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,20 @@ import numpy as np
 from ..errors import ConfigurationError
 from .batches import is_image
 
+STRENGTHS = {"default": 1.0, "weaker": 0.5, "stronger": 1.5}  # of the default pipeline
+
 
 class Augmentation:
-    """An albumentations pipeline with a seed. It changes uint8 images (H, W, 3); other content passes unchanged."""
+    """An albumentations pipeline with a seed. It changes uint8 images (H, W, 3); other content passes unchanged.
 
-    def __init__(self, pipeline: albumentations.Compose) -> None:
+    Args: at: makes the same pipeline at another strength; None: it has no other.
+    """
+
+    def __init__(
+        self, pipeline: albumentations.Compose, *, at: Callable[[float], "Augmentation"] | None = None
+    ) -> None:
         self.pipeline = pipeline
+        self.at = at
 
     def seed(self, seed: int) -> None:
         """Restart the random numbers: the next images depend only on `seed`."""
@@ -54,25 +64,37 @@ def _described(made: Any) -> str:
     return f"{type(made).__name__} ({getattr(made, 'dtype', '')}, shape {tuple(getattr(made, 'shape', ()))})"
 
 
-def default_augmentation(kind: str, size: int) -> Augmentation:
+def default_augmentation(kind: str, size: int, strength: float = 1.0) -> Augmentation:
     """Return the pipeline for when none is configured. Labelled images are not flipped: a mirrored `b` is a `d`.
 
     Without labels the pipeline is stronger: the two views of an image must differ in all that the model should ignore.
+
+    Args: strength: how far it changes an image, as a multiple of the usual; how often stays the same.
     """
+    turn = 10 * strength
     if kind == "unlabeled":
+        jitter = 0.3 * strength
         steps = [
-            albumentations.RandomResizedCrop((size, size), scale=(0.5, 1.0), ratio=(0.8, 1.25)),
-            albumentations.Affine(rotate=(-10, 10), p=0.5),
-            albumentations.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05, p=0.8),
+            albumentations.RandomResizedCrop((size, size), scale=(1 - 0.5 * strength, 1.0), ratio=(0.8, 1.25)),
+            albumentations.Affine(rotate=(-turn, turn), p=0.5),
+            albumentations.ColorJitter(
+                brightness=jitter, contrast=jitter, saturation=jitter, hue=0.05 * strength, p=0.8
+            ),
             albumentations.ToGray(p=0.1),
             albumentations.GaussianBlur(blur_limit=(3, 5), p=0.2),
         ]
     else:
+        size_change, shift, light = 0.1 * strength, 0.06 * strength, 0.2 * strength
         steps = [
-            albumentations.Affine(scale=(0.9, 1.1), translate_percent=(-0.06, 0.06), rotate=(-10, 10), p=0.8),
-            albumentations.RandomBrightnessContrast(p=0.5),
+            albumentations.Affine(
+                scale=(1 - size_change, 1 + size_change),
+                translate_percent=(-shift, shift),
+                rotate=(-turn, turn),
+                p=0.8,
+            ),
+            albumentations.RandomBrightnessContrast(brightness_limit=light, contrast_limit=light, p=0.5),
         ]
-    return Augmentation(albumentations.Compose(steps))
+    return Augmentation(albumentations.Compose(steps), at=functools.partial(default_augmentation, kind, size))
 
 
 def load_augmentation(configured: str | dict[str, Any] | None, kind: str, size: int) -> Augmentation | None:

@@ -19,7 +19,7 @@ from .classes import changes_by_class, confusions
 from .gallery import choose_queries, make_gallery, rank_sessions
 from .naming import label_of, name_of
 from .page import render
-from .parts import Change, ClassChange, Confusion, Interval, LabelErrors, ModelFacts, Neighbour, Outcomes, Query
+from .parts import Change, ClassChange, Confusion, Interval, LabelErrors, ModelFacts, Neighbour, Outcomes, Query, Tried
 from .report import Report, compare, load
 from .saving import save
 
@@ -48,13 +48,14 @@ def write(
     model: ModelFacts,
     label_errors: LabelErrors | None,
     copies: Sequence[tuple[str, str, str]] = (),
+    tried: Sequence[Tried] = (),
 ) -> None:
     """Write the report of a run that has been trained.
 
     Args:
         counts: train, eval and held out documents. choosing: how many train documents were kept to choose the epoch by.
         before: what the version did on the eval set that was `served` when the training ended.
-        after: what the tuned model did. used, model, label_errors, copies: as in the `Report`.
+        after: what the tuned model did. used, model, label_errors, copies, tried: as in the `Report`.
     """
     metrics: dict[str, Change] = {}
     difference: Interval | None = None
@@ -103,6 +104,7 @@ def write(
         confusion_queries=confused[1],
         label_errors=label_errors,
         copies=list(copies),
+        tried=list(tried),
     )
     save(report, store.workspace.run_folder(run.name))
 

@@ -1,7 +1,7 @@
 """The parts of a report, small values that JSON keeps. Texts are not trusted."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BeforeValidator, ConfigDict, PlainSerializer, PlainValidator
@@ -149,6 +149,19 @@ class LabelErrors:
     extent: Literal["all", "surest", "none"]
     found: int
     suspects: list[Suspect]
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class Tried:
+    """A setting that was tried on short runs.
+
+    Attributes: settings: by name; JSON values. epochs: of its longest short run. score: mAP@R after that.
+    """
+
+    settings: dict[Text, Any]
+    epochs: int
+    score: Measurement
+    chosen: bool
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

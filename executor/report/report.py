@@ -23,6 +23,7 @@ from .parts import (
     Outcomes,
     Query,
     Text,
+    Tried,
 )
 
 FORMAT = 2  # of report.json; format 1 had fewer fields and is still read
@@ -58,6 +59,7 @@ class Report:
         confusions: The pairs of classes that the tuned model confuses most, found by `confusion_queries` queries.
         label_errors: None: the labels were not checked.
         copies: Copies found, as (document, its copy, what was done).
+        tried: The settings that were tried, by the option `trials`, the defaults first.
     """
 
     run: Text
@@ -92,6 +94,7 @@ class Report:
     confusion_queries: int = 0
     label_errors: LabelErrors | None = None
     copies: list[tuple[Text, Text, Text]] = Field(default_factory=list)
+    tried: list[Tried] = Field(default_factory=list)
 
 
 def compare(before: Scores, after: Scores) -> tuple[dict[str, Change], Interval, Outcomes]:

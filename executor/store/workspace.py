@@ -39,6 +39,10 @@ class Workspace:
         """The file in which one run notes that a batch did not fit into memory; see `MicroBatch`."""
         return self.run_folder(name) / "micro_batch"
 
+    def trials_file(self, name: str) -> Path:
+        """JSON: the settings that one run has tried, and how they did; see `training/tried.py`."""
+        return self.run_folder(name) / "trials.json"
+
     def proof_file(self, name: str) -> Path:
         """JSON: for each split, the positions of the documents that prove the model of one run."""
         return self.run_folder(name) / "proof.json"
@@ -58,6 +62,11 @@ class Workspace:
     def latest_step(self, name: str) -> int:
         """How many steps were done at the newest checkpoint; 0 if there is none."""
         return next((int(place.name) for place in self.checkpoints(name)), 0)
+
+    def progress(self, name: str) -> tuple[int, int]:
+        """How far one run has come: steps at the newest checkpoint, and bytes of what its trials have shown before."""
+        file = self.trials_file(name)
+        return self.latest_step(name), file.stat().st_size if file.exists() else 0
 
     def disk_bytes(self, name: str) -> int:
         """How much disk the folder of one run takes, in bytes; holes in its files do not count."""

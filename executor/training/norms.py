@@ -21,6 +21,15 @@ def has_seen_images(model: nn.Module) -> bool:
     return any(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
 
 
+def has_free_norms(model: nn.Module) -> bool:
+    """Whether some batch norms of `model` would follow the batches in training: they are not frozen."""
+    mode = model.training
+    model.train()
+    free = any(module.training for module in batch_norms(model))
+    model.train(mode)
+    return free
+
+
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the batch norms of `model`."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -53,6 +53,15 @@ class ProgressBar(Watcher):
         if filling.done == filling.total and not self._bar.disable:
             self.say(str(filling))
 
+    def trying(self, number: int, count: int, images_per_second: float) -> None:
+        """Show how many settings have been tried."""
+        self._bar.update(self._task, total=count, completed=number - 1, speed=f"{images_per_second:.0f}")
+
+    def tried(self, sentence: str) -> None:
+        """Print how a setting did."""
+        if not self._bar.disable:
+            self.say(sentence)
+
     def stepped(self, step: Step) -> None:
         """Show a finished step."""
         speed, left = self._meter.update(step)

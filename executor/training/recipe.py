@@ -23,6 +23,7 @@ from .loop import NonFiniteLoss, train
 from .losses import loss_name
 from .micro_batch import MicroBatch
 from .new_head import start_new_head
+from .norms import batch_norms, has_free_norms
 from .parts import (
     embedding_size,
     example_inputs,
@@ -35,6 +36,8 @@ from .parts import (
 )
 from .precision import choose_bf16, choose_bf16_once
 from .state import TrainState
+from .trials import ShortRuns, try_settings, with_settings
+from .tried import Trials
 from .watching import Watcher
 
 
@@ -88,6 +91,7 @@ class Outcome:
         weights: which weights the tuned model has, in words, such as "of epoch 3 of 5".
         chosen_by: how many documents chose that epoch; 0: none, and it is the last epoch.
         used: what was used for the options that do not say so themselves, by name, and the `weights`; JSON values.
+        trials: the settings that were tried before the run began.
     """
 
     history: dict[str, list[float]]
@@ -96,6 +100,7 @@ class Outcome:
     weights: str
     chosen_by: int = 0
     used: dict[str, Any] = field(default_factory=dict)
+    trials: Trials = field(default_factory=Trials)
 
 
 def fine_tune(
@@ -168,7 +173,22 @@ def fine_tune(
         assert watched is not None
         return watched.score(trainee.whole(measured)).mean()
 
+    in_parts = micro_batch if trainee.backbone is None else None
     with closing(trainee):
+        runs = ShortRuns(
+            trainee=trainee,
+            loss=loss,
+            choose_set=task.choose_set,
+            device=device,
+            watcher=watcher,
+            micro_batch=in_parts,
+            ranks=ranks,
+            stop=keeping.stop,
+        )
+        trials = try_settings(runs, options, keeping.folder and keeping.folder / "trials.json")
+        if trials.tried:
+            trainee = with_settings(trainee, trials.settings)
+            watcher.begin(before, config.epochs, loader.sampler.steps(config.epochs))
         try:
             state = train(
                 trainee.model,
@@ -179,7 +199,7 @@ def fine_tune(
                 evaluate=None if watched is None else evaluate,
                 choosing=task.choose_set is not None,
                 report=watcher.stepped,
-                micro_batch=micro_batch if trainee.backbone is None else None,
+                micro_batch=in_parts,
                 ranks=ranks,
                 resume=keeping.resume(),
                 save=keeping.save,
@@ -195,16 +215,28 @@ def fine_tune(
     weights = _kept_weights(state, options, chosen=chosen_by > 0)
     used = {
         "loss": loss_name(options.loss, task.dataset.kind),
-        "learning_rate": config.learning_rate,
+        "learning_rate": trainee.config.learning_rate,
+        "trials": max(1, len(trials.tried)),
         "precision": "bf16" if config.bf16 else "fp32",
         "micro_batch": micro_batch.at(state.done) or "the whole batch",
         "feature_views": trainee.kept_views,
         "epochs": state.epoch,
         "weights": weights,
     }
+    if batch_norms(model):
+        free = has_free_norms(model) and not trainee.config.fixed_norms
+        used["norm_statistics"] = "trained" if free else "fixed"
     if isinstance(loader.sampler, ClassSampler):
         used["num_items_per_class"] = loader.sampler.items
-    return Outcome(history=state.history, before=before, after=after, weights=weights, chosen_by=chosen_by, used=used)
+    return Outcome(
+        history=state.history,
+        before=before,
+        after=after,
+        weights=weights,
+        chosen_by=chosen_by,
+        used=used,
+        trials=trials,
+    )
 
 
 def _kept_weights(state: TrainState, options: TrainingOptions, *, chosen: bool) -> str:

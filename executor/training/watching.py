@@ -20,6 +20,12 @@ class Watcher:
     def filled(self, filling: Filling) -> None:
         """Some more features of a frozen backbone are computed."""
 
+    def trying(self, number: int, count: int, images_per_second: float) -> None:
+        """A step of a short run is done, for trial `number` of `count`; it is none of the run's own steps."""
+
+    def tried(self, sentence: str) -> None:
+        """A setting has been tried, or one of them is chosen. Args: sentence: says which, and how it did."""
+
     def stepped(self, step: Step) -> None:
         """A step is done."""
 

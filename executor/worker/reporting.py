@@ -11,10 +11,11 @@ from ..loading.datasets import ClassDataset
 from ..models.model import EmbeddingModel
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..report import contents
-from ..report.parts import LabelErrors, ModelFacts
+from ..report.parts import LabelErrors, ModelFacts, Tried
 from ..store.run import Run
 from ..store.runs import RunStore
 from ..training.recipe import Outcome, Task
+from ..training.tried import Trials
 from .judgement import Judgement
 
 SAMPLED = 16  # images whose size is measured
@@ -58,6 +59,7 @@ def write_report(
         model=model_facts(model, task, run.configuration.options),
         label_errors=label_errors,
         copies=copies,
+        tried=tried_settings(outcome.trials),
     )
 
 
@@ -76,6 +78,14 @@ def used_settings(
         "val_split": "eval documents were given" if given else share,
         "loss_options": options.loss_options or "the defaults of the loss",
     }
+
+
+def tried_settings(trials: Trials) -> list[Tried]:
+    """Return the trials as the report has them."""
+    return [
+        Tried(settings=trial.settings, epochs=trial.epochs, score=trial.score, chosen=number == trials.chosen)
+        for number, trial in enumerate(trials.tried)
+    ]
 
 
 def model_facts(model: EmbeddingModel, task: Task, options: ExecutorOptions) -> ModelFacts:

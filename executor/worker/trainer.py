@@ -232,6 +232,13 @@ class Trainer(Watcher):
             left = (filling.total - filling.done) / speed
             self._progress.report(phase="loading", images_per_second=speed, eta_seconds=left)
 
+    def trying(self, number: int, count: int, images_per_second: float) -> None:
+        if self._progress.is_due:  # epoch, step and the time left are of the run itself, which has not begun
+            self._progress.report(phase="training", images_per_second=images_per_second, eta_seconds=None)
+
+    def tried(self, sentence: str) -> None:
+        self._progress.tell("trial", sentence)
+
     def stepped(self, step: Step) -> None:
         self._done = step.done
         self._history = step.history
