@@ -50,7 +50,7 @@ def test_the_pipeline_finds_what_it_indexed_by_its_image(search, labelled):
 
 def test_the_pipeline_still_embeds_at_the_endpoint_of_its_own(search, labelled):
     (doc,) = search.post("/embed", labelled(1), return_type=DocumentArray)
-    assert doc.embedding.shape == (128,)
+    assert doc.embedding.shape == (1280,)
 
 
 def test_the_pipeline_trains_and_then_refuses_to_mix_the_models(search, labelled):

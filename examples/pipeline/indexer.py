@@ -1,6 +1,6 @@
 """A small index in memory, to stand behind the FinetunerExecutor.
 
-It keeps the name of the model beside each embedding, because embeddings of two models cannot be compared.
+It compares a query only with embeddings of the same space: those of other models, or of other weights, say nothing.
 """
 
 from typing import Any
@@ -62,8 +62,8 @@ class Indexer(Executor):
         yield doc
 
     def _nearest(self, query: Document, limit: int) -> list[Match]:
-        model = query.tags["finetuner_model"]
-        candidates = [doc for doc in self._docs.values() if doc.tags["finetuner_model"] == model]
+        space = query.tags["finetuner_space"]
+        candidates = [doc for doc in self._docs.values() if doc.tags["finetuner_space"] == space]
         if not candidates:
             return []
         similarities = np.stack([doc.embedding for doc in candidates]) @ query.embedding  # (N, D) @ (D,)
