@@ -1,11 +1,14 @@
 """The benchmarks run. What they measure is not judged here."""
 
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from benchmarks.common import jpeg, textured
 
 pytestmark = pytest.mark.process
 
@@ -17,9 +20,28 @@ ROOT = Path(__file__).resolve().parent.parent
     "name", ["train", "frozen", "embed", "ingest", "scale", "startup", "proof", "copies", "label_errors"]
 )
 def test_a_benchmark_runs_and_ends_with_its_figure(name: str) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--tiny"]
+    assert figure_of(name) > 0
+
+
+@pytest.mark.timeout(900)
+def test_peers_are_compared_on_photographs_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    for visit, label, number in itertools.product(("train", "test"), range(6), range(4)):
+        file = tmp_path / visit / str(label) / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(textured(label, number + 4 * (visit == "test"), 64, 64)))
+    arguments = "--photos", str(tmp_path), "--keep", str(tmp_path / "kept")
+    figure = figure_of("quality", *arguments)
+    kept = (tmp_path / "kept").read_text()
+    assert '"pytorch-metric-learning, its own recipe"' in kept
+    assert figure_of("quality", *arguments) == figure
+    assert (tmp_path / "kept").read_text() == kept, "nothing was measured twice"
+
+
+def figure_of(name: str, *arguments: str) -> float:
+    """Run a benchmark and return the figure in its last line."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--tiny", *arguments]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-4000:]
     figure = re.fullmatch(r"[a-z_0-9]+: (\d+\.\d+)", finished.stdout.splitlines()[-1])
     assert figure is not None, finished.stdout[-1000:]
-    assert float(figure[1]) > 0
+    return float(figure[1])
