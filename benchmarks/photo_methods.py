@@ -57,13 +57,16 @@ class Photographs:
 
     Attributes:
         images: (N, S, S, 3) uint8. labels: (N,) int64. training: (N,) bool, whether below train/.
-        features: (N, D) float32, of the untrained network.
     """
 
     images: np.ndarray
     labels: np.ndarray
     training: np.ndarray
-    features: np.ndarray
+
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """(N, D) float32, of the untrained network."""
+        return embed(network(self.images.shape[1]), self.images)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def read(folder: Path, size: int, *, classes: int | None, most: int | None) -> P
     names = sorted(place.name for place in folder.glob("train/*") if place.is_dir())[:classes]
     if not names:
         raise SystemExit(f"{folder} has no photographs as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg.")
-    model = network(size)
+    preprocessing = network(size).preprocessing
     images, labels, training = [], [], []
     for visit in ("train", "test"):
         for label, name in enumerate(names):
@@ -125,11 +128,10 @@ def read(folder: Path, size: int, *, classes: int | None, most: int | None) -> P
             if len(files) < 2:
                 raise SystemExit(f"{folder / visit / name} has {len(files)} photographs (*.jpg); 2 are the fewest.")
             for file in files:
-                images.append(model.preprocessing.resize(load_uri_to_image_blob(Document(uri=str(file)))))
+                images.append(preprocessing.resize(load_uri_to_image_blob(Document(uri=str(file)))))
                 labels.append(label)
                 training.append(visit == "train")
-    stacked = np.stack(images)
-    return Photographs(stacked, np.array(labels), np.array(training), embed(model, stacked))
+    return Photographs(np.stack(images), np.array(labels), np.array(training))
 
 
 def draw(photos: Photographs, seed: int, epochs: int | None, threads: int) -> Split:
