@@ -44,6 +44,7 @@ CACHE_BYTES = 2**31  # of the features of a frozen backbone
 METRICS = {"mAP@R": "mean_average_precision_at_r", "recall@1": "recall_at_1"}
 COLUMNS = [f"{metric}, {classes}" for metric in METRICS for classes in ("seen", "unseen")]
 OURS = "ours, defaults"
+OWN_RECIPE = "its own recipe"
 PEERS = {  # by the name of the library: its program and its environment; None: ours
     "pytorch-metric-learning": ("photos_metric_learning", None),
     "open-metric-learning": ("photos_open_metric_learning", "open_metric_learning"),
@@ -250,6 +251,6 @@ def methods() -> tuple[dict[str, Method], dict[str, str]]:
         if python is None:
             missing[name] = problem_of(str(environment))
             continue
-        for recipe, as_ours in (("its own recipe", False), ("our rate and norms", True)):
+        for recipe, as_ours in ((OWN_RECIPE, False), ("our rate and norms", True)):
             rows[f"{name}, {recipe}"] = functools.partial(peer, program=program, python=python, as_ours=as_ours)
     return rows, missing

@@ -32,7 +32,7 @@ def test_peers_are_compared_on_photographs_and_a_stopped_run_goes_on(tmp_path: P
     arguments = "--photos", str(tmp_path), "--keep", str(tmp_path / "kept")
     figure = figure_of("quality", *arguments)
     kept = (tmp_path / "kept").read_text()
-    assert '"pytorch-metric-learning, its own recipe"' in kept
+    assert '"pytorch-metric-learning, our rate and norms"' in kept
     assert figure_of("quality", *arguments) == figure
     assert (tmp_path / "kept").read_text() == kept, "nothing was measured twice"
 
