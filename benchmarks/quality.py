@@ -1,6 +1,7 @@
 """Measure how good tuned embeddings are: mAP@R of our defaults, of each of our losses, and of peers.
 
     .venv/bin/python -m benchmarks.quality [--quick] [--seeds 3] [--epochs 6] [--sets digits,shapes,coloured]
+    .venv/bin/python -m benchmarks.quality --photos FOLDER [--quick] [--seeds 3] [--keep FILE]
 
 The data are scikit-learn's digits and generated textured shapes. The digits are measured on held-out images of seen
 classes, and on unseen classes (trained on 0-4, measured on 5-9). The shapes (`shapes.py`) have 64 pixels, 25 seen and
@@ -13,6 +14,8 @@ but one use it. Baselines are the untrained network and the raw pixels. Sessions
 One peer is pytorch-metric-learning with a loop by hand: its MPerClassSampler, miner and loss, AdamW with weight decay
 0.01, a linear warm-up and a cosine, as in its examples and papers. The other is open-metric-learning's sampler and
 triplet loss, if its environment is installed (`python -m benchmarks.peers.environments open_metric_learning`).
+
+With `--photos` the data are photographs, and the networks pretrained: see `photo_quality.py`.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from pytorch_metric_learning import miners as pml_miners
 from pytorch_metric_learning.samplers import MPerClassSampler
 from sklearn.datasets import load_digits
 
+from benchmarks import photo_quality
 from benchmarks.common import options, print_headline, print_machine, print_table
 from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.shapes import classes as shape_classes
@@ -60,6 +64,7 @@ IN_BF16 = computes_in_bf16(DEVICE)
 BATCH = 64
 OML = "open_metric_learning"
 WRONG_CLICKS = 0.1
+EPOCHS = 6
 LONGER = 4  # the shapes get this many times the epochs, because they are fewer and harder
 
 
@@ -286,19 +291,26 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--epochs", type=int, default=6, help=f"over the digits; over the shapes {LONGER} times as many"
+        "--epochs",
+        type=int,
+        help=f"over the digits, by default {EPOCHS}, and over the shapes {LONGER} times as many; over photographs by "
+        "default as many as our trainer's",
     )
     parser.add_argument("--sets", default=",".join(SETS), help="the image sets, with commas between them")
     parser.add_argument("--only", default="", help="only the rows whose name has this in it")
+    photo_quality.add_options(parser)
     arguments: argparse.Namespace = parser.parse_args()
     print_machine()
+    if arguments.photos is not None:
+        photo_quality.run(arguments)
+        return
     if python_of(OML) is None:
         print(f"open-metric-learning is left out: {problem_of(OML)}\n")
     rows = {row: method for row, method in methods().items() if arguments.only in row}
     if arguments.quick or arguments.tiny:
         keep = ("raw pixels", "untrained", "ours: class, default", "PML ProxyAnchor")
         rows = {row: method for row, method in rows.items() if row in keep}
-    epochs = 1 if arguments.quick or arguments.tiny else arguments.epochs
+    epochs = 1 if arguments.quick or arguments.tiny else arguments.epochs or EPOCHS
     found = measure(
         rows, arguments.sets.split(","), 1 if arguments.quick or arguments.tiny else arguments.seeds, epochs
     )

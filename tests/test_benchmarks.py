@@ -1,13 +1,14 @@
 """The benchmarks run. What they measure is not judged here."""
 
+import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+
+from benchmarks.common import jpeg, textured
 
 pytestmark = pytest.mark.process
 
@@ -19,34 +20,39 @@ ROOT = Path(__file__).resolve().parent.parent
     "name", ["train", "frozen", "embed", "ingest", "scale", "startup", "proof", "copies", "label_errors"]
 )
 def test_a_benchmark_runs_and_ends_with_its_figure(name: str) -> None:
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--tiny"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    figure = re.fullmatch(r"[a-z_0-9]+: (\d+\.\d+)", finished.stdout.splitlines()[-1])
-    assert figure is not None, finished.stdout[-1000:]
-    assert float(figure[1]) > 0
+    assert figure_of(name) > 0
 
 
 @pytest.mark.timeout(900)
-def test_the_recipe_is_compared_on_a_folder_of_photographs(tmp_path: Path) -> None:
-    for part, count in (("train", 6), ("test", 4)):
-        for label in range(6):
-            folder = tmp_path / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                pixels = np.random.default_rng([label, number, count]).integers(0, 90, (24, 24, 3)) + 25 * label
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.jpg")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.recipe",
-        "--photos",
-        str(tmp_path),
-        "--part",
-        "all",
-        "--quick",
-        "--tiny",
-    ]
+def test_peers_are_compared_on_photographs_and_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    write_visits(tmp_path)
+    arguments = "--photos", str(tmp_path), "--keep", str(tmp_path / "kept")
+    figure = figure_of("quality", *arguments)
+    kept = (tmp_path / "kept").read_text()
+    assert '"pytorch-metric-learning, our rate and norms"' in kept
+    assert figure_of("quality", *arguments) == figure
+    assert (tmp_path / "kept").read_text() == kept, "nothing was measured twice"
+
+
+@pytest.mark.timeout(900)
+def test_settings_of_the_recipe_are_compared_on_photographs(tmp_path: Path) -> None:
+    write_visits(tmp_path)
+    assert figure_of("recipe", "--photos", str(tmp_path), "--part", "all") is not None
+
+
+def write_visits(folder: Path) -> None:
+    """Write `train` and `test`, each with six class folders of four images."""
+    for visit, label, number in itertools.product(("train", "test"), range(6), range(4)):
+        file = folder / visit / str(label) / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(textured(label, number + 4 * (visit == "test"), 64, 64)))
+
+
+def figure_of(name: str, *arguments: str) -> float:
+    """Run a benchmark and return the figure in its last line."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--tiny", *arguments]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-4000:]
-    assert re.fullmatch(r"least_gain_of_the_second_setting: -?\d\.\d+", finished.stdout.splitlines()[-1])
+    figure = re.fullmatch(r"[a-z_0-9]+: (-?\d+\.\d+)", finished.stdout.splitlines()[-1])
+    assert figure is not None, finished.stdout[-1000:]
+    return float(figure[1])

