@@ -39,6 +39,7 @@ GROWTH = 200 * 2**20  # bytes of memory that all the calls together may take for
 # A sentence may repeat what was sent, so these are what no strategy writes.
 LEAKS = ("Traceback (most recent", 'File "', "site-packages", "The service failed with")
 OPTIONS = {
+    "model": "small",
     "input_size": 16,
     "receive_timeout": 3600.0,  # a run that received something waits: what is tried here is not the training
     "max_open_runs": 20,

@@ -20,7 +20,7 @@ jtype: Flow
 with: {{protocol: http, port: {port}, host: 127.0.0.1, quiet_error: true}}
 {gateway}
 executors:
-  - {{uses: {root}/config.yml, workspace: {workspace}, uses_with: {{input_size: 16}}}}
+  - {{uses: {root}/config.yml, workspace: {workspace}, uses_with: {{model: small, input_size: 16}}}}
 """
 BY_CLASS = """
 import sys
@@ -29,7 +29,7 @@ from executor.gateway import FinetunerGateway
 
 flow = Flow(protocol="http", port=int(sys.argv[1]), host="127.0.0.1", quiet_error=True)
 flow = flow.config_gateway(uses=FinetunerGateway)
-with flow.add(uses=sys.argv[2], workspace=sys.argv[3], uses_with={"input_size": 16}) as served:
+with flow.add(uses=sys.argv[2], workspace=sys.argv[3], uses_with={"model": "small", "input_size": 16}) as served:
     served.block()
 """
 WITH_STATUSES = ("executor", "gateway by class", "gateway by yaml")

@@ -239,7 +239,7 @@ CLASS_FLOW = """
 import sys
 from jina import Flow
 from executor import FinetunerExecutor
-options = {"input_size": 16, "fit_defaults": {"batch_size": 16}}
+options = {"model": "small", "input_size": 16, "fit_defaults": {"batch_size": 16}}
 port, workspace = int(sys.argv[1]), sys.argv[2]
 with Flow(port=port, host="127.0.0.1").add(uses=FinetunerExecutor, uses_with=options, workspace=workspace):
     sys.stdin.read()
