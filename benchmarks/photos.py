@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from executor.models.efficientnet import PRETRAINED, EfficientNetLite0, read_weights, renamed, weights_file
+from executor.models.efficientnet import PRETRAINED, EfficientNetLite0, load_pretrained
 
 SIZES = (160, 112, 80)  # pixels a side: smaller is worse
 BLOCKS = (8, 11, 14)  # whose output is averaged over the picture, besides the last layer's
@@ -53,7 +53,7 @@ def embed(folder: Path) -> Photos:
         raise SystemExit(f"{folder} has no photographs as train/CLASS/NAME.jpg and test/CLASS/NAME.jpg.")
     classes = sorted({file.parent.name for file in files})
     network = EfficientNetLite0().eval()
-    network.load_state_dict(renamed(read_weights(weights_file())))
+    load_pretrained(network)
     found: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(files), BATCH):
         images = [cv2.imread(str(file))[:, :, ::-1] for file in files[start : start + BATCH]]

@@ -107,7 +107,8 @@ def pretrained_vit(folder: Path, size: int) -> str:
     others = shapes(size, others=True)
     model = build_model(ModelConfig(model=str(folder), input_size=size))
     train_on(model, others.dataset(set(others.labels), training=True), {"epochs": 30, "learning_rate": 1e-3}, size, 0)
-    model.backbone.save_pretrained(folder)  # type: ignore[operator]
+    backbone: Any = model.backbone
+    backbone.save_pretrained(folder)
     return str(folder)
 
 

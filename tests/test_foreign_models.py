@@ -186,11 +186,8 @@ def directory(folder: Path, kind: str, processor: dict[str, Any] | None = PROCES
 
 
 @pytest.fixture
-def factories(tmp_path, monkeypatch):
-    (tmp_path / "foreign_factories.py").write_text(FACTORIES)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "foreign_factories"
-    sys.modules.pop("foreign_factories", None)
+def factories(importable):
+    return importable("foreign_factories", FACTORIES)
 
 
 def images_for(model: EmbeddingModel, count: int = 4) -> Tensor:

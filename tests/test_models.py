@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported: no test leaves the machine
@@ -92,11 +91,8 @@ def transformers_directory(folder: Path, kind: str) -> Path:
 
 
 @pytest.fixture
-def factories(tmp_path, monkeypatch):
-    (tmp_path / "some_factories.py").write_text(FACTORIES)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "some_factories"
-    sys.modules.pop("some_factories", None)
+def factories(importable):
+    return importable("some_factories", FACTORIES)
 
 
 # The default model

@@ -3,8 +3,6 @@
 import hashlib
 import importlib.util
 import io
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -122,7 +120,7 @@ def pretrained_efficientnet(input_size: int | None) -> Backbone:
     Raises: ConfigurationError: the package with the weights is missing or changed.
     """
     backbone = efficientnet_backbone(input_size)
-    backbone.module.load_state_dict(renamed(read_weights(weights_file())))
+    load_pretrained(backbone.module)
     return backbone
 
 
@@ -154,13 +152,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     return weights
 
 
-def renamed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights under the names of `EfficientNetLite0`, without those of the layer that classifies."""
-    expected = EfficientNetLite0().state_dict()
-    return {name: weights[file_name(name)] for name in expected}
+def load_pretrained(network: nn.Module) -> None:
+    """Give an `EfficientNetLite0` its ImageNet weights; those of the layer that classifies are left out."""
+    weights = read_weights(weights_file())
+    network.load_state_dict({name: weights[file_name(name)] for name in network.state_dict()})
 
 
 def file_name(name: str) -> str:
     """Return the name that a weight of `EfficientNetLite0` has in the file: `blocks.3.expand.conv.weight`, say."""
-    block, layer, value = re.fullmatch(r"(blocks\.\d+\.)?(\w+\.\w+)\.(\w+)", name).groups()  # type: ignore[union-attr]
-    return ("_" + block if block else "") + f"{FILE_NAMES[layer]}.{value}"
+    *block, layer, part, value = name.split(".")
+    return ".".join(
+        [*(f"_{word}" if word == "blocks" else word for word in block), FILE_NAMES[f"{layer}.{part}"], value]
+    )

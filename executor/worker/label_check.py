@@ -11,6 +11,7 @@ from ..compute.ranks import Ranks
 from ..errors import BadDocument
 from ..evaluation.eval_set import EvalSet
 from ..evaluation.label_errors import LabelCheck, find_label_errors
+from ..loading.datasets import ClassDataset
 from ..models.backbones import Backbone
 from ..models.model import EmbeddingModel
 from ..report.naming import label_of, name_of
@@ -108,8 +109,9 @@ def _joined_labels(parts: list[Part]) -> tuple[np.ndarray, list[str]]:
     numbers: dict[object, int] = {}
     labels = []
     for part in parts:
-        classes = part.items.dataset.classes  # type: ignore[union-attr]
-        known = np.array([numbers.setdefault(label, len(numbers)) for label in classes])
+        dataset = part.items.dataset
+        assert isinstance(dataset, ClassDataset)  # only labelled documents have labels to check
+        known = np.array([numbers.setdefault(label, len(numbers)) for label in dataset.classes])
         labels.append(known[part.items.labels])
     return np.concatenate(labels), [str(label) for label in numbers]
 
