@@ -26,7 +26,8 @@ from .training.parts import prepare_model
 from .training.progress_bar import ProgressBar
 from .training.recipe import Task, fine_tune
 
-SERVICE_OPTIONS = {"base", "embedding_dim", "promote", "promote_by"}  # callers of `fit` do these things themselves
+# Callers of `fit` do these things themselves.
+SERVICE_OPTIONS = {"base", "documents_from", "embedding_dim", "feedback", "promote", "promote_by"}
 
 
 def fit(

@@ -7,7 +7,7 @@ silently drop unknown keys.
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -99,6 +99,7 @@ NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
 Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
 Split = Literal["train", "eval"]
 
@@ -112,6 +113,10 @@ class TrainingOptions(_Parameters):
 
     kind: Kind = Field("auto", description="`class`, `session` or `unlabeled`; `auto` looks at the whole set")
     base: RunName = Field("base", description="the version to start from: `base`, `promoted`, or a run")
+    documents_from: RunNames = Field(
+        (), description="earlier runs whose train documents are trained on too, without sending them again"
+    )
+    feedback: Flag = Field(False, description="whether all feedback so far is trained on too; see `/feedback`")
     epochs: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(
         None,
         description="passes over the train documents; by default 10 for 1,000 of them, more for fewer (up to 30), and "
@@ -223,6 +228,10 @@ class FitParameters(TrainingOptions):
         return {name: getattr(self, name) for name in self.model_fields_set & TrainingOptions.model_fields.keys()}
 
 
+class FeedbackParameters(_Parameters):
+    """Parameters of `/feedback`: none."""
+
+
 class StatusParameters(_Parameters):
     """Parameters of `/status`."""
 
@@ -280,6 +289,37 @@ class EvaluateParameters(_Parameters):
     )
 
 
+class KeepFeedback(_Parameters):
+    """The rule by which feedback is thinned: what is more, or older, is removed, the oldest first."""
+
+    documents: Annotated[Whole, Field(ge=1)] = Field(200_000, description="at most so many documents")
+    bytes: Annotated[Whole, Field(ge=1)] = Field(20 * 2**30, description="of all documents together")
+    days: Annotated[Number, Field(gt=0)] = Field(730.0, description="since it was said")
+
+
+class Retrain(_Parameters):
+    """When runs start by themselves, and whether they are undone by themselves."""
+
+    every_documents: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="as soon as so many documents of feedback are new since the last run"
+    )
+    every_hours: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="so long after the last run, if there is any new feedback"
+    )
+    retry_minutes: Annotated[Number, Field(gt=0)] = Field(
+        10.0, description="the wait after a run that failed; it doubles with each further one, up to a day"
+    )
+    rollback: Flag = Field(
+        True, description="serve the version before again, if later feedback proves the promoted one worse"
+    )
+
+    @model_validator(mode="after")
+    def _due_at_some_time(self) -> "Retrain":
+        if self.every_documents is None and self.every_hours is None:
+            raise ValueError("give every_documents, every_hours, or both")
+        return self
+
+
 class ExecutorOptions(_Parameters):
     """The options that the operator sets in `uses_with`."""
 
@@ -317,6 +357,12 @@ class ExecutorOptions(_Parameters):
         5.0, description="seconds without a new train document after which a run starts"
     )
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
+    keep_feedback: KeepFeedback = Field(
+        KeepFeedback(), description="how much feedback is kept: `documents`, `bytes`, `days`"
+    )
+    retrain: Retrain | None = Field(
+        None, description="runs that start by themselves: `every_documents`, `every_hours`; by default none do"
+    )
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
@@ -401,16 +447,20 @@ _PLAINER = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object of names and values",
+    " or instance of Retrain": "",
+    " or instance of KeepFeedback": "",
     "a valid string": "a string",
     "String should have at least 1 character": "must not be empty",
 }
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    accepted = ", ".join(model.model_fields)
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # likely a misspelt name
-    name = str(first["loc"][0]) if first["loc"] else ""
+    path = [str(part) for part in first["loc"]]
+    below = _accepted_below(model, path[0]) if len(path) > 1 else []
+    name = ".".join(path) if below else "".join(path[:1])
+    accepted = ", ".join(below or model.model_fields)
     if first["type"] == "extra_forbidden":
         return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."
     if first["type"] == "missing":
@@ -421,6 +471,13 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     if not name:
         return f"{where}: {reason}"
     return f"Parameter {name!r} of {where} is {_shown(first['input'])}, but {reason}. It accepts: {accepted}."
+
+
+def _accepted_below(model: type[BaseModel], name: str) -> list[str]:
+    """The fields of the model that is the value of field `name`; none if the value is no model."""
+    annotation = model.model_fields[name].annotation
+    inner = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type))
+    return [field for each in inner if issubclass(each, BaseModel) for field in each.model_fields]
 
 
 def _shown(value: Any) -> str:

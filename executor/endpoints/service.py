@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..lifecycle.feedback import Feedback
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
@@ -30,6 +31,7 @@ class Service:
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
+        self.feedback = Feedback(self.store, self.receiver.feedback, options, self.receiver.fault)
         trainers = TrainerProcesses(
             workspace,
             nice=options.trainer_nice,

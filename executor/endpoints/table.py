@@ -10,6 +10,7 @@ from ..documents import Document
 from . import runs
 from .embed import embed
 from .evaluate import evaluate
+from .feedback import feedback
 from .service import Service
 
 
@@ -29,6 +30,7 @@ ENDPOINTS = {
     "/cancel": Endpoint(runs.cancel, of.CancelParameters),
     "/delete": Endpoint(runs.delete, of.DeleteParameters),
     "/events": Endpoint(runs.events, of.EventsParameters),
+    "/feedback": Endpoint(feedback, of.FeedbackParameters),
     "/report": Endpoint(runs.report, of.ReportParameters),
 }
 

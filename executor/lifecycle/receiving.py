@@ -1,5 +1,6 @@
 """Takes documents into a run: finds the run, settles its options, checks the documents, sees when it is complete."""
 
+import logging
 import os
 import sys
 import threading
@@ -8,14 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from ..documents import Document, with_id
-from ..errors import BadDocument, BadRequest, Conflict, InvalidParameter, LimitExceeded, UnknownModel
+from ..errors import (
+    BadDocument,
+    BadRequest,
+    Conflict,
+    FinetunerError,
+    InvalidParameter,
+    LimitExceeded,
+    UnknownModel,
+)
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
+from ..store.feedback import FeedbackStore
 from ..store.run import Configuration, Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
 from .deadlines import Deadlines
+from .sources import Sources, are_wanted, copied
+
+_log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -32,6 +45,8 @@ class Receiver:
         self._deadlines = Deadlines(options.receive_timeout)
         self._lock = threading.RLock()  # keeps a run's state and its spool in step
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
+        self.feedback = FeedbackStore(store.workspace.feedback)
+        self._sources = Sources(store, self.feedback, options, self._append_copies)
 
     def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
         """Store the documents of one request and return the name of their run. Stored means synced to disk.
@@ -51,6 +66,11 @@ class Receiver:
             self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
+        self._sources.gather(run.name)  # without the lock, because it may take long
+        with self._lock:
+            run = self._store.get(run.name)
+            if run.state is not RunState.RECEIVING:
+                return self._repeated(run, docs)
             if docs:
                 self._append(run, docs, parameters.split)
                 self._deadlines.arrived(run.name, train=parameters.split == "train")
@@ -63,11 +83,22 @@ class Receiver:
         for run in self._store.in_state(RunState.RECEIVING):
             if self._arrived(run.name):
                 self._deadlines.arrived(run.name, train=True)
+            if not self._sources.are_complete(run):
+                threading.Thread(target=self._gather_again, args=(run.name,), name="sources", daemon=True).start()
+
+    def _gather_again(self, name: str) -> None:
+        """Copy what an earlier service had not copied. Then the run starts as if its last documents had arrived."""
+        try:
+            self._sources.gather(name)
+            self._deadlines.arrived(name, train=True)
+        except FinetunerError:
+            _log.exception("The documents of run %s could not be copied; a further request for it tries again", name)
 
     def queue_due(self) -> None:
         """Queue the runs that were asked to start, or for which no document has arrived for `receive_timeout`."""
         for run in self._deadlines.due():
-            self.queue(run)
+            if not self._store.exists(run) or self._sources.are_complete(self._store.get(run)):
+                self.queue(run)
 
     def queue(self, name: str) -> None:
         """Close a run to documents and put it in the queue. A run that is not receiving any more stays as it is."""
@@ -96,14 +127,20 @@ class Receiver:
     def delete(self, name: str) -> None:
         """Delete a run, see `RunStore.delete`. The lock keeps out requests for it and for runs based on it."""
         with self._lock:
+            if borrower := self._sources.borrower(name):
+                raise Conflict(f"Run {borrower!r} is just copying the documents of run {name!r}; try again soon.")
+            run = self._store.get(name)
             self._store.delete(name)
             self.release(name)
+            if run.options.feedback and run.state is not RunState.SUCCEEDED:
+                self.feedback.give_back(run.number)
 
     def close(self) -> None:
         """Close the spools."""
         with self._lock:
             for name in list(self._spools):
                 self._drop_spool(name)
+            self.feedback.close()
 
     # which run ----------------------------------------------------------------------------------------------------
 
@@ -115,7 +152,14 @@ class Receiver:
         return receiving[-1] if receiving else None
 
     def _create(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
-        if not docs:
+        asked = parameters.training_options()
+        options = parse(
+            TrainingOptions, {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}, where="/fit"
+        )
+        copies = self._sources.check(options)
+        if not docs and are_wanted(options) and not copies:
+            raise BadRequest("The sources of this run have no documents yet; post some to /feedback, or to /fit.")
+        if not docs and not copies:
             what = f"Run {parameters.run!r} has no documents" if parameters.run else "No run is receiving documents"
             raise BadRequest(f"{what}, so there is nothing to start; post labelled documents to /fit first.")
         open_runs = len(self._store.in_state(RunState.RECEIVING, RunState.QUEUED, RunState.TRAINING))
@@ -124,10 +168,6 @@ class Receiver:
                 f"{open_runs} runs are open, as many as max_open_runs allows; wait for one to end, cancel one, "
                 "or raise that option of the executor."
             )
-        asked = parameters.training_options()
-        options = parse(
-            TrainingOptions, {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}, where="/fit"
-        )
         configuration = Configuration(
             options=self._options,
             given=tuple(sorted(asked)),
@@ -167,6 +207,8 @@ class Receiver:
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
         named = tuple(name for name in asked if name not in given)
+        if not {"documents_from", "feedback"}.isdisjoint(changed):
+            self._sources.check(run.options.model_copy(update=changed))
         if named:  # unchanged ones, too: from now on they are fixed
             options = self._on_version(parse(TrainingOptions, present | changed, where="/fit"))
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
@@ -203,10 +245,19 @@ class Receiver:
         ids = {str(doc.id) for doc in docs}
         return ids - self._spool(run.name, "train").known_ids(ids) - self._store.quarantined(run.name)
 
+    def _append_copies(self, name: str, docs: Sequence[Document]) -> int | None:
+        """Add train documents to a run and return how many are new; None: it is not receiving any more."""
+        with self._lock:
+            if not self._store.exists(name) or self._store.get(name).state is not RunState.RECEIVING:
+                return None
+            before, _ = self.counts(name)
+            self._append(self._store.get(name), docs, "train")
+            return self.counts(name)[0] - before
+
     def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
         fit, problems = [], []
         for doc in docs:
-            fault = self._fault(doc, run.options.kind, split)
+            fault = self.fault(doc, run.options.kind, split)
             if fault is None:
                 fit.append(doc)
             else:
@@ -215,7 +266,7 @@ class Receiver:
         if problems:
             self._store.quarantine(run.name, split, problems, spooled=False)
 
-    def _fault(self, doc: Document, kind: str, split: str) -> str | None:
+    def fault(self, doc: Document, kind: str, split: str) -> str | None:
         """Return why a document cannot be used, or None. No file or URL is opened to find out."""
         if kind == "unlabeled" and split == "eval":
             kind = "auto"  # such a run may have labelled eval documents
@@ -251,8 +302,9 @@ class Receiver:
             self._deadlines.start_soon(run.name)
 
     def _arrived(self, name: str) -> int:
-        """How many train documents have arrived, quarantined ones included."""
-        return self.counts(name)[0] + self._store.count_problems(name, "train", spooled=False)
+        """How many train documents have arrived, quarantined ones included, copied ones not."""
+        arrived = self.counts(name)[0] + self._store.count_problems(name, "train", spooled=False)
+        return arrived - sum(copied(self._store, name).values())
 
     def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
         splits = self._spools.setdefault(name, {})

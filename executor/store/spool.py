@@ -202,6 +202,27 @@ class DocumentArrayMemmap(Sequence[Document]):
         return f"DocumentArrayMemmap({str(self.path)!r}, split={self.split!r})"
 
 
+class StoredForm(NamedTuple):
+    """A document as files of ours keep it. `payload`: its protobuf; `matches`: how many it has."""
+
+    id: str
+    label: Label | None
+    matches: int
+    payload: bytes
+
+
+def stored_form(doc: Any) -> StoredForm:
+    """Return how a document is kept. Raises: BadDocument: it cannot be stored."""
+    id, _, label, matches, payload = _row(doc, "")
+    return StoredForm(id, label, matches, payload)
+
+
+def restored(payload: bytes) -> Document:
+    """Return the document of a `StoredForm`."""
+    document: Document = Document.from_protobuf(DocProto.FromString(payload))
+    return document
+
+
 def label_rows(docs: Iterable[Any]) -> Iterator[LabelRow]:
     """Iterate over the labels of any documents. Raises: BadDocument: a label is neither an integer nor a string."""
     if isinstance(docs, DocumentArrayMemmap):
