@@ -28,7 +28,7 @@ class Desk:
     """What a service does with `/feedback` and `/fit`, without a trainer."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        parsed = parse_executor_options({"receive_timeout": 1000, **options}).with_roots()
+        self.options = parsed = parse_executor_options({"receive_timeout": 1000, **options}).with_roots()
         self.store = RunStore(Workspace(folder))
         self.receiver = Receiver(self.store, parsed)
         self.feedback = Feedback(self.store, self.receiver.feedback, parsed, self.receiver.fault)
@@ -253,19 +253,17 @@ def test_documents_that_do_not_fit_the_kind_are_quarantined(desk):
 
 def test_a_service_killed_while_it_copies_goes_on_with_the_same_words(desk, make_desk, monkeypatch):
     desk.say(*(labelled(f"d{n}") for n in range(4)))
-    monkeypatch.setattr("executor.lifecycle.sources._CHUNK", 2)
-    append = desk.receiver._append_copies
-    calls = []
+    documents = keeping.FeedbackStore.documents
 
-    def killed(name: str, docs: Any) -> int | None:
-        calls.append(name)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return append(name, docs)
+    def killed(*arguments: Any) -> Iterator[Document]:
+        yield from list(documents(*arguments))[:2] * 50  # a chunk of them
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(desk.receiver._sources, "_append", killed)
-    with pytest.raises(KeyboardInterrupt):
-        desk.fit(run="r", feedback=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(keeping.FeedbackStore, "documents", killed)
+        with pytest.raises(KeyboardInterrupt):
+            desk.fit(run="r", feedback=True)
+    assert desk.ids("r") == ["d0", "d1"]
     desk.receiver.queue_due()
     assert desk.store.get("r").state is RECEIVING
     desk.close()

@@ -1,14 +1,17 @@
 """What every door serves: a workspace, and everything that works on it."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..lifecycle.feedback import Feedback
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
+from ..lifecycle.retraining import Retrainer
 from ..lifecycle.supervisor import Supervisor
 from ..parameters import ExecutorOptions
+from ..serving.comparing import is_worse
 from ..serving.embedder import Embedder
 from ..store.lock import WorkspaceLock
 from ..store.runs import RunStore
@@ -39,9 +42,18 @@ class Service:
             standby_seconds=options.standby_seconds,
         )
         self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
+        self.retrainer = Retrainer(
+            self.store,
+            self.receiver.feedback,
+            self.receiver,
+            options,
+            is_worse=partial(is_worse, self.embedder),
+            serve=self.serve,
+        )
         self.store.finish_deletes()
         self.receiver.go_on()
         self.supervisor.start()
+        self.retrainer.start()
         self.embedder.warm()
 
     def serve(self, version: str) -> None:
@@ -53,6 +65,7 @@ class Service:
 
     def close(self) -> None:
         """End the trainer and the threads, and let another service use the workspace."""
+        self.retrainer.close()
         self.supervisor.close()
         self.embedder.close()
         self.receiver.close()

@@ -48,9 +48,12 @@ class Receiver:
         self.feedback = FeedbackStore(store.workspace.feedback)
         self._sources = Sources(store, self.feedback, options, self._append_copies)
 
-    def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
+    def receive(
+        self, docs: Sequence[Document], parameters: FitParameters, *, automatic: tuple[int, float] | None = None
+    ) -> str:
         """Store the documents of one request and return the name of their run. Stored means synced to disk.
 
+        Args: automatic: the number and the level of a run that starts by itself; see `Configuration`.
         Raises: BadRequest, InvalidParameter: the request is wrong. Conflict: the run takes no more documents.
             LimitExceeded: the message names the limit.
         """
@@ -62,7 +65,7 @@ class Receiver:
             if present is not None and present.state is not RunState.RECEIVING:
                 return self._repeated(present, docs)
             self._check_room(present, docs)
-            run = present or self._create(docs, parameters)
+            run = present or self._create(docs, parameters, automatic or (0, None))
             self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
@@ -151,7 +154,7 @@ class Receiver:
         receiving = self._store.in_state(RunState.RECEIVING)
         return receiving[-1] if receiving else None
 
-    def _create(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
+    def _create(self, docs: Sequence[Document], parameters: FitParameters, automatic: tuple[int, float | None]) -> Run:
         asked = parameters.training_options()
         options = parse(
             TrainingOptions, {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}, where="/fit"
@@ -171,6 +174,8 @@ class Receiver:
         configuration = Configuration(
             options=self._options,
             given=tuple(sorted(asked)),
+            automatic=automatic[0],
+            level=automatic[1],
             directory=os.getcwd(),
             path=tuple(entry or os.getcwd() for entry in sys.path),
         )

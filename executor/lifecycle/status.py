@@ -47,6 +47,8 @@ def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]
         attempts=run.attempts,
         device=progress.device,
         disk_bytes=store.workspace.disk_bytes(run.name),
+        automatic=run.configuration.automatic,
+        level=run.configuration.level,
         sources=copied(store, run.name) if are_wanted(run.options) else {},
         events=store.count_events(run.name),
         created_at=run.created_at,

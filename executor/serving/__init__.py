@@ -1,7 +1,8 @@
 """Compute embeddings with the served version.
 
 embedder.py   load versions, decode in a pool of threads, embed in batches
+comparing.py  compare two versions on later feedback
 inference.py  measure whether a version is served in fp32, in bf16 or by a graph
 
-May import training's `precision.py`, loading, models and the packages below them, but not Jina.
+May import training's `precision.py`, evaluation, loading, models and the packages below them, but not Jina.
 """

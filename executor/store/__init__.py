@@ -7,6 +7,7 @@ database.py    a SQLite file of a workspace: schema, transactions, readable erro
 feedback.py    what users said of documents: sessions and labels, the latest word of each id
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 spool_file.py  the SQLite file under it: connections that survive threads and forks
+budget.py      the automatic runs, and what each has taken of their shared budget of false promotions
 sqlite.py      the one way to open a SQLite file
 files.py       the one way to publish a file or a folder
 lock.py        one service per workspace

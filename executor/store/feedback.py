@@ -29,8 +29,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL)",
         """CREATE TABLE automatic (
             number INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL UNIQUE, name TEXT NOT NULL,
-            level REAL NOT NULL, at REAL NOT NULL, outcome TEXT, before TEXT, looks INTEGER NOT NULL DEFAULT 0,
-            next_look INTEGER NOT NULL DEFAULT 0
+            level REAL NOT NULL, began REAL NOT NULL, ended REAL, outcome TEXT, before TEXT,
+            looks INTEGER NOT NULL DEFAULT 0
         )""",
     ),
 )

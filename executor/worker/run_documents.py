@@ -29,6 +29,7 @@ from .decoding import Decoded
 from .inspection import Inspection
 from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
+from .lineage import lineage_of
 
 POLL_SECONDS = 0.05
 SHOWN = 5  # documents that a sentence names
@@ -120,7 +121,17 @@ class RunDocuments:
         share = 0.0 if given else self._options.val_split
         others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
         kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
-        parts = split_documents(dataset, items, share, seed=self._options.seed, units=kin.train)
+        before = self._ranks.agree(lambda: lineage_of(self._store, self._run, self._train.docs))
+        numbers = document_numbers(dataset)
+        parts = split_documents(
+            dataset,
+            items,
+            share,
+            seed=self._options.seed,
+            units=kin.train,
+            taught=None if before is None else before.taught[numbers],
+            proved=None if before is None else before.proved[numbers],
+        )
         eval_set = None
         if others is not None:
             self._leave_out(others, those[kin.related[those]])
