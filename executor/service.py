@@ -104,6 +104,11 @@ class FinetunerExecutor(Executor):
         """Store durably what users say of documents; the answer says what is kept in all."""
         return DocList[FeedbackStatus](await self._call("/feedback", docs, parameters))
 
+    @requests(on="/suggest")
+    async def suggest(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the documents, or those of a gallery, whose labels would teach most, best first."""
+        return DocumentArray(await self._call("/suggest", docs, parameters))
+
     @requests(on="/report")
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
         """Return the report of a run as one document, whose `text` is a self-contained HTML page."""

@@ -31,6 +31,7 @@ class Service:
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
         self.embedder = Embedder(workspace, options, self.store.promoted)
+        self.policy = options.image_policy()
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)

@@ -12,6 +12,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .feedback import feedback
 from .service import Service
+from .suggest import suggest
 
 
 class Endpoint(NamedTuple):
@@ -31,6 +32,7 @@ ENDPOINTS = {
     "/delete": Endpoint(runs.delete, of.DeleteParameters),
     "/events": Endpoint(runs.events, of.EventsParameters),
     "/feedback": Endpoint(feedback, of.FeedbackParameters),
+    "/suggest": Endpoint(suggest, of.SuggestParameters),
     "/report": Endpoint(runs.report, of.ReportParameters),
 }
 

@@ -2,6 +2,8 @@
 
 embedder.py   load versions, decode in a pool of threads, embed in batches
 comparing.py  compare two versions on later feedback
+gallery.py    a folder or a parquet file of pictures to choose from
+suggesting.py which documents to label next
 inference.py  measure whether a version is served in fp32, in bf16 or by a graph
 
 May import training's `precision.py`, evaluation, loading, models and the packages below them, but not Jina.
