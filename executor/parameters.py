@@ -174,6 +174,11 @@ class TrainingOptions(_Parameters):
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
     )
+    hard_negatives: Annotated[Whole, Field(ge=0, le=100)] = Field(
+        0,
+        description="of session data: how many further negatives each session gets: the nearest pictures of other "
+        "sessions that nobody has judged for it, as far as they are not likely to fit",
+    )
     val_split: Share = Field(
         "auto",
         description="share of the train documents to hold out for the proof when no eval documents are given; `auto`: "

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from conftest import encoded, images
+from conftest import coloured, encoded, images
 from executor import Document, DocumentArray, DocumentArrayMemmap
-from executor.documents import FeedbackStatus, Match, RunStatus
+from executor.documents import Event, FeedbackStatus, Match, RunStatus
 from executor.errors import BadRequest, Conflict, LimitExceeded, UnknownRun
 from executor.lifecycle.feedback import Feedback
 from executor.lifecycle.receiving import Receiver
@@ -341,3 +341,23 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_kill_and_a_run_learns_from_i
 
 def png(image: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
+
+
+@pytest.mark.flow
+def test_a_run_on_sessions_gets_hard_negatives(service: Service, run: str):
+    docs = DocumentArray(
+        Document(
+            id=f"hard-{n}",
+            blob=coloured(n % 4, n),
+            matches=[
+                Match(id=f"hard-{n}{sign}", blob=coloured(n + (sign < 0), 100 + n), tags={"finetuner_label": sign})
+                for sign in (1, -1)
+            ],
+        )
+        for n in range(12)
+    )
+    service.post("/fit", docs, returns=RunStatus, run=run, total=12, hard_negatives=2, epochs=1)
+    assert service.wait(run).state == "succeeded"
+    told = [event.message for event in service.post("/events", returns=Event, run=run) if event.kind == "negatives"]
+    assert len(told) == 1
+    assert "hard negatives were added to" in told[0]

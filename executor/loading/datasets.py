@@ -34,6 +34,10 @@ class _Dataset:
         if len(docs) == 0:
             raise NotTrainable("There are no documents; send at least two.")
 
+    def place(self, index: int) -> int:
+        """Return the item under which the content of item `index` is kept."""
+        return index
+
     def content(self, doc: Any) -> Any:
         """Return the content of `doc` as an item. Raises: BadDocument: it has none."""
         if self.preprocess_fn is not None:

@@ -52,6 +52,10 @@ class Workspace:
         """JSON: from where documents were copied into one run; see `lifecycle/sources.py`."""
         return self.run_folder(name) / "sources.json"
 
+    def negatives_file(self, name: str) -> Path:
+        """JSON: the negatives that one run has added to its sessions: their sessions, and the items they are of."""
+        return self.run_folder(name) / "negatives.json"
+
     def log_file(self, name: str) -> Path:
         """What the trainer of one run printed."""
         return self.run_folder(name) / "trainer.log"
