@@ -7,8 +7,8 @@ keep these out:
 - Whatever is linked to the session by clicks: a picture that fits one session fits the others that share a picture with
   it, and so on.
 - Whatever is nearly as near to the session as its own positives: a negative's similarity to the nearest of root and
-  positives is at most `NEARNESS` of the mean similarity of the root and its positives, all centred (after TopK-PercPos of Moreira et
-  al. 2024, arXiv:2407.15831).
+  positives is at most `NEARNESS` of the mean similarity of the root and its positives, all centred (after TopK-PercPos
+  of Moreira et al. 2024, arXiv:2407.15831).
 """
 
 from typing import Any
