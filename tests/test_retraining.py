@@ -151,6 +151,7 @@ def test_without_a_promoted_run_the_sort_with_more_documents_is_trained_on(open_
     assert run.options.kind == kind
     assert run.train_rows == max(2, sessions)
     assert shop.store.count_problems(run.name) == min(2, sessions)
+    assert run.options.hard_negatives == (retraining.HARD_NEGATIVES if kind == "session" else 0)
 
 
 @pytest.mark.parametrize("state", [FAILED, CANCELLED])

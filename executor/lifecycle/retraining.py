@@ -20,6 +20,7 @@ LONGEST_WAIT = 86_400.0  # seconds after failed runs
 FIRST_LOOK = (
     20  # documents of later feedback with which a promoted run is first compared; then twice as many, and so on
 )
+HARD_NEGATIVES = 3  # of a session, unless `fit_defaults` says otherwise: clicks are only on what was shown
 _ONGOING = (RunState.QUEUED, RunState.TRAINING)
 
 _log = logging.getLogger(__name__)
@@ -157,7 +158,9 @@ class Retrainer:
             known, kept = False, self._kept.kept()
             kind = "session" if kept.sessions >= kept.labelled else "class"
         never = self._options.fit_defaults.get("promote") == "never"
+        negatives = {"hard_negatives": HARD_NEGATIVES} if kind == "session" else {}
         return FitParameters(
+            **{name: value for name, value in negatives.items() if name not in self._options.fit_defaults},
             run=self._new_name(),
             base="promoted",
             feedback=True,
