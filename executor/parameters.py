@@ -319,6 +319,11 @@ class ExecutorOptions(_Parameters):
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
+    max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        512 * 2**20,
+        description="memory that the service, and the trainer, may take at one time to decode images; one that needs "
+        "more is decoded alone",
+    )
     max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
     max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(
         8 * 2**30, description="of decoded images kept per run, and of features"
@@ -331,7 +336,9 @@ class ExecutorOptions(_Parameters):
         "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
-        4096, description="images waiting in `/embed` before it refuses more"
+        4096,
+        description="images waiting in `/embed` before it refuses more; of a caller at most 4 count, because callers "
+        "take turns",
     )
     trainer_threads: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="torch threads of the trainer; by default one a core"
@@ -366,6 +373,7 @@ class ExecutorOptions(_Parameters):
             allow_remote_uris=self.allow_remote_uris,
             max_image_bytes=self.max_image_bytes,
             max_image_pixels=self.max_image_pixels,
+            max_decoding_bytes=self.max_decoding_bytes,
         )
 
 

@@ -6,12 +6,10 @@ uris.py         read the bytes behind a path, `file://`, `http(s)://` or `data:`
 files.py        read a file below an allowed root, and never one outside
 data_uris.py    decode `data:` uris and base64
 remote.py       fetch over http(s), but never from the private network
-fetches.py      fetch in threads of their own, so many at a time from a host and in all
 decoding.py     decode JPEG, PNG, WebP, GIF, BMP and TIFF
 formats/        what the pixels of a file need, and what they will cost
 orientation.py  which way up a picture is
 budget.py       what decoding may cost: memory over all threads, time for each picture
-turns.py        a queue that serves its callers in turn
 arrays.py       turn arrays of the usual shapes and types into images
 
 May import only errors.

@@ -3,9 +3,9 @@
 Memory is reserved before it is taken. A thread waits for its turn until the others have given back enough. A picture
 that needs more than the whole limit is decoded alone.
 
-Processor time is counted by the thread, so a busy machine makes nobody late. Codecs read the file piece by piece, and at
-each piece `Reader` looks at the time and whether anybody still waits for the picture. What cannot be interrupted, and
-what would take too long, is refused by its header, before it is decoded.
+Processor time is counted by the thread, so a busy machine makes nobody late. Codecs read the file piece by piece, and
+at each piece `Reader` looks at the time and whether anybody still waits for the picture. What cannot be interrupted and
+would take too long is refused by its header (see `formats/`).
 """
 
 import contextlib

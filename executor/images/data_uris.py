@@ -86,4 +86,3 @@ def _from_base64(text: bytes, policy: ImagePolicy) -> bytes:
     digits = text.translate(None, _WHITESPACE).rstrip(b"=")
     check_bytes(len(digits) * 3 // 4, policy)
     return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
-

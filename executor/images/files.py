@@ -26,7 +26,7 @@ def is_within(path: str, root: str) -> bool:
 def read_file(path: str, policy: ImagePolicy) -> bytes:
     """Read a regular file.
 
-    Args: path: absolute and without links, as `os.path.realpath` returns it, and below an allowed root if there are any.
+    Args: path: absolute and without links, as `os.path.realpath` returns it, and below an allowed root if there is one.
     Raises: BadDocument: it cannot be read, is too large or no regular file, or has a link in it by now.
     """
     try:

@@ -14,8 +14,9 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from types import MappingProxyType
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from ..errors import BadDocument
@@ -42,11 +43,13 @@ def shown(uri: str) -> str:
 
 
 # What was fetched already, in another thread, for what this thread is about to decode.
-_fetched: contextvars.ContextVar[dict[str, bytes | BadDocument]] = contextvars.ContextVar("fetched", default={})
+_fetched: contextvars.ContextVar[Mapping[str, bytes | BadDocument]] = contextvars.ContextVar(
+    "fetched", default=MappingProxyType({})
+)
 
 
 @contextlib.contextmanager
-def given(fetched: dict[str, bytes | BadDocument]) -> Iterator[None]:
+def given(fetched: Mapping[str, bytes | BadDocument]) -> Iterator[None]:
     """In this thread `read_remote` takes these bodies, or raises these errors, and does not fetch them."""
     token = _fetched.set(fetched)
     try:

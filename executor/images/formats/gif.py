@@ -21,7 +21,7 @@ def read(data: bytes) -> Stored:
             stored = data[:palette_end] + control + data[position:]
             return Stored(stored, max(width, left + wide), max(height, top + high), pixel_bytes=1)
         if kind in (b"", _END):
-            break
+            raise ValueError("it has no frame")
         if kind != _EXTENSION:
             position += 1  # between blocks there should be nothing
             continue
@@ -29,7 +29,7 @@ def read(data: bytes) -> Stored:
         if data[position + 1] == _CONTROL:
             control = data[position:end]
         position = end
-    raise ValueError("it has no frame")
+    raise TooCostly(f"it has more than {MOST_PARTS} blocks before its first frame")
 
 
 def _end_of_blocks(data: bytes, position: int) -> int:

@@ -1,4 +1,4 @@
-"""PNG: the chunks that its pixels need (W3C Portable Network Graphics, third edition). Of an animation, its still picture."""
+"""PNG: the chunks that its pixels need (W3C, third edition). Of an animation these are its still picture."""
 
 import struct
 import zlib
@@ -50,10 +50,9 @@ def _is_sound(data: bytes, start: int, colour: int) -> bool:
     """Whether a chunk that says what is transparent is whole. Without it the picture can still be shown."""
     (length,) = struct.unpack_from(">I", data, start)
     content = data[start + 4 : start + 8 + length]
-    return (
-        length >= _TRANSPARENCY_BYTES.get(colour, 1)
-        and data[start + 8 + length : start + _FRAMING_BYTES + length] == zlib.crc32(content).to_bytes(4, "big")
-    )
+    return length >= _TRANSPARENCY_BYTES.get(colour, 1) and data[
+        start + 8 + length : start + _FRAMING_BYTES + length
+    ] == zlib.crc32(content).to_bytes(4, "big")
 
 
 def _unpacked(packed: bytes) -> bytes:

@@ -29,16 +29,16 @@ class _Layout(NamedTuple):
     """How numbers are written in one of the two forms."""
 
     order: str
-    offset: str  # the type of an offset
-    header: int  # bytes
-    count: str  # the type of the number of entries
-    entry: int  # bytes
+    offset_type: str
+    header_bytes: int
+    number_type: str  # of the number of entries
+    entry_bytes: int
 
 
 class _Entry(NamedTuple):
     tag: int
     kind: int
-    count: int
+    values: int
     raw: bytes
     value_at: int
 
@@ -57,9 +57,7 @@ def read(data: bytes) -> Stored:
         width,
         height,
         pixel_bytes=_pixel_bytes(bits, samples),
-        orientation=orientation(
-            _as_exif(layout, numbers.get(_ORIENTATION)), xmp and _bytes_of(data, xmp)
-        ),
+        orientation=orientation(_as_exif(layout, numbers.get(_ORIENTATION)), xmp and _bytes_of(data, xmp)),
         codec_bytes=strip_pixels * max(1, samples) * max(1, ceil(bits / 8)),
     )
     return stored
@@ -92,13 +90,13 @@ def _entries(data: bytes, layout: _Layout) -> dict[int, _Entry]:
 def _number(data: bytes, layout: _Layout, entry: _Entry) -> int | None:
     """Return the first number of an entry."""
     form = layout.order + _NUMBERS.get(entry.kind, "x")
-    if entry.kind not in _NUMBERS or entry.count < 1 or entry.value_at + struct.calcsize(form) > len(data):
+    if entry.kind not in _NUMBERS or entry.values < 1 or entry.value_at + struct.calcsize(form) > len(data):
         return None
     return int(struct.unpack_from(form, data, entry.value_at)[0])
 
 
 def _bytes_of(data: bytes, entry: _Entry) -> bytes:
-    return data[entry.value_at : entry.value_at + entry.count * _TYPE_BYTES[entry.kind]]
+    return data[entry.value_at : entry.value_at + entry.values * _TYPE_BYTES[entry.kind]]
 
 
 def _check_strips(
@@ -112,8 +110,8 @@ def _check_strips(
     planes = samples if numbers.get(_PLANES) == 2 else 1
     needed = ceil(width / wide) * ceil(height / high) * planes
     for tag in (_STRIPS, _TILES):
-        if tag in entries and entries[tag].count > 2 * needed + SPARE_STRIPS:
-            raise TooCostly(f"it has {entries[tag].count} strips or tiles and needs {needed}")
+        if tag in entries and entries[tag].values > 2 * needed + SPARE_STRIPS:
+            raise TooCostly(f"it has {entries[tag].values} strips or tiles and needs {needed}")
     if wide * high > max(width * height, LEAST_STRIP_PIXELS):
         raise TooCostly(f"its tiles have {wide}×{high} pixels")
     return wide * high
