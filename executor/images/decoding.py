@@ -3,6 +3,7 @@
 Safe to call from many threads; Pillow's codecs release the interpreter lock.
 """
 
+import io
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -100,7 +101,8 @@ def _scale(stored: Stored, min_size: int | None) -> int:
 
 
 def _decoded(codec: type[ImageFile.ImageFile], stored: Stored, policy: ImagePolicy, min_size: int | None) -> np.ndarray:
-    image = codec(Reader(stored.data, stored.width * stored.height))
+    file = io.BytesIO(stored.data) if stored.by_bytes else Reader(stored.data, stored.width * stored.height)
+    image = codec(file)
     check_pixels(*image.size, policy)
     if image.width * image.height > stored.width * stored.height:
         raise ValueError("it has two sizes")

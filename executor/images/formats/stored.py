@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-MOST_PARTS = 100_000  # segments, chunks or blocks of a file that are looked at; real files have a few, or thousands
+MOST_PARTS = 1_000_000  # segments, chunks or blocks of a file that are looked at; real files have a few, or thousands
 RGB_BYTES = 3  # of a pixel of the result
 TURNED_BYTES = 4  # of a pixel of the copy that is the turned picture
 
@@ -17,6 +17,7 @@ class Stored:
         pixel_bytes: Memory that a pixel takes in the codec and in its result.
         orientation: 1 to 8, as in EXIF.
         codec_bytes: Memory that the codec takes besides, at any scale.
+        by_bytes: Whether the codec reads byte by byte, so that looking at the time would take longer than decoding.
     """
 
     data: bytes
@@ -25,6 +26,7 @@ class Stored:
     pixel_bytes: int = 4
     orientation: int = 1
     codec_bytes: int = 0
+    by_bytes: bool = False
 
     def memory(self, scale: int = 1) -> int:
         """Return the bytes that decoding will take at most, at a `scale`-th of each side."""
