@@ -31,12 +31,15 @@ def read_file(path: str, policy: ImagePolicy) -> bytes:
     """
     try:
         descriptor = _opened(path, policy)
-        with open(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadDocument(f"{shown(path)} is not a regular file; give the path of an image file")
             check_bytes(status.st_size, policy)
-            return file.read(status.st_size)
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read(status.st_size)
+        finally:
+            os.close(descriptor)  # `open` would leave that of a folder open
     except OSError as error:
         raise BadDocument(f"{shown(path)} cannot be read: {_reason(error)}") from error
 
