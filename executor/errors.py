@@ -16,6 +16,7 @@ FinetunerError
 │   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
 ├── ConfigurationError    500  an executor option, or the model it names, is wrong
 ├── OutOfMemory           500  not even one image at a time fits into memory
+├── NotReady              503  a reader has no version yet
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
 └── InternalError         500  our fault: the service's log has the traceback
 
@@ -108,6 +109,12 @@ class OutOfMemory(FinetunerError):
 
 class WorkspaceError(FinetunerError):
     """The workspace cannot be used."""
+
+    status = 503
+
+
+class NotReady(FinetunerError):
+    """A reader that no version has reached yet."""
 
     status = 503
 

@@ -317,6 +317,15 @@ class ExecutorOptions(_Parameters):
         5.0, description="seconds without a new train document after which a run starts"
     )
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
+    role: Literal["all", "train", "serve"] = Field(
+        "all",
+        description="`train`: everything but `/embed`; `serve`: a reader, which embeds with what a writer publishes, "
+        "and of which there may be any number; `all`: train and serve",
+    )
+    publish_to: Text | None = Field(
+        None, description="directory or fsspec url where each served version is published for readers"
+    )
+    serve_from: Text | None = Field(None, description="what a reader follows: the `publish_to` of the writer")
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
@@ -354,6 +363,10 @@ class ExecutorOptions(_Parameters):
     @model_validator(mode="after")
     def _checked(self) -> "ExecutorOptions":
         parse(TrainingOptions, self.fit_defaults, where="fit_defaults")
+        if (self.role == "serve") != (self.serve_from is not None):
+            raise ValueError("a reader needs both: role must be serve, and serve_from the place that it follows")
+        if self.role == "serve" and self.publish_to is not None:
+            raise ValueError("publish_to is for the service that trains; a reader (role: serve) publishes nothing")
         if self.devices is not None:
             kinds = {name.split(":")[0] for name in self.devices}
             repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}

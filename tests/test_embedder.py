@@ -13,6 +13,7 @@ from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.errors import Overloaded
 from executor.images import remote
+from executor.models.versions import WorkspaceVersions
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
 from executor.store.workspace import Workspace
@@ -30,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @asynccontextmanager
 async def embedder(folder: Path, **options: Any) -> AsyncIterator[Embedder]:
     """An embedder with its model loaded, in the running event loop."""
-    running = Embedder(Workspace(folder), parse_executor_options(QUICK | options).with_roots(), lambda: "base")
+    parsed = parse_executor_options(QUICK | options).with_roots()
+    running = Embedder(WorkspaceVersions(Workspace(folder), parsed, lambda: "base"), parsed)
     try:
         await running.embed(images(1))
         yield running

@@ -7,15 +7,18 @@ import asyncio
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..compute.threads import in_brief_thread
 from ..errors import Overloaded
 from ..parameters import ExecutorOptions
-from ..store.workspace import Workspace
 from .pipeline import Pipeline, Request, Version
+
+if TYPE_CHECKING:
+    from ..models.model import EmbeddingModel
 
 _log = logging.getLogger(__name__)
 
@@ -25,16 +28,26 @@ KEPT_MODELS = 3  # stay loaded when another is asked for: the promoted one, base
 COUNTED_OF_A_CALLER = 4
 
 
+class Versions(Protocol):
+    """Where versions come from: the workspace of a writer, or what a reader follows."""
+
+    def served(self) -> str:
+        """Return the name of the version now served."""
+
+    def load(self, version: str) -> "EmbeddingModel":
+        """Return the model of a version. Raises: UnknownModel: there is no such version."""
+
+    def folder(self, version: str) -> Path:
+        """Return the folder of the files of a version that was loaded."""
+
+
 class Embedder:
-    """Loads versions when they are asked for and embeds with them.
+    """Loads versions when they are asked for and embeds with them."""
 
-    Args: promoted: returns the name of the version now served.
-    """
-
-    def __init__(self, workspace: Workspace, options: ExecutorOptions, promoted: Callable[[], str]) -> None:
-        self._workspace = workspace
+    def __init__(self, versions: Versions, options: ExecutorOptions) -> None:
+        self._source = versions
         self._options = options
-        self._promoted = promoted
+        self._promoted = versions.served
         self._versions: OrderedDict[str, Version] = OrderedDict()
         self._loading = threading.Lock()
         self._waiting: Counter[Hashable] = Counter()  # images of each caller; changed only in the event loop
@@ -131,6 +144,12 @@ class Embedder:
                     del self._versions[other]
             return self._versions[name]
 
+    def renew(self, name: str) -> None:
+        """Load a version, in place of another of its name. Requests that have begun with the other finish with it."""
+        version = in_brief_thread(self._load, name)
+        with self._loading:
+            self._versions[name] = version
+
     def forget(self, name: str) -> None:
         """Drop a deleted version. Requests that have begun with it still finish with it."""
         with self._loading:
@@ -140,13 +159,12 @@ class Embedder:
         from ..compute.device import choose_device
         from ..loading.content import make_preprocess
         from ..models.saving import space_of
-        from ..models.versions import load_version
         from .inference import choose_path, is_light
 
         device = choose_device(self._options)
-        model = load_version(self._workspace, self._options, name).to(device).eval()
+        model = self._source.load(name).to(device).eval()
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
-        size, folder = model.preprocessing.size, self._workspace.model_folder(name)
+        size, folder = model.preprocessing.size, self._source.folder(name)
         light = not plain and is_light(model, size, device)
         bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light)
         space = space_of(folder)

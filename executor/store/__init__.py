@@ -7,6 +7,7 @@ database.py    the SQLite file of the runs: schema, transactions, readable error
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 spool_file.py  the SQLite file under it: connections that survive threads and forks
 sqlite.py      the one way to open a SQLite file
+published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder
 lock.py        one service per workspace
 
