@@ -12,7 +12,7 @@ from ..errors import BadDocument
 from ..evaluation.fingerprints import Fingerprint
 from ..loading.cache import ImageCache
 from ..loading.datasets import DATASETS, Dataset
-from ..store.runs import RunStore
+from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from .inspection import Inspection
 from .kinship import print_of
@@ -59,9 +59,12 @@ class Decoded:
             return False
         for doc in docs:
             self.inspection.see(doc)
-        parts: list[tuple[Any, Any]] = [
-            (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
-        ]
+        parts: list[tuple[Any, Any]] = []
+        places: list[str] = []
+        for position, doc in enumerate(docs, self._next_doc):
+            members = (doc, *(doc.matches if self._with_matches else ()))
+            parts += [(doc, part) for part in members]
+            places += [str(position), *(f"{position}.{number}" for number in range(1, len(members)))]
         tried = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
         faults = [found if isinstance(found, str) else None for found in tried]
         self.inspection.prints += [
@@ -71,8 +74,8 @@ class Decoded:
         ]
         for split, bad in ((self._split, True), (f"{self._split} match", False)):
             problems = [
-                (part.id, fault)
-                for (root, part), fault in zip(parts, faults, strict=True)
+                Quarantined(place, part.id, fault)
+                for place, (root, part), fault in zip(places, parts, faults, strict=True)
                 if fault is not None and (part is root) is bad
             ]
             if problems:
