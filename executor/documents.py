@@ -14,12 +14,12 @@ import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.proto import DocProto
 from docarray.typing import ID, NdArray
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from .docarray_private import ID_TYPE, LARGEST_INTEGER, TOO_LARGE, fill_integer, node_of, value_of
 from .errors import BadDocument, MissingLabel, brief
 
-_CONTENT = ("uri", "blob", "buffer", "text")
+_OURS = ("uri", "blob", "buffer", "text", "tags")
 _DEEPEST = 100  # levels of tags; deeper ones cannot be sent or stored
 
 LABEL_TAG = "finetuner_label"
@@ -55,6 +55,12 @@ def _fill(node: Any, value: Any) -> None:
         node.CopyFrom(node_of(value))
 
 
+def _or_null(schema: Dict[str, Any]) -> None:
+    """Let a field be null in the schema, by which Jina's gateway checks what it is sent."""
+    kind = {name: schema.pop(name) for name in ("type", "items", "additionalProperties") if name in schema}
+    schema["anyOf"] = [kind, {"type": "null"}]
+
+
 class Match(BaseDoc):
     """A document without matches of its own: a candidate within a session.
 
@@ -71,7 +77,7 @@ class Match(BaseDoc):
     blob: Optional[NdArray] = None
     buffer: Optional[bytes] = None
     text: Optional[str] = None
-    tags: Dict[str, Any] = {}
+    tags: Dict[str, Any] = Field({}, json_schema_extra=_or_null)
     embedding: Optional[NdArray] = None
 
     @field_validator("tags", mode="before")
@@ -126,7 +132,7 @@ class Match(BaseDoc):
 class Document(Match):
     """A `Match` that may have `matches`: the candidates of its session, labelled 1 or -1."""
 
-    matches: DocList[Match] = DocList[Match]()
+    matches: DocList[Match] = Field(DocList[Match](), json_schema_extra=_or_null)
 
     @model_validator(mode="before")
     @classmethod
@@ -321,7 +327,7 @@ def check_ours(doc: Any) -> None:
     name = type(doc).__name__
     if not hasattr(doc, "id"):
         raise BadDocument(f"A {name} is not a document; give objects with the fields of `executor.Document`")
-    if type(doc).__module__.startswith("docarray.") or not any(hasattr(doc, field) for field in _CONTENT):
+    if type(doc).__module__.startswith("docarray.") or not any(hasattr(doc, field) for field in _OURS):
         raise BadDocument(f"A {name} cannot be used, because {_USE_OURS}")
 
 

@@ -15,6 +15,7 @@ from .errors import ConfigurationError, InvalidParameter
 from .images.policy import ImagePolicy
 
 TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
+DEFAULT_MAX_REQUEST_BYTES = 2**28
 RESERVED_NAMES = ("base", "promoted")
 # The losses for each kind. `losses.py` builds them; the names are also here, to refuse a wrong one without torch.
 _BATCH_LOSSES = (
@@ -320,6 +321,11 @@ class ExecutorOptions(_Parameters):
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
+    max_request_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        DEFAULT_MAX_REQUEST_BYTES,
+        description="of one request over gRPC or HTTP (Jina's client puts 100 documents into one, see its "
+        "`request_size`); the gateway has a parameter of this name",
+    )
     max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(
         8 * 2**30, description="of decoded images kept per run, and of features"
     )

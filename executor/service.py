@@ -45,7 +45,7 @@ class FinetunerExecutor(Executor):
         self._token = read_token(options.token_file)
         self._service = Service(Path(self.workspace).resolve(), options)
         answer_before_the_end()
-        extend_servers(self._token)
+        extend_servers(self._token, options.max_request_bytes)
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:
         """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""
