@@ -320,7 +320,9 @@ class ExecutorOptions(_Parameters):
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
-    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
+    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        64 * 2**20, description="of a document in `/fit`, its matches included"
+    )
     max_request_bytes: Annotated[Whole, Field(ge=1)] = Field(
         DEFAULT_MAX_REQUEST_BYTES,
         description="of one request over gRPC or HTTP (Jina's client puts 100 documents into one, see its "
@@ -329,7 +331,9 @@ class ExecutorOptions(_Parameters):
     max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(
         8 * 2**30, description="of decoded images kept per run, and of features"
     )
-    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(10_000_000, description="train and eval together")
+    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(
+        10_000_000, description="train and eval, their matches and skipped ones"
+    )
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
     fast_inference: Flag = Field(
         True,
