@@ -23,6 +23,16 @@ FinetunerError
 Each message is one or two sentences: what was wrong, and what to do about it.
 """
 
+from typing import Any
+
+SHOWN = 200  # characters of what a caller sent that a message repeats
+
+
+def brief(value: Any, length: int = SHOWN) -> str:
+    """Return what a caller sent as text for a message: an id may have megabytes."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}…"
+
 
 class FinetunerError(Exception):
     """Base of all errors meant for a user. `status` is the HTTP status code."""

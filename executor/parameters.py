@@ -15,6 +15,7 @@ from .errors import ConfigurationError, InvalidParameter
 from .images.policy import ImagePolicy
 
 TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
+DEFAULT_MAX_REQUEST_BYTES = 2**28
 RESERVED_NAMES = ("base", "promoted")
 # The losses for each kind. `losses.py` builds them; the names are also here, to refuse a wrong one without torch.
 _BATCH_LOSSES = (
@@ -333,11 +334,20 @@ class ExecutorOptions(_Parameters):
         description="memory that the service, and the trainer, may take at one time to decode images; one that needs "
         "more is decoded alone",
     )
-    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
+    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        64 * 2**20, description="of a document in `/fit`, its matches included"
+    )
+    max_request_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        DEFAULT_MAX_REQUEST_BYTES,
+        description="of one request over gRPC or HTTP (Jina's client puts 100 documents into one, see its "
+        "`request_size`); the gateway has a parameter of this name",
+    )
     max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(
         8 * 2**30, description="of decoded images kept per run, and of features"
     )
-    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(10_000_000, description="train and eval together")
+    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(
+        10_000_000, description="train and eval, their matches and skipped ones"
+    )
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
     fast_inference: Flag = Field(
         True,

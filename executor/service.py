@@ -44,7 +44,7 @@ class FinetunerExecutor(Executor):
         self._token = read_token(options.token_file)
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         answer_before_the_end()
-        extend_servers(self._token)
+        extend_servers(self._token, options.max_request_bytes)
 
     def _copies(self) -> int:
         """How many of this executor Jina starts: its replicas and shards."""

@@ -15,7 +15,7 @@ from ..images.remote import given
 from ..loading.cache import ImageCache
 from ..loading.datasets import DATASETS, Dataset
 from ..loading.fetches import Fetch, Fetches
-from ..store.runs import RunStore
+from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from .inspection import Inspection
 from .kinship import print_of
@@ -63,9 +63,12 @@ class Decoded:
             return False
         for doc in docs:
             self.inspection.see(doc)
-        parts: list[tuple[Any, Any]] = [
-            (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
-        ]
+        parts: list[tuple[Any, Any]] = []
+        places: list[str] = []
+        for position, doc in enumerate(docs, self._next_doc):
+            members = (doc, *(doc.matches if self._with_matches else ()))
+            parts += [(doc, part) for part in members]
+            places += [str(position), *(f"{position}.{number}" for number in range(1, len(members)))]
         trying = [self._start(item, pair) for item, pair in enumerate(parts, self._next_item)]
         tried = [each.result() for each in trying]
         faults = [found if isinstance(found, str) else None for found in tried]
@@ -76,8 +79,8 @@ class Decoded:
         ]
         for split, bad in ((self._split, True), (f"{self._split} match", False)):
             problems = [
-                (part.id, fault)
-                for (root, part), fault in zip(parts, faults, strict=True)
+                Quarantined(place, part.id, fault)
+                for place, (root, part), fault in zip(places, parts, faults, strict=True)
                 if fault is not None and (part is root) is bad
             ]
             if problems:
