@@ -39,7 +39,7 @@ class TrainerProcesses:
                     pass
             end_process(waiting)
         with open(self._workspace.log_file(run.name), "ab") as log:
-            arguments = (*self._priority, "--run", run.name, "--tied")
+            arguments = (*self._priority, f"--run={run.name}", "--tied")  # a name may begin with a dash
             return start_process("train", self._workspace.root, *arguments, output=log)
 
     def prepare(self) -> None:

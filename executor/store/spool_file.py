@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import WorkspaceError
-from .sqlite import Schema, connect
+from .sqlite import Schema, connect, identity
 
 _APPLICATION_ID = 0x46544D44  # "FTMD", in the file's header
 _SCHEMA_VERSION = 1
@@ -48,6 +48,7 @@ class Connections:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._file: tuple[int, int] | None = None
         self._closed = False
         self._local = threading.local()
         self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
@@ -76,7 +77,17 @@ class Connections:
         if connection is None or connection not in self._open:
             connection = self._local.connection = _connect(self._path, "rw")
             self._open.add(connection)
+        self._check_in_place()
         return connection
+
+    def _check_in_place(self) -> None:
+        """Raise WorkspaceError if the file was moved away: what is written to it now would be lost without a word."""
+        now = identity(self._path)
+        self._file = self._file or now
+        if now != self._file:
+            raise WorkspaceError(
+                f"{self._path} was removed or replaced while it was in use. Put it back, and open it again."
+            )
 
     def close(self) -> None:
         self.pause()
