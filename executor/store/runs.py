@@ -46,10 +46,11 @@ def _run_of(row: tuple[Any, ...]) -> Run:
     """Make a run of its row. One that cannot be read is shown as failed, so that it harms no other; its row stays."""
     number, name, state, options, configuration, *rest = row
     keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
-    columns = {"number": number, "name": name, **dict(zip(keys, rest, strict=True))}
+    columns: dict[str, Any] = {"number": number, "name": name, **dict(zip(keys, rest, strict=True))}
     try:
-        settings = {"options": _options(options), "configuration": _configuration(configuration)}
-        return Run(state=RunState(state), **settings, **columns)
+        return Run(
+            state=RunState(state), options=_options(options), configuration=_configuration(configuration), **columns
+        )
     except ValueError as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         columns["error"] = (
