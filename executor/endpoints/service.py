@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..compute.threads import Lanes
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
@@ -13,6 +14,8 @@ from ..store.lock import WorkspaceLock
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
+
+RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
 
 class Service:
@@ -28,6 +31,7 @@ class Service:
         self.store = RunStore(workspace)
         self.embedder = Embedder(workspace, options, self.store.promoted)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
+        self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
         trainers = TrainerProcesses(
@@ -53,6 +57,7 @@ class Service:
         """End the trainer and the threads, and let another service use the workspace."""
         self.supervisor.close()
         self.embedder.close()
+        self.receiving.close()
         self.receiver.close()
         self.store.close()
         self._lock.release()

@@ -96,17 +96,19 @@ class Supervisor:
 
     def _tend(self) -> None:
         while not self._stopping.is_set():
-            try:
-                with self._lock:
-                    self._receiver.queue_due()
-                    self._judge_trainer()
-                    self._assign_trainer()
-                    self._trainers.expire()
-            except Exception:
-                _log.exception("The supervisor goes on after an error")
-                self._stopping.wait(RETRY_SECONDS)
+            for part in (self._receiver.queue_due, self._see_to_trainer, self._trainers.expire):
+                try:  # each by itself: one that fails again and again does not keep the others from being done
+                    with self._lock:
+                        part()
+                except Exception:
+                    _log.exception("The supervisor goes on after an error")
+                    self._stopping.wait(RETRY_SECONDS)
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
+
+    def _see_to_trainer(self) -> None:
+        self._judge_trainer()
+        self._assign_trainer()
 
     def _assign_trainer(self) -> None:
         """Let the first run in the queue train. If none is queued, start a trainer for a run that is receiving."""
