@@ -42,6 +42,7 @@ class Service:
         )
         self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
         self.store.finish_deletes()
+        trainers.end_leftovers()
         self.receiver.go_on()
         self.supervisor.start()
         self.embedder.warm()

@@ -51,6 +51,10 @@ class Workspace:
         """What the trainer of one run printed."""
         return self.run_folder(name) / "trainer.log"
 
+    def beat_file(self, name: str) -> Path:
+        """Empty; the trainer of one run touches it whenever it makes progress."""
+        return self.run_folder(name) / "alive"
+
     def checkpoint_folder(self, name: str) -> Path:
         """The checkpoints of one run: one folder each, named after the number of steps done."""
         return self.run_folder(name) / "checkpoints"
