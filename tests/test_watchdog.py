@@ -171,11 +171,11 @@ def test_a_child_that_computes_is_a_sign_of_life_and_so_is_progress(
 
 @pytest.mark.process
 def test_a_run_whose_trainer_is_stopped_is_resumed_and_succeeds(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path / "workspace", trainer_stall_seconds=3, fit_defaults={"epochs": 200})
+    workshop = Workshop(tmp_path / "workspace", trainer_stall_seconds=3, fit_defaults={"epochs": 12})
     workshop.receive("a", images(18))
     workshop.queue("a")
     with workshop.supervised():
-        run = workshop.wait("a", until=lambda run: workshop.store.progress("a").step > 3 or run.state.ended)
+        run = workshop.wait("a", until=lambda run: workshop.store.progress("a").step or run.state.ended)
         assert run.pid is not None
         psutil.Process(run.pid).suspend()
         shown: list[Progress] = []
