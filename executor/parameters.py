@@ -365,6 +365,11 @@ class ExecutorOptions(_Parameters):
     trainer_yields: Flag = Field(
         True, description="let the trainer compute only where no other process wants to (Linux: SCHED_IDLE)"
     )
+    trainer_stall_seconds: Annotated[Number, Field(ge=0)] = Field(
+        60.0,
+        description="seconds without progress and without computing (or ten times the slowest step, if that is longer) "
+        "after which a trainer is killed and its run resumed; a third of it for one that is stopped; 0: never",
+    )
     standby_seconds: Annotated[Number, Field(ge=0)] = Field(
         600.0, description="after a run, how long a next trainer waits with its imports done; 0: none does"
     )

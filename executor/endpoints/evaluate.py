@@ -3,13 +3,14 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..compute.threads import in_brief_thread
 from ..documents import ERROR_TAG, DocumentArray, Evaluation
-from ..errors import BadRequest, Conflict
+from ..errors import BadRequest, Conflict, WorkspaceError
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
 from ..store.spool import DocumentArrayMemmap
@@ -68,7 +69,7 @@ async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
         DocumentArrayMemmap(workspace.spool_file(run), split="train") as train,
     ):
         file = workspace.proof_file(run)  # written when the training begins
-        proof = json.loads(file.read_text()) if file.exists() else {"train": [], "eval": range(len(given))}
+        proof = _read_proof(file) if file.exists() else {"train": [], "eval": range(len(given))}
         if not proof["train"] and not proof["eval"]:
             raise BadRequest(
                 f"Run {run!r} has no eval documents, and none of its train documents were held out (or not yet); "
@@ -76,6 +77,15 @@ async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
             )
         docs = _Chosen(given, proof["eval"]) if proof["eval"] else _Chosen(train, proof["train"])
         return await _evaluate_alone(service, docs, version)
+
+
+def _read_proof(file: Path) -> dict[str, list[int]]:
+    try:
+        return {
+            split: [int(position) for position in json.loads(file.read_text())[split]] for split in ("train", "eval")
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkspaceError(f"{file} is damaged ({error}); send labelled documents to /evaluate instead.") from error
 
 
 class _Chosen(Sequence[Any]):

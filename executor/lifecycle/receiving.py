@@ -3,12 +3,22 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..documents import Document, check_integers, with_id
-from ..errors import BadDocument, BadRequest, Conflict, InvalidParameter, LimitExceeded, UnknownModel, brief
+from ..errors import (
+    BadDocument,
+    BadRequest,
+    Conflict,
+    InvalidParameter,
+    LimitExceeded,
+    UnknownModel,
+    WorkspaceError,
+    brief,
+)
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
@@ -32,7 +42,9 @@ class Receiver:
         self._wake = wake
         self._directory = os.getcwd()  # now, because it may be removed later
         self._deadlines = Deadlines(options.receive_timeout)
-        self._lock = threading.RLock()  # keeps a run's state and its spool in step
+        self._choosing = threading.RLock()  # held briefly, while it is found out which run a request is for
+        self._locks: dict[str, threading.RLock] = {}  # of a run: keeps its state and its spool in step
+        self._counted: dict[str, tuple[int, int]] = {}  # documents of a receiving run: (train, eval)
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
 
     def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
@@ -44,17 +56,19 @@ class Receiver:
         for doc in docs:
             for part in (doc, *doc.matches):
                 with_id(part)
-        with self._lock:
-            present = self._present_run(parameters)
-            if present is not None and present.state is not RunState.RECEIVING:
-                return self._repeated(present, docs, parameters.split)
-            self._check_room(present, docs, parameters.split)
-            run = present or self._create(docs, parameters)
+        with self._choosing:
+            name = (self._present_run(parameters) or self._new_run(docs, parameters)).name
+        with self._lock_of(name):  # it may wait for the run's file; other runs go on
+            run = self._store.get(name)
+            if run.state is not RunState.RECEIVING:
+                return self._repeated(run, docs, parameters.split)
+            self._check_room(run, docs, parameters.split)
             self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
             if docs:
                 self._append(run, docs, parameters.split)
+                self._check_not_cancelled(name)
                 self._deadlines.arrived(run.name, train=parameters.split == "train")
             self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
         self._wake()
@@ -63,48 +77,96 @@ class Receiver:
     def go_on(self) -> None:
         """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before."""
         for run in self._store.in_state(RunState.RECEIVING):
+            with self._lock_of(run.name):
+                self._count_or_explain(run.name)
             self._deadlines.arrived(run.name, train=bool(self._arrived(run.name)))
 
     def queue_due(self) -> None:
         """Queue the runs that were asked to start, or for which no document has arrived for `receive_timeout`."""
         for run in self._deadlines.due():
-            self.queue(run)
+            with self._if_free(run) as free:  # else it is receiving just now; it stays due
+                if free:
+                    self.queue(run)
 
     def queue(self, name: str) -> None:
         """Close a run to documents and put it in the queue. A run that is not receiving any more stays as it is."""
-        with self._lock:
+        with self._lock_of(name):
             if self._store.exists(name) and self._store.get(name).state is RunState.RECEIVING:
-                train, evaluation = self.counts(name)
+                train, evaluation = self._count_or_explain(name)
                 self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=evaluation)
             self.release(name)
 
+    def _count_or_explain(self, name: str) -> tuple[int, int]:
+        """Count the documents of a run. If they cannot be read its trainer fails, and says why; others go on."""
+        try:
+            return self._count(name)
+        except WorkspaceError as error:
+            self._store.event(name, "error", str(error))
+            self._counted[name] = 0, 0
+            return 0, 0
+
     def counts(self, name: str) -> tuple[int, int]:
         """How many documents the spool of a receiving run has: (train, eval); (0, 0) if it was deleted meanwhile."""
-        with self._lock:
-            if not self._store.exists(name):
-                return 0, 0
-            counted = len(self._spool(name, "train")), len(self._spool(name, "eval"))
+        if name in self._counted:  # those of the last request: nobody who asks waits for the spool
+            return self._counted[name]
+        if not self._store.exists(name):
+            return 0, 0
+        with self._lock_of(name):
+            counted = self._count(name)
             if self._store.get(name).state is not RunState.RECEIVING:  # it changed since the caller looked
                 self._drop_spool(name)  # otherwise it would stay open
             return counted
 
+    def _count(self, name: str) -> tuple[int, int]:
+        """Count the documents in the spool, for the caller who has the lock of the run."""
+        self._counted[name] = len(self._spool(name, "train")), len(self._spool(name, "eval"))
+        return self._counted[name]
+
     def release(self, name: str) -> None:
-        """Close the spool of a run that takes no more documents, and forget its deadline."""
-        with self._lock:
-            self._deadlines.forget(name)
-            self._drop_spool(name)
+        """Close the spool of a run that takes no more documents, and forget its deadline.
+
+        A request that is storing documents in it closes it afterwards: nobody waits for that here.
+        """
+        self._deadlines.forget(name)
+        with self._if_free(name) as free:
+            if free:
+                self._drop_spool(name)
 
     def delete(self, name: str) -> None:
-        """Delete a run, see `RunStore.delete`. The lock keeps out requests for it and for runs based on it."""
-        with self._lock:
+        """Delete a run, see `RunStore.delete`. The locks keep out requests for it and for runs based on it.
+
+        Raises: Conflict: a request for it is under way.
+        """
+        with self._choosing, self._if_free(name) as free:
+            if not free:
+                raise Conflict(f"Documents of run {name!r} are just being stored; delete it in a moment.")
             self._store.delete(name)
             self.release(name)
 
     def close(self) -> None:
         """Close the spools."""
-        with self._lock:
-            for name in list(self._spools):
+        for name in list(self._spools):
+            with self._lock_of(name):
                 self._drop_spool(name)
+
+    def is_busy(self, name: str) -> bool:
+        """Whether documents of a run are being stored just now."""
+        with self._if_free(name) as free:
+            return not free
+
+    def _lock_of(self, name: str) -> threading.RLock:
+        return self._locks.setdefault(name, threading.RLock())
+
+    @contextmanager
+    def _if_free(self, name: str) -> Iterator[bool]:
+        """Hold the lock of a run if nobody else does; say whether it is held."""
+        lock = self._lock_of(name)
+        held = lock.acquire(blocking=False)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.release()
 
     # which run ----------------------------------------------------------------------------------------------------
 
@@ -114,6 +176,12 @@ class Receiver:
             return self._store.get(parameters.run) if self._store.exists(parameters.run) else None
         receiving = self._store.in_state(RunState.RECEIVING)
         return receiving[-1] if receiving else None
+
+    def _new_run(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
+        self._check_room(None, docs, parameters.split)
+        run = self._create(docs, parameters)
+        self._counted[run.name] = 0, 0
+        return run
 
     def _create(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
         if not docs:
@@ -228,10 +296,16 @@ class Receiver:
             else:
                 problems.append((doc, fault))
         contradictions = self._spool(run.name, split).take(fit)
+        self._count(run.name)
         problems += [(fit[number], reason) for number, reason in contradictions.items()]
         if problems:
             noted = [Quarantined(identity_of(doc).key, str(doc.id), reason) for doc, reason in problems]
             self._store.quarantine(run.name, split, noted, spooled=False)
+
+    def _check_not_cancelled(self, name: str) -> None:
+        if self._store.get(name).state is not RunState.RECEIVING:
+            self._drop_spool(name)
+            raise Conflict(f"Run {name!r} was cancelled while these documents were stored; send them to another run.")
 
     def _fault(self, doc: Document, kind: str, split: str) -> str | None:
         """Return why a document cannot be used, or None. No file or URL is opened to find out."""
@@ -284,6 +358,7 @@ class Receiver:
         return splits[split]
 
     def _drop_spool(self, name: str) -> None:
+        self._counted.pop(name, None)
         for spool in self._spools.pop(name, {}).values():
             spool.close()
 

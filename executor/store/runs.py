@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from ..errors import Conflict, IllegalTransition, UnknownRun, brief
 from ..parameters import TrainingOptions
 from .database import Database
@@ -54,6 +56,36 @@ def _configuration(text: str) -> Configuration:
     return Configuration.model_validate_json(text)
 
 
+def _run_of(row: tuple[Any, ...]) -> Run:
+    """Make a run of its row. One that cannot be read is shown as failed, so that it harms no other; its row stays."""
+    number, name, state, options, configuration, *rest = row
+    keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
+    columns: dict[str, Any] = {"number": number, "name": name, **dict(zip(keys, rest, strict=True))}
+    try:
+        return Run(
+            state=RunState(state), options=_options(options), configuration=_configuration(configuration), **columns
+        )
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        columns["error"] = (
+            f"The entry of run {name!r} in runs.sqlite cannot be read ({reason}). Use the release that wrote it, or "
+            "delete the run."
+        )
+        return Run(state=RunState.FAILED, options=TrainingOptions(), configuration=Configuration(), **columns)
+
+
+_progress = TypeAdapter(Progress)  # ignores what a newer release has added
+
+
+def _progress_of(fields: str) -> Progress:
+    try:
+        return _progress.validate_python(json.loads(fields))
+    except ValueError:
+        return Progress(
+            warnings=["What the trainer reported of this run is damaged in runs.sqlite, and left out here."]
+        )
+
+
 def now() -> str:
     """The current time in UTC, as ISO 8601 with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -67,6 +99,7 @@ class RunStore:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
+        workspace.check_database()
         self._database = Database(workspace.database)
         self._promoted = self.served_now()
 
@@ -112,7 +145,7 @@ class RunStore:
 
     def exists(self, name: str) -> bool:
         """Whether there is a run with that name."""
-        return bool(self._select("WHERE name = ?", name))
+        return bool(self._database.rows("SELECT 1 FROM runs WHERE name = ?", name))
 
     def all(self) -> list[Run]:
         """All runs, newest first."""
@@ -121,26 +154,13 @@ class RunStore:
     def in_state(self, *states: RunState) -> list[Run]:
         """The runs in one of `states`; queued ones in the order of the queue, the others oldest first."""
         marks = ", ".join("?" * len(states))
-        return self._select(
+        found = self._select(
             f"WHERE state IN ({marks}) ORDER BY queue_order IS NULL, queue_order, number", *(s.value for s in states)
         )
+        return [run for run in found if run.state in states]  # one that cannot be read is in none of its own
 
     def _select(self, where: str, *arguments: Any) -> list[Run]:
-        runs = []
-        for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments):
-            number, name, state, options, configuration, *rest = row
-            keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
-            runs.append(
-                Run(
-                    number=number,
-                    name=name,
-                    state=RunState(state),
-                    options=_options(options),
-                    configuration=_configuration(configuration),
-                    **dict(zip(keys, rest, strict=True)),
-                )
-            )
-        return runs
+        return [_run_of(row) for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments)]
 
     def advance(self, name: str, to: RunState, **changes: Any) -> Run:
         """Move a run to state `to`. States change only here.
@@ -250,7 +270,7 @@ class RunStore:
     def progress(self, name: str) -> Progress:
         """The last progress reported for a run."""
         rows = self._database.rows("SELECT fields FROM progress WHERE run = ?", name)
-        return Progress(**json.loads(rows[0][0])) if rows else Progress()
+        return _progress_of(rows[0][0]) if rows else Progress()
 
     # quarantine ---------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,9 @@ COPIES_TOLD = 1000
 class RunDocuments:
     """Both splits of a run's spool.
 
-    Args: check: called now and then; it raises an exception to stop the work. warn: adds a warning to the history.
+    Args:
+        check: called now and then; it raises an exception to stop the work. warn: adds a warning to the history.
+        beat: called for each document that is read.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class RunDocuments:
         *,
         check: Callable[[], None],
         warn: Callable[[str], None],
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._run = run
         self._ranks = ranks
         self._check = check
         self._warn = warn
+        self._beat = beat
         self._options = run.options
         self._configuration = run.configuration.options
         self._preprocessing = model.preprocessing
@@ -73,10 +78,17 @@ class RunDocuments:
             split,
             self._store,
             self._run.name,
-            make_preprocess(self._configuration, model),
+            self._beating(make_preprocess(self._configuration, model)),
             cache,
             with_matches=self._options.kind in ("auto", "session"),
         )
+
+    def _beating(self, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def beat_and_preprocess(doc: Any) -> Any:
+            self._beat()
+            return preprocess(doc)
+
+        return beat_and_preprocess
 
     def receive(self) -> None:
         """Decode what arrives until the run is in training. Raises: Interrupted: the run has ended before that."""
