@@ -97,7 +97,7 @@ def _standby(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     rehearse()
     run = told.get().decode().strip()
-    setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run {run} --tied")
+    setproctitle(f"{sys.executable} -m {__package__} train --workspace {arguments.workspace} --run={run} --tied")
     with open(Workspace(arguments.workspace).log_file(run), "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

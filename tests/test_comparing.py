@@ -9,7 +9,7 @@ from conftest import coloured, images
 from executor import Document
 from executor.documents import Match
 from executor.models.saving import save_model
-from executor.models.versions import load_version
+from executor.models.versions import WorkspaceVersions, load_version
 from executor.parameters import parse_executor_options
 from executor.serving.comparing import is_worse
 from executor.serving.embedder import Embedder
@@ -29,7 +29,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
             if name.endswith("bias"):
                 parameter.add_(1.0)
     save_model(blind, workspace.model_folder("blind"))
-    embedder = Embedder(workspace, options, lambda: "base")
+    embedder = Embedder(WorkspaceVersions(workspace, options, lambda: "base"), options)
     yield embedder
     embedder.close()
 

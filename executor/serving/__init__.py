@@ -1,6 +1,9 @@
 """Compute embeddings with the served version.
 
-embedder.py   load versions, decode in a pool of threads, embed in batches
+embedder.py   load versions, let callers in
+pipeline.py   fetch, decode, embed in batches, callers in turn
+publishing.py keep what is published for readers equal to what is served
+following.py  bring, load and serve what a writer publishes
 comparing.py  compare two versions on later feedback
 gallery.py    a folder or a parquet file of pictures to choose from
 suggesting.py which documents to label next

@@ -10,7 +10,8 @@ from ..compute.threads import in_brief_thread
 from ..documents import Document, DocumentArray
 from ..errors import BadDocument, NotTrainable
 from ..loading.datasets import DATASETS, fault_of
-from .embedder import Embedder, Version
+from .embedder import Embedder
+from .pipeline import Version
 
 MOST = 2000  # documents compared on
 BATCH = 16
@@ -35,6 +36,8 @@ def _is_worse(
     versions = [embedder.version(before), embedder.version(after)]
     usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
     usable = [doc for doc in usable if all(_can_prepare(doc, kind, version) for version in versions)]
+    if not usable:
+        return None
     try:
         dataset = DATASETS[kind](DocumentArray(usable))
     except (BadDocument, NotTrainable):
