@@ -36,6 +36,7 @@ from .wire.jina_private import (
     settings_of_servers,
     wrap_streamer,
 )
+from .wire.quiet import quieten
 from .wire.refusals import OptionalData, malformed
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
@@ -50,6 +51,7 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
     def __init__(self, token_file: str | None = None, **kwargs: Any) -> None:
         self._token = read_token(token_file)
         answer_before_the_end()
+        quieten()
         super().__init__(**kwargs)
         self.servers = [
             _SERVERS[protocol](token=self._token, **settings) for protocol, settings in settings_of_servers(self)

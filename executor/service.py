@@ -5,6 +5,7 @@ because Jina runs plain functions one at a time. Blocking work goes to threads.
 """
 
 import logging
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -17,8 +18,9 @@ from .endpoints.runs import watch
 from .endpoints.service import Service
 from .endpoints.table import call
 from .errors import FinetunerError
-from .parameters import parse_executor_options
+from .parameters import ExecutorOptions, parse_executor_options
 from .wire.ending import answer_before_the_end
+from .wire.quiet import quieten
 from .wire.refusals import Refusal, extend_servers
 from .wire.token import read_token, require
 
@@ -46,6 +48,7 @@ class FinetunerExecutor(Executor):
         self._service = Service(Path(self.workspace).resolve(), options)
         answer_before_the_end()
         extend_servers(self._token)
+        quieten()
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:
         """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""
@@ -123,3 +126,18 @@ class FinetunerExecutor(Executor):
     def close(self) -> None:
         """End the trainer and the threads. Jina calls it when the service ends."""
         self._service.close()
+
+
+def _with_options(method: Any) -> Signature:
+    """Return the signature of the constructor with every option by name: Jina warns of those that it does not name."""
+    own = signature(method)
+    before = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=field.annotation)
+        for name, field in ExecutorOptions.model_fields.items()
+    ]
+    jinas = [each for each in own.parameters.values() if each.kind is Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*before, *options, *jinas])
+
+
+FinetunerExecutor.__init__.__signature__ = _with_options(FinetunerExecutor.__init__)  # type: ignore[attr-defined]

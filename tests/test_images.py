@@ -402,7 +402,7 @@ def test_a_path_outside_the_allowed_roots_is_refused(root, check, uri):
     with pytest.raises(BadDocument) as refused:
         check(uri, within(root))
     assert str(refused.value) == (
-        f"{uri} lies outside the allowed roots ({root}); add its directory to the option allowed_roots"
+        f"{uri} lies outside the allowed roots; add its directory to the option allowed_roots"
     )
 
 
@@ -417,7 +417,7 @@ def test_a_directory_that_only_begins_like_a_root_is_outside(root):
 
 
 def test_no_roots_allow_no_path(root):
-    with pytest.raises(BadDocument, match=r"outside the allowed roots \(none\)"):
+    with pytest.raises(BadDocument, match="outside the allowed roots"):
         check_uri(f"{root}/image.png", ImagePolicy(allowed_roots=()))
 
 

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from ..documents import Document
 from ..parameters import EmbedParameters
+from .outward import outward_documents
 from .service import Service
 
 
 async def embed(service: Service, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
     """Set the embedding of each document, and return the same documents."""
     await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
+    outward_documents(docs, service.store.workspace)
     return docs

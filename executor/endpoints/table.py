@@ -7,9 +7,11 @@ from pydantic import BaseModel
 
 from .. import parameters as of
 from ..documents import Document
+from ..errors import FinetunerError
 from . import runs
 from .embed import embed
 from .evaluate import evaluate
+from .outward import outward_error
 from .service import Service
 
 
@@ -41,4 +43,7 @@ async def call(
     Raises: FinetunerError: the message says what was wrong. InvalidParameter: a parameter is wrong.
     """
     endpoint = ENDPOINTS[path]
-    return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
+    try:
+        return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
+    except FinetunerError as error:
+        raise outward_error(error, service.store.workspace) from error
