@@ -53,7 +53,7 @@ def test_statuses_and_documents_name_no_place_of_the_server(workspace: Workspace
 
 @pytest.mark.flow
 def test_a_client_reads_no_place_of_the_server_when_a_model_is_damaged(service: Service, run: str) -> None:
-    folder = next(service.workspace.glob("*/*/runs")) / run / "model"
+    folder = next(service.workspace.glob("*/*/runs.sqlite")).parent / "runs" / run / "model"
     folder.mkdir(parents=True)
     (folder / "model.json").write_text("{")
     answer = service.http("/embed", [{"id": "x", "uri": "data:,x"}], model=run)
