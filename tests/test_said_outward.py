@@ -1,6 +1,7 @@
 """What callers and operators are told: no places of the server, one line for a refusal, why it does not serve."""
 
 import inspect
+import io
 import logging
 import socket
 import subprocess
@@ -8,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from conftest import coloured
 from executor import Document, FinetunerExecutor, RunStatus
 from executor.documents import ERROR_TAG, Problem
 from executor.endpoints.outward import outward, outward_documents, outward_error, outward_status
 from executor.errors import Conflict, WorkspaceError
+from executor.images.libtiff import silence_libtiff
 from executor.parameters import ExecutorOptions
 from executor.store.lock import WorkspaceLock
 from executor.store.workspace import Workspace
@@ -102,6 +106,17 @@ def test_other_errors_keep_their_traceback(log: pytest.LogCaptureFixture) -> Non
     except ValueError:
         logging.getLogger("ours").exception("An endpoint failed")
     assert "Traceback" in log.text
+
+
+def test_libtiff_says_nothing_of_a_damaged_file(capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(coloured(0, size=64)).save(file, "TIFF", compression="tiff_lzw")
+    damaged = bytearray(file.getvalue())
+    damaged[100:400] = bytes(300)
+    silence_libtiff()
+    with pytest.raises(OSError, match="decoder error"):
+        Image.open(io.BytesIO(bytes(damaged))).load()
+    assert capfd.readouterr().err == ""
 
 
 def test_jina_finds_every_option_in_the_signature() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.threads import Lanes
+from ..images.libtiff import silence_libtiff
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
@@ -26,6 +27,7 @@ class Service:
     """
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
+        silence_libtiff()
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)

@@ -5,6 +5,7 @@ policy.py    which files and addresses may be read, and how large an image may b
 uris.py      read the bytes behind a path, `file://`, `http(s)://` or `data:`
 remote.py    fetch over http(s), but never from the private network
 decoding.py  decode JPEG, PNG, WebP, GIF, BMP and TIFF
+libtiff.py   keep it from writing to standard error
 arrays.py    turn arrays of the usual shapes and types into images
 
 May import only errors.
