@@ -38,6 +38,7 @@ from .wire.jina_private import (
 )
 from .wire.quiet import quieten
 from .wire.refusals import OptionalData, malformed
+from .wire.siblings import unless_one_ends
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
 
@@ -56,6 +57,10 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         self.servers = [
             _SERVERS[protocol](token=self._token, **settings) for protocol, settings in settings_of_servers(self)
         ]
+
+    async def setup_server(self) -> None:
+        """Prepare the servers. Raises: ExecutorEnded: an executor of this Flow could not start."""
+        await unless_one_ends(super().setup_server(), told_to_end=self.is_cancel.is_set)
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
         """The interceptors of the channels to the executors: Jina's own, and ours for the token."""

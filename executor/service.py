@@ -42,13 +42,13 @@ class FinetunerExecutor(Executor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         jina_arguments = {name: kwargs.pop(name) for name in _JINA_ARGUMENTS if name in kwargs}
         super().__init__(*args, **jina_arguments)
+        quieten()
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
         self._service = Service(Path(self.workspace).resolve(), options)
         answer_before_the_end()
         extend_servers(self._token)
-        quieten()
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:
         """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""

@@ -15,7 +15,7 @@ from conftest import coloured
 from executor import Document, FinetunerExecutor, RunStatus
 from executor.documents import ERROR_TAG, Problem
 from executor.endpoints.outward import outward, outward_documents, outward_error, outward_status
-from executor.errors import Conflict, WorkspaceError
+from executor.errors import ConfigurationError, Conflict, WorkspaceError
 from executor.images.libtiff import silence_libtiff
 from executor.parameters import ExecutorOptions
 from executor.store.lock import WorkspaceLock
@@ -76,13 +76,14 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     logging.setLogRecordFactory(made)
 
 
-def fail(error: Exception) -> None:
-    """Log as Jina does when an endpoint has failed."""
+def fail(error: Exception, *, starting: bool = False) -> None:
+    """Log as Jina does when an endpoint has failed, or a process could not start."""
     try:
         raise error
     except Exception as caught:
         logging.getLogger("jinas").error(
-            f'{caught!r}\n add "--quiet-error" to suppress the exception details', exc_info=True
+            f'{caught!r}{" during initialization" * starting}\n add "--quiet-error" to suppress the details',
+            exc_info=True,
         )
 
 
@@ -98,6 +99,17 @@ def test_a_request_that_jina_cannot_read_is_one_line_too_and_says_where(log: pyt
     (record,) = log.records
     assert record.getMessage().startswith("Refused: The request cannot be read (ValueError): 'no such\\nfield'. [")
     assert f"{Path(__file__).name}:" in record.getMessage()
+
+
+def test_what_keeps_it_from_starting_is_one_line_if_a_person_can_mend_it(log: pytest.LogCaptureFixture) -> None:
+    fail(ConfigurationError("the executor has no parameter 'modle'."), starting=True)
+    fail(ValueError("a bug"), starting=True)
+    mendable, bug = log.records
+    assert (mendable.getMessage(), mendable.exc_info) == (
+        "The service cannot start: the executor has no parameter 'modle'.",
+        None,
+    )
+    assert bug.exc_info
 
 
 def test_other_errors_keep_their_traceback(log: pytest.LogCaptureFixture) -> None:
