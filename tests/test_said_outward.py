@@ -37,20 +37,20 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def test_places_below_the_workspace_and_the_directory_become_relative(workspace: Workspace, tmp_path: Path) -> None:
     said = f"{workspace.spool_file('a')} is damaged; {tmp_path}/cwd/p.png cannot be read; {workspace.root} is full"
     expected = "runs/a/documents.sqlite is damaged; p.png cannot be read; the workspace is full"
-    assert outward(said, workspace) == expected
-    error = outward_error(WorkspaceError(said), workspace)
+    assert outward(said, workspace.root) == expected
+    error = outward_error(WorkspaceError(said), workspace.root)
     assert (type(error), str(error)) == (WorkspaceError, expected)
     unchanged = Conflict("Run 'a' is queued.")
-    assert outward_error(unchanged, workspace) is unchanged
+    assert outward_error(unchanged, workspace.root) is unchanged
 
 
 def test_statuses_and_documents_name_no_place_of_the_server(workspace: Workspace) -> None:
     place = str(workspace.log_file("a"))
     status = RunStatus(run="a", state="failed", error=f"see {place}", warnings=[place], verdict=place)
     status.problems.append(Problem(id="d", reason=f"{place} cannot be read"))
-    outward_status(status, workspace)
+    outward_status(status, workspace.root)
     doc = Document(id="d", tags={ERROR_TAG: place})
-    outward_documents([doc], workspace)
+    outward_documents([doc], workspace.root)
     assert str(workspace.root) not in f"{status.model_dump_json()} {doc.tags}"
     assert status.error == "see runs/a/trainer.log"
 

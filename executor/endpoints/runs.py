@@ -58,9 +58,8 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
     """Return the history of a run, oldest first."""
     run = await asyncio.to_thread(service.store.get, wanted.run)
     found = await asyncio.to_thread(service.store.events, run.name, wanted.after, wanted.limit)
-    workspace = service.store.workspace
     return [
-        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, workspace))
+        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, service.folder))
         for number, at, kind, message in found
     ]
 
@@ -98,4 +97,4 @@ async def _statuses(service: Service, run: str | None) -> list[RunStatus]:
 def _list_statuses(service: Service, name: str | None) -> list[RunStatus]:
     runs = service.store.all() if name is None else [service.store.get(name)]
     statuses = [status_of(service.store, run, service.receiver.counts) for run in runs]
-    return [outward_status(status, service.store.workspace) for status in statuses]
+    return [outward_status(status, service.folder) for status in statuses]

@@ -16,6 +16,8 @@ class ImagePolicy:
         allow_remote_uris: Whether http and https uris are fetched (from public addresses only).
         max_image_bytes: Limit for an encoded image.
         max_image_pixels: Limit for a decoded image, width × height.
+        max_decoding_bytes: Memory that all decoding in this process may take at one time; a larger image is decoded
+            alone.
         remote_timeout: Seconds that a whole fetch may take.
     """
 
@@ -23,6 +25,7 @@ class ImagePolicy:
     allow_remote_uris: bool = True
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 64_000_000
+    max_decoding_bytes: int = 512 * 1024 * 1024
     remote_timeout: float = 10.0
 
     @functools.cached_property

@@ -47,6 +47,25 @@ def load_version(workspace: Workspace, options: ExecutorOptions, version: str) -
     return load_model(workspace.model_folder(version))
 
 
+class WorkspaceVersions:
+    """The versions of a workspace as the embedder wants them: which one is served, and the model and files of each."""
+
+    def __init__(self, workspace: Workspace, options: ExecutorOptions, served: Callable[[], str]) -> None:
+        self._workspace = workspace
+        self._options = options
+        self.served = served
+
+    def load(self, version: str) -> EmbeddingModel:
+        """Return the model called `version`. Raises: UnknownModel: there is no such version."""
+        return load_version(self._workspace, self._options, version)
+
+    def folder(self, version: str) -> Path:
+        """Return the folder of a version that is there; `base` is built if it is not."""
+        if version == "base":
+            return ensure_base(self._workspace, self._options)
+        return self._workspace.model_folder(version)
+
+
 def check_version(workspace: Workspace, version: str) -> None:
     """Raise UnknownModel if there is no `version`; the message names those that exist."""
     if version == "base" or workspace.model_folder(version).is_dir():

@@ -33,6 +33,16 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ),
+    (  # a quarantined document is known by its place instead of its id, which several may have; see `Quarantined`
+        "ALTER TABLE problems RENAME TO problems_1",
+        """CREATE TABLE problems (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, split TEXT NOT NULL, place TEXT NOT NULL,
+            document TEXT NOT NULL, reason TEXT NOT NULL, spooled INTEGER NOT NULL, UNIQUE (run, split, place)
+        )""",
+        """INSERT INTO problems SELECT number, run, split, document, document, reason, spooled FROM problems_1
+        WHERE NOT spooled OR run IN (SELECT name FROM runs WHERE ended_at IS NOT NULL)""",  # a trainer finds the rest
+        "DROP TABLE problems_1",
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 

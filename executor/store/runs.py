@@ -10,17 +10,18 @@ import logging
 import sqlite3
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..errors import Conflict, IllegalTransition, UnknownRun
+from ..errors import Conflict, IllegalTransition, UnknownRun, brief
 from ..parameters import TrainingOptions
 from .database import Database
 from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
 SHOWN_PROBLEMS = 20
+MAX_MESSAGE = 2000  # characters of an event or a reason, so that a history and a status stay small
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +30,19 @@ _RUN_COLUMNS = (
     "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
     "created_at, started_at, ended_at"
 )
+
+
+class Quarantined(NamedTuple):
+    """A document that cannot be used.
+
+    Attributes:
+        place: tells it from others of its split: its position in the spool, with the number of the match if it is one;
+            for documents outside it a digest.
+    """
+
+    place: str
+    document: str
+    reason: str
 
 
 # All runs are read many times a second, and their options hardly ever change.
@@ -260,19 +274,21 @@ class RunStore:
 
     # quarantine ---------------------------------------------------------------------------------------------------
 
-    def quarantine(self, name: str, split: str, problems: Iterable[tuple[str, str]], *, spooled: bool) -> None:
-        """Note documents that cannot be used, each `(id, reason)`. One that is noted already is ignored.
+    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> None:
+        """Note documents that cannot be used. One whose place is noted already is ignored.
 
         Args: spooled: whether they are in the spool.
         """
         with self._database.transaction() as db:
-            for document, reason in problems:
+            for place, document, reason in problems:
+                shown = brief(document), brief(reason, MAX_MESSAGE)
                 cursor = db.execute(
-                    "INSERT OR IGNORE INTO problems (run, split, document, reason, spooled) VALUES (?, ?, ?, ?, ?)",
-                    (name, split, document, reason, int(spooled)),
+                    "INSERT OR IGNORE INTO problems (run, split, place, document, reason, spooled) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (name, split, place, *shown, int(spooled)),
                 )
                 if cursor.rowcount:
-                    self._append_event(db, name, "skipped", f"document {document!r}: {reason}")
+                    self._append_event(db, name, "skipped", f"document {shown[0]!r}: {reason}")
 
     def problems(self, name: str, limit: int = SHOWN_PROBLEMS) -> list[tuple[str, str]]:
         """The first quarantined documents of a run, each `(id, reason)`."""
@@ -295,9 +311,10 @@ class RunStore:
             sql = f"{sql} AND spooled = {int(spooled)}"
         return int(self._database.rows(sql, *arguments)[0][0])
 
-    def quarantined(self, name: str) -> set[str]:
-        """The ids of all quarantined documents of a run."""
-        return {document for (document,) in self._database.rows("SELECT document FROM problems WHERE run = ?", name)}
+    def is_quarantined(self, name: str, split: str, place: str) -> bool:
+        """Whether a document is noted as one that cannot be used."""
+        query = "SELECT 1 FROM problems WHERE run = ? AND split = ? AND place = ?"
+        return bool(self._database.rows(query, name, split, place))
 
     # events -------------------------------------------------------------------------------------------------------
 
@@ -324,7 +341,7 @@ class RunStore:
         db.execute(
             "INSERT INTO events (run, number, at, kind, message) "
             "SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM events WHERE run = ?",
-            (name, now(), kind, message, name),
+            (name, now(), kind, brief(message, MAX_MESSAGE), name),
         )
 
     # the promoted version -----------------------------------------------------------------------------------------

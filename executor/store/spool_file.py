@@ -1,7 +1,7 @@
 """The SQLite file under `DocumentArrayMemmap`: its schema, and readable errors."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,20 +10,37 @@ from .connections import SharedConnections
 from .sqlite import Schema, connect, is_damage
 
 _APPLICATION_ID = 0x46544D44  # "FTMD", in the file's header
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE documents (
     row INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
+    id TEXT NOT NULL,
     split TEXT NOT NULL,
     position INTEGER NOT NULL,
+    parts INTEGER NOT NULL,
     label,  -- no type, so that 1 and '1' stay two labels
     matches INTEGER NOT NULL,
+    content BLOB NOT NULL,
+    said BLOB NOT NULL,
     document BLOB NOT NULL,  -- last, so that the other columns are read without it
-    UNIQUE (split, position)
+    UNIQUE (split, position),
+    UNIQUE (split, id, content)
 )"""
+_RENUMBER = (
+    """
+    WITH kept AS (
+        SELECT row, row_number() OVER (ORDER BY position) AS number, sum(1 + matches) OVER (ORDER BY position) AS parts
+        FROM documents WHERE split = ?1 AND position >= ?2
+    ), before AS (
+        SELECT coalesce((SELECT parts FROM documents WHERE split = ?1 AND position < ?2 AND position >= 0
+                         ORDER BY position DESC LIMIT 1), 0) AS parts
+    )
+    UPDATE documents SET position = -(?2 + kept.number), parts = before.parts + kept.parts
+    FROM kept, before WHERE documents.row = kept.row""",
+    "UPDATE documents SET position = -1 - position WHERE split = ?1 AND position < ?2 AND position < 0",
+)
 _HEADER = Schema(
-    versions=range(_SCHEMA_VERSION, _SCHEMA_VERSION + 1),
+    versions=range(1, _SCHEMA_VERSION + 1),  # 1 is brought to 2 when it is opened
     application_id=_APPLICATION_ID,
     elsewhere="file",
     refusal="{path} has schema version {version}; this program reads "
@@ -74,8 +91,11 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
-def create_file(path: Path) -> None:
-    """Create the file and its folders, unless it exists."""
+def create_file(path: Path, digests: Callable[[bytes], tuple[bytes, bytes]]) -> None:
+    """Create the file and its folders, unless it exists. A file of schema version 1 is brought to the present one.
+
+    Args: digests: returns the columns `content` and `said` of a document's protobuf.
+    """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = _connect(path, "rwc")
@@ -88,5 +108,29 @@ def create_file(path: Path) -> None:
                     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
                 connection.execute("COMMIT")
                 connection.execute("PRAGMA journal_mode = WAL")
+            if connection.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
+                _bring_up(connection, digests)
         finally:
             connection.close()
+
+
+def close_gaps(connection: sqlite3.Connection, split: str, start: int) -> None:
+    """Number the rows of a split anew from position `start` on."""
+    for statement in _RENUMBER:  # two, because no two rows may have one position meanwhile
+        connection.execute(statement, (split, start))
+
+
+def _bring_up(connection: sqlite3.Connection, digests: Callable[[bytes], tuple[bytes, bytes]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    if connection.execute("PRAGMA user_version").fetchone() == (1,):  # else another process has done it meanwhile
+        connection.execute("ALTER TABLE documents RENAME TO documents_1")
+        connection.execute(_SCHEMA)
+        old = "SELECT row, id, split, position, label, matches, document FROM documents_1 ORDER BY split, position"
+        parts: dict[str, int] = {}
+        for row, id, split, position, label, matches, document in connection.execute(old):
+            parts[split] = parts.get(split, 0) + 1 + matches
+            values = (row, id, split, position, parts[split], label, matches, *digests(document), document)
+            connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        connection.execute("DROP TABLE documents_1")
+        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    connection.execute("COMMIT")

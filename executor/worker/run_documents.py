@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..compute.ranks import Ranks
-from ..errors import NotTrainable
+from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
 from ..evaluation.hold_out import document_numbers, split_documents
 from ..loading.augmentation import Augmentation, load_augmentation
@@ -109,7 +109,13 @@ class RunDocuments:
         for split in (self._train, self._eval):
             split.bad_items, split.inspection = self._ranks.agree(functools.partial(self._rest_of, split))
         if not len(self._train.docs):
-            raise NotTrainable("The run has no usable train documents; its problems say why.")
+            refused = self._store.count_problems(self._run.name)
+            only = (
+                f"only {len(self._eval.docs)} eval documents; send those to train on with split: train to another run"
+            )
+            raise NotTrainable(
+                f"The run has no usable train documents{'; its problems say why' if refused else f', {only}'}."
+            )
 
     def _rest_of(self, split: Decoded) -> tuple[set[int], Inspection]:
         """Decode the rest of a split. Return the items that cannot be used, and what was seen of all documents."""
@@ -200,12 +206,13 @@ class RunDocuments:
     def noticed(self) -> list[str]:
         """Warnings about the documents, most important first."""
         found = [*self._train.inspection.warnings(), *filter(None, (self._left_out, self._flattery))]
+        found += [warning for split in (self._train, self._eval) if (warning := _about_ids(split.docs))]
         run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
         arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
         if run.total is not None and arrived < run.total:
             found.append(
-                f"{arrived} of the {run.total} documents that `total` announced had arrived when the run began: no "
-                "more came for as long as receive_timeout. Train again with all of them."
+                f"{arrived} of the {run.total} documents that `total` announced had arrived when the run began: it was "
+                "started, or no more came for as long as receive_timeout. Train again with all of them."
             )
         return found
 
@@ -224,7 +231,7 @@ class RunDocuments:
         if not len(items):
             return
         numbers = np.unique(document_numbers(others)[items]).tolist()
-        some = ", ".join(repr(str(self._eval.docs[number].id)) for number in numbers[:SHOWN])
+        some = ", ".join(repr(brief(self._eval.docs[number].id)) for number in numbers[:SHOWN])
         self._left_out = (
             f"{len(numbers)} of {len(self._eval.docs)} eval documents were left out of the proof: they are copies of "
             f"train documents, or in a group with some ({some}{', …' if len(numbers) > SHOWN else ''}). Send others, "
@@ -249,6 +256,17 @@ class RunDocuments:
             return self._options.kind
         found = kind_of(docs)
         return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found
+
+
+def _about_ids(docs: DocumentArrayMemmap) -> str | None:
+    count, some = docs.shared_ids()
+    if not count:
+        return None
+    shown = ", ".join(repr(brief(id)) for id in some[:SHOWN]) + (", …" if count > SHOWN else "")
+    return (
+        f"{count} ids in the {docs.split} documents belong to several documents with other content each ({shown}). All "
+        "were kept. If that was meant, give each document an id of its own, so that reports name one."
+    )
 
 
 def _side(split: Decoded, dataset: Dataset) -> Side:

@@ -45,6 +45,10 @@ from .run_documents import RunDocuments
 from .time_left import TimeLeft
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints within an epoch
+GONE = (
+    "The directory that the service was in when this run was created is gone: uris that are relative paths cannot be "
+    "read. Other documents can."
+)
 EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint; lost epochs are trained again, with the same result
 
 _log = logging.getLogger(__name__)
@@ -173,7 +177,11 @@ class Trainer(Watcher):
 
     def _enter(self) -> None:
         """Use the working directory and search path of the service, and as many threads as are allowed."""
-        os.chdir(self._run.configuration.directory)
+        try:
+            os.chdir(self._run.configuration.directory)
+        except OSError:  # the workspace is served from elsewhere by now
+            if self._ranks.first:
+                self._note(GONE)
         sys.path[:0] = self._run.configuration.path
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(self._configuration.trainer_threads or max(1, (os.cpu_count() or 1) // here))
