@@ -135,7 +135,7 @@ def test_what_is_sent_over_grpc_without_the_token_fills_no_memory(guarded):
         list(channel.stream_stream("/jina.JinaRPC/Call")(iter([bytes(2**27)]), timeout=60))
     assert gateway.memory_info().rss - before < 2**25
     with pytest.raises(BadServerFlow, match=f"UNAUTHENTICATED {REFUSAL}"):  # a call of ordinary size is told why
-        guarded.client("grpc", "Bearer wrong", "/fit", DocumentArray(Document(uri=image() * 1000) for _ in range(100)))
+        guarded.client("grpc", "Bearer wrong", "/fit", DocumentArray(Document(uri=image() * 30) for _ in range(100)))
 
 
 def _listening(process: psutil.Process) -> set[int]:
