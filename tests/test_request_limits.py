@@ -117,5 +117,5 @@ def test_an_answer_may_take_longer_than_a_request(port):
 
 @pytest.mark.parametrize("limit", ["1 MB", 0, 2.5, True])
 def test_a_limit_of_the_gateway_that_is_none_is_refused(limit: Any) -> None:
-    with pytest.raises(ConfigurationError, match="max_request_bytes of the gateway is .* 1 or more"):
+    with pytest.raises(ConfigurationError, match=r"max_request_bytes of the gateway is .* 1 or more"):
         FinetunerGateway(max_request_bytes=limit)
