@@ -1,10 +1,23 @@
 """The commands: `python -m executor COMMAND …`. Each file has `add`, its arguments, and `run`, which does it.
 
+fit.py       fine-tune on a source of pictures, by a service or in this process
+embed.py     embed a corpus into a parquet file
+runs.py      list the runs
+status.py    everything about a run
+watch.py     follow a run until it ends
+compare.py   measure two versions on the same documents
 train.py     train one run of a workspace, in this process
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
 export.py    write a model version as files that other programs read
 priority.py  how a trainer lets others go first, and ends with its service
+reading.py   the arguments that name a source, and the count of what it has
+places.py    the arguments that name a service or a workspace
+calling.py   a service, over gRPC or HTTP
+local.py     a workspace without a service
+sending.py   documents on their way to a service
+measuring.py two versions, scored on the same documents
+showing.py   tables, JSON and progress
 
 May import everything, but only when a command runs: the other commands shall not wait for its imports.
 """
@@ -12,7 +25,7 @@ May import everything, but only when a command runs: the other commands shall no
 import argparse
 from typing import Any, Protocol
 
-from . import export, report, standby, train
+from . import compare, embed, export, fit, report, runs, standby, status, train, watch
 
 
 class Command(Protocol):
@@ -25,4 +38,15 @@ class Command(Protocol):
         """Do it, and return the exit code: 0 done, 1 the run or some rows failed, 2 wrong usage."""
 
 
-COMMANDS: dict[str, Command] = {"train": train, "standby": standby, "export": export, "report": report}
+COMMANDS: dict[str, Command] = {
+    "fit": fit,
+    "embed": embed,
+    "runs": runs,
+    "status": status,
+    "watch": watch,
+    "compare": compare,
+    "report": report,
+    "export": export,
+    "train": train,
+    "standby": standby,
+}
