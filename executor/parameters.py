@@ -6,6 +6,7 @@ silently drop unknown keys.
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -313,6 +314,9 @@ class ExecutorOptions(_Parameters):
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
     )
+    tensorboard: Text | None = Field(
+        None, description="folder that the history of each run is written to, for TensorBoard (extra `tracking`)"
+    )
     receive_timeout: Annotated[Number, Field(gt=0)] = Field(
         5.0, description="seconds without a new train document after which a run starts"
     )
@@ -392,9 +396,14 @@ def parse(model: type[P], values: dict[str, Any] | None, *, where: str) -> P:
 def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
     """Return `uses_with` as options. Raises: ConfigurationError: an option is unknown or has the wrong type."""
     try:
-        return parse(ExecutorOptions, values, where="the executor")
+        options = parse(ExecutorOptions, values, where="the executor")
     except InvalidParameter as error:
         raise ConfigurationError(str(error)) from None
+    if options.tensorboard is not None and find_spec("tensorboard") is None:
+        raise ConfigurationError(
+            "The option tensorboard needs a package that is not here: pip install 'finetuner-executor[tracking]'."
+        )
+    return options
 
 
 _PLAINER = {

@@ -9,6 +9,7 @@ from ..compute.ranks import Ranks
 from ..errors import WorkspaceError
 from ..store.run import Progress, Run
 from ..store.runs import RunStore
+from .tracking import Tracker
 
 REPORT_SECONDS = 0.2  # between reports of values that change with every step
 
@@ -27,6 +28,7 @@ class ProgressWriter:
         self._run = run.name
         self._ranks = ranks
         self._reported = 0.0
+        self._tracker = Tracker(run.configuration.options.tensorboard if ranks.first else None, run.name, self.warn)
 
     def report(self, **changes: Any) -> None:
         """Publish fields of `Progress`. If they cannot be written now, the next report includes them."""
@@ -47,6 +49,7 @@ class ProgressWriter:
     def conclude(self) -> None:
         """Publish the last report again, because the service decides by it. Raises: WorkspaceError: that failed."""
         self._store.report(self._run, self.now)
+        self._tracker.end(self.now.metrics)
 
     def refuse(self, reason: str) -> None:
         """Report why the run cannot be trained. Any rank may call this.
@@ -73,4 +76,5 @@ class ProgressWriter:
     def tell_epoch(self, history: dict[str, list[float]]) -> None:
         """Append the latest epoch as an event. Args: history: one list per measured value, one entry per epoch."""
         values = ", ".join(f"{name} {series[-1]:.4g}" for name, series in history.items())
+        self._tracker.epochs(history)
         self.tell("epoch", f"epoch {len(history['loss'])} of {self.now.epochs}: {values}")
