@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from .commands import COMMANDS
+from .commands import COMMANDS, command
 from .errors import FinetunerError, InternalError, LimitExceeded, OutOfMemory, Overloaded
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -17,11 +17,12 @@ def main() -> int:
     os.environ.setdefault("JINA_LOG_LEVEL", "CRITICAL")  # a command says in its own words what went wrong
     parser = argparse.ArgumentParser(prog="python -m executor", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in COMMANDS.values():
-        command.add(commands)
+    called = [name for name in sys.argv[1:2] if name in COMMANDS]
+    for name in called or COMMANDS:  # all only where help is needed
+        command(name).add(commands)
     arguments = parser.parse_args()
     try:
-        return COMMANDS[arguments.command].run(arguments)
+        return command(arguments.command).run(arguments)
     except FinetunerError as error:
         print(error, file=sys.stderr)
         return FAILED if isinstance(error, OF_THE_WORK) else WRONG_USAGE

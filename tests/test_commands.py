@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import pytest
 
 from conftest import coloured, encoded, images
 from executor.__main__ import main
+from executor.commands.estimate import Estimate, estimate
 from executor.commands.fit import free_name
 from executor.commands.local import Reader
-from executor.documents import RunStatus
+from executor.documents import Document, RunStatus
 from executor.models.versions import ensure_base
-from executor.parameters import parse_executor_options
+from executor.parameters import TrainingOptions, parse_executor_options
+from executor.sources import documents
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
 from serving import ROOT, Service, free_ports
@@ -209,6 +212,15 @@ def test_a_command_line_that_is_none_ends_with_2(command, arguments):
     assert ended.value.code == 2
 
 
+@pytest.mark.process
+def test_a_trainer_waits_for_nothing_that_other_commands_need():
+    code = "import sys; sys.argv[1:] = ['train', '-h']; from executor.__main__ import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted(set(sys.modules) & {'numpy', 'docarray', 'rich', 'pyarrow', 'requests', 'pydantic'}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_run_without_a_name_is_called_after_its_source(workspace):
     reader = Reader(Workspace(workspace / "FinetunerExecutor" / "0"))
     assert free_name(reader, "my photos (2)") == "my-photos-2"
@@ -233,6 +245,27 @@ def table(folder: Path, photos: Path) -> Path:
     with open(folder / "photos.csv", "w", newline="") as file:
         csv.writer(file).writerows(lines)
     return folder / "photos.csv"
+
+
+def test_a_training_is_estimated_from_a_step(tmp_path, photos):
+    place, options = Workspace(tmp_path / "new"), parse_executor_options({"model": "small", "input_size": 32})
+    some = list(documents(photos))[:4]
+
+    def found(count: int, **wanted: Any) -> Estimate:
+        one = estimate(place, options, TrainingOptions(**wanted), count, some)
+        assert one is not None
+        return one
+
+    few, many = found(100, epochs=2), found(100_000, epochs=2, batch_size=512)
+    assert (few.epochs, found(1000).epochs) == (2, 10)  # by the number of documents
+    assert many.seconds > 100 * few.seconds
+    assert many.bytes > few.bytes
+    assert str(few).startswith("About ")
+    assert str(found(100, epochs=2, freeze=True)).startswith("At most ")
+    assert "are free, so set --option micro_batch=8." in str(
+        Estimate(epochs=1, seconds=9000.0, bytes=2.0**50, most=False)
+    )
+    assert estimate(place, options, TrainingOptions(), 100, [Document(uri="/nowhere.jpg")]) is None
 
 
 @pytest.mark.flow
@@ -281,6 +314,9 @@ def test_a_folder_is_trained_on_without_a_service_and_both_versions_are_compared
     assert (status["run"], status["state"], status["promoted"]) == ("photos", "succeeded", True)
     assert status["train_documents"] == 18
     assert "1 left out:\n  c0/notes.txt is no picture, by its name" in done.stderr
+    assert re.search(
+        r"^About \d+ s for 1 epochs, and [\d.]+ GiB of memory, as this machine is now\.$", done.stderr, re.M
+    )
     assert (tmp_path / "new" / "FinetunerExecutor" / "0" / "runs.sqlite").is_file()
     compared = call("compare", "base", "photos")
     assert compared.returncode == 0, compared.stderr

@@ -15,17 +15,17 @@ reading.py   the arguments that name a source, and the count of what it has
 places.py    the arguments that name a service or a workspace
 calling.py   a service, over gRPC or HTTP
 local.py     a workspace without a service
+estimate.py  how long a training will take, and how much memory
 sending.py   documents on their way to a service
 measuring.py two versions, scored on the same documents
 showing.py   tables, JSON and progress
 
-May import everything, but only when a command runs: the other commands shall not wait for its imports.
+May import everything. A command is imported when it is called: a trainer shall not wait for what others need.
 """
 
 import argparse
-from typing import Any, Protocol
-
-from . import compare, embed, export, fit, report, runs, standby, status, train, watch
+import importlib
+from typing import Any, Protocol, cast
 
 
 class Command(Protocol):
@@ -38,15 +38,20 @@ class Command(Protocol):
         """Do it, and return the exit code: 0 done, 1 the run or some rows failed, 2 wrong usage."""
 
 
-COMMANDS: dict[str, Command] = {
-    "fit": fit,
-    "embed": embed,
-    "runs": runs,
-    "status": status,
-    "watch": watch,
-    "compare": compare,
-    "report": report,
-    "export": export,
-    "train": train,
-    "standby": standby,
-}
+COMMANDS = (
+    "fit",
+    "embed",
+    "runs",
+    "status",
+    "watch",
+    "compare",
+    "report",
+    "export",
+    "train",
+    "standby",
+)
+
+
+def command(name: str) -> Command:
+    """Import and return one of `COMMANDS`: its file has the same name."""
+    return cast(Command, importlib.import_module(f".{name}", __name__))

@@ -13,6 +13,7 @@ from ..errors import BadDocument, BadRequest
 from ..parameters import TrainingOptions, parse
 from ..sources import rows
 from .calling import Place, connect
+from .local import Trainer
 from .places import add_place, to_train_in
 from .reading import Census, add_source, columns_of, say_what_is_left_out, take_census
 from .sending import loaded
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         name = arguments.run or free_name(place, arguments.source.resolve().stem)
         print(f"Run {name}.", file=sys.stderr)
+        if isinstance(place, Trainer):
+            _say_estimate(place, options, census)
         _send(place, arguments, census, {**options, "run": name}, labelled=labelled, show=show)
         say_what_is_left_out(census.left_out, census.examples)
         status = follow(place, name, show=show, lines=False)
@@ -104,9 +107,16 @@ def _place(arguments: argparse.Namespace) -> Place:
     workspace = to_train_in(arguments.workspace)
     if not workspace.database.exists():
         print(f"A new workspace, {workspace.root}.", file=sys.stderr)
-    from .local import Trainer
-
     return Trainer(workspace, _settings(arguments.executor, "--with"))
+
+
+def _say_estimate(place: Trainer, options: dict[str, Any], census: Census) -> None:
+    from .estimate import estimate
+
+    wanted = parse(TrainingOptions, {**place.options.fit_defaults, **options}, where="/fit")
+    found = estimate(place.workspace, place.options, wanted, census.splits["train"], census.some)
+    if found is not None:
+        print(found, file=sys.stderr)
 
 
 def free_name(place: Place, stem: str) -> str:

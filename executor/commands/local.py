@@ -80,9 +80,10 @@ class Trainer:
     def __init__(self, workspace: Workspace, given: dict[str, Any]) -> None:
         from ..endpoints.service import Service
 
-        options = kept_options(workspace, given).model_copy(update=ALONE)
+        self.workspace = workspace
+        self.options = kept_options(workspace, given).model_copy(update=ALONE)
         self._loop = asyncio.new_event_loop()
-        self._service = Service(workspace.root, options)
+        self._service = Service(workspace.root, self.options)
 
     def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
         from ..endpoints.table import call

@@ -12,7 +12,7 @@ from ..documents import ERROR_TAG, GROUP_TAG, Document, DocumentArray
 from ..errors import BadRequest
 from ..sources import rows
 from .calling import batched, connect
-from .reading import columns_of, say_what_is_left_out
+from .reading import SHOWN, columns_of, say_what_is_left_out
 from .sending import embed_by_service
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _from_source(arguments: argparse.Namespace) -> DocumentArray:
     """Return the documents for evaluation, or all if none are marked so."""
     every = list(rows(arguments.source, columns_of(arguments)))
     problems = [row.problem for row in every if row.problem is not None]
-    say_what_is_left_out(len(problems), problems[:5])
+    say_what_is_left_out(len(problems), problems[:SHOWN])
     usable = [row for row in every if row.problem is None]
     chosen = [row for row in usable if row.split == "eval"] or usable
     if not chosen:

@@ -5,11 +5,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..documents import LABEL_TAG
+from ..documents import LABEL_TAG, Document
 from ..errors import ConfigurationError
 from ..sources import Columns, Row, rows
 
-SHOWN = 5  # rows that are left out are named, up to so many
+SHOWN = 8  # rows that are left out are named, up to so many; and as many documents are kept to try
 
 
 def add_source(command: argparse.ArgumentParser) -> None:
@@ -48,12 +48,15 @@ class Census:
     labels: set[int | str] = field(default_factory=set)
     left_out: int = 0
     examples: list[str] = field(default_factory=list)
+    some: list[Document] = field(default_factory=list)  # the first of those to train on
 
     def count(self, row: Row) -> None:
         if row.problem is not None:
             self.leave_out(row.problem)
             return
         self.splits[row.split] += 1
+        if row.split == "train" and len(self.some) < SHOWN:
+            self.some.append(row.document)
         if LABEL_TAG in row.document.tags:
             self.labels.add(row.document.tags[LABEL_TAG])
 
