@@ -2,6 +2,7 @@
 
 import base64
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Protocol
@@ -65,7 +66,9 @@ class OverGrpc:
     """A service over gRPC, by Jina's client. See `Place`."""
 
     def __init__(self, host: str, port: int, tls: bool, token: str | None) -> None:
-        from jina import Client
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Jina imports
+            from jina import Client
 
         self._url = f"{host}:{port}"
         self._client: Any = Client(host=host, port=port, protocol="grpc", tls=tls)
