@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from .errors import ConfigurationError, InvalidParameter
+from .images.object_store import check_prefixes
 from .images.policy import ImagePolicy
 
 TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
@@ -311,6 +312,11 @@ class ExecutorOptions(_Parameters):
         None, description="directories that a path may lie in; by default the one the service was started in"
     )
     allow_remote_uris: Flag = Field(False, description="whether `http(s)://` uris are loaded")
+    remote_prefixes: Names = Field(
+        (),
+        description="uris below which objects are loaded through fsspec, such as `s3://bucket/folder/` (extra `s3`); "
+        "credentials are read from the environment",
+    )
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
     )
@@ -368,6 +374,7 @@ class ExecutorOptions(_Parameters):
         return ImagePolicy(
             allowed_roots=self.allowed_roots,
             allow_remote_uris=self.allow_remote_uris,
+            remote_prefixes=self.remote_prefixes,
             max_image_bytes=self.max_image_bytes,
             max_image_pixels=self.max_image_pixels,
         )
@@ -403,6 +410,8 @@ def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
         raise ConfigurationError(
             "The option tensorboard needs a package that is not here: pip install 'finetuner-executor[tracking]'."
         )
+    if options.remote_prefixes:
+        check_prefixes(options.remote_prefixes)
     return options
 
 

@@ -85,6 +85,19 @@ def test_the_embeddings_are_those_of_embed(workspace, corpus, tmp_path, monkeypa
     np.testing.assert_allclose(found, doc.embedding, atol=1e-2)  # it may be in bf16
 
 
+def test_uris_elsewhere_are_read_too_and_one_that_cannot_be_is_a_row_with_the_reason(
+    workspace, corpus, tmp_path, monkeypatch
+):
+    (tmp_path / "all.txt").write_text(f"s3://shop/1.png\nftp://h/1.png\n{corpus}/1.png\n")
+    assert embed(monkeypatch, tmp_path / "all.txt", "--workspace", workspace, "--to", tmp_path / "out.parquet") == 1
+    first, second, third = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert first["error"].startswith(
+        "s3://shop/1.png cannot be fetched: "
+    )  # there is no such package, or no such bucket
+    assert second["error"].startswith("ftp://h/1.png lies below none of the remote_prefixes (s3://, ")
+    assert (third["error"], third["id"]) == (None, f"{corpus}/1.png")
+
+
 def test_shards_share_the_rows(workspace, corpus, tmp_path, monkeypatch):
     seen = []
     for number in (1, 2, 3):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..documents import Document
 from ..errors import BadRequest, ConfigurationError
+from ..images.object_store import ALL_STORES
 from ..lifecycle.status import status_of
 from ..parameters import ExecutorOptions, parse_executor_options
 from ..store.runs import RunStore
@@ -28,6 +29,8 @@ def kept_options(workspace: Workspace, given: dict[str, Any]) -> ExecutorOptions
     Raises: ConfigurationError: an option is wrong, or contradicts the base model that there is.
     """
     options = parse_executor_options({"allow_remote_uris": True, **given})
+    if not options.remote_prefixes:
+        options = options.model_copy(update={"remote_prefixes": ALL_STORES})
     if not workspace.base.is_dir():
         return options
     from ..models.saving import read_settings

@@ -13,6 +13,7 @@ from .policy import ImagePolicy
 from .remote import shown
 
 _PREFIX = re.compile(r"([a-z][a-z0-9+.-]*)://[^/]+", re.IGNORECASE)
+ALL_STORES = ("s3://", "gs://", "gcs://", "az://", "abfs://", "oss://", "oci://")  # for who may read everything
 _ELSEWHERE = ("file", "local", "http", "https", "data")  # read in other ways, allowed by other options
 
 
@@ -49,9 +50,9 @@ def read_object(uri: str, policy: ImagePolicy) -> bytes:
     from fsspec.asyn import AsyncFileSystem, sync
     from fsspec.exceptions import FSTimeoutError
 
-    store = _store(uri.split(":", 1)[0].lower(), os.getpid())
     part = {"start": 0, "end": policy.max_image_bytes + 1}
     try:
+        store = _store(uri.split(":", 1)[0].lower(), os.getpid())
         path = store._strip_protocol(uri)
         if isinstance(store, AsyncFileSystem):
             body = sync(store.loop, store._cat_file, path, timeout=policy.remote_timeout, **part)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from urllib.parse import unquote, unquote_to_bytes
 
 from ..errors import BadDocument
+from .object_store import is_below, read_object
 from .policy import ImagePolicy, check_bytes
 from .remote import fetch, shown
 
@@ -29,8 +30,8 @@ def check_uri(uri: str, policy: ImagePolicy) -> None:
             )
     elif scheme in ("", "file"):
         _allowed_path(uri, policy, resolve=_lately_resolved)
-    elif scheme != "data":
-        raise BadDocument(f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:")
+    elif scheme != "data" and not is_below(uri, policy.remote_prefixes):
+        raise BadDocument(_refusal(uri, policy))
 
 
 def read_uri(uri: str, policy: ImagePolicy) -> bytes:
@@ -46,7 +47,18 @@ def read_uri(uri: str, policy: ImagePolicy) -> bytes:
         return fetch(uri, max_bytes=policy.max_image_bytes, timeout=policy.remote_timeout)
     if scheme == "data":
         return _read_data_uri(uri, policy)
+    if scheme not in ("", "file"):
+        return read_object(uri, policy)
     return _read_file(_allowed_path(uri, policy), policy)
+
+
+def _refusal(uri: str, policy: ImagePolicy) -> str:
+    if policy.remote_prefixes:
+        return (
+            f"{shown(uri)} lies below none of the remote_prefixes ({', '.join(policy.remote_prefixes)}); add its "
+            "folder to that option, or use a path, file://, http(s):// or data:"
+        )
+    return f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:, or allow remote_prefixes"
 
 
 def _scheme(uri: str) -> str:
