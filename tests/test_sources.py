@@ -14,6 +14,7 @@ from conftest import coloured, encoded
 from executor.documents import GROUP_TAG, LABEL_TAG
 from executor.errors import ConfigurationError
 from executor.sources import Columns, documents, rows
+from extras import run_with_extras
 
 
 def pictures(folder: Path, *names: str) -> None:
@@ -223,3 +224,29 @@ def test_a_long_table_takes_no_more_memory_than_a_short_one(tmp_path, ending):
 
     peak(10)  # what is loaded at the first use
     assert peak(4000) < 2 * peak(1000)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import datasets
+
+folder, picture = Path(sys.argv[1]), sys.argv[2]
+features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+data = datasets.Dataset.from_dict({"image": [picture] * 6, "label": [0, 1, 0, 1, 0, 1]}, features=features)
+data = data.select([1, 2, 3])  # by indices, which are written out when it is saved
+datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(folder / "dictionary")
+data.map(lambda row: row, num_proc=None).save_to_disk(folder / "plain", num_shards=2)
+"""
+
+
+@pytest.mark.extra
+@pytest.mark.process
+def test_what_hugging_face_itself_has_saved_is_read(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(encoded(coloured(0)))
+    run_with_extras(SAVE, tmp_path, tmp_path / "1.png")
+    labels = [("train", "dog"), ("train", "cat"), ("train", "dog")]
+    found = list(rows(tmp_path / "dictionary"))
+    assert sorted((row.split, row.document.tags[LABEL_TAG]) for row in found) == sorted([*labels, ("eval", "dog")])
+    assert [(row.split, row.document.tags[LABEL_TAG]) for row in rows(tmp_path / "plain")] == labels
+    assert all(row.document.buffer == encoded(coloured(0)) or row.document.uri for row in found)
