@@ -86,11 +86,15 @@ class OverGrpc:
         refused: list[FinetunerError] = []
         returns = DocList[RETURNS.get(path, RunStatus)]
 
+        interrupted = docs != []
+
         def until_refused() -> Iterator[Document]:
+            nonlocal interrupted
             for doc in docs:
                 if refused:
                     return
                 yield doc
+            interrupted = False
 
         def done(response: Any) -> None:
             response.document_array_cls = returns
@@ -121,6 +125,8 @@ class OverGrpc:
             raise self._broken(error) from error
         if refused:
             raise refused[0]
+        if interrupted:  # Jina's client keeps the exception to itself
+            raise KeyboardInterrupt
 
     def _broken(self, error: BaseException) -> FinetunerError:
         import grpc

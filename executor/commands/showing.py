@@ -144,6 +144,9 @@ def sending(visible: bool, total: int | None) -> Progress:
 def end_of(status: RunStatus) -> int:
     """Say in a sentence or two how a run ended, and return the exit code."""
     out = Console(stderr=True, highlight=False, soft_wrap=True)
+    if status.skipped:
+        examples = [f"  {problem.id}: {problem.reason}" for problem in status.problems]
+        out.print("\n".join([f"{status.skipped} could not be used:", *examples]), markup=False)
     if status.state == "succeeded":
         out.print(status.verdict or "The run has succeeded.", markup=False)  # the warnings are in it
         return 0
