@@ -23,9 +23,10 @@ COPY executor/ /app/executor/
 
 # All that the service writes lies in its home: runs and models in .cache/jina (or where --workspace says), weights
 # of hub models in .cache/huggingface. Mount a volume there to keep them.
-RUN useradd --create-home --home-dir /workspace executor
+# Where versions are published for readers is its own as well, in case that is a volume.
+RUN useradd --uid 1000 --create-home --home-dir /workspace executor && install -d -o executor -g executor /published
 USER executor
-VOLUME /workspace
+VOLUME /workspace /published
 WORKDIR /app
 
 # Jina closes its Executor on SIGINT; on SIGTERM, Docker's default, its main process ends without.

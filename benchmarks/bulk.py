@@ -45,7 +45,7 @@ from executor.commands.calling import Place, connect
 from executor.commands.sending import loaded
 from executor.documents import DocumentArray, RunStatus
 from executor.loading.forward import embed_batches
-from executor.models.versions import ensure_base
+from executor.models.versions import WorkspaceVersions, ensure_base
 from executor.parameters import ExecutorOptions
 from executor.serving.embedder import MAX_BATCH, Embedder
 from executor.serving.inference import embed_by_graph
@@ -63,7 +63,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 def limit(folder: Path, workspace: Workspace, given: ExecutorOptions) -> float:
     """Return the seconds of decoding all files and, after that, of all forward passes."""
-    embedder = Embedder(workspace, given, lambda: "base")
+    embedder = Embedder(WorkspaceVersions(workspace, given, lambda: "base"), given)
     version = embedder.version("base")
     docs = list(documents(folder, labelled=False))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:

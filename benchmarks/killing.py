@@ -169,7 +169,7 @@ class Killer:
             return None
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(sight.run.pid)
-            if sight.run.name in words_of(process) and process.status() != psutil.STATUS_ZOMBIE:
+            if f"--run={sight.run.name}" in words_of(process) and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
 

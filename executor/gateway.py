@@ -25,6 +25,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 
 from . import errors
+from .docarray_private import LARGEST_INTEGER
+from .parameters import DEFAULT_MAX_REQUEST_BYTES
 from .wire.ending import answer_before_the_end
 from .wire.jina_private import (
     BaseGateway,
@@ -34,8 +36,10 @@ from .wire.jina_private import (
     WebSocketServer,
     refusal_in,
     settings_of_servers,
+    use_http_protocol,
     wrap_streamer,
 )
+from .wire.limits import BodyLimit, ImpatientProtocol, grpc_options
 from .wire.refusals import OptionalData, malformed
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
@@ -43,16 +47,23 @@ from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, r
 class FinetunerGateway(CompositeBaseServer, BaseGateway):
     """Jina's gateway, with our status for refused requests, our token, and bodies that may leave out `data`.
 
-    Args: token_file: a file that holds the token, if it is not in the environment.
+    Args:
+        token_file: a file that holds the token, if it is not in the environment.
+        max_request_bytes: the largest request it takes, as the executor's option of this name.
+
     Raises: ConfigurationError: the token cannot be used.
     """
 
-    def __init__(self, token_file: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, token_file: str | None = None, max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES, **kwargs: Any
+    ) -> None:
         self._token = read_token(token_file)
         answer_before_the_end()
+        use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)
         self.servers = [
-            _SERVERS[protocol](token=self._token, **settings) for protocol, settings in settings_of_servers(self)
+            _SERVERS[protocol](token=self._token, max_request_bytes=max_request_bytes, **settings)
+            for protocol, settings in settings_of_servers(self)
         ]
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
@@ -66,14 +77,21 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
 
 
 class _Guarded:
-    """What the servers have in common: the token, if there is one."""
+    """What the servers have in common: the token, if there is one, and the limit of a request."""
 
-    def __init__(self, token: str | None, **kwargs: Any) -> None:
+    def __init__(self, token: str | None, max_request_bytes: int, **kwargs: Any) -> None:
         self._token = token
+        self._max_request_bytes = max_request_bytes
         super().__init__(**kwargs)
 
 
 class _OverGrpc(_Guarded, GRPCServer):
+    def __init__(
+        self, max_request_bytes: int, grpc_server_options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        options = {**grpc_options(max_request_bytes), **(grpc_server_options or {})}
+        super().__init__(max_request_bytes=max_request_bytes, grpc_server_options=options, **kwargs)
+
     def aio_tracing_server_interceptors(self) -> list[Any]:
         tracing = super().aio_tracing_server_interceptors() or []
         return [*tracing, *([TokenRequiredByServer(self._token)] if self._token else [])]
@@ -87,6 +105,7 @@ class _OverHttp(_Guarded, HTTPServer):
         app: FastAPI = super().app
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
+        app.add_middleware(BodyLimit, max_request_bytes=self._max_request_bytes)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)
         return app
@@ -108,7 +127,7 @@ _SERVERS = {"grpc": _OverGrpc, "http": _OverHttp, "websocket": _OverWebsocket}
 
 # The limits of Jina's messages from a gateway to an executor. Anything beyond them breaks Jina's gateway: it answers
 # 500, and waits for ever when it is told to end.
-MAX_INTEGER = 2**31 - 1
+MAX_INTEGER = LARGEST_INTEGER  # docarray itself sends 32 bits only, see `docarray_private`
 MAX_DEPTH = 16
 
 

@@ -14,8 +14,7 @@ from jina import Executor, requests
 from .compute.memory import keep_freed_memory
 from .documents import DocumentArray, Evaluation, Event, RunQuery, RunStatus
 from .endpoints.runs import watch
-from .endpoints.service import Service
-from .endpoints.table import call
+from .endpoints.table import call, open_service, writer_of
 from .errors import FinetunerError
 from .parameters import parse_executor_options
 from .wire.ending import answer_before_the_end
@@ -43,9 +42,13 @@ class FinetunerExecutor(Executor):
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
-        self._service = Service(Path(self.workspace).resolve(), options)
+        self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         answer_before_the_end()
-        extend_servers(self._token)
+        extend_servers(self._token, options.max_request_bytes)
+
+    def _copies(self) -> int:
+        """How many of this executor Jina starts: its replicas and shards."""
+        return max(int(getattr(self.runtime_args, name, None) or 1) for name in ("replicas", "shards"))
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:
         """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""
@@ -112,7 +115,7 @@ class FinetunerExecutor(Executor):
         """
         try:
             require(self._token)
-            async for status in watch(self._service, doc.run):
+            async for status in watch(writer_of(self._service, "/watch"), doc.run):
                 yield status
         except FinetunerError as error:
             yield RunStatus(run=doc.run or "", state="failed", error=str(error))

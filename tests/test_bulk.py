@@ -21,7 +21,7 @@ from executor.__main__ import main
 from executor.bulk.embedding import Shard
 from executor.documents import Document
 from executor.errors import ConfigurationError
-from executor.models.versions import ensure_base
+from executor.models.versions import WorkspaceVersions, ensure_base
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import Embedder
 from executor.store.runs import RunStore
@@ -77,7 +77,8 @@ def test_a_corpus_becomes_a_table_and_a_bad_picture_a_row_with_the_reason(
 def test_the_embeddings_are_those_of_embed(workspace, corpus, tmp_path, monkeypatch):
     embed(monkeypatch, corpus, "--workspace", workspace, "--to", tmp_path / "out.parquet")
     place = Workspace(workspace / "FinetunerExecutor" / "0")
-    embedder = Embedder(place, parse_executor_options({"model": "small", "input_size": 16}), lambda: "base")
+    options = parse_executor_options({"model": "small", "input_size": 16})
+    embedder = Embedder(WorkspaceVersions(place, options, lambda: "base"), options)
     doc = Document(uri=str(corpus / "5.png"))
     asyncio.run(embedder.embed([doc]))
     embedder.close()

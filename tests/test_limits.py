@@ -1,4 +1,4 @@
-"""The limits of `/fit`. Each refuses with a sentence that names it. What was received before stays."""
+"""The limits of `/fit`, and of `/embed`. Each refuses with a sentence that names it. What was received before stays."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,13 @@ from serving import Service, served
 
 pytestmark = pytest.mark.flow
 
-LIMITS = {"max_open_runs": 2, "max_documents_per_run": 4, "max_document_bytes": 5000, "receive_timeout": 1000.0}
+LIMITS = {
+    "max_open_runs": 2,
+    "max_documents_per_run": 4,
+    "max_document_bytes": 5000,
+    "receive_timeout": 1000.0,
+    "max_queued_images": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +77,10 @@ def test_a_document_that_is_too_large_is_quarantined_and_its_neighbours_stay(ser
     assert status.problems[0].reason == (
         "it has 12288 bytes and max_document_bytes is 5000; send a smaller image, or raise that option of the executor"
     )
+
+
+def test_one_call_to_embed_may_have_more_documents_than_may_wait(service: Service) -> None:
+    """Jina cuts it into requests, which come at the same time. Each is a caller, and of a caller only a few count."""
+    answer = service.post("/embed", documents(0, 1000, size=4), returns=Document)
+    assert len(answer) == 1000
+    assert all(doc.embedding is not None for doc in answer)

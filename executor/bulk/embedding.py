@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG, Document
 from ..errors import ConfigurationError
+from ..models.versions import WorkspaceVersions
 from ..parameters import ExecutorOptions
 from ..serving.embedder import Embedder
 from ..sources import Row
@@ -53,7 +54,7 @@ class VersionEmbedder:
     """
 
     def __init__(self, folder: Path, options: ExecutorOptions, version: str, *, exact: bool = False) -> None:
-        self._embedder = Embedder(Workspace(folder), options, lambda: version)
+        self._embedder = Embedder(WorkspaceVersions(Workspace(folder), options, lambda: version), options)
         self._version, self._exact = version, exact
         self._embedder.version(version)  # an error comes now, and not with the first picture
 

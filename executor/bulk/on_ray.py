@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import ConfigurationError
-from ..parameters import ExecutorOptions, parse_executor_options
+from ..parameters import ExecutorOptions
 from ..sources import Row
 from .embedding import BATCH, VersionEmbedder, embed_batch
 from .parts import SCHEMA, Embedded, Output
@@ -37,7 +37,7 @@ class Actor:
     """Embeds batches of rows with a version of a workspace that its node can read."""
 
     def __init__(self, folder: str, options: dict[str, Any], version: str) -> None:
-        self._embedder = VersionEmbedder(Path(folder), parse_executor_options(options), version)
+        self._embedder = VersionEmbedder(Path(folder), ExecutorOptions.model_validate(options), version)
         self._loop = asyncio.new_event_loop()
 
     def __call__(self, table: pa.Table) -> pa.Table:

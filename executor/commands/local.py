@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from ..documents import Document
@@ -51,14 +52,14 @@ class Reader:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
-        self.store = RunStore(workspace)
 
     def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
         if path != "/status":
             raise BadRequest(f"{path} needs a service: name one with --service.")
-        run = parameters.get("run")
-        runs = self.store.all() if run is None else [self.store.get(run)]
-        return [status_of(self.store, each, self._counts) for each in runs]
+        with closing(RunStore(self.workspace)) as store:  # opened anew, because it remembers what is served
+            run = parameters.get("run")
+            runs = store.all() if run is None else [store.get(run)]
+            return [status_of(store, each, self._counts) for each in runs]
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
         answered(self.call(path, [], **parameters))
@@ -71,7 +72,7 @@ class Reader:
             return len(train), len(evaluation)
 
     def close(self) -> None:
-        self.store.close()
+        pass
 
 
 class Trainer:

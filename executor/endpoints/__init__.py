@@ -2,6 +2,7 @@
 
 table.py     every endpoint with its parameters
 service.py   what every door serves: a workspace and everything that works on it
+reader.py    what embeds with published versions: `role: serve`
 runs.py      `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`
 embed.py     `/embed`
 evaluate.py  `/evaluate`

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from ..documents import Document
 from ..parameters import EmbedParameters
+from .reader import Reader
 from .service import Service
 
 
-async def embed(service: Service, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
+async def embed(service: Service | Reader, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
     """Set the embedding of each document, and return the same documents."""
     await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
     return docs

@@ -8,10 +8,11 @@ import numpy as np
 
 from ..compute.threads import in_brief_thread
 from ..documents import ERROR_TAG, DocumentArray, Evaluation
-from ..errors import BadRequest
+from ..errors import BadRequest, Conflict
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
 from ..store.proof_documents import proof_documents
+from .reader import Reader
 from .service import Service
 
 CHUNK = 256  # documents embedded at a time
@@ -25,7 +26,7 @@ class _Embedded(NamedTuple):
     failed: int
 
 
-async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
+async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
     """Return the metrics of a version on `docs`, or on the eval documents of a run, held-out ones included.
 
     With `total`, all requests of a set wait for each other and get the same answer. `skipped` counts documents that
@@ -34,10 +35,12 @@ async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParame
     Raises: BadRequest: there is nothing to evaluate on, or it may be a part of a set. NotTrainable: the documents are
         of several kinds.
     """
-    version = wanted.model or service.store.promoted()
+    version = wanted.model or service.served()
     if wanted.run is not None:
         if docs:
             raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
+        if isinstance(service, Reader):
+            raise Conflict("A reader has no documents of runs: send documents, or ask the service that trains.")
         return [await _evaluate_run(service, wanted.run, version)]
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
@@ -62,12 +65,12 @@ async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
         return await _evaluate_alone(service, docs, version)
 
 
-async def _evaluate_alone(service: Service, docs: Sequence[Any], version: str) -> Evaluation:
+async def _evaluate_alone(service: Service | Reader, docs: Sequence[Any], version: str) -> Evaluation:
     await _kind_of(docs)  # before anything is computed
     return await _score(version, [await _embed(service, docs, version)])
 
 
-async def _embed(service: Service, docs: Sequence[Any], version: str) -> _Embedded:
+async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -> _Embedded:
     good = DocumentArray()
     failed = 0
     for start in range(0, len(docs), CHUNK):

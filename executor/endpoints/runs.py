@@ -1,6 +1,7 @@
 """The endpoints about runs: `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 
 from ..documents import Document, Event, RunStatus
@@ -23,7 +24,8 @@ WATCH_SECONDS = 0.2
 
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
     """Store documents durably in a run, and return its status."""
-    return await _statuses(service, await asyncio.to_thread(service.receiver.receive, docs, wanted))
+    receive = functools.partial(service.receiver.receive, docs, wanted)
+    return await _statuses(service, await asyncio.wrap_future(service.receiving.submit(wanted.run or "", receive)))
 
 
 async def status(service: Service, docs: Sequence[Document], wanted: StatusParameters) -> list[RunStatus]:

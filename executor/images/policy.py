@@ -17,6 +17,8 @@ class ImagePolicy:
         remote_prefixes: What lies below them is fetched through fsspec, such as `s3://bucket/folder/`.
         max_image_bytes: Limit for an encoded image.
         max_image_pixels: Limit for a decoded image, width × height.
+        max_decoding_bytes: Memory that all decoding in this process may take at one time; a larger image is decoded
+            alone.
         remote_timeout: Seconds that a whole fetch may take.
     """
 
@@ -25,6 +27,7 @@ class ImagePolicy:
     remote_prefixes: tuple[str, ...] = ()
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 64_000_000
+    max_decoding_bytes: int = 512 * 1024 * 1024
     remote_timeout: float = 10.0
 
     @functools.cached_property

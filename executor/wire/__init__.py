@@ -2,6 +2,7 @@
 
 token.py         the bearer token
 refusals.py      errors on the wire
+limits.py        how much a client may send at a time, and how long it may take
 ending.py        answers the requests under way when a process is told to end
 jina_private.py  every private part of Jina that we patch or read
 

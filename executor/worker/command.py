@@ -4,11 +4,14 @@ Standard input of the new process is a pipe from its parent. When the parent end
 trainer.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from ..parameters import TOKEN_VARIABLE
 
@@ -44,6 +47,15 @@ def start_process(
         stdout=output,
         stderr=output,
     )
+
+
+def is_trainer_of(process: psutil.Process, workspace: Path) -> bool:
+    """Whether a service has started this process to train on a workspace. It may have named itself anew."""
+    with contextlib.suppress(psutil.Error):
+        words = " ".join(process.cmdline())
+        tied = " standby " in words or words.rstrip().endswith(" --tied")
+        return tied and f" -m {PACKAGE.name} " in words and f" --workspace {workspace.resolve()} " in f"{words} "
+    return False
 
 
 def end_process(process: "subprocess.Popen[bytes]") -> None:
