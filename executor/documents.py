@@ -65,7 +65,7 @@ class Match(BaseDoc):
     """A document without matches of its own: a candidate within a session.
 
     Attributes:
-        uri: Where the image is: a path, `file://`, `http(s)://` or `data:`.
+        uri: Where the image is: a path, `file://`, `http(s)://`, `data:`, or what lies below `remote_prefixes`.
         blob: The image as an array: H×W×3, H×W×1 or H×W (grayscale) or H×W×4 (RGBA), uint8, or float in [0, 1].
         buffer: The encoded image file (JPEG, PNG, WebP, …).
         text: Content for a custom `preprocess_fn`.

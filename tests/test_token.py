@@ -16,6 +16,7 @@ import requests
 from jina.excepts import BadClientCallback, BadServerFlow
 
 from conftest import coloured, encoded
+from executor.__main__ import main
 from executor.documents import Document, DocumentArray
 from executor.endpoints.table import ENDPOINTS
 from executor.parameters import TOKEN_VARIABLE
@@ -99,6 +100,23 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_with_the_token_documents_are_embedded(guarded, protocol):
     (embedded,) = guarded.client(protocol, GOOD[0], "/embed", DocumentArray([Document(uri=image())]))
     assert embedded.embedding is not None
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("token", [TOKEN, "wrong", None])
+def test_the_commands_take_the_token_from_the_environment(guarded, protocol, token, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["executor", "runs", "--json", "--service", f"{protocol}://127.0.0.1:{guarded.ports[protocol]}"]
+    )
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    if token is not None:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+    assert main() == (0 if token == TOKEN else 2)
+    said = capsys.readouterr()
+    assert (said.out == "[]\n") is (token == TOKEN)
+    assert (
+        token == TOKEN or f"wants a token, and there was none or a wrong one: set {TOKEN_VARIABLE} to it." in said.err
+    )
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -59,7 +59,7 @@ def given(fetched: Mapping[str, bytes | BadDocument]) -> Iterator[None]:
 
 
 def read_remote(uri: str, policy: ImagePolicy) -> bytes:
-    """Return the bytes behind a uri of one of `SCHEMES`. Raises: BadDocument: they cannot be had."""
+    """Return the bytes behind a uri that is fetched from elsewhere. Raises: BadDocument: they cannot be had."""
     found = _fetched.get().get(uri)
     if isinstance(found, BadDocument):
         raise found
@@ -67,8 +67,13 @@ def read_remote(uri: str, policy: ImagePolicy) -> bytes:
 
 
 def fetched_now(uri: str, policy: ImagePolicy) -> bytes:
-    """Fetch a uri of one of `SCHEMES`, by its scheme. Raises: BadDocument: it cannot be fetched."""
-    return SCHEMES[uri.split(":", 1)[0].lower()](uri, policy)
+    """Fetch a uri by its scheme: one of `SCHEMES`, or of a store that fsspec reads.
+
+    Raises: BadDocument: it cannot be fetched.
+    """
+    from .object_store import read_object  # it shows uris as this module does
+
+    return SCHEMES.get(uri.split(":", 1)[0].lower(), read_object)(uri, policy)
 
 
 def host_of(uri: str) -> str:
