@@ -4,8 +4,9 @@
     .venv/bin/python -m benchmarks.fuzz_images [--minutes 60] [--only image] [--seeds FOLDER] [--quick]
 
 Each target gets an equal share of the time, in a process of its own. An input counts against us if it raises anything
-but `BadDocument`, gives anything but H×W×3 uint8, takes longer than 5 s, or takes the process above 2 GB. libFuzzer
-writes such an input to the folder of seeds, under `found/`, and the program names it and ends with exit code 1.
+but `BadDocument` with a short message, gives anything but H×W×3 uint8, takes longer than 5 s, or takes the process
+above 2 GB. libFuzzer writes such an input to the folder of seeds, under `found/`, and the program names it and ends
+with exit code 1.
 
 New inputs that reach new code are kept in the folder of seeds, a folder for each target, without those that add nothing
 (`-merge=1` at the end); the next run goes on from there. The last line is the number of inputs that count against us,
@@ -96,7 +97,7 @@ def targets() -> dict[str, Callable[[bytes], None]]:
             try:
                 target(data)
             except BadDocument as refusal:
-                if len(str(refusal)) > 1000:
+                if len(str(refusal).encode()) > 1000:  # also raises if it cannot be sent as UTF-8
                     raise AssertionError("a refusal of more than a few lines") from refusal
 
         return one_input
