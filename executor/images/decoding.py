@@ -19,7 +19,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import BadDocument
 from .arrays import image_from_array, over_white, three_channels
-from .budget import MEMORY, Reader
+from .budget import LargePicture, Reader, reserved
 from .formats import bmp, gif, jpeg, png, tiff, webp
 from .formats.stored import Stored, TooCostly
 from .orientation import TURNS
@@ -73,9 +73,9 @@ def decode_image(data: bytes, policy: ImagePolicy, *, min_size: int | None = Non
         stored = codec.read(data)
         check_pixels(stored.width, stored.height, policy)
         scale = _scale(stored, min_size) if codec.image is JpegImageFile else 1
-        with MEMORY.reserved(stored.memory(scale), policy.max_decoding_bytes):
+        with reserved(stored.memory(scale), policy.max_decoding_bytes):
             return _decoded(codec.image, stored, policy, min_size)
-    except BadDocument:
+    except (BadDocument, LargePicture):
         raise
     except TooCostly as error:
         raise BadDocument(
