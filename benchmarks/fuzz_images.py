@@ -8,9 +8,9 @@ but `BadDocument` with a short message, gives anything but H×W×3 uint8, takes 
 above 2 GB. libFuzzer writes such an input to the folder of seeds, under `found/`, and the program names it and ends
 with exit code 1.
 
-New inputs that reach new code are kept in the folder of seeds, a folder for each target, without those that add nothing
-(`-merge=1` at the end); the next run goes on from there. The last line is the number of inputs that count against us,
-which has to be 0.
+Inputs that reach new code are kept in the folder of seeds, a folder for each target, without those that add nothing
+(`-merge=1` at the end). With `--keep` the small ones among them go into `benchmarks/fuzz_seeds.zip`, from which every
+run begins and which a test tries again. The last line is the number of inputs that count against us, which has to be 0.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,8 @@ from benchmarks.common import print_headline
 
 LIMITS = {"timeout": 5, "rss_limit_mb": 2048}
 MOST_BYTES = 1 << 16
+KEPT = Path(__file__).with_name("fuzz_seeds.zip")
+MOST_KEPT_BYTES = 2048  # of a seed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -136,6 +139,25 @@ def seeds(target: str) -> Iterator[bytes]:
     }.get(target, ())
 
 
+def kept_seeds(target: str) -> Iterator[bytes]:
+    """Yield the seeds that earlier runs have left."""
+    if KEPT.exists():
+        with zipfile.ZipFile(KEPT) as kept:
+            yield from (kept.read(name) for name in kept.namelist() if name.startswith(f"{target}/"))
+
+
+def keep(folder: Path) -> None:
+    """Write the small seeds of all targets to one file, the same for the same seeds."""
+    with zipfile.ZipFile(KEPT, "w", zipfile.ZIP_DEFLATED) as kept:
+        for target in targets():
+            small = sorted(
+                {file.read_bytes() for file in (folder / target).glob("*")}, key=lambda seed: (len(seed), seed)
+            )
+            for number, seed in enumerate(small):
+                if len(seed) <= MOST_KEPT_BYTES:
+                    kept.writestr(zipfile.ZipInfo(f"{target}/{number}"), seed, zipfile.ZIP_DEFLATED)
+
+
 def fuzz(target: str, arguments: list[str]) -> None:
     """Fuzz one target in this process, by libFuzzer's arguments."""
     import atheris
@@ -151,7 +173,7 @@ def run(target: str, folder: Path, seconds: int) -> dict[str, Any]:
     kept, found = folder / target, folder / "found" / target
     for each in (kept, found):
         each.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate(seeds(target)):
+    for number, seed in enumerate((*seeds(target), *kept_seeds(target))):
         (kept / f"first-{number}").write_bytes(seed)
     limits = [f"-{name}={value}" for name, value in LIMITS.items()]
     command = [sys.executable, "-m", "benchmarks.fuzz_images", "--target", target, f"-max_len={MOST_BYTES}", *limits]
@@ -192,6 +214,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=Path, default=Path(tempfile.gettempdir()) / "finetuner-fuzz-seeds")
     parser.add_argument("--quick", action="store_true", help="half a minute")
     parser.add_argument("--tiny", action="store_true", help="some seconds, to see that it runs")
+    parser.add_argument("--keep", action="store_true", help="keep the small seeds for further runs and for the test")
     arguments = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
         parser.exit(2, "It needs atheris: .venv/bin/python -m pip install atheris==3.0.0\n")
@@ -207,6 +230,8 @@ def main() -> int:
             print(end, flush=True)
         against += len(seen["against us"])
         failed += bool(end)
+    if arguments.keep:
+        keep(arguments.seeds)
     print_headline("fuzz_inputs_against_us", float(max(against, failed)))
     return 1 if against or failed else 0
 
