@@ -8,6 +8,7 @@ embed.py     `/embed`
 evaluate.py  `/evaluate`
 feedback.py  `/feedback`
 suggest.py   `/suggest`
+outward.py   messages without the places of the server
 gathering.py sets of documents that arrive in several requests
 
 May import lifecycle, serving and the layers below them; no Jina, because a door decodes requests and encodes answers.

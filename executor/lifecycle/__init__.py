@@ -4,6 +4,7 @@ receiving.py   takes documents into a run, and knows when it is complete
 sources.py     copies documents of earlier runs, and feedback, into a run
 feedback.py    takes in what users say of documents
 retraining.py  starts runs by itself, and undoes promotions that were wrong
+sizes.py       what a document takes, in documents and bytes
 deadlines.py   when a run has waited long enough for further documents
 supervisor.py  one trainer at a time: start, watch, resume, cancel, judge
 watchdog.py    notices a trainer that hangs

@@ -7,6 +7,7 @@ database.py    a SQLite file of a workspace: schema, transactions, readable erro
 feedback.py    what users said of documents: sessions and labels, the latest word of each id
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 budget.py      the automatic runs, and what each has taken of their shared budget of false promotions
+proof_documents.py  the documents that prove the model of a run
 spool_rows.py  one document as a row of it, and what makes two documents the same
 spool_file.py  the SQLite file under it
 connections.py its connections, which survive threads and forks and are few
