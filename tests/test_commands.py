@@ -323,3 +323,26 @@ def test_a_folder_is_trained_on_without_a_service_and_both_versions_are_compared
     assert "mAP@R of photos minus that of base: " in compared.stdout
     again = call("fit", photos, *quick[4:], "--option", "val_split=0.3", "--run", "photos", "--json")
     assert json.loads(again.stdout)["attempts"] == 1  # the documents are there already, and the run has ended
+
+
+@pytest.mark.flow
+def test_pictures_are_suggested_from_a_folder_by_a_service(command, service: Service, photos, tmp_path, capsys):
+    gallery = service.directory / "to-label"
+    photos.rename(gallery)
+    place = f"http://127.0.0.1:{service.ports['http']}"
+    assert command("suggest", gallery, "--service", place, "--limit", 3, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["id"].split("/")[0] for line in lines} == {"c0", "c1", "c2"}
+    assert all("pictures" in line["tags"]["finetuner_reason"] for line in lines)
+    assert command("suggest", tmp_path, "--service", place) == 2
+    assert "outside the allowed roots" in capsys.readouterr().err
+
+
+def test_a_gallery_is_looked_at_without_a_service(command, photos, tmp_path, capsys):
+    workspace = Workshop(tmp_path / "workspace" / "FinetunerExecutor" / "0")
+    ensure_base(workspace.store.workspace, parse_executor_options({"model": "small", "input_size": 16}))
+    workspace.close()
+    assert command("suggest", photos, "--workspace", tmp_path / "workspace", "--limit", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("1  c")

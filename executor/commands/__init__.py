@@ -6,6 +6,7 @@ runs.py      list the runs
 status.py    everything about a run
 watch.py     follow a run until it ends
 compare.py   measure two versions on the same documents
+suggest.py   say which pictures of a gallery to label next
 train.py     train one run of a workspace, in this process
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
@@ -45,6 +46,7 @@ COMMANDS = (
     "status",
     "watch",
     "compare",
+    "suggest",
     "report",
     "export",
     "train",
