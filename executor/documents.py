@@ -65,7 +65,7 @@ class Match(BaseDoc):
     """A document without matches of its own: a candidate within a session.
 
     Attributes:
-        uri: Where the image is: a path, `file://`, `http(s)://` or `data:`.
+        uri: Where the image is: a path, `file://`, `http(s)://`, `data:`, or what lies below `remote_prefixes`.
         blob: The image as an array: H×W×3, H×W×1 or H×W (grayscale) or H×W×4 (RGBA), uint8, or float in [0, 1].
         buffer: The encoded image file (JPEG, PNG, WebP, …).
         text: Content for a custom `preprocess_fn`.
@@ -129,10 +129,16 @@ class Match(BaseDoc):
         return self
 
 
+def _matches_or_null(schema: Dict[str, Any]) -> None:
+    """The same for matches. DocArray fails on a reference here, so their schema is written out."""
+    schema["items"] = Match.model_json_schema()
+    _or_null(schema)
+
+
 class Document(Match):
     """A `Match` that may have `matches`: the candidates of its session, labelled 1 or -1."""
 
-    matches: DocList[Match] = Field(DocList[Match](), json_schema_extra=_or_null)
+    matches: DocList[Match] = Field(DocList[Match](), json_schema_extra=_matches_or_null)
 
     @model_validator(mode="before")
     @classmethod

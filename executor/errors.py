@@ -18,6 +18,7 @@ FinetunerError
 ├── OutOfMemory           500  not even one image at a time fits into memory
 ├── NotReady              503  a reader has no version yet
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
+├── Unreachable           503  the service that a command was to call does not answer
 └── InternalError         500  our fault: the service's log has the traceback
 
 Each message is one or two sentences: what was wrong, and what to do about it.
@@ -119,6 +120,12 @@ class OutOfMemory(FinetunerError):
 
 class WorkspaceError(FinetunerError):
     """The workspace cannot be used."""
+
+    status = 503
+
+
+class Unreachable(FinetunerError):
+    """The service that a command was to call does not answer."""
 
     status = 503
 

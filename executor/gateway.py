@@ -53,13 +53,17 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         token_file: a file that holds the token, if it is not in the environment.
         max_request_bytes: the largest request it takes, as the executor's option of this name.
 
-    Raises: ConfigurationError: the token cannot be used.
+    Raises: ConfigurationError: the token cannot be used, or the limit is none.
     """
 
     def __init__(
         self, token_file: str | None = None, max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES, **kwargs: Any
     ) -> None:
         self._token = read_token(token_file)
+        if type(max_request_bytes) is not int or max_request_bytes < 1:
+            raise errors.ConfigurationError(
+                f"max_request_bytes of the gateway is {max_request_bytes!r}; give a whole number of bytes, 1 or more."
+            )
         answer_before_the_end()
         quieten()
         use_http_protocol(ImpatientProtocol)

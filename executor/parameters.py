@@ -6,12 +6,14 @@ silently drop unknown keys.
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from .errors import ConfigurationError, InvalidParameter
+from .images.object_store import check_prefixes
 from .images.policy import ImagePolicy
 
 TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
@@ -311,8 +313,16 @@ class ExecutorOptions(_Parameters):
         None, description="directories that a path may lie in; by default the one the service was started in"
     )
     allow_remote_uris: Flag = Field(False, description="whether `http(s)://` uris are loaded")
+    remote_prefixes: Names = Field(
+        (),
+        description="uris below which objects are loaded through fsspec, such as `s3://bucket/folder/` (extra `s3`); "
+        "credentials are read from the environment",
+    )
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
+    )
+    tensorboard: Text | None = Field(
+        None, description="folder that the history of each run is written to, for TensorBoard (extra `tracking`)"
     )
     receive_timeout: Annotated[Number, Field(gt=0)] = Field(
         5.0, description="seconds without a new train document after which a run starts"
@@ -331,8 +341,8 @@ class ExecutorOptions(_Parameters):
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
         512 * 2**20,
-        description="memory that the service, and the trainer, may take at one time to decode images; one that needs "
-        "more is decoded alone",
+        description="memory that the service, and the trainer, may take at one time to decode images, half of it for "
+        "large ones; of those that need more than that half, one is decoded at a time",
     )
     max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(
         64 * 2**20, description="of a document in `/fit`, its matches included"
@@ -399,6 +409,7 @@ class ExecutorOptions(_Parameters):
         return ImagePolicy(
             allowed_roots=self.allowed_roots,
             allow_remote_uris=self.allow_remote_uris,
+            remote_prefixes=self.remote_prefixes,
             max_image_bytes=self.max_image_bytes,
             max_image_pixels=self.max_image_pixels,
             max_decoding_bytes=self.max_decoding_bytes,
@@ -428,9 +439,16 @@ def parse(model: type[P], values: dict[str, Any] | None, *, where: str) -> P:
 def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
     """Return `uses_with` as options. Raises: ConfigurationError: an option is unknown or has the wrong type."""
     try:
-        return parse(ExecutorOptions, values, where="the executor")
+        options = parse(ExecutorOptions, values, where="the executor")
     except InvalidParameter as error:
         raise ConfigurationError(str(error)) from None
+    if options.tensorboard is not None and find_spec("tensorboard") is None:
+        raise ConfigurationError(
+            "The option tensorboard needs a package that is not here: pip install 'finetuner-executor[tracking]'."
+        )
+    if options.remote_prefixes:
+        check_prefixes(options.remote_prefixes)
+    return options
 
 
 _PLAINER = {

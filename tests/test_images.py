@@ -662,6 +662,13 @@ def test_a_message_does_not_repeat_a_whole_data_uri():
     assert len(str(refused.value)) < 400
 
 
+@pytest.mark.parametrize("uri", ["\udcff" * 300, "\udcff\0", "data:\udcff", "data:;base64,\udcff", "x://\udcff"])
+def test_a_message_can_be_sent_whatever_the_uri_has(uri):
+    with pytest.raises(BadDocument) as refused:
+        read_uri(uri, within())
+    assert len(str(refused.value).encode("utf-8")) < 600
+
+
 @pytest.mark.parametrize("check", [check_uri, read_uri])
 @pytest.mark.parametrize("scheme", ["http", "https", "HTTP"])
 def test_a_remote_uri_is_refused_where_they_are_off(check, scheme):

@@ -6,6 +6,7 @@ uris.py         read the bytes behind a path, `file://`, `http(s)://` or `data:`
 files.py        read a file below an allowed root, and never one outside
 data_uris.py    decode `data:` uris and base64
 remote.py       fetch over http(s), but never from the private network
+object_store.py read objects such as s3://… through fsspec, below the prefixes that are allowed
 decoding.py     decode JPEG, PNG, WebP, GIF, BMP and TIFF
 formats/        what the pixels of a file need, and what they will cost
 orientation.py  which way up a picture is

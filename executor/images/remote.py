@@ -38,8 +38,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def shown(uri: str) -> str:
-    """Return `uri`, shortened for a message: a data: uri can have megabytes."""
-    return uri if len(uri) <= 200 else f"{uri[:200]}…"
+    """Return `uri` for a message: shortened, as a data: uri can have megabytes, and without halves of surrogates."""
+    plain = uri[:201].encode("utf-8", "backslashreplace").decode()
+    return plain if len(plain) <= 200 else f"{plain[:200]}…"
 
 
 # What was fetched already, in another thread, for what this thread is about to decode.
@@ -59,7 +60,7 @@ def given(fetched: Mapping[str, bytes | BadDocument]) -> Iterator[None]:
 
 
 def read_remote(uri: str, policy: ImagePolicy) -> bytes:
-    """Return the bytes behind a uri of one of `SCHEMES`. Raises: BadDocument: they cannot be had."""
+    """Return the bytes behind a uri that is fetched from elsewhere. Raises: BadDocument: they cannot be had."""
     found = _fetched.get().get(uri)
     if isinstance(found, BadDocument):
         raise found
@@ -67,8 +68,13 @@ def read_remote(uri: str, policy: ImagePolicy) -> bytes:
 
 
 def fetched_now(uri: str, policy: ImagePolicy) -> bytes:
-    """Fetch a uri of one of `SCHEMES`, by its scheme. Raises: BadDocument: it cannot be fetched."""
-    return SCHEMES[uri.split(":", 1)[0].lower()](uri, policy)
+    """Fetch a uri by its scheme: one of `SCHEMES`, or of a store that fsspec reads.
+
+    Raises: BadDocument: it cannot be fetched.
+    """
+    from .object_store import read_object  # it shows uris as this module does
+
+    return SCHEMES.get(uri.split(":", 1)[0].lower(), read_object)(uri, policy)
 
 
 def host_of(uri: str) -> str:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 from ..errors import BadDocument
 from .data_uris import read_data_uri
 from .files import is_within, read_file
+from .object_store import is_below
 from .policy import ImagePolicy
 from .remote import SCHEMES, read_remote, shown
 
@@ -29,8 +30,8 @@ def check_uri(uri: str, policy: ImagePolicy) -> None:
             )
     elif scheme in ("", "file"):
         _allowed_path(uri, policy, resolve=_lately_resolved)
-    elif scheme != "data":
-        raise BadDocument(f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:")
+    elif scheme != "data" and not is_below(uri, policy.remote_prefixes):
+        raise BadDocument(_refusal(uri, policy))
 
 
 def read_uri(uri: str, policy: ImagePolicy) -> bytes:
@@ -46,12 +47,23 @@ def read_uri(uri: str, policy: ImagePolicy) -> bytes:
         return read_remote(uri, policy)
     if scheme == "data":
         return read_data_uri(uri, policy)
+    if scheme not in ("", "file"):
+        return read_remote(uri, policy)
     return read_file(_allowed_path(uri, policy), policy)
 
 
 def is_remote(uri: str, policy: ImagePolicy) -> bool:
     """Whether reading `uri` means to fetch it from elsewhere, and `policy` allows it."""
-    return policy.allow_remote_uris and _scheme(uri) in SCHEMES
+    return is_below(uri, policy.remote_prefixes) or (policy.allow_remote_uris and _scheme(uri) in SCHEMES)
+
+
+def _refusal(uri: str, policy: ImagePolicy) -> str:
+    if policy.remote_prefixes:
+        return (
+            f"{shown(uri)} lies below none of the remote_prefixes ({', '.join(policy.remote_prefixes)}); add its "
+            "folder to that option, or use a path, file://, http(s):// or data:"
+        )
+    return f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:, or allow remote_prefixes"
 
 
 def _scheme(uri: str) -> str:

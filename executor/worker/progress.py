@@ -10,6 +10,7 @@ from ..compute.ranks import Ranks
 from ..errors import WorkspaceError
 from ..store.run import Progress, Run
 from ..store.runs import RunStore
+from .tracking import Tracker
 
 BEAT_SECONDS = 0.1
 LEAST_LEFT = 1.0  # seconds, of a run that takes longer than was expected
@@ -35,6 +36,7 @@ class ProgressWriter:
         self._ranks = ranks
         self._reported = self._beat = 0.0
         self._beat_file = store.workspace.beat_file(run.name)
+        self._tracker = Tracker(run.configuration.options.tensorboard if ranks.first else None, run.name, self.warn)
 
     def report(self, **changes: Any) -> None:
         """Publish fields of `Progress`. If they cannot be written now, the next report includes them."""
@@ -69,6 +71,7 @@ class ProgressWriter:
     def conclude(self) -> None:
         """Publish the last report again, because the service decides by it. Raises: WorkspaceError: that failed."""
         self._store.report(self._run, self.now)
+        self._tracker.end(self.now.metrics)
 
     def refuse(self, reason: str) -> None:
         """Report why the run cannot be trained. Any rank may call this.
@@ -95,6 +98,7 @@ class ProgressWriter:
     def tell_epoch(self, history: dict[str, list[float]]) -> None:
         """Append the latest epoch as an event. Args: history: one list per measured value, one entry per epoch."""
         values = ", ".join(f"{name} {series[-1]:.4g}" for name, series in history.items())
+        self._tracker.epochs(history)
         self.tell("epoch", f"epoch {len(history['loss'])} of {self.now.epochs}: {values}")
 
 
