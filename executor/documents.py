@@ -129,10 +129,16 @@ class Match(BaseDoc):
         return self
 
 
+def _matches_or_null(schema: Dict[str, Any]) -> None:
+    """The same for matches. DocArray fails on a reference here, so their schema is written out."""
+    schema["items"] = Match.model_json_schema()
+    _or_null(schema)
+
+
 class Document(Match):
     """A `Match` that may have `matches`: the candidates of its session, labelled 1 or -1."""
 
-    matches: DocList[Match] = Field(DocList[Match](), json_schema_extra=_or_null)
+    matches: DocList[Match] = Field(DocList[Match](), json_schema_extra=_matches_or_null)
 
     @model_validator(mode="before")
     @classmethod

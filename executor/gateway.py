@@ -40,7 +40,9 @@ from .wire.jina_private import (
     wrap_streamer,
 )
 from .wire.limits import BodyLimit, ImpatientProtocol, grpc_options
+from .wire.quiet import quieten
 from .wire.refusals import OptionalData, malformed
+from .wire.siblings import unless_one_ends
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
 
@@ -51,20 +53,29 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         token_file: a file that holds the token, if it is not in the environment.
         max_request_bytes: the largest request it takes, as the executor's option of this name.
 
-    Raises: ConfigurationError: the token cannot be used.
+    Raises: ConfigurationError: the token cannot be used, or the limit is none.
     """
 
     def __init__(
         self, token_file: str | None = None, max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES, **kwargs: Any
     ) -> None:
         self._token = read_token(token_file)
+        if type(max_request_bytes) is not int or max_request_bytes < 1:
+            raise errors.ConfigurationError(
+                f"max_request_bytes of the gateway is {max_request_bytes!r}; give a whole number of bytes, 1 or more."
+            )
         answer_before_the_end()
+        quieten()
         use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)
         self.servers = [
             _SERVERS[protocol](token=self._token, max_request_bytes=max_request_bytes, **settings)
             for protocol, settings in settings_of_servers(self)
         ]
+
+    async def setup_server(self) -> None:
+        """Prepare the servers. Raises: ExecutorEnded: an executor of this Flow could not start."""
+        await unless_one_ends(super().setup_server(), told_to_end=self.is_cancel.is_set)
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
         """The interceptors of the channels to the executors: Jina's own, and ours for the token."""

@@ -341,8 +341,8 @@ class ExecutorOptions(_Parameters):
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
         512 * 2**20,
-        description="memory that the service, and the trainer, may take at one time to decode images; one that needs "
-        "more is decoded alone",
+        description="memory that the service, and the trainer, may take at one time to decode images, half of it for "
+        "large ones; of those that need more than that half, one is decoded at a time",
     )
     max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(
         64 * 2**20, description="of a document in `/fit`, its matches included"

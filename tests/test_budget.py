@@ -6,7 +6,17 @@ import time
 import pytest
 
 from executor.errors import BadDocument
-from executor.images.budget import LARGE_READ, SMALL_READS, Memory, Reader, abandoned_when
+from executor.images.budget import (
+    LARGE_BYTES,
+    LARGE_READ,
+    SMALL_READS,
+    LargePicture,
+    Memory,
+    Reader,
+    abandoned_when,
+    reserved,
+    small_only,
+)
 
 
 class Holder(threading.Thread):
@@ -84,6 +94,21 @@ def test_memory_is_given_back_after_an_error():
     with pytest.raises(RuntimeError), memory.reserved(100, 100):
         raise RuntimeError
     with memory.reserved(100, 100):
+        pass
+
+
+def test_large_pictures_leave_room_for_small_ones():
+    with reserved(LARGE_BYTES + 1, limit=1), reserved(LARGE_BYTES, limit=1):
+        pass
+
+
+def test_a_thread_for_small_pictures_leaves_large_ones_to_another():
+    with small_only(True):
+        with pytest.raises(LargePicture):
+            reserved(LARGE_BYTES + 1, limit=1)
+        with reserved(LARGE_BYTES, limit=1):
+            pass
+    with reserved(LARGE_BYTES + 1, limit=1):
         pass
 
 

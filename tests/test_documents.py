@@ -9,6 +9,7 @@ import pytest
 from docarray import BaseDoc, DocList
 from docarray.documents import ImageDoc
 from docarray.documents.legacy import LegacyDocument
+from docarray.utils.create_dynamic_doc_class import create_base_doc_from_schema, create_pure_python_type_model
 from PIL import Image
 
 from conftest import coloured, encoded
@@ -249,6 +250,18 @@ def test_a_label_that_not_every_client_can_send_is_refused(label):
 def test_null_is_no_tags_and_no_matches():
     doc = Document(uri="a.jpg", tags=None, matches=None)
     assert (doc.tags, list(doc.matches)) == ({}, [])
+
+
+def test_a_gateway_can_make_the_class_from_its_schema_and_describe_it_again():
+    schema = create_pure_python_type_model(Document).model_json_schema()
+    made = create_base_doc_from_schema(schema, "Document", {})
+    assert {"tags", "matches"} < create_pure_python_type_model(made).model_json_schema()["properties"].keys()
+    empty = Document.from_protobuf(made(uri="a.jpg", tags=None, matches=None).to_protobuf())
+    assert (empty.uri, empty.tags, len(empty.matches)) == ("a.jpg", {}, 0)
+    body = {"uri": "a.jpg", "tags": {"x": 2**40}, "matches": [{"uri": "m.jpg", "tags": {"finetuner_label": 1}}]}
+    sent = made.model_validate(body).to_protobuf()
+    back = made.from_protobuf(Document.from_protobuf(sent).to_protobuf())
+    assert (back.tags, back.matches[0].uri) == ({"x": 2**40}, "m.jpg")
 
 
 @pytest.mark.parametrize("doc", [ImageDoc(url="a.jpg"), LegacyDocument(text="x")])

@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.errors import Overloaded
 from executor.images import remote
+from executor.images.budget import LARGE_BYTES, reserved
 from executor.models.versions import WorkspaceVersions
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
@@ -145,6 +147,23 @@ def test_slow_servers_of_one_caller_hold_up_nobody_else(folder: Path, silent: so
         assert all("cannot be fetched" in doc.tags["finetuner_error"] for doc in slow)
 
     in_turn(folder, play, allow_remote_uris=True)
+
+
+def test_large_pictures_hold_up_no_small_one(folder: Path) -> None:
+    large_png = encoded(np.zeros((3200, 3200, 3), np.uint8))
+
+    async def play(embedder: Embedder) -> None:
+        large = DocumentArray(Document(buffer=large_png) for _ in range(4))
+        small = images(20)
+        with reserved(2 * LARGE_BYTES, limit=1):  # the memory for large pictures is taken
+            waiting = asyncio.create_task(embedder.embed(large))
+            await asyncio.sleep(0.1)
+            await embedder.embed(small)
+            assert (embedded(small), embedded(large)) == (20, 0)
+        await waiting
+        assert embedded(large) == 4
+
+    in_turn(folder, play)
 
 
 def test_a_document_that_cannot_be_used_harms_no_other(folder: Path) -> None:

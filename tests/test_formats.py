@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -13,6 +15,7 @@ from PIL import Image, PngImagePlugin
 from executor.errors import BadDocument
 from executor.images.decoding import decode_image
 from executor.images.policy import ImagePolicy
+from serving import ROOT
 
 ANY = ImagePolicy()
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -298,3 +301,32 @@ def test_a_large_picture_that_is_converted_in_bands_is_the_same_as_at_once(mode)
     else:
         expected = np.array(large.convert("RGB"))
     np.testing.assert_array_equal(decode_image(file("PNG", large), ANY), expected)
+
+
+TAKEN = """
+import re, sys
+from executor.images.decoding import decode_image
+from executor.images.formats import png
+from executor.images.policy import ImagePolicy
+
+def most_so_far():  # kB; what `resource` tells includes the memory of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+data = open(sys.argv[1], "rb").read()
+decode_image(open(sys.argv[2], "rb").read(), ImagePolicy())  # what is allocated once is there
+before = most_so_far()
+decode_image(data, ImagePolicy())
+print(1024 * (most_so_far() - before) / png.read(data).memory())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_decoding_takes_about_the_memory_that_is_reserved_for_it(tmp_path, orientation):
+    exif_of_it = Image.Exif()
+    exif_of_it[0x112] = orientation
+    (tmp_path / "large").write_bytes(file("PNG", Image.new("RGBA", (4000, 3000), (9, 9, 9, 9)), exif=exif_of_it))
+    (tmp_path / "small").write_bytes(file("PNG", Image.new("RGBA", (1, 1))))
+    command = [sys.executable, "-c", TAKEN, str(tmp_path / "large"), str(tmp_path / "small")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.5 < float(done.stdout) < 1.15

@@ -411,7 +411,7 @@ def test_a_path_outside_the_allowed_roots_is_refused(root, check, uri):
     with pytest.raises(BadDocument) as refused:
         check(uri, within(root))
     assert str(refused.value) == (
-        f"{uri} lies outside the allowed roots ({root}); add its directory to the option allowed_roots"
+        f"{uri} lies outside the allowed roots; add its directory to the option allowed_roots"
     )
 
 
@@ -457,7 +457,7 @@ def test_reading_files_leaves_none_open(root):
 
 
 def test_no_roots_allow_no_path(root):
-    with pytest.raises(BadDocument, match=r"outside the allowed roots \(none\)"):
+    with pytest.raises(BadDocument, match="outside the allowed roots"):
         check_uri(f"{root}/image.png", ImagePolicy(allowed_roots=()))
 
 
@@ -660,6 +660,13 @@ def test_a_message_does_not_repeat_a_whole_data_uri():
     with pytest.raises(BadDocument) as refused:
         read_uri("data:image/png;base64," + "#" * 100_000, ANY)
     assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("uri", ["\udcff" * 300, "\udcff\0", "data:\udcff", "data:;base64,\udcff", "x://\udcff"])
+def test_a_message_can_be_sent_whatever_the_uri_has(uri):
+    with pytest.raises(BadDocument) as refused:
+        read_uri(uri, within())
+    assert len(str(refused.value).encode("utf-8")) < 600
 
 
 @pytest.mark.parametrize("check", [check_uri, read_uri])

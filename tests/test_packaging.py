@@ -213,7 +213,7 @@ def test_setup_does_nothing_and_says_nothing_the_second_time(tmp_path):
 def test_the_image_copies_what_exists_and_what_dockerignore_admits():
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = [source.rstrip("/") for copy in instructions("COPY") for source in copy.split()[:-1]]
-    assert sorted(sources) == ["config.yml", "executor", "requirements.txt"]
+    assert sorted(sources) == ["config.yml", "executor", "requirements.txt", "scripts/healthy"]
     assert set(sources) == admitted
     assert not [source for source in sources if not (ROOT / source).exists()]
 

@@ -12,6 +12,8 @@ import requests
 from fastapi import FastAPI
 from uvicorn import Config, Server
 
+from executor.errors import ConfigurationError
+from executor.gateway import FinetunerGateway
 from executor.wire import limits
 from executor.wire.limits import BodyLimit, ImpatientProtocol
 
@@ -111,3 +113,9 @@ def test_so_is_one_that_stops_in_its_second_request(port):
 @pytest.mark.usefixtures("hurried")
 def test_an_answer_may_take_longer_than_a_request(port):
     assert post(port, b"", "/slow").json() == "done"
+
+
+@pytest.mark.parametrize("limit", ["1 MB", 0, 2.5, True])
+def test_a_limit_of_the_gateway_that_is_none_is_refused(limit: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"max_request_bytes of the gateway is .* 1 or more"):
+        FinetunerGateway(max_request_bytes=limit)

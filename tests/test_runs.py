@@ -248,8 +248,11 @@ def test_what_is_told_of_a_document_is_short(store):
     store.quarantine("a", "train", [Quarantined("0", "x" * 10**6, "y" * 10**6)], spooled=False)
     store.event("a", "note", "z" * 10**6)
     ((document, reason),) = store.problems("a")
-    assert (len(document), len(reason)) == (201, 2001)
+    assert (len(document), len(reason)) == (201, 501)
     assert max(len(message) for *_, message in store.events("a")) == 2001
+    for state in (QUEUED, TRAINING):
+        store.advance("a", state)
+    assert len(store.advance("a", FAILED, error="e" * 10**6).error) == 2001
 
 
 def test_the_same_document_may_be_quarantined_in_two_runs(store):

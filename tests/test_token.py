@@ -145,6 +145,21 @@ def test_without_the_token_no_websocket_is_opened(guarded, authorization):
         guarded.client("websocket", authorization)
 
 
+def test_what_is_sent_over_grpc_without_the_token_fills_no_memory(guarded):
+    gateway = max(_processes(guarded), key=lambda each: guarded.ports["grpc"] in _listening(each))
+    before = gateway.memory_info().rss
+    address, unlimited = f"localhost:{guarded.ports['grpc']}", [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(address, unlimited) as channel, pytest.raises(grpc.RpcError):
+        list(channel.stream_stream("/jina.JinaRPC/Call")(iter([bytes(2**27)]), timeout=60))
+    assert gateway.memory_info().rss - before < 2**25
+    with pytest.raises(BadServerFlow, match=f"UNAUTHENTICATED {REFUSAL}"):  # a call of ordinary size is told why
+        guarded.client("grpc", "Bearer wrong", "/fit", DocumentArray(Document(uri=image() * 30) for _ in range(100)))
+
+
+def _listening(process: psutil.Process) -> set[int]:
+    return {each.laddr.port for each in process.net_connections() if each.status == psutil.CONN_LISTEN}
+
+
 def test_a_token_that_is_no_ascii_is_a_wrong_one(guarded):
     assert guarded.post("/status", f"Bearer {TOKEN}é".encode()).status_code == 401
     assert guarded.post("/status", f"Bearer {TOKEN}é".encode("latin-1")).status_code == 401

@@ -4,14 +4,20 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from executor import Document, DocumentArray
 from executor.compute.turns import Turns
 from executor.errors import BadDocument
 from executor.images import remote
 from executor.images.policy import ImagePolicy
+from executor.loading.content import ModelImages
 from executor.loading.fetches import MOST, MOST_OF_A_HOST, Fetch, Fetches
+from executor.models.preprocessing import Preprocessing
+from executor.worker.decoding import Decoded
+from workshop import Workshop
 
 
 def taken(turns: Turns[str], count: int) -> str:
@@ -244,3 +250,24 @@ def test_closing_refuses_what_waits(server: Server) -> None:
     server.gate.set()
     closing.join(60)
     assert len(arrivals.bodies) == MOST_OF_A_HOST
+
+
+def test_a_trainer_fetches_more_at_a_time_than_it_has_cores(server: Server, tmp_path: Path) -> None:
+    docs = DocumentArray(
+        Document(id=str(number), uri=server.uri(number), tags={"finetuner_label": number % 2}) for number in range(20)
+    )
+    workshop = Workshop(tmp_path, allow_remote_uris=True)
+    workshop.receive("run", docs)
+    preprocess = ModelImages(Preprocessing(size=16), POLICY)
+    decoded = Decoded("train", workshop.store, "run", preprocess, None, with_matches=False)
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(decoded.decode_next)
+        assert server.wait_for(MOST_OF_A_HOST // 2)
+        server.gate.set()
+        assert decoding.result(60)
+    assert len(decoded) == 0  # what the server sends is no picture
+    assert [reason for _, reason in workshop.store.problems("run", 1)] == [
+        "The image has an unknown format; send JPEG, PNG, WebP, GIF, BMP or TIFF"
+    ]
+    decoded.docs.close()
+    workshop.close()

@@ -10,8 +10,11 @@ import psutil
 import pytest
 
 from conftest import images
+from executor.lifecycle.processes import TrainerProcesses
 from executor.lifecycle.watchdog import COMPUTING, LONGEST_LOOK, SLOWEST, STARTING, Vitals, Watch, is_stopped, vitals
 from executor.store.run import Progress, RunState
+from executor.store.workspace import Workspace
+from executor.worker.command import end_process, start_process
 from workshop import Workshop
 
 PATIENCE = 60.0
@@ -209,3 +212,25 @@ def test_a_trainer_that_waits_for_a_run_and_is_stopped_gets_none(tmp_path: Path)
 
 def waiting() -> list[psutil.Process]:
     return [child for child in psutil.Process().children() if "standby" in " ".join(child.cmdline())]
+
+
+@pytest.mark.process
+def test_a_stopped_trainer_of_an_earlier_service_is_ended_and_no_other(tmp_path: Path) -> None:
+    def trainer(folder: Path, *words: str) -> psutil.Process:
+        process = start_process("train", folder, "--run=-odd name", *words, output=subprocess.DEVNULL)
+        started.append(process)
+        found = psutil.Process(process.pid)
+        found.suspend()  # else it would end by itself
+        return found
+
+    started: list[subprocess.Popen[bytes]] = []
+    mine, others = tmp_path / "mine", tmp_path / "mine too"
+    left, elsewhere, by_hand = trainer(mine, "--tied"), trainer(others, "--tied"), trainer(mine)
+    try:
+        processes = TrainerProcesses(Workspace(mine), nice=0, yields=False, standby_seconds=0)
+        processes.end_leftovers()
+        alive = [psutil.pid_exists(process.pid) for process in (left, elsewhere, by_hand)]
+        assert alive == [False, True, True]
+    finally:
+        for process in started:
+            end_process(process)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.threads import Lanes
+from ..images.libtiff import silence_libtiff
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
@@ -29,6 +30,8 @@ class Service:
     """
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
+        silence_libtiff()
+        self.folder = folder
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)

@@ -1,7 +1,8 @@
 """What the decoding of a picture may cost: memory over all threads together, and processor time for each picture.
 
-Memory is reserved before it is taken. A thread waits for its turn until the others have given back enough. A picture
-that needs more than the whole limit is decoded alone.
+Memory is reserved before it is taken. A thread waits for its turn until the others have given back enough. Small and
+large pictures have half of it each, so that small ones do not wait for large ones. A picture that needs more than its
+half is the only large one meanwhile.
 
 Processor time is counted by the thread, so a busy machine makes nobody late. Codecs read the file piece by piece, and
 at each piece `Reader` looks at the time and whether anybody still waits for the picture. What cannot be interrupted and
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 from ..errors import BadDocument
 
+LARGE_BYTES = 64 * 1024 * 1024  # a picture that takes more memory is a large one
 SECONDS = 2.0  # of processor time, for a picture of any size
 SECONDS_A_MEGAPIXEL = 0.25  # and this in addition; the slowest codec takes a tenth of it
 LARGE_READ = 4096  # bytes; the codecs' own reads are of 16 kB and more
@@ -57,7 +59,38 @@ class Memory:
         return self._taken == 0 or self._taken + size <= limit
 
 
-MEMORY = Memory()  # of this process: its memory is one, whoever decodes in it
+_small, _large = Memory(), Memory()  # of this process: its memory is one, whoever decodes in it
+
+
+class LargePicture(Exception):
+    """The picture is a large one, and this thread decodes small ones only."""
+
+
+def reserved(size: int, limit: int) -> contextlib.AbstractContextManager[None]:
+    """Hold memory for a picture, and wait until there is enough.
+
+    Args: limit: of what all pictures that are decoded at one time may take.
+    Raises: LargePicture: within `small_only`.
+    """
+    if size <= LARGE_BYTES:
+        return _small.reserved(size, limit // 2)
+    if _small_only.get():
+        raise LargePicture
+    return _large.reserved(size, limit // 2)
+
+
+_small_only: contextvars.ContextVar[bool] = contextvars.ContextVar("small_only", default=False)
+
+
+@contextlib.contextmanager
+def small_only(wanted: bool) -> Iterator[None]:
+    """Decode only small pictures in this thread, if `wanted`; for a large one `LargePicture` is raised."""
+    token = _small_only.set(wanted)
+    try:
+        yield
+    finally:
+        _small_only.reset(token)
+
 
 _abandoned: contextvars.ContextVar[Callable[[], bool]] = contextvars.ContextVar("abandoned", default=lambda: False)
 

@@ -19,13 +19,11 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ..errors import BadDocument
 from .arrays import image_from_array, over_white, three_channels
-from .budget import MEMORY, Reader
+from .budget import LargePicture, Reader, reserved
 from .formats import bmp, gif, jpeg, png, tiff, webp
-from .formats.stored import Stored, TooCostly
+from .formats.stored import BAND_PIXELS, Stored, TooCostly
 from .orientation import TURNS
 from .policy import ImagePolicy, check_bytes, check_pixels
-
-BAND_PIXELS = 1 << 20  # a large picture becomes RGB in bands of so many pixels
 
 
 class _Codec(NamedTuple):
@@ -73,9 +71,9 @@ def decode_image(data: bytes, policy: ImagePolicy, *, min_size: int | None = Non
         stored = codec.read(data)
         check_pixels(stored.width, stored.height, policy)
         scale = _scale(stored, min_size) if codec.image is JpegImageFile else 1
-        with MEMORY.reserved(stored.memory(scale), policy.max_decoding_bytes):
+        with reserved(stored.memory(scale), policy.max_decoding_bytes):
             return _decoded(codec.image, stored, policy, min_size)
-    except BadDocument:
+    except (BadDocument, LargePicture):
         raise
     except TooCostly as error:
         raise BadDocument(
@@ -109,16 +107,18 @@ def _decoded(codec: type[ImageFile.ImageFile], stored: Stored, policy: ImagePoli
     if min_size is not None:
         image.draft(None, (min_size, min_size))
     image.load()
-    return _rgb_array(image, stored.orientation)
-
-
-def _rgb_array(image: Image.Image, orientation: int) -> np.ndarray:
-    """Convert an image of any mode to H×W×3 uint8, upright."""
     bits = 16
     if isinstance(image, TiffImageFile) and image.mode.startswith("I;16"):
         bits = image.tag_v2[BITSPERSAMPLE][0]  # a TIFF may have 12 bits
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
+    upright: Image.Image = image
+    if stored.orientation in TURNS:
+        upright = image.transpose(TURNS[stored.orientation])
+    del image  # as it was stored; there need not be two of a large picture
+    return _rgb_array(upright, bits)
+
+
+def _rgb_array(image: Image.Image, bits: int) -> np.ndarray:
+    """Convert an image of any mode to H×W×3 uint8. Args: bits: of its samples, where they have 16 or fewer."""
     if image.width * image.height <= BAND_PIXELS or image.mode in ("I", "F"):
         return _band(image, bits)
     rows = max(1, BAND_PIXELS // image.width)

@@ -17,8 +17,8 @@ class ImagePolicy:
         remote_prefixes: What lies below them is fetched through fsspec, such as `s3://bucket/folder/`.
         max_image_bytes: Limit for an encoded image.
         max_image_pixels: Limit for a decoded image, width × height.
-        max_decoding_bytes: Memory that all decoding in this process may take at one time; a larger image is decoded
-            alone.
+        max_decoding_bytes: Memory that all decoding in this process may take at one time, half of it for images that
+            take more than 64 MiB each. Of images that need more than that half, one is decoded at a time.
         remote_timeout: Seconds that a whole fetch may take.
     """
 

@@ -38,8 +38,9 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def shown(uri: str) -> str:
-    """Return `uri`, shortened for a message: a data: uri can have megabytes."""
-    return uri if len(uri) <= 200 else f"{uri[:200]}…"
+    """Return `uri` for a message: shortened, as a data: uri can have megabytes, and without halves of surrogates."""
+    plain = uri[:201].encode("utf-8", "backslashreplace").decode()
+    return plain if len(plain) <= 200 else f"{plain[:200]}…"
 
 
 # What was fetched already, in another thread, for what this thread is about to decode.

@@ -1,6 +1,7 @@
 """The life of a run: received, queued, trained, judged.
 
 receiving.py   takes documents into a run, and knows when it is complete
+sizes.py       what a document takes, in documents and bytes
 deadlines.py   when a run has waited long enough for further documents
 supervisor.py  one trainer at a time: start, watch, resume, cancel, judge
 watchdog.py    notices a trainer that hangs

@@ -27,6 +27,7 @@ from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from ..store.spool_rows import identity_of
 from .deadlines import Deadlines
+from .sizes import bytes_of, parts_of
 
 
 class Receiver:
@@ -258,7 +259,7 @@ class Receiver:
         """Raise LimitExceeded if a run would have too many documents; `run` None: a new one. Repeated ones are free."""
         limit = self._options.max_documents_per_run
         stored = self._parts_of(run.name) if run is not None else 0
-        sent = sum(map(_parts, docs))
+        sent = sum(map(parts_of, docs))
         if stored + sent <= limit or (run is not None and stored + self._new_parts(run, docs, split) <= limit):
             return
         what, count, advice = "A new run was sent", sent, "send fewer"
@@ -283,7 +284,7 @@ class Receiver:
         for doc in docs:
             identity = identity_of(doc)
             if not (spool.has(identity) or self._store.is_quarantined(run.name, split, identity.key)):
-                new[identity] = _parts(doc)
+                new[identity] = parts_of(doc)
         return sum(new.values())
 
     def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
@@ -314,7 +315,7 @@ class Receiver:
         fault = fault_of(doc, kind)
         if fault is not None:
             return fault
-        size = sum(map(_bytes, (doc, *doc.matches)))
+        size = bytes_of(doc)
         try:
             for part in (doc, *doc.matches):
                 check_integers(part.tags)
@@ -361,25 +362,3 @@ class Receiver:
         self._counted.pop(name, None)
         for spool in self._spools.pop(name, {}).values():
             spool.close()
-
-
-def _parts(doc: Document) -> int:
-    """A document counts with its matches."""
-    return 1 + len(doc.matches)
-
-
-def _bytes(part: Any) -> int:
-    """About how many bytes a document takes, its matches aside."""
-    arrays = sum(int(array.nbytes) for array in (part.blob, part.embedding) if array is not None)
-    texts = sum(len(value) for value in (part.id, part.uri, part.buffer, part.text) if value is not None)
-    return arrays + texts + _bytes_of_tags(part.tags)
-
-
-def _bytes_of_tags(value: Any) -> int:
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_bytes_of_tags(key) + _bytes_of_tags(item) for key, item in value.items())
-    if isinstance(value, (list, tuple, set)):
-        return sum(map(_bytes_of_tags, value))
-    return int(getattr(value, "nbytes", 8))

@@ -1,8 +1,9 @@
 """The way of documents to their embeddings: fetched where they are remote, decoded by all cores, embedded in batches.
 
 Each stage has threads of its own and a queue that serves callers in turn. So one caller's slow pictures delay
-another's by one picture at most, and slow servers delay nobody who decodes. Decoding waits for the model where it is
-ahead. An error affects only its own document.
+another's by one picture at most, and slow servers delay nobody who decodes. Large pictures have threads of their own,
+one fewer than cores, so small ones do not even wait for one. Decoding waits for the model where it is ahead. An error
+affects only its own document.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ import torch
 
 from ..compute.turns import Turns
 from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
-from ..images.budget import abandoned_when
+from ..images.budget import LargePicture, abandoned_when, small_only
 from ..images.policy import ImagePolicy
 from ..images.remote import given
 from ..loading.fetches import Fetch, Fetches
@@ -44,10 +45,14 @@ class Version:
     light: bool = False
     graph: Any = None  # used in place of `model` if it is faster
 
+    @property
+    def loads_images(self) -> bool:
+        """Whether `preprocess` is the default image loading: it tells what it would fetch, and which image is large."""
+        return hasattr(self.preprocess, "remote")
+
     def remote(self, doc: Any) -> tuple[str, ImagePolicy] | None:
         """Return the uri that `preprocess` would fetch, and by which policy, as far as it tells."""
-        tell: Callable[[Any], tuple[str, ImagePolicy] | None] | None = getattr(self.preprocess, "remote", None)
-        return None if tell is None else tell(doc)
+        return self.preprocess.remote(doc) if self.loads_images else None  # type: ignore[attr-defined]
 
 
 class Request:
@@ -105,15 +110,15 @@ class Pipeline:
         self._callers = callers
         self._fetches = Fetches()
         self._pictures: Turns[_Picture] = Turns()
+        self._large: Turns[_Picture] = Turns()
         self._items: Turns[_Item] = Turns(MOST_DECODED)
-        self._preparing = 0  # documents that are being decoded or wait for it
+        self._preparing = 0  # documents that are being decoded or wait for it, without large pictures
         self._counting = threading.Lock()
         self._threads = torch.get_num_threads()
-        decoders = range(os.cpu_count() or 1)
-        self._decoders = [threading.Thread(target=self._decode, name=f"decode-{n}", daemon=True) for n in decoders]
-        self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
-        for thread in (*self._decoders, self._thread):
-            thread.start()
+        cores = os.cpu_count() or 1
+        self._decoders = _started(cores, "decode", self._decode)
+        self._large_decoders = _started(max(1, cores - 1), "decode-large", self._decode_large)
+        (self._thread,) = _started(1, "embedder", self._work)
 
     def put(self, docs: Sequence[Any], request: Request) -> None:
         """Embed `docs` in place when it is their turn; `request.done` tells when that is done."""
@@ -130,11 +135,14 @@ class Pipeline:
     def close(self) -> None:
         """Embed what still waits, then end the threads."""
         self._fetches.close()
-        self._pictures.close()
-        for decoder in self._decoders:
-            decoder.join()
-        self._items.close()
-        self._thread.join()
+        for turns, threads in (
+            (self._pictures, self._decoders),
+            (self._large, self._large_decoders),
+            (self._items, [self._thread]),
+        ):
+            turns.close()
+            for thread in threads:
+                thread.join()
 
     def _fetch(self, doc: Any, request: Request, uri: str, policy: ImagePolicy) -> None:
         def decode(fetch: Fetch) -> None:
@@ -146,14 +154,24 @@ class Pipeline:
     def _decode(self) -> None:
         while (picture := self._pictures.take()) is not None:
             try:
-                self._prepare(picture)
-            finally:
-                if picture.fetch is not None:
-                    self._fetches.finish(picture.fetch)
-                self._count(-1)
+                self._prepare(picture, small=picture.request.version.loads_images)
+            except LargePicture:
+                self._large.put(picture.request.caller, [picture])
+            else:
+                self._let_go_of(picture)
+            self._count(-1)  # no batch waits for a large one
 
-    def _prepare(self, picture: _Picture) -> None:
-        """Decode a document and pass it to the model's thread."""
+    def _decode_large(self) -> None:
+        while (picture := self._large.take()) is not None:
+            self._prepare(picture, small=False)
+            self._let_go_of(picture)
+
+    def _let_go_of(self, picture: _Picture) -> None:
+        if picture.fetch is not None:
+            self._fetches.finish(picture.fetch)
+
+    def _prepare(self, picture: _Picture, *, small: bool) -> None:
+        """Decode a document and pass it to the model's thread. Raises: LargePicture: it is one, and `small` is true."""
         doc, request = picture.doc, picture.request
         if request.abandoned:
             return
@@ -161,8 +179,14 @@ class Pipeline:
             doc.embedding = None
             for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG):
                 doc.tags.pop(tag, None)
-            with given({} if picture.fetch is None else picture.fetch.fetched), abandoned_when(request.is_abandoned):
+            with (
+                given({} if picture.fetch is None else picture.fetch.fetched),
+                abandoned_when(request.is_abandoned),
+                small_only(small),
+            ):
                 content = request.version.preprocess(doc)
+        except LargePicture:
+            raise
         except Exception as error:  # an error of one document must not affect the others
             doc.tags[ERROR_TAG] = str(error) or type(error).__name__
             request.finished()
@@ -201,6 +225,13 @@ class Pipeline:
                 break
             batch.append(following)
         return batch
+
+
+def _started(count: int, name: str, target: Callable[[], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=target, name=f"{name}-{number}", daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def _alike(one: _Item, other: _Item) -> bool:

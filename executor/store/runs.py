@@ -21,7 +21,8 @@ from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
 SHOWN_PROBLEMS = 20
-MAX_MESSAGE = 2000  # characters of an event or a reason, so that a history and a status stay small
+MAX_MESSAGE = 2000  # characters of an event or an error, so that a history and a status stay small
+MAX_REASON = 500  # of the reason why a document is quarantined
 
 _log = logging.getLogger(__name__)
 
@@ -173,6 +174,8 @@ class RunStore:
             if to not in LEGAL.get(run.state, set()):
                 raise IllegalTransition(f"Run {name!r} is {run.state.value}; it cannot become {to.value}.")
             changes["state"] = to.value
+            if changes.get("error"):
+                changes["error"] = brief(changes["error"], MAX_MESSAGE)
             if to is RunState.TRAINING:
                 changes |= {"attempts": run.attempts + 1, "started_at": run.started_at or now()}
             if to.ended:
@@ -281,7 +284,7 @@ class RunStore:
         """
         with self._database.transaction() as db:
             for place, document, reason in problems:
-                shown = brief(document), brief(reason, MAX_MESSAGE)
+                shown = brief(document), brief(reason, MAX_REASON)
                 cursor = db.execute(
                     "INSERT OR IGNORE INTO problems (run, split, place, document, reason, spooled) "
                     "VALUES (?, ?, ?, ?, ?, ?)",

@@ -22,6 +22,7 @@ from ..compute.memory import is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
+from ..images.libtiff import silence_libtiff
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model
 from ..models.versions import ensure_base
@@ -56,6 +57,7 @@ _log = logging.getLogger(__name__)
 def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
     """Train one run and return the exit code. Args: others: the ranks this process has started."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    silence_libtiff()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but the service says when to stop
     store = RunStore(Workspace(workspace))
     trainer = Trainer(store, name, ranks_of_environment(), others)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 MOST_PARTS = 1_000_000  # segments, chunks or blocks of a file that are looked at; real files have a few, or thousands
+BAND_PIXELS = 1 << 20  # a large picture becomes RGB in bands of so many pixels
+BAND_BYTES = 16  # of a pixel, while it does
 RGB_BYTES = 3  # of a pixel of the result
 TURNED_BYTES = 4  # of a pixel of the copy that is the turned picture
 
@@ -32,7 +34,8 @@ class Stored:
         """Return the bytes that decoding will take at most, at a `scale`-th of each side."""
         pixels = (self.width // scale + 1) * (self.height // scale + 1)
         result = RGB_BYTES if self.orientation == 1 else max(RGB_BYTES, TURNED_BYTES)
-        return pixels * (self.pixel_bytes + result) + self.codec_bytes + len(self.data)
+        band = min(pixels, BAND_PIXELS) * BAND_BYTES
+        return pixels * (self.pixel_bytes + result) + band + self.codec_bytes + len(self.data)
 
 
 class TooCostly(ValueError):
