@@ -303,6 +303,7 @@ def test_a_run_that_takes_no_more_documents_is_named(command, service: Service, 
     assert f"Run '{run}' is cancelled and takes no more documents" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(600)  # two trainers and three commands, one after the other
 @pytest.mark.process
 def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_and_both_versions_are_compared(
     photos, tmp_path
@@ -311,7 +312,7 @@ def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_an
         return [sys.executable, "-m", "executor", *map(str, arguments), "--workspace", str(tmp_path / "new")]
 
     def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(line(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=250)
+        return subprocess.run(line(*arguments), cwd=ROOT, capture_output=True, text=True)
 
     (photos / "c1" / "broken.jpg").write_bytes(b"no picture")
     quick = ["--with", "model=small", "--with", "input_size=16", "--epochs", "40", "--promote", "always"]
