@@ -75,6 +75,24 @@ class Conversion:
 
 
 @dataclass(frozen=True, eq=False)
+class Leap:
+    """A map for stored vectors.
+
+    Attributes:
+        version, to: names; `source`, `target`: their spaces. known: the file that the map is from.
+        forward: whether `to` is the version that was tuned, so that its run has measured what the map loses.
+    """
+
+    version: str
+    to: str
+    source: str
+    target: str
+    map: SpaceMap
+    known: KnownMap
+    forward: bool
+
+
+@dataclass(frozen=True, eq=False)
 class _Known:
     """What lies in the folder of a version. Args: signature: tells whether the folder was replaced."""
 
@@ -115,18 +133,19 @@ class Spaces:
             encoding=wanted.encoding,
         )
 
-    def find_map(self, source: str, target: str) -> tuple[SpaceMap, KnownMap]:
-        """Return the map between the spaces of two versions, and the file that it is from.
+    def leap(self, version: str, to: str) -> Leap:
+        """Return the map between the spaces of two versions, for vectors that are stored.
 
         Raises: UnknownModel: there is no such version. InvalidParameter: there is no map, or it is one space.
         """
-        one, other = self._read(source), self._read(target)
+        one, other = self._read(version), self._read(to)
         if one.space == other.space:
-            raise InvalidParameter(f"{source!r} and {target!r} have one space, {one.space}: nothing is to be mapped.")
+            raise InvalidParameter(f"{version!r} and {to!r} have one space, {one.space}: nothing is to be mapped.")
         found = _between(one.space, one.map, other.space, other.map)
         if found is None:
-            raise InvalidParameter(self._no_map(source, one.space, target))
-        return found
+            raise InvalidParameter(self._no_map(version, one.space, to))
+        through, known = found
+        return Leap(version, to, one.space, other.space, through, known, forward=known.own_space == other.space)
 
     def _map(self, version: Version, name: str, target: _Known) -> SpaceMap:
         own = self._read(version.name)
