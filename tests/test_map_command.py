@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from executor.__main__ import main
-from executor.evaluation.map_fitting import learn_map
+from executor.evaluation.map_fitting import learn_maps
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.saving import save_model, space_of
@@ -44,7 +44,7 @@ def workspace(tmp_path: Path) -> Workspace:
         model = build_model(ModelConfig(model="small", input_size=16, embedding_dim=size, seed=seed))
         save_model(model, found.model_folder(version))
     old, new = vectors(200), vectors(200, NEW)
-    maps = [learn_map(one, other, one, lambda mapped: 0.0).map for one, other in ((old, new), (new, old))]
+    maps = [fitted.map for fitted in learn_maps((old, new), (old, new))]
     spaces = {
         "version": "base",
         "space": space_of(found.base),

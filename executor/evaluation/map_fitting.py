@@ -2,16 +2,25 @@
 
 Several sorts of map are fitted to one part of the documents, and the best on another part is chosen:
 
-ridge       ridge regression (Hoerl & Kennard 1970) of the new vectors on the old ones
+ridge       ridge regression (Hoerl & Kennard 1970) of the vectors wanted on those there are
 residual    the same of their difference, where both have as many values: strong regularisation leaves a vector as it is
 low rank    either of them, cut to a rank as reduced-rank regression does (Izenman 1975); it takes less time and room
-orthogonal  the rotation nearest to the new vectors (orthogonal Procrustes, Schönemann 1966)
+orthogonal  the rotation nearest to the vectors wanted (orthogonal Procrustes, Schönemann 1966)
+
+The way back is such a map turned round. Since q · M s = Mᵀ q · s, a query q of the new version finds almost what it
+would find among mapped vectors s, while the stored ones stay as they are. For the shift b a direction u is added whose
+product with every stored vector is near to 1: q · (M s + b) ≈ (Mᵀ q + (q · b) u) · s. Regressing the old vectors on the
+new ones was worse than that in all that we measured: it has to learn what the old version cannot tell apart.
 
 Orthogonal, and low-rank affine with a residual, are those that the Drift-Adapter compares (EMNLP 2025), there trained
 by gradient descent; here each is solved in closed form.
+
+A map is good if a search by it finds what a search finds after all is embedded anew. That needs no labels: it is the
+correlation of the similarities of each query. How near a vector comes to the one wanted says less: where all vectors of
+a space are alike, their mean comes near to every one of them, and finds nothing.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,12 +29,13 @@ from torch import Tensor
 
 from ..models.space_map import SpaceMap
 
-STRENGTHS = (1e-3, 1e-2, 0.1, 1.0, 10.0)  # of the regularisation, in mean squared singular values
-RANKS = (32, 128)
-WORTH = 0.005  # a map that takes less time is taken if it does no worse than that
-LARGEST_ROTATION = 2048  # values; a singular value decomposition of more takes minutes
+STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the regularisation, in mean squared singular values
+ONES_STRENGTH = 0.1  # the same for the direction in which all vectors have one value
+RANKS = (32, 64, 128)
+WORTH = 0.002  # a map that takes less time is taken if it does no worse than that
+LARGEST_ROTATION = 2048  # values; that of larger vectors takes minutes
 
-Goodness = Callable[[np.ndarray], float]  # of mapped vectors of the documents to choose by
+Embeddings = tuple[np.ndarray, np.ndarray]  # of the same documents by the old and the new version, (N, A) and (N, B)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,30 +47,73 @@ class Fitted:
     goodness: float
 
 
-def learn_map(
-    old: np.ndarray, new: np.ndarray, to_choose: np.ndarray, goodness: Goodness, *, unit: bool = True
-) -> Fitted:
-    """Return the best map from the space of `old` to that of `new`.
+def learn_maps(
+    lessons: Embeddings, choices: Embeddings, *, unit: tuple[bool, bool] = (True, True)
+) -> tuple[Fitted, Fitted]:
+    """Return the map of stored vectors from the old space to the new one, and that of queries back.
 
     Args:
-        old: (N, A) float32. new: (N, B) float32, of the same documents.
-        to_choose: (M, A) float32, old vectors of other documents. goodness: how good these are, once mapped.
-        unit: whether the vectors of the new space are of unit length.
+        lessons: to learn from. choices: of other documents, to choose by; float32.
+        unit: whether the vectors of the old and of the new space are of unit length.
     """
-    fits = _Fits(old, new, unit)
+    (old, new), (old_choices, new_choices) = lessons, choices
+    wanted = _standard(new_choices @ new_choices.T)
 
-    def tried(candidates: Iterator[tuple[str, SpaceMap]]) -> list[Fitted]:
-        return [Fitted(found, kind, goodness(found(to_choose))) for kind, found in candidates]
+    def forward(kind: str, found: SpaceMap) -> Fitted:
+        return Fitted(found, kind, _agreement(new_choices @ found(old_choices).T, wanted))
 
-    whole = tried(fits.whole())
-    best = max(whole, key=lambda fitted: fitted.goodness)
-    smaller = tried(fits.low_rank(max((fit for fit in whole if fit.kind != "orthogonal"), key=lambda f: f.goodness)))
-    best = max([best, *smaller], key=lambda fitted: fitted.goodness)
-    return next((fitted for fitted in smaller if fitted.goodness >= best.goodness - WORTH), best)
+    def backward(fitted: Fitted) -> Fitted:
+        turned = _adjoint(fitted.map, fits.ones, unit[0])
+        return Fitted(turned, f"adjoint of {fitted.kind}", _agreement(turned(new_choices) @ old_choices.T, wanted))
+
+    fits = _Fits(old, new, unit[1])
+    whole = [forward(*candidate) for candidate in fits.whole()]
+    regression = max((fit for fit in whole if fit.kind in fits.solved), key=_goodness)
+    all_of_them = [*(forward(*candidate) for candidate in fits.low_rank(regression.kind)), *whole]
+    return _best(all_of_them), _best([backward(fitted) for fitted in all_of_them])
+
+
+def _best(fitted: list[Fitted]) -> Fitted:
+    """Return the first of low rank that is as good as the best but for `WORTH`, else the best."""
+    best = max(fitted, key=_goodness)
+    return next((fit for fit in fitted if fit.map.down is not None and fit.goodness >= best.goodness - WORTH), best)
+
+
+def _goodness(fitted: Fitted) -> float:
+    return fitted.goodness
+
+
+def _standard(similarities: np.ndarray) -> np.ndarray:
+    """Each row (N, N - 1) without the document itself, of mean 0 and length 1."""
+    count = len(similarities)
+    rows = similarities[~np.eye(count, dtype=bool)].reshape(count, count - 1).astype(np.float64)
+    rows -= rows.mean(axis=1, keepdims=True)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows
+
+
+def _agreement(similarities: np.ndarray, wanted: np.ndarray) -> float:
+    """The mean correlation of each query's similarities with those wanted."""
+    return float((_standard(similarities) * wanted).sum(axis=1).mean())
+
+
+def _adjoint(found: SpaceMap, ones: np.ndarray, unit: bool) -> SpaceMap:
+    """Turn a map round. Args: ones: (A,), whose product with a vector of the old space is near to 1."""
+    shift, dense, down, up = np.zeros(found.sizes[0], np.float32), None, None, None
+    if found.dense is not None:
+        dense = found.dense.T + np.outer(found.shift, ones)
+    if found.down is not None and found.up is not None:
+        down, up = np.column_stack([found.up.T, found.shift]), np.vstack([found.down.T, ones])
+    return SpaceMap(shift=shift, dense=dense, down=down, up=up, skip=found.skip, unit=unit)
 
 
 class _Fits:
-    """All maps that are tried. Computes in float64, by torch, whose threads do not wait for each other for ever."""
+    """All maps that are tried. Computes in float64, by torch, whose threads do not wait for each other for ever.
+
+    Attributes:
+        solved: by the kind of a regression: skip, regularisation, and Qᵀ Xᵀ target.
+        ones: (A,) float32, whose product with an old vector is near to 1.
+    """
 
     def __init__(self, old: np.ndarray, new: np.ndarray, unit: bool) -> None:
         x, y = (torch.from_numpy(vectors).double() for vectors in (old, new))
@@ -68,7 +121,8 @@ class _Fits:
         self._x, self._y = x - self._mean_x, y - self._mean_y
         self._unit = unit
         self._squares, self._basis = _spectrum(self._x)
-        self._solved: dict[str, tuple[float, float, Tensor]] = {}  # by kind: skip, regularisation, Qᵀ Xᵀ target
+        self.solved: dict[str, tuple[float, float, Tensor]] = {}
+        self.ones = _single(_near_one(self._mean_x, self._squares, self._basis, len(x)))
 
     def whole(self) -> Iterator[tuple[str, SpaceMap]]:
         """Every map of full rank, each with its kind."""
@@ -78,22 +132,21 @@ class _Fits:
             products = self._basis.T @ (self._x.T @ (self._y - skip * self._x if skip else self._y))
             for strength in STRENGTHS:
                 kind = f"{'residual' if skip else 'ridge'} {strength:g}"
-                self._solved[kind] = (skip, strength * mean, products)
+                self.solved[kind] = (skip, strength * mean, products)
                 yield kind, self._made(self._basis @ (products / (self._squares + strength * mean)[:, None]), skip)
         if max(self._x.shape[1], self._y.shape[1]) <= LARGEST_ROTATION:
-            left, _, right = torch.linalg.svd(self._x.T @ self._y, full_matrices=False)
-            yield "orthogonal", self._made(left @ right, 0.0)
+            yield "orthogonal", self._made(_rotation(self._x.T @ self._y), 0.0)
 
-    def low_rank(self, fitted: Fitted) -> Iterator[tuple[str, SpaceMap]]:
-        """A map of full rank cut to lower ranks, the lowest first."""
-        skip, regularisation, products = self._solved[fitted.kind]
+    def low_rank(self, kind: str) -> Iterator[tuple[str, SpaceMap]]:
+        """A regression cut to lower ranks, the lowest first."""
+        skip, regularisation, products = self.solved[kind]
         damped = products / torch.sqrt(self._squares + regularisation)[:, None]
         _, directions = torch.linalg.eigh(damped.T @ damped)  # (B, B), ascending
         dense = self._basis @ (products / (self._squares + regularisation)[:, None])
         for rank in RANKS:
             if rank < min(dense.shape) // 2:
                 up = directions[:, -rank:].T
-                yield f"{fitted.kind}, rank {rank}", self._made(dense, skip, up)
+                yield f"{kind}, rank {rank}", self._made(dense, skip, up)
 
     def _made(self, dense: Tensor, skip: float, up: Tensor | None = None) -> SpaceMap:
         whole = dense if up is None else dense @ up.T @ up
@@ -113,6 +166,27 @@ def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor]:
     return squares, found if size <= count else centred.T @ found / torch.sqrt(squares)
 
 
+def _near_one(mean: Tensor, squares: Tensor, basis: Tensor, count: int) -> Tensor:
+    """The direction u (D,) with the least mean square of 1 - u · x, a little regularised.
+
+    By Sherman and Morrison it is C⁻¹ m / (1 + m · C⁻¹ m) for the mean m and the covariance C, which is taken to be the
+    regularisation where the vectors do not vary.
+    """
+    floor = ONES_STRENGTH * float(squares.mean() / count) if len(squares) else 1.0
+    along = basis.T @ mean
+    solved = mean / floor + basis @ (along / (squares / count + floor) - along / floor)
+    return solved / (1 + mean @ solved)
+
+
+def _rotation(products: Tensor) -> Tensor:
+    """U Vᵀ of the products U S Vᵀ (A, B), without the directions in which there is nothing."""
+    squares, found = torch.linalg.eigh(products.T @ products)
+    kept = squares > 1e-10 * squares[-1].clamp(min=1e-12)
+    found = found[:, kept]
+    rotation: Tensor = products @ found / torch.sqrt(squares[kept]) @ found.T
+    return rotation
+
+
 def _single(tensor: Tensor) -> np.ndarray:
-    single: np.ndarray = tensor.float().numpy()
+    single: np.ndarray = tensor.float().contiguous().numpy()
     return single

@@ -18,6 +18,7 @@ from ..errors import WorkspaceError
 
 FILE = "space_map.safetensors"
 FORMAT = "1"
+AT_ONCE = 1024  # vectors mapped at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +48,22 @@ class SpaceMap:
         """Map vectors (N, A) float32; return (N, B) float32. Raises: ValueError: they have another size."""
         if vectors.ndim != 2 or vectors.shape[1] != self.sizes[0]:
             raise ValueError(f"The vectors have shape {vectors.shape}; this map takes (N, {self.sizes[0]}).")
-        mapped = np.broadcast_to(self.shift, (len(vectors), len(self.shift))).copy()
+        if len(vectors) <= AT_ONCE:
+            return self._mapped(vectors)
+        mapped = np.empty((len(vectors), self.sizes[1]), np.float32)
+        for start in range(0, len(vectors), AT_ONCE):
+            mapped[start : start + AT_ONCE] = self._mapped(vectors[start : start + AT_ONCE])
+        return mapped
+
+    def _mapped(self, vectors: np.ndarray) -> np.ndarray:
+        mapped = np.empty((len(vectors), len(self.shift)), np.float32)
+        mapped[:] = self.shift
         if self.dense is not None:
             mapped += vectors @ self.dense
         if self.down is not None and self.up is not None:
             mapped += (vectors @ self.down) @ self.up
         if self.skip:
-            mapped += np.float32(self.skip) * vectors
+            mapped += vectors if self.skip == 1 else np.float32(self.skip) * vectors
         return unit_length(mapped) if self.unit else mapped
 
 
@@ -64,7 +74,8 @@ class KnownMap:
     Attributes:
         version, space: the version served when this one was measured, and its space.
         own_space: the space of the tuned version.
-        forward: from `space` to `own_space`. backward: from `own_space` to `space`.
+        forward: from `space` to `own_space`. backward: from `own_space` to `space`, to be compared with vectors that
+            `version` made itself.
         plan: as `index_plan` of a `RunStatus`; empty: nothing was measured.
         kinds: in words, which sort of map was chosen in each direction.
     """

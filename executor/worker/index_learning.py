@@ -12,8 +12,7 @@ import numpy as np
 from ..errors import BadDocument
 from ..evaluation.eval_set import EvalSet, Measured, embed_in_steps
 from ..evaluation.index_plan import IndexPlan, measure_plan
-from ..evaluation.map_fitting import learn_map
-from ..evaluation.metrics import DECIDING
+from ..evaluation.map_fitting import Embeddings, learn_maps
 from ..evaluation.small_vector_scores import SmallVectorScore, score_small_vectors
 from ..models.model import EmbeddingModel
 from ..models.saving import space_of
@@ -24,9 +23,6 @@ FEWEST = 20  # documents to learn from; with fewer there is no map
 MOST = 4000  # documents to learn from; a random choice of more
 MOST_CHOOSING = 1000
 CHOOSING_SHARE = 0.2  # of the documents to learn from, where none are kept to choose by
-ENOUGH_QUERIES = 20  # with fewer, or without labels, maps are chosen by how near they come to the vectors themselves
-
-Embeddings = tuple[np.ndarray, np.ndarray]  # by the version served and by the tuned one, (N, A) and (N, B) float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +95,14 @@ def learn_index(
     if len(learn.items) < FEWEST:
         return None
     learn = _sampled(learn, MOST)
-    kind, whole = learn.dataset.kind, choose is not None
-    if choose is None:
-        learn, choose = _parted(learn)
-    elif kind != "session":
-        choose = _sampled(choose, MOST_CHOOSING)
-    searchable = kind == "class" or (kind == "session" and whole)  # a part of a session is no query
+    learn, choose = _parted(learn) if choose is None else (learn, _sampled(choose, MOST_CHOOSING))
     try:
         lessons, choices = both(learn), both(choose)
     except BadDocument:
         if not alone:
             raise
         return None
-    return _learned(lessons, choices, choose if searchable else None, served, tuned) if first else None
+    return _learned(lessons, choices, served, tuned) if first else None
 
 
 def measure_index(
@@ -137,50 +128,16 @@ def measure_index(
     return replace(learned, plan=plan, scores=score_small_vectors(eval_set, after, learned.small))
 
 
-def _learned(
-    lessons: Embeddings, choices: Embeddings, choose: EvalSet | None, served: Served, tuned: EmbeddingModel
-) -> LearnedIndex:
-    """Args: choose: searches among the documents to choose by; None: they cannot be searched."""
-    (old, new), (old_choices, new_choices) = lessons, choices
-    forward = learn_map(
-        old,
-        new,
-        old_choices,
-        _goodness(choose, new_choices, lambda mapped: (new_choices, mapped)),
-        unit=tuned.normalise,
-    )
-    backward = learn_map(
-        new,
-        old,
-        new_choices,
-        _goodness(choose, old_choices, lambda mapped: (mapped, old_choices)),
-        unit=served.model.normalise,
-    )
+def _learned(lessons: Embeddings, choices: Embeddings, served: Served, tuned: EmbeddingModel) -> LearnedIndex:
+    forward, backward = learn_maps(lessons, choices, unit=(served.model.normalise, tuned.normalise))
     return LearnedIndex(
         version=served.version,
         space=served.space,
         forward=forward.map,
         backward=backward.map,
         kinds=(forward.kind, backward.kind),
-        small=learn_small_vectors(np.concatenate([new, new_choices]), unit=tuned.normalise),
+        small=learn_small_vectors(np.concatenate([lessons[1], choices[1]]), unit=tuned.normalise),
     )
-
-
-def _goodness(
-    choose: EvalSet | None, target: np.ndarray, pair: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-) -> Callable[[np.ndarray], float]:
-    """How good mapped vectors are: the mAP@R of a search, or without labels the mean cosine to their targets.
-
-    Args: pair: from the mapped vectors to the queries of the search, and what they are compared with.
-    """
-
-    def nearness(mapped: np.ndarray) -> float:
-        lengths = np.linalg.norm(mapped, axis=1) * np.linalg.norm(target, axis=1)
-        return float(((mapped * target).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())
-
-    if choose is None or choose.search(target, target).queries < ENOUGH_QUERIES:
-        return nearness
-    return lambda mapped: choose.search(*pair(mapped)).mean()[DECIDING]
 
 
 def _sampled(items: EvalSet, most: int) -> EvalSet:
