@@ -33,6 +33,7 @@ STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the regularisation, in mean s
 ONES_STRENGTH = 0.1  # the same for the direction in which all vectors have one value
 RANKS = (32, 64, 128)
 WORTH = 0.002  # a map that takes less time is taken if it does no worse than that
+LARGEST = 4096  # values; larger vectors get no map: it would take gigabytes
 LARGEST_ROTATION = 2048  # values; that of larger vectors takes minutes
 
 Embeddings = tuple[np.ndarray, np.ndarray]  # of the same documents by the old and the new version, (N, A) and (N, B)
@@ -58,25 +59,28 @@ def learn_maps(
     """
     (old, new), (old_choices, new_choices) = lessons, choices
     wanted = _standard(new_choices @ new_choices.T)
-
-    def forward(kind: str, found: SpaceMap) -> Fitted:
-        return Fitted(found, kind, _agreement(new_choices @ found(old_choices).T, wanted))
-
-    def backward(fitted: Fitted) -> Fitted:
-        turned = _adjoint(fitted.map, fits.ones, unit[0])
-        return Fitted(turned, f"adjoint of {fitted.kind}", _agreement(turned(new_choices) @ old_choices.T, wanted))
-
     fits = _Fits(old, new, unit[1])
-    whole = [forward(*candidate) for candidate in fits.whole()]
-    regression = max((fit for fit in whole if fit.kind in fits.solved), key=_goodness)
-    all_of_them = [*(forward(*candidate) for candidate in fits.low_rank(regression.kind)), *whole]
-    return _best(all_of_them), _best([backward(fitted) for fitted in all_of_them])
+
+    def both(kind: str, found: SpaceMap) -> tuple[Fitted, Fitted]:
+        turned = _adjoint(found, fits.ones, unit[0])
+        there = _agreement(new_choices @ found(old_choices).T, wanted)
+        back = _agreement(turned(new_choices) @ old_choices.T, wanted)
+        return Fitted(found, kind, there), Fitted(turned, f"adjoint of {kind}", back)
+
+    forward, backward, regression = _NONE, _NONE, _NONE
+    for kind, found in fits.whole():  # one at a time: each may take hundreds of megabytes
+        there, back = both(kind, found)
+        forward, backward = max(forward, there, key=_goodness), max(backward, back, key=_goodness)
+        if kind in fits.solved:
+            regression = max(regression, there, key=_goodness)
+    smaller = [both(kind, found) for kind, found in fits.low_rank(regression.kind)]
+    return _cheapest([one for one, _ in smaller], forward), _cheapest([one for _, one in smaller], backward)
 
 
-def _best(fitted: list[Fitted]) -> Fitted:
-    """Return the first of low rank that is as good as the best but for `WORTH`, else the best."""
-    best = max(fitted, key=_goodness)
-    return next((fit for fit in fitted if fit.map.down is not None and fit.goodness >= best.goodness - WORTH), best)
+def _cheapest(smaller: list[Fitted], whole: Fitted) -> Fitted:
+    """Return the first of low rank that is as good as the best of all but for `WORTH`, else the best."""
+    best = max([whole, *smaller], key=_goodness)
+    return next((fitted for fitted in smaller if fitted.goodness >= best.goodness - WORTH), best)
 
 
 def _goodness(fitted: Fitted) -> float:
@@ -105,6 +109,9 @@ def _adjoint(found: SpaceMap, ones: np.ndarray, unit: bool) -> SpaceMap:
     if found.down is not None and found.up is not None:
         down, up = np.column_stack([found.up.T, found.shift]), np.vstack([found.down.T, ones])
     return SpaceMap(shift=shift, dense=dense, down=down, up=up, skip=found.skip, unit=unit)
+
+
+_NONE = Fitted(SpaceMap(shift=np.zeros(0, np.float32)), "", -np.inf)
 
 
 class _Fits:

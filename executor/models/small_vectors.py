@@ -2,12 +2,12 @@
 
 A version keeps what this needs beside its weights, in `small_vectors.safetensors`, learned from its run's documents.
 The file never changes, because vectors that were made by it are kept elsewhere. A version without such a file, such as
-`base`, gets what can be had without any documents: a random rotation from a fixed seed, and a scale that fits vectors
-of unit length. Both are the same on every machine.
+`base`, gets what can be had without any documents: a random rotation from a fixed seed in place of the components, and
+a scale that fits vectors of unit length. Both are the same on every machine.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +23,10 @@ FORMAT = "1"
 WHOLE_BASIS = 4096  # values; of longer vectors only `MOST_OF_LONGER` components are kept
 MOST_OF_LONGER = 1024
 LARGEST = 127  # of an int8 value
+FEW = 0.1  # a value that is negative, or positive, in fewer of the documents has a sign that says little
 ROOM = 1.25  # how much larger than in the documents a value may be before it is cut off
 USUAL_RANGE = 12.0  # a value of a unit vector is rarely so many times the root of their mean square
+RANGE_OF_TURNED = 8.0  # the same after a random rotation
 Encoding = Literal["float", "int8", "binary"]
 
 
@@ -32,20 +34,26 @@ Encoding = Literal["float", "int8", "binary"]
 class SmallVectors:
     """Shortens and encodes the embeddings of one space.
 
+    A shortened vector is the first `dimensions` principal components, turned by a random rotation from a fixed seed.
+    That changes no cosine, and spreads what the first components know over all values: bits of components that differ
+    in size lose much more (Gong & Lazebnik 2011, "Iterative quantization", start from it).
+
     Attributes:
-        rotation: (D, K) float32, orthonormal columns, most important first. The first `dimensions` of the rotated
-            values are the shortened vector.
-        scale: what 1 stands for in an int8 vector of all D values; `scales` (K,) float32: of shortened ones, by their
-            length. None: not known, since nothing was learned and the vectors are not of unit length.
-        centre: (D,) float32; the bits of all D values say which are above it. None: the rotated values' signs.
+        rotation: (D, K) float32, orthonormal columns, the most important first.
+        scale: what 1 stands for in an int8 vector of all D values. lengths: (K,) float32, the root mean square length
+            of shortened vectors, by their dimensions, if they are not scaled to unit length. None: not known, since
+            nothing was learned.
+        two_sided: whether the values are of both signs, so that bits of all D values are their signs; else they are
+            those of the rotated values.
         unit: whether a shortened vector is scaled to unit length.
     """
 
     rotation: np.ndarray
-    scales: np.ndarray | None
     scale: float | None
-    centre: np.ndarray | None
+    lengths: np.ndarray | None
+    two_sided: bool
     unit: bool
+    _turned: dict[int, np.ndarray] = field(default_factory=dict)  # (D, dimensions) by dimensions
 
     def check(self, dimensions: int | None, encoding: Encoding) -> None:
         """Raise InvalidParameter if there are no such vectors; the message says which there are."""
@@ -79,21 +87,28 @@ class SmallVectors:
         return values
 
     def shortened(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
-        """The first principal components, (N, dimensions) float32."""
-        values = vectors @ self.rotation[:, :dimensions]
+        """The first principal components, turned: (N, dimensions) float32."""
+        turned = self._turned.get(dimensions)
+        if turned is None:
+            turned = (self.rotation[:, :dimensions] @ _random_rotation(dimensions, dimensions)).astype(np.float32)
+            self._turned[dimensions] = turned
+        values: np.ndarray = vectors @ turned
         return unit_length(values) if self.unit else values
 
     def quantised(self, values: np.ndarray, dimensions: int | None) -> np.ndarray:
         """The nearest whole multiples of the scale, (N, d) int8."""
         assert self.scale is not None
-        scale = self.scale if dimensions is None or self.scales is None else float(self.scales[dimensions - 1])
+        scale = self.scale
+        if dimensions is not None:
+            length = 1.0 if self.lengths is None else float(self.lengths[dimensions - 1])
+            scale = length * min(1.0, RANGE_OF_TURNED / dimensions**0.5) / LARGEST
         return np.clip(np.rint(values / scale), -LARGEST, LARGEST).astype(np.int8)
 
     def bits(self, values: np.ndarray, dimensions: int | None) -> np.ndarray:
-        """Which values are large, (N, d) bool."""
-        if dimensions is not None:
-            return values > 0
-        return values > self.centre if self.centre is not None else values @ self.rotation > 0
+        """Which values are positive, (N, d) bool."""
+        if dimensions is None and not self.two_sided:
+            values = self.shortened(values, self.rotation.shape[1])
+        return values > 0
 
 
 def learn_small_vectors(embeddings: np.ndarray, *, unit: bool) -> SmallVectors:
@@ -103,17 +118,13 @@ def learn_small_vectors(embeddings: np.ndarray, *, unit: bool) -> SmallVectors:
     keep as much of the dot products as that many values can (Eckart & Young 1936).
     """
     rotation = _components(embeddings.astype(np.float64)).astype(np.float32)
-    rotated = np.abs(embeddings @ rotation)
-    largest = np.maximum.accumulate(rotated, axis=1)  # (N, K): within the first values
-    if unit:
-        largest /= np.sqrt(np.maximum(np.cumsum(rotated**2, axis=1), 1e-12))
-    mean, spread = embeddings.mean(axis=0), embeddings.std(axis=0)
-    two_sided = np.median(np.abs(mean) / np.maximum(spread, 1e-12)) < 1
+    squares = np.cumsum((embeddings @ rotation) ** 2, axis=1).mean(axis=0)
+    largest = max(float(np.abs(embeddings).max()) * ROOM, 1e-12)
     return SmallVectors(
         rotation=rotation,
-        scales=_scale(largest.max(axis=0), unit).astype(np.float32),
-        scale=float(_scale(np.abs(embeddings).max(), unit)),
-        centre=np.zeros_like(mean) if two_sided else mean,
+        scale=(min(largest, 1.0) if unit else largest) / LARGEST,
+        lengths=None if unit else np.sqrt(np.maximum(squares, 1e-24)).astype(np.float32),
+        two_sided=bool(FEW < np.median((embeddings < 0).mean(axis=0)) < 1 - FEW),
         unit=unit,
     )
 
@@ -123,22 +134,20 @@ def without_documents(size: int, *, unit: bool, two_sided: bool) -> SmallVectors
 
     Args: two_sided: whether the values are of both signs; where none is negative, their signs say nothing.
     """
-    count = size if size <= WHOLE_BASIS else MOST_OF_LONGER
-    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((size, count)))[0].astype(np.float32)
-    usual = np.minimum(1.0, USUAL_RANGE / np.sqrt(np.arange(1, count + 1))) / LARGEST
     return SmallVectors(
-        rotation=rotation,
-        scales=usual.astype(np.float32) if unit else None,
+        rotation=_random_rotation(size, size if size <= WHOLE_BASIS else MOST_OF_LONGER).astype(np.float32),
         scale=min(1.0, USUAL_RANGE / size**0.5) / LARGEST if unit else None,
-        centre=np.zeros(size, np.float32) if two_sided else None,
+        lengths=None,
+        two_sided=two_sided,
         unit=unit,
     )
 
 
 def write_small_vectors(folder: Path, found: SmallVectors) -> None:
     """Write it into the folder of its version. Raises: OSError, SafetensorError: it cannot be written."""
-    tensors = {"rotation": found.rotation, "scales": found.scales, "centre": found.centre}
-    metadata = {"format": FORMAT, "settings": json.dumps({"scale": found.scale, "unit": found.unit})}
+    tensors = {"rotation": found.rotation, "lengths": found.lengths}
+    settings = {"scale": found.scale, "two_sided": found.two_sided, "unit": found.unit}
+    metadata = {"format": FORMAT, "settings": json.dumps(settings)}
     present = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
     save_file(present, str(folder / FILE), metadata=metadata)
 
@@ -156,17 +165,18 @@ def read_small_vectors(folder: Path) -> SmallVectors | None:
             raise WorkspaceError(f"{file} has format {metadata.get('format')}; this version reads {FORMAT}.")
         return SmallVectors(
             rotation=tensors["rotation"],
-            scales=tensors.get("scales"),
-            centre=tensors.get("centre"),
+            lengths=tensors.get("lengths"),
             **json.loads(metadata["settings"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise WorkspaceError(f"{file} is damaged ({error}); restore it.") from error
 
 
-def _scale(largest: np.ndarray, unit: bool) -> np.ndarray:
-    wanted = np.maximum(largest * ROOM, 1e-12)
-    return (np.minimum(wanted, 1.0) if unit else wanted) / LARGEST
+def _random_rotation(size: int, count: int) -> np.ndarray:
+    """Orthonormal columns (size, count) float64, the same on every machine: the signs of a QR decomposition are not."""
+    columns, triangle = np.linalg.qr(np.random.default_rng([size, count]).standard_normal((size, count)))
+    signed: np.ndarray = columns * np.sign(np.diag(triangle))
+    return signed
 
 
 def _components(vectors: np.ndarray) -> np.ndarray:

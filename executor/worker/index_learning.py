@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import BadDocument
 from ..evaluation.eval_set import EvalSet, Measured, embed_in_steps
 from ..evaluation.index_plan import IndexPlan, measure_plan
-from ..evaluation.map_fitting import Embeddings, learn_maps
+from ..evaluation.map_fitting import LARGEST, Embeddings, learn_maps
 from ..evaluation.small_vector_scores import SmallVectorScore, score_small_vectors
 from ..models.model import EmbeddingModel
 from ..models.saving import space_of
@@ -85,14 +85,14 @@ def learn_index(
         learn: documents to learn from. choose: others, which choose the map; None: some of the former do.
         prepared_for: returns the documents with their images preprocessed for a model.
         check: called now and then; it raises an exception to stop the work. alone: whether there is one rank.
-    Returns: None: there are too few documents, or an image has disappeared since the training.
+    Returns: None: too few documents, too large vectors, or an image that has disappeared since the training.
     """
 
     def both(of: EvalSet) -> Embeddings:
         old, new = (embed_in_steps(model, prepared_for(model, of), check) for model in (served.model, tuned))
         return old, new
 
-    if len(learn.items) < FEWEST:
+    if len(learn.items) < FEWEST or max(served.model.dim, tuned.dim) > LARGEST:
         return None
     learn = _sampled(learn, MOST)
     learn, choose = _parted(learn) if choose is None else (learn, _sampled(choose, MOST_CHOOSING))
