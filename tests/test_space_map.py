@@ -139,3 +139,12 @@ def test_a_version_of_an_earlier_release_has_no_map_and_a_damaged_file_is_named(
 def test_vectors_of_another_size_are_refused_with_the_size_there_is() -> None:
     with pytest.raises(ValueError, match=rf"\(5, 3\); this map takes \(N, {OLD}\)"):
         known().forward(vectors(5, 0, 3))
+
+
+def test_vectors_of_many_values_get_a_map_that_is_quick_for_a_query() -> None:
+    random = np.random.default_rng(0)
+    old = random.normal(size=(200, 600)).astype(np.float32)
+    new = unit_length(old @ random.normal(size=(600, 600)).astype(np.float32))
+    for fitted in learn_maps((old[:160], new[:160]), (old[160:], new[160:])):
+        assert "rank" in fitted.kind
+        assert fitted.map.dense is None

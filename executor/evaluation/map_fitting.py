@@ -33,6 +33,7 @@ STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the regularisation, in mean s
 ONES_STRENGTH = 0.1  # the same for the direction in which all vectors have one value
 RANKS = (32, 64, 128)
 WORTH = 0.002  # a map that takes less time is taken if it does no worse than that
+LARGEST_WHOLE = 512 * 512  # numbers in a map of full rank; a query would have to wait for a larger one
 LARGEST = 4096  # values; larger vectors get no map: it would take gigabytes
 LARGEST_ROTATION = 2048  # values; that of larger vectors takes minutes
 
@@ -79,7 +80,9 @@ def learn_maps(
 
 def _cheapest(smaller: list[Fitted], whole: Fitted) -> Fitted:
     """Return the first of low rank that is as good as the best of all but for `WORTH`, else the best."""
-    best = max([whole, *smaller], key=_goodness)
+    sizes = whole.map.sizes
+    affordable = [whole, *smaller] if sizes[0] * sizes[1] <= LARGEST_WHOLE or not smaller else smaller
+    best = max(affordable, key=_goodness)
     return next((fitted for fitted in smaller if fitted.goodness >= best.goodness - WORTH), best)
 
 

@@ -18,16 +18,16 @@ from ..errors import WorkspaceError
 
 FILE = "space_map.safetensors"
 FORMAT = "1"
-AT_ONCE = 1024  # vectors mapped at a time, so that they stay in the processor's cache
+AT_ONCE = 256  # vectors mapped at a time, so that they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class SpaceMap:
-    """x ↦ skip · x + x · dense + x · down · up + shift, of unit length if `unit`.
+    """x ↦ skip · x + x · dense + shift, of unit length if `unit`; `down` and `up` may take the place of `dense`.
 
     Attributes:
         shift: (B,) float32. dense: (A, B) float32, or None.
-        down, up: (A, R) and (R, B) float32, or None: a correction of rank R, which takes less time and room.
+        down, up: (A, R) and (R, B) float32, or None: a matrix of rank R, which takes less time and room.
         skip: 0 where A and B differ.
     """
 
@@ -56,15 +56,19 @@ class SpaceMap:
         return mapped
 
     def _mapped(self, vectors: np.ndarray) -> np.ndarray:
-        mapped = np.empty((len(vectors), len(self.shift)), np.float32)
-        mapped[:] = self.shift
-        if self.dense is not None:
-            mapped += vectors @ self.dense
         if self.down is not None and self.up is not None:
-            mapped += (vectors @ self.down) @ self.up
+            mapped: np.ndarray = (vectors @ self.down) @ self.up
+        elif self.dense is not None:
+            mapped = vectors @ self.dense
+        else:
+            mapped = np.zeros((len(vectors), len(self.shift)), np.float32)
+        mapped += self.shift
         if self.skip:
             mapped += vectors if self.skip == 1 else np.float32(self.skip) * vectors
-        return unit_length(mapped) if self.unit else mapped
+        if self.unit:
+            lengths = np.sqrt(np.einsum("nd,nd->n", mapped, mapped))
+            mapped /= np.where(lengths > 0, lengths, 1)[:, None]
+        return mapped
 
 
 @dataclass(frozen=True, eq=False)
