@@ -16,7 +16,7 @@ from executor.models.model import ModelConfig
 from executor.models.saving import save_model, space_of
 from executor.models.space_map import KnownMap, read_map, unit_length, write_map
 from executor.serving import stored
-from executor.serving.spaces import Spaces
+from executor.serving.spaces import Leap, Spaces
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
@@ -62,6 +62,10 @@ def write(file: Path, rows: np.ndarray | list[Any], space: str | None = None, **
         table["space"] = [space if row is not None else None for row in rows]
     parquet.write_table(pa.table(table | columns), file, row_group_size=40)
     return file
+
+
+def leap_of(workspace: Workspace) -> Leap:
+    return Spaces(workspace.model_folder, lambda: []).leap("base", "tuned")
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
@@ -113,7 +117,7 @@ def test_a_stopped_map_goes_on_and_makes_no_part_twice(
 ) -> None:
     monkeypatch.setattr(stored, "PART_ROWS", 10)
     source = write(tmp_path / "in.parquet", vectors(ROWS))
-    leap = Spaces(workspace).leap("base", "tuned")
+    leap = leap_of(workspace)
     whole = tmp_path / "whole.parquet"
     assert stored.map_file(source, whole, leap) == ROWS
 
@@ -142,7 +146,7 @@ def test_a_stopped_map_goes_on_and_makes_no_part_twice(
 def test_parts_of_another_file_are_not_taken_for_this_one(
     tmp_path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leap = Spaces(workspace).leap("base", "tuned")
+    leap = leap_of(workspace)
 
     def stop(line: str) -> None:
         raise KeyboardInterrupt
@@ -210,18 +214,18 @@ def test_a_file_of_another_form_is_refused(
     else:
         parquet.write_table(pa.table(table), source)
     with pytest.raises((stored.BadRequest, stored.ConfigurationError), match=words.replace("?", "")):
-        stored.map_file(source, tmp_path / "out.parquet", Spaces(workspace).leap("base", "tuned"))
+        stored.map_file(source, tmp_path / "out.parquet", leap_of(workspace))
 
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path, workspace: Workspace) -> None:
     source = write(tmp_path / "in.parquet", vectors(3))
     with pytest.raises(stored.ConfigurationError, match="exists already; name a new file"):
-        stored.map_file(source, source, Spaces(workspace).leap("base", "tuned"))
+        stored.map_file(source, source, leap_of(workspace))
 
 
 def test_fixed_size_lists_and_doubles_are_mapped_too(tmp_path: Path, workspace: Workspace) -> None:
     rows = vectors(6)
-    leap = Spaces(workspace).leap("base", "tuned")
+    leap = leap_of(workspace)
     flat = pa.array(rows.reshape(-1).astype(np.float64))
     parquet.write_table(pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, OLD)}), tmp_path / "in.parquet")
     assert stored.map_file(tmp_path / "in.parquet", tmp_path / "out.parquet", leap) == 6

@@ -22,8 +22,8 @@ from executor.models.saving import load_model, save_model, space_of
 from executor.models.small_vectors import FILE as SMALL_FILE
 from executor.models.small_vectors import learn_small_vectors
 from executor.models.space_map import FILE as MAP_FILE
-from executor.parameters import TrainingOptions, parse_executor_options
-from executor.serving.spaces import Conversion
+from executor.parameters import EmbedParameters, TrainingOptions, parse_executor_options
+from executor.serving.spaces import Conversion, Spaces
 from executor.store.run import RunState
 from executor.worker.index_learning import LearnedIndex
 
@@ -205,6 +205,26 @@ def test_a_version_of_an_earlier_release_has_no_map_and_small_vectors_all_the_sa
     assert spaces(embed(service, model="old", dimensions=16, encoding="binary")) == (f"{own}/16/binary", None)
     with pytest.raises(InvalidParameter, match="no map leads from it"):
         embed(service, model="old", space="base")
+
+
+def test_a_reader_maps_to_the_space_that_its_version_was_measured_against(service: Service) -> None:
+    """It has the folder of the served version only, under a name of its own making."""
+    own, base = add_run(service, "a", 1), base_space(service)
+    version = service.embedder.version("a")
+
+    def folder(name: str) -> Path:
+        if name != "a":
+            raise UnknownModel(name)
+        return service.store.workspace.model_folder(name)
+
+    reader = Spaces(folder, lambda: ["a"], elsewhere=True)
+    found = reader.conversion(version, EmbedParameters(space="base"))
+    assert (found.source, found.space) == (own, base)
+    assert reader.conversion(version, EmbedParameters(dimensions=8)).space == f"{own}/8"
+    with pytest.raises(InvalidParameter, match="cannot map to the space of 'b'; it has a map to that of 'base'"):
+        reader.conversion(version, EmbedParameters(space="b"))
+    with pytest.raises(InvalidParameter, match="ask for the space alone"):
+        reader.conversion(version, EmbedParameters(space="base", encoding="int8"))
 
 
 def test_a_damaged_map_is_named_and_hinders_nothing_else(service: Service) -> None:

@@ -8,7 +8,7 @@ when the folder was replaced.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from ..documents import ERROR_TAG, MAPPED_TAG, SPACE_TAG
-from ..errors import Conflict, InvalidParameter, UnknownModel
+from ..errors import Conflict, InvalidParameter, UnknownModel, WorkspaceError
 from ..models.saving import read_settings, space_of
 from ..models.small_vectors import Encoding, SmallVectors, read_small_vectors, without_documents
 from ..models.space_map import KnownMap, SpaceMap, read_map
-from ..models.versions import check_version
 from ..parameters import EmbedParameters
-from ..store.workspace import Workspace
 from .pipeline import Version
 
 KEPT = 8  # versions whose files stay in memory
@@ -103,10 +101,21 @@ class _Known:
 
 
 class Spaces:
-    """Finds conversions between the spaces of a workspace's versions."""
+    """Finds conversions between the spaces of versions.
 
-    def __init__(self, workspace: Workspace) -> None:
-        self._workspace = workspace
+    Args:
+        folder: returns the folder of a version. Raises: UnknownModel: there is no such version.
+        names: returns the names of all versions.
+        elsewhere: whether this is a reader, which has the served version only. A map then leads to the space that it
+            was learned for, under the name that the version had.
+    """
+
+    def __init__(
+        self, folder: Callable[[str], Path], names: Callable[[], list[str]], *, elsewhere: bool = False
+    ) -> None:
+        self._folder = folder
+        self._names = names
+        self._elsewhere = elsewhere
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -117,7 +126,12 @@ class Spaces:
             encoding; the message names what there is.
         """
         name = wanted.space or version.name
-        target = self._read(name)
+        try:
+            target = self._read(name)
+        except UnknownModel:
+            if self._elsewhere:
+                return self._conversion_elsewhere(version, name, wanted)
+            raise
         found = None if target.space == version.space else self._map(version, name, target)
         small = None
         if wanted.dimensions is not None or wanted.encoding != "float":
@@ -132,6 +146,20 @@ class Spaces:
             dimensions=wanted.dimensions,
             encoding=wanted.encoding,
         )
+
+    def _conversion_elsewhere(self, version: Version, name: str, wanted: EmbedParameters) -> Conversion:
+        known = self._read(version.name).map
+        if known is None or known.version != name or known.own_space != version.space:
+            there_is = "it has no map" if known is None else f"it has a map to that of {known.version!r}"
+            raise InvalidParameter(
+                f"This reader serves {version.name!r}, and cannot map to the space of {name!r}; {there_is}."
+            )
+        if wanted.dimensions is not None or wanted.encoding != "float":
+            raise InvalidParameter(
+                f"This reader does not have {name!r}, which knows how to shorten and encode vectors of its space; ask "
+                "for the space alone, or for the service that trains."
+            )
+        return Conversion(version.name, version.space, known.space, known.backward, None, None, "float")
 
     def leap(self, version: str, to: str) -> Leap:
         """Return the map between the spaces of two versions, for vectors that are stored.
@@ -165,23 +193,19 @@ class Spaces:
         )
 
     def _reaches(self, name: str, source: str, space: str) -> bool:
-        other, own = self._read(name), self._read(source)
+        try:
+            other, own = self._read(name), self._read(source)
+        except (UnknownModel, WorkspaceError):  # deleted just now, or damaged
+            return False
         return other.space != space and _between(space, own.map, other.space, other.map) is not None
-
-    def _names(self) -> list[str]:
-        runs = sorted(folder.parent.name for folder in self._workspace.root.glob("runs/*/model"))
-        return [*(["base"] if self._workspace.base.is_dir() else []), *runs]
 
     def _read(self, name: str) -> _Known:
         """Read what a version has. Raises: UnknownModel: there is no such version."""
-        check_version(self._workspace, name)
-        folder = self._workspace.model_folder(name)
+        folder = self._folder(name)
         try:
             stat = os.stat(folder / "weights.safetensors")
         except FileNotFoundError:
-            raise UnknownModel(
-                f"There are no weights of {name!r} now; the base model is made at the first run or /embed."
-            ) from None
+            raise UnknownModel(f"There are no weights of {name!r} any more; ask again.") from None
         signature = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         with self._lock:
             known = self._known.get(name)
