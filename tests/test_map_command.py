@@ -223,11 +223,16 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path, workspace: Work
         stored.map_file(source, source, leap_of(workspace))
 
 
-def test_fixed_size_lists_and_doubles_are_mapped_too(tmp_path: Path, workspace: Workspace) -> None:
+def test_fixed_size_lists_stay_so_and_doubles_are_mapped_too(tmp_path: Path, workspace: Workspace) -> None:
     rows = vectors(6)
     leap = leap_of(workspace)
+    gaps = pa.array([False, True, False, False, False, False])
     flat = pa.array(rows.reshape(-1).astype(np.float64))
-    parquet.write_table(pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, OLD)}), tmp_path / "in.parquet")
-    assert stored.map_file(tmp_path / "in.parquet", tmp_path / "out.parquet", leap) == 6
-    mapped = parquet.read_table(tmp_path / "out.parquet").column("embedding").to_pylist()
-    np.testing.assert_allclose(mapped, leap.map(rows), atol=1e-6)
+    column = pa.FixedSizeListArray.from_arrays(flat, OLD, mask=gaps)
+    parquet.write_table(pa.table({"embedding": column}), tmp_path / "in.parquet")
+    assert stored.map_file(tmp_path / "in.parquet", tmp_path / "out.parquet", leap) == 5
+    mapped = parquet.read_table(tmp_path / "out.parquet").column("embedding")
+    assert mapped.type == pa.list_(pa.float32(), NEW)
+    assert mapped[1].as_py() is None
+    found = mapped.to_pylist()
+    np.testing.assert_allclose([found[0], *found[2:]], leap.map(np.delete(rows, 1, axis=0)), atol=1e-6)

@@ -1,7 +1,6 @@
 """Map stored vectors into the space of another version."""
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,15 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what the map loses, map the file, and say how many vectors there were."""
-    from ..errors import FinetunerError
     from ..models.versions import version_folder, version_names
     from ..serving.spaces import Spaces
     from ..serving.stored import loss_of, map_file
     from ..store.workspace import find_workspace
 
-    try:
-        workspace = find_workspace(arguments.workspace)
-        spaces = Spaces(partial(version_folder, workspace), partial(version_names, workspace))
-        leap = spaces.leap(arguments.version, arguments.to)
-        print(loss_of(leap), flush=True)
-        mapped = map_file(arguments.source, arguments.target, leap, say=lambda line: print(line, flush=True))
-    except FinetunerError as error:
-        print(error, file=sys.stderr)
-        return 2
+    workspace = find_workspace(arguments.workspace)
+    spaces = Spaces(partial(version_folder, workspace), partial(version_names, workspace))
+    leap = spaces.leap(arguments.version, arguments.to)
+    print(loss_of(leap), flush=True)
+    mapped = map_file(arguments.source, arguments.target, leap, say=lambda line: print(line, flush=True))
     print(f"{arguments.target}: {mapped:,} vectors in the space {leap.target}.")
     return 0

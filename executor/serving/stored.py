@@ -137,8 +137,7 @@ def _mapped(batch: Any, start: int, leap: Leap, source: Path) -> Any:
     if not np.isfinite(values).all():
         raise BadRequest(f"Rows {start} to {start + batch.num_rows - 1} of {source} have values that are not finite.")
     present = there.to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(present) * leap.map.sizes[1]]).astype(np.int32)
-    made = pa.ListArray.from_arrays(pa.array(offsets), pa.array(leap.map(values).reshape(-1)), mask=pa.array(~present))
+    made = _column(leap.map(values), present, fixed=pa.types.is_fixed_size_list(vectors.type))
     table = pa.Table.from_batches([batch])
     for name, column in (
         (VECTORS, made),
@@ -148,6 +147,17 @@ def _mapped(batch: Any, start: int, leap: Leap, source: Path) -> Any:
         place = table.schema.get_field_index(name)
         table = table.append_column(name, column) if place < 0 else table.set_column(place, name, column)
     return table
+
+
+def _column(mapped: np.ndarray, present: np.ndarray, *, fixed: bool) -> Any:
+    """Vectors (V, B) as a column with a row for each of `present` (N,), of which V are true."""
+    size = mapped.shape[1]
+    if fixed:
+        rows = np.zeros((len(present), size), np.float32)
+        rows[present] = mapped
+        return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), size, mask=pa.array(~present))
+    offsets = np.concatenate([[0], np.cumsum(present) * size]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(mapped.reshape(-1)), mask=pa.array(~present))
 
 
 def _as_bytes(table: Any) -> bytes:
