@@ -237,6 +237,20 @@ class EmbedParameters(_Parameters):
 
     model: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
     matches: Flag = Field(False, description="embed the matches of the documents too")
+    space: RunName | None = Field(
+        None, description="a version: the vectors come in its space, by the map that was learned between the two"
+    )
+    dimensions: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
+        None, description="so many values: the first principal components; by default all, as the model gives them"
+    )
+    encoding: Literal["float", "int8", "binary"] = Field(
+        "float", description="`int8`: by a scale of the version; `binary`: bits, eight to a byte"
+    )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the vectors are wanted as the model gives them."""
+        return self.space is None and self.dimensions is None and self.encoding == "float"
 
 
 class CancelParameters(_Parameters):
@@ -363,6 +377,9 @@ class ExecutorOptions(_Parameters):
         True,
         description="embed in bf16, by a traced graph, where that is measured to be faster and gives the same (the "
         "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
+    )
+    index_tolerance: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.02, description="loss of mAP@R for which an index need not be embedded anew: see `index_plan` in a status"
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
         4096,

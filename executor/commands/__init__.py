@@ -9,6 +9,7 @@ compare.py   measure two versions on the same documents
 train.py     train one run of a workspace, in this process
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
+map.py       map stored vectors into the space of another version
 export.py    write a model version as files that other programs read
 priority.py  how a trainer lets others go first, and ends with its service
 reading.py   the arguments that name a source, and the count of what it has
@@ -45,6 +46,7 @@ COMMANDS = (
     "status",
     "watch",
     "compare",
+    "map",
     "report",
     "export",
     "train",

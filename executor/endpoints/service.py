@@ -1,5 +1,6 @@
 """What every door serves: a workspace, and everything that works on it."""
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from ..images.libtiff import silence_libtiff
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
-from ..models.versions import WorkspaceVersions, check_version
+from ..models.versions import WorkspaceVersions, check_version, version_folder, version_names
 from ..parameters import ExecutorOptions
 from ..serving.embedder import Embedder
 from ..serving.publishing import Publisher
+from ..serving.spaces import Spaces
 from ..store.lock import WorkspaceLock
 from ..store.published import Place
 from ..store.runs import RunStore
@@ -38,6 +40,7 @@ class Service:
         self.role = options.role
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
         self.embedder = Embedder(self._versions, options)
+        self.spaces = Spaces(self._folder_of, functools.partial(version_names, workspace))
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
@@ -56,6 +59,13 @@ class Service:
         self._publisher = self._start_publisher(options.publish_to)
         if self.role == "all":
             self.embedder.warm()
+
+    def _folder_of(self, version: str) -> Path:
+        """Return the folder of a version, without a look at whether it is whole. Raises: UnknownModel."""
+        workspace = self.store.workspace
+        if version == "base" and not workspace.base.is_dir():
+            return self._versions.folder(version)
+        return version_folder(workspace, version)
 
     def _start_publisher(self, place: str | None) -> Publisher | None:
         return None if place is None else Publisher(Place(place), self.store.promoted, self._versions.folder)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..compute.turns import Turns
-from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
+from ..documents import ERROR_TAG, MAPPED_TAG, MODEL_TAG, SPACE_TAG
 from ..images.budget import LargePicture, abandoned_when, small_only
 from ..images.policy import ImagePolicy
 from ..images.remote import given
@@ -177,7 +177,7 @@ class Pipeline:
             return
         try:
             doc.embedding = None
-            for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG):
+            for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG, MAPPED_TAG):
                 doc.tags.pop(tag, None)
             with (
                 given({} if picture.fetch is None else picture.fetch.fetched),

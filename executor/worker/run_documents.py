@@ -169,6 +169,10 @@ class RunDocuments:
             augment=self._augmentation(kind),
         )
 
+    def trained_items(self, task: Task, device: torch.device, batch: int) -> EvalSet:
+        """The items that were trained on, to be embedded by several models."""
+        return EvalSet(task.dataset, task.items, device=device, cache=task.cache, batch=batch, ranks=self._ranks)
+
     def labelled_parts(self, task: Task, device: torch.device, batch: int) -> list[Part]:
         """All usable documents in their parts, to look for wrong labels."""
         held_out = np.concatenate([self.parts.proof, self.parts.choose])
