@@ -7,6 +7,8 @@ database.py    the SQLite file of the runs: schema, transactions, readable error
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 spool_file.py  the SQLite file under it: connections that survive threads and forks
 sqlite.py      the one way to open a SQLite file
+job.py         the folder of a run that another command trains: plain files, no SQLite file that is shared
+job_store.py   the store of a process that trains in such a folder
 published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder
 lock.py        one service per workspace

@@ -275,6 +275,13 @@ class RunStore:
             sql = f"{sql} AND spooled = {int(spooled)}"
         return int(self._database.rows(sql, *arguments)[0][0])
 
+    def problem_rows(self, name: str) -> list[tuple[str, str, str, bool]]:
+        """All quarantined documents of a run, each (split, id, reason, whether it is in the spool)."""
+        rows = self._database.rows(
+            "SELECT split, document, reason, spooled FROM problems WHERE run = ? ORDER BY number", name
+        )
+        return [(split, document, reason, bool(spooled)) for split, document, reason, spooled in rows]
+
     def quarantined(self, name: str) -> set[str]:
         """The ids of all quarantined documents of a run."""
         return {document for (document,) in self._database.rows("SELECT document FROM problems WHERE run = ?", name)}
@@ -285,6 +292,14 @@ class RunStore:
         """Append an event to the history of a run."""
         with self._database.transaction() as db:
             self._append_event(db, name, kind, message)
+
+    def take_events(self, name: str, events: Iterable[tuple[str, str, str]]) -> None:
+        """Append events of another store, each (time, kind, message), unless they were taken before."""
+        with self._database.transaction() as db:
+            known = {tuple(row) for row in db.execute("SELECT at, kind, message FROM events WHERE run = ?", (name,))}
+            for at, kind, message in events:
+                if (at, kind, message) not in known:
+                    self._append_event(db, name, kind, message, at=at)
 
     def events(self, name: str, after: int = 0, limit: int = 100) -> list[tuple[int, str, str, str]]:
         """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1.
@@ -300,11 +315,13 @@ class RunStore:
         """How many events a run has: the number of the latest."""
         return int(self._database.rows("SELECT COALESCE(MAX(number), 0) FROM events WHERE run = ?", name)[0][0])
 
-    def _append_event(self, db: sqlite3.Connection, name: str, kind: str, message: str) -> None:
+    def _append_event(
+        self, db: sqlite3.Connection, name: str, kind: str, message: str, *, at: str | None = None
+    ) -> None:
         db.execute(
             "INSERT INTO events (run, number, at, kind, message) "
             "SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM events WHERE run = ?",
-            (name, now(), kind, message, name),
+            (name, at or now(), kind, message, name),
         )
 
     # the promoted version -----------------------------------------------------------------------------------------
