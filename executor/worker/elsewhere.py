@@ -30,6 +30,9 @@ from .mirror import Mirror, worst
 LOOK_SECONDS = 0.2
 END_SECONDS = 4.0  # that the command of a cancelled run gets to end its own processes
 _PR_SET_PDEATHSIG = 1
+# By default torchrun's ranks meet at a store that outlives them. A machine that joins in their place waits in vain for its
+# address, which is told in the first round alone (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`).
+MEET_ANEW = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 _log = logging.getLogger(__name__)
 
@@ -164,9 +167,8 @@ def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
         os.setpgid(0, 0)
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    return subprocess.Popen(
-        arguments, cwd=PACKAGE.parent, env=public_environment(), stdin=subprocess.DEVNULL, preexec_fn=apart
-    )
+    environment = MEET_ANEW | public_environment()
+    return subprocess.Popen(arguments, cwd=PACKAGE.parent, env=environment, stdin=subprocess.DEVNULL, preexec_fn=apart)
 
 
 def end_family(process: "subprocess.Popen[bytes]") -> None:
