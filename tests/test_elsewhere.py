@@ -1,22 +1,17 @@
 """A run that another command trains, in a job's folder: torchrun here, a cluster's launcher elsewhere."""
 
 import dataclasses
-import json
-import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from executor import DocumentArrayMemmap
 from executor.errors import WorkspaceError
-from executor.lifecycle.processes import TrainerProcesses
 from executor.store.job import Job, job_of
 from executor.store.job_store import JobStore
 from executor.store.run import Progress, RunState, TrainerExit
@@ -266,6 +261,7 @@ def test_the_documented_command_trains_stops_resumes_and_is_cancelled(tmp_path: 
     made.close()
 
 
+ALIKE = {"norm_statistics": "fixed", "learning_rate": 1e-4, "batch_size": 6, "num_items_per_class": 2}
 NODES = """
 import os, socket, subprocess, sys, time
 job, port = sys.argv[1:]
@@ -306,7 +302,7 @@ def load(doc):
 
 @pytest.mark.process
 def test_two_machines_one_of_which_is_lost_and_back_end_with_the_weights_of_one_process(tmp_path: Path) -> None:
-    """fp32, fixed norm statistics, no augmentation, the same global batches: 20 steps."""
+    """fp32, fixed norm statistics, no augmentation, the same global batches: 20 steps at the rate of pretrained."""
     (tmp_path / "fading.py").write_text(FADING)
     (tmp_path / "nodes.py").write_text(NODES)
     sys.path.insert(0, str(tmp_path))
@@ -316,7 +312,7 @@ def test_two_machines_one_of_which_is_lost_and_back_end_with_the_weights_of_one_
             tmp_path / name,
             train_command=command,
             preprocess_fn="fading:load",
-            fit_defaults=OPTIONS | {"norm_statistics": "fixed", "batch_size": 6, "num_items_per_class": 2, "epochs": 5},
+            fit_defaults=OPTIONS | ALIKE,
         )
         queue(made, "one")
         with made.supervised():
@@ -330,6 +326,23 @@ def test_two_machines_one_of_which_is_lost_and_back_end_with_the_weights_of_one_
     assert (tmp_path / "two" / "runs" / "one" / "job.lost").exists()
     for tensor, other in zip(found["two"].values(), found["alone"].values(), strict=True):
         torch.testing.assert_close(tensor, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.process
+def test_a_launcher_that_tries_again_and_again_is_ended_when_the_run_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "stubborn.py"
+    again = "subprocess.call([sys.executable, '-m', 'executor', 'train', '--job', sys.argv[1]])"
+    script.write_text(f"import subprocess, sys\nwhile True:\n    {again}\n")
+    made = Workshop(tmp_path / "workspace", train_command=f"{{python}} {script} {{job}}", fit_defaults=OPTIONS)
+    made.receive("single", documents(40)[::3])  # of one class
+    made.queue("single")
+    with made.supervised():
+        run = made.wait("single")
+    assert (run.state, run.attempts) == (RunState.FAILED, 1)
+    assert run.error is not None
+    assert "All 14 documents have the label 0" in run.error
+    assert not processes_of(made.store.workspace.run_folder("single") / "job")
+    made.close()
 
 
 @pytest.mark.process

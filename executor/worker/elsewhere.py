@@ -29,9 +29,10 @@ from .mirror import Mirror, worst
 
 LOOK_SECONDS = 0.2
 END_SECONDS = 4.0  # that the command of a cancelled run gets to end its own processes
+HOPELESS = (TrainerExit.REFUSED, TrainerExit.UNWRITABLE)
 _PR_SET_PDEATHSIG = 1
-# By default torchrun's ranks meet at a store that outlives them. A machine that joins in their place waits in vain for its
-# address, which is told in the first round alone (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`).
+# By default torchrun's ranks meet at a store that outlives them. A machine that joins in a lost one's place waits in vain
+# for its address, which is told in the first round alone (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`).
 MEET_ANEW = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 _log = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Elsewhere:
         self._command = command
         self._jobs = jobs
         self._stopping = False
+        self._refused: TrainerExit | None = None  # no further try would help, though a launcher may make it
+        self._reason: str | None = None  # why
 
     def stop(self) -> None:
         """Let the job write a checkpoint and end; of a run that was cancelled, end it at once."""
@@ -103,7 +106,7 @@ class Elsewhere:
         """Mirror what the job makes until its command has ended."""
         asked = False
         while process.poll() is None:
-            if self._stopping and self._store.get(self._name).state.ended:
+            if self._refused is not None or (self._stopping and self._store.get(self._name).state.ended):
                 job.end_attempts()
                 end_family(process)
             elif self._stopping and not asked:
@@ -112,9 +115,16 @@ class Elsewhere:
                 process.terminate()
             try:
                 mirror.look()
+                self._notice_refusal(mirror)
             except (OSError, FinetunerError) as error:  # such as a network that is gone for a while
                 _log.warning("The job's folder cannot be read: %s", error)
             time.sleep(LOOK_SECONDS)
+
+    def _notice_refusal(self, mirror: Mirror) -> None:
+        """Remember that the run was refused, and why: the next try of the job forgets that."""
+        if self._refused is None and (code := worst(mirror.ended())) in HOPELESS:
+            self._refused = TrainerExit(code)
+            self._reason = mirror.refusal() or self._store.progress(self._name).error
 
     def _outcome(self, code: int, mirror: Mirror) -> TrainerExit:
         codes = mirror.ended()
@@ -123,8 +133,11 @@ class Elsewhere:
             return TrainerExit.INTERRUPTED
         if code == 0 and codes.get(0) == TrainerExit.SUCCEEDED:
             return self._take_over(mirror)
-        if (refusal := mirror.refusal()) is not None:
-            self._explain(refusal)
+        self._notice_refusal(mirror)
+        if self._refused is not None:
+            if self._reason is not None:
+                self._explain(self._reason)
+            return self._refused
         if (telling := worst(codes)) is not None:
             return TrainerExit(telling)
         if TrainerExit.CRASHED not in codes.values():  # else the trainer has said what happened
