@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 
-from executor import DocumentArrayMemmap
+from executor import Document, DocumentArrayMemmap, RunStatus
 from executor.errors import WorkspaceError
 from executor.store.job import Job, job_of
 from executor.store.job_store import JobStore
@@ -19,7 +19,7 @@ from executor.worker.command import public_environment
 from executor.worker.elsewhere import arguments_of
 from executor.worker.job_folder import fill
 from executor.worker.mirror import Mirror, worst
-from serving import ROOT, free_ports
+from serving import ROOT, free_ports, served
 from test_distributed import documents, weights
 from workshop import Workshop
 
@@ -368,3 +368,36 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert run.error is not None
     assert "no-such-launcher" in run.error
     made.close()
+
+
+@pytest.mark.flow
+@pytest.mark.process
+def test_the_service_serves_and_receives_while_another_command_trains_and_serves_what_it_has_made(
+    tmp_path: Path,
+) -> None:
+    jobs, gate = tmp_path / "jobs", tmp_path / "gate"
+    wait_and_train = tmp_path / "wait.py"
+    wait_and_train.write_text(
+        "import os, sys, time\n"
+        f"while not os.path.exists({str(gate)!r}):\n    time.sleep(0.05)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'executor', 'train', '--job', sys.argv[1]])\n"
+    )
+    command = f"{{python}} {wait_and_train} {{job}}"
+    with served(tmp_path, train_command=command, train_jobs=str(jobs), fit_defaults=OPTIONS) as service:
+        service.post("/fit", documents(20), returns=RunStatus, run="one", total=20)
+        service.wait("one", until=lambda status: status.state == "training" and list(jobs.glob("one-*/attempt.json")))
+        embedded = service.post("/embed", documents(2), returns=Document)
+        assert {doc.tags["finetuner_model"] for doc in embedded} == {"base"}
+        received = service.post("/fit", documents(20), returns=RunStatus, run="two", total=20)
+        assert received[-1].state == "queued"
+        assert not list(jobs.rglob("*-wal"))
+        gate.touch()
+        assert service.wait("one").state == "succeeded"
+        assert {doc.tags["finetuner_model"] for doc in service.post("/embed", documents(2), returns=Document)} == {
+            "one"
+        }
+        assert "one" in service.http("/report", run="one").json()["data"][0]["text"]
+        service.wait("two", until=lambda status: status.state == "training" and list(jobs.glob("two-*")))
+        service.cancel("two")
+        assert service.wait("two").state == "cancelled"
+        assert not list(jobs.iterdir())

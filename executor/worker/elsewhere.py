@@ -31,8 +31,8 @@ LOOK_SECONDS = 0.2
 END_SECONDS = 4.0  # that the command of a cancelled run gets to end its own processes
 HOPELESS = (TrainerExit.REFUSED, TrainerExit.UNWRITABLE)
 _PR_SET_PDEATHSIG = 1
-# By default torchrun's ranks meet at a store that outlives them. A machine that joins in a lost one's place waits in vain
-# for its address, which is told in the first round alone (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`).
+# By default torchrun's ranks meet at a store that outlives them. A machine that joins in a lost one's place waits in
+# vain for its address, told in the first round alone (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`).
 MEET_ANEW = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 _log = logging.getLogger(__name__)
