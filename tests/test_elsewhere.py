@@ -21,7 +21,7 @@ from executor.worker.job_folder import fill
 from executor.worker.mirror import Mirror, worst
 from serving import ROOT, free_ports, served
 from test_distributed import documents, weights
-from workshop import Workshop
+from workshop import Workshop, kill
 
 COMMAND = "{python} -m executor train --job {job}"
 DOCUMENTED = re.search(r"train_command: (.*torch.*)", (ROOT / "docs" / "many-machines.md").read_text())
@@ -401,3 +401,27 @@ def test_the_service_serves_and_receives_while_another_command_trains_and_serves
         service.cancel("two")
         assert service.wait("two").state == "cancelled"
         assert not list(jobs.iterdir())
+
+
+@pytest.mark.process
+def test_a_command_ends_with_the_process_that_looks_after_it(tmp_path: Path) -> None:
+    """Also if that is killed, as it is when the service is: the kernel tells the command. Then the run goes on."""
+    started = tmp_path / "started"
+    script = tmp_path / "idle.py"
+    script.write_text(f"import os, time\nopen({str(started)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(600)\n")
+    made = Workshop(tmp_path / "workspace", train_command=f"{{python}} {script} {{job}}", fit_defaults=OPTIONS)
+    queue(made, "idle")
+
+    def commands() -> list[int]:
+        return [int(pid) for pid in started.read_text().split()] if started.exists() else []
+
+    with made.supervised() as supervisor:
+        pid = made.wait("idle", lambda run: commands() and run.pid).pid
+        assert pid is not None
+        kill(pid)
+        made.wait("idle", lambda run: len(commands()) == 2)
+        assert not psutil.pid_exists(commands()[0])
+        assert made.store.get("idle").attempts == 2
+        supervisor.cancel("idle")
+        assert not psutil.pid_exists(commands()[1])
+    made.close()
