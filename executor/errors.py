@@ -18,10 +18,21 @@ FinetunerError
 ├── OutOfMemory           500  not even one image at a time fits into memory
 ├── NotReady              503  a reader has no version yet
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
+├── Unreachable           503  the service that a command was to call does not answer
 └── InternalError         500  our fault: the service's log has the traceback
 
 Each message is one or two sentences: what was wrong, and what to do about it.
 """
+
+from typing import Any
+
+SHOWN = 200  # characters of what a caller sent that a message repeats
+
+
+def brief(value: Any, length: int = SHOWN) -> str:
+    """Return what a caller sent as text for a message: an id may have megabytes."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 class FinetunerError(Exception):
@@ -109,6 +120,12 @@ class OutOfMemory(FinetunerError):
 
 class WorkspaceError(FinetunerError):
     """The workspace cannot be used."""
+
+    status = 503
+
+
+class Unreachable(FinetunerError):
+    """The service that a command was to call does not answer."""
 
     status = 503
 

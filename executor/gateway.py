@@ -25,6 +25,8 @@ from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 
 from . import errors
+from .docarray_private import LARGEST_INTEGER
+from .parameters import DEFAULT_MAX_REQUEST_BYTES
 from .wire.ending import answer_before_the_end
 from .wire.jina_private import (
     BaseGateway,
@@ -34,26 +36,46 @@ from .wire.jina_private import (
     WebSocketServer,
     refusal_in,
     settings_of_servers,
+    use_http_protocol,
     wrap_streamer,
 )
+from .wire.limits import BodyLimit, ImpatientProtocol, grpc_options
+from .wire.quiet import quieten
 from .wire.refusals import OptionalData, malformed
+from .wire.siblings import unless_one_ends
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
 
 class FinetunerGateway(CompositeBaseServer, BaseGateway):
     """Jina's gateway, with our status for refused requests, our token, and bodies that may leave out `data`.
 
-    Args: token_file: a file that holds the token, if it is not in the environment.
-    Raises: ConfigurationError: the token cannot be used.
+    Args:
+        token_file: a file that holds the token, if it is not in the environment.
+        max_request_bytes: the largest request it takes, as the executor's option of this name.
+
+    Raises: ConfigurationError: the token cannot be used, or the limit is none.
     """
 
-    def __init__(self, token_file: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, token_file: str | None = None, max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES, **kwargs: Any
+    ) -> None:
         self._token = read_token(token_file)
+        if type(max_request_bytes) is not int or max_request_bytes < 1:
+            raise errors.ConfigurationError(
+                f"max_request_bytes of the gateway is {max_request_bytes!r}; give a whole number of bytes, 1 or more."
+            )
         answer_before_the_end()
+        quieten()
+        use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)
         self.servers = [
-            _SERVERS[protocol](token=self._token, **settings) for protocol, settings in settings_of_servers(self)
+            _SERVERS[protocol](token=self._token, max_request_bytes=max_request_bytes, **settings)
+            for protocol, settings in settings_of_servers(self)
         ]
+
+    async def setup_server(self) -> None:
+        """Prepare the servers. Raises: ExecutorEnded: an executor of this Flow could not start."""
+        await unless_one_ends(super().setup_server(), told_to_end=self.is_cancel.is_set)
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
         """The interceptors of the channels to the executors: Jina's own, and ours for the token."""
@@ -66,14 +88,21 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
 
 
 class _Guarded:
-    """What the servers have in common: the token, if there is one."""
+    """What the servers have in common: the token, if there is one, and the limit of a request."""
 
-    def __init__(self, token: str | None, **kwargs: Any) -> None:
+    def __init__(self, token: str | None, max_request_bytes: int, **kwargs: Any) -> None:
         self._token = token
+        self._max_request_bytes = max_request_bytes
         super().__init__(**kwargs)
 
 
 class _OverGrpc(_Guarded, GRPCServer):
+    def __init__(
+        self, max_request_bytes: int, grpc_server_options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        options = {**grpc_options(max_request_bytes), **(grpc_server_options or {})}
+        super().__init__(max_request_bytes=max_request_bytes, grpc_server_options=options, **kwargs)
+
     def aio_tracing_server_interceptors(self) -> list[Any]:
         tracing = super().aio_tracing_server_interceptors() or []
         return [*tracing, *([TokenRequiredByServer(self._token)] if self._token else [])]
@@ -87,6 +116,7 @@ class _OverHttp(_Guarded, HTTPServer):
         app: FastAPI = super().app
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
+        app.add_middleware(BodyLimit, max_request_bytes=self._max_request_bytes)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)
         return app
@@ -108,7 +138,7 @@ _SERVERS = {"grpc": _OverGrpc, "http": _OverHttp, "websocket": _OverWebsocket}
 
 # The limits of Jina's messages from a gateway to an executor. Anything beyond them breaks Jina's gateway: it answers
 # 500, and waits for ever when it is told to end.
-MAX_INTEGER = 2**31 - 1
+MAX_INTEGER = LARGEST_INTEGER  # docarray itself sends 32 bits only, see `docarray_private`
 MAX_DEPTH = 16
 
 

@@ -5,6 +5,7 @@ because Jina runs plain functions one at a time. Blocking work goes to threads.
 """
 
 import logging
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -16,8 +17,9 @@ from .documents import DocumentArray, Evaluation, Event, RunQuery, RunStatus
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
 from .errors import FinetunerError
-from .parameters import parse_executor_options
+from .parameters import ExecutorOptions, parse_executor_options
 from .wire.ending import answer_before_the_end
+from .wire.quiet import quieten
 from .wire.refusals import Refusal, extend_servers
 from .wire.token import read_token, require
 
@@ -39,12 +41,13 @@ class FinetunerExecutor(Executor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         jina_arguments = {name: kwargs.pop(name) for name in _JINA_ARGUMENTS if name in kwargs}
         super().__init__(*args, **jina_arguments)
+        quieten()
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         answer_before_the_end()
-        extend_servers(self._token)
+        extend_servers(self._token, options.max_request_bytes)
 
     def _copies(self) -> int:
         """How many of this executor Jina starts: its replicas and shards."""
@@ -126,3 +129,18 @@ class FinetunerExecutor(Executor):
     def close(self) -> None:
         """End the trainer and the threads. Jina calls it when the service ends."""
         self._service.close()
+
+
+def _with_options(method: Any) -> Signature:
+    """Return the signature of the constructor with every option by name: Jina warns of those that it does not name."""
+    own = signature(method)
+    before = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=field.annotation)
+        for name, field in ExecutorOptions.model_fields.items()
+    ]
+    jinas = [each for each in own.parameters.values() if each.kind is Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*before, *options, *jinas])
+
+
+FinetunerExecutor.__init__.__signature__ = _with_options(FinetunerExecutor.__init__)  # type: ignore[attr-defined]

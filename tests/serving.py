@@ -28,6 +28,7 @@ QUICK = {
     "trainer_yields": False,
     "trainer_threads": 1,
     "standby_seconds": 0,
+    "trainer_stall_seconds": 0,  # tests stop trainers to see what happens meanwhile
     "fit_defaults": {"epochs": 2, "batch_size": 16},
 }
 

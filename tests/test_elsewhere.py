@@ -15,6 +15,7 @@ from executor.errors import WorkspaceError
 from executor.store.job import Job, job_of
 from executor.store.job_store import JobStore
 from executor.store.run import Progress, RunState, TrainerExit
+from executor.store.runs import Quarantined
 from executor.worker.command import public_environment
 from executor.worker.elsewhere import arguments_of
 from executor.worker.job_folder import fill
@@ -51,7 +52,7 @@ def workshop(tmp_path: Path) -> Iterator[Workshop]:
 def job(workshop: Workshop) -> Job:
     """The folder of the job of the run `one`, ready for an attempt."""
     queue(workshop, "one")
-    workshop.store.quarantine("one", "train", [("bad", "it has no label")], spooled=False)
+    workshop.store.quarantine("one", "train", [Quarantined("key", "bad", "it has no label")], spooled=False)
     run = workshop.store.advance("one", RunState.TRAINING)
     found = job_of(workshop.store.workspace, run, workshop.options.train_jobs)
     fill(found, workshop.store, run)
@@ -85,7 +86,7 @@ def test_a_store_of_a_job_tells_the_service_by_files(workshop: Workshop, job: Jo
     assert store.count_problems("one", "train", spooled=False) == 1
     store.report("one", Progress(phase="training", step=3, loss=0.5))
     store.event("one", "epoch", "epoch 1 of 5")
-    store.quarantine("one", "train", [("d1", "it is no picture")], spooled=True)
+    store.quarantine("one", "train", [Quarantined("1", "d1", "it is no picture")], spooled=True)
     assert store.finish(TrainerExit.CRASHED) == TrainerExit.CRASHED
     for _ in range(2):  # what was taken is not taken again, by another look or after a restart
         mirror.look()

@@ -6,6 +6,7 @@ reader.py    what embeds with published versions: `role: serve`
 runs.py      `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`
 embed.py     `/embed`
 evaluate.py  `/evaluate`
+outward.py   messages without the places of the server
 gathering.py sets of documents that arrive in several requests
 
 May import lifecycle, serving and the layers below them; no Jina, because a door decodes requests and encodes answers.

@@ -1,7 +1,6 @@
 """`/evaluate`: embed documents with a version and score them as queries."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from ..documents import ERROR_TAG, DocumentArray, Evaluation
 from ..errors import BadRequest, Conflict
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
-from ..store.spool import DocumentArrayMemmap
+from ..store.proof_documents import proof_documents
 from .reader import Reader
 from .service import Service
 
@@ -62,36 +61,8 @@ async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: Evalu
 
 async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
     await asyncio.to_thread(service.store.get, run)
-    workspace = service.store.workspace
-    with (
-        DocumentArrayMemmap(workspace.spool_file(run), split="eval") as given,
-        DocumentArrayMemmap(workspace.spool_file(run), split="train") as train,
-    ):
-        file = workspace.proof_file(run)  # written when the training begins
-        proof = json.loads(file.read_text()) if file.exists() else {"train": [], "eval": range(len(given))}
-        if not proof["train"] and not proof["eval"]:
-            raise BadRequest(
-                f"Run {run!r} has no eval documents, and none of its train documents were held out (or not yet); "
-                "send labelled documents to /evaluate."
-            )
-        docs = _Chosen(given, proof["eval"]) if proof["eval"] else _Chosen(train, proof["train"])
+    with proof_documents(service.store.workspace, run) as docs:
         return await _evaluate_alone(service, docs, version)
-
-
-class _Chosen(Sequence[Any]):
-    """Some of the documents of a sequence, each read when it is wanted."""
-
-    def __init__(self, docs: Sequence[Any], positions: Sequence[int]) -> None:
-        self._docs = docs
-        self._positions = positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return DocumentArray(self._docs[position] for position in self._positions[index])
-        return self._docs[self._positions[index]]
 
 
 async def _evaluate_alone(service: Service | Reader, docs: Sequence[Any], version: str) -> Evaluation:

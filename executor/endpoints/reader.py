@@ -6,6 +6,7 @@ from typing import Any
 
 from ..documents import Document, RunStatus
 from ..errors import UnknownRun
+from ..images.libtiff import silence_libtiff
 from ..parameters import ExecutorOptions, StatusParameters
 from ..serving.embedder import Embedder
 from ..serving.following import FollowedVersions, Follower
@@ -24,6 +25,8 @@ class Reader:
     role = "serve"
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
+        silence_libtiff()
+        self.folder = folder
         place = Place(options.serve_from or "")
         self.versions = FollowedVersions(place, folder / "versions")
         self.embedder = Embedder(self.versions, options)

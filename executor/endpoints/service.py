@@ -4,6 +4,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..compute.threads import Lanes
+from ..images.libtiff import silence_libtiff
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
@@ -17,6 +19,8 @@ from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
 
+RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
+
 
 class Service:
     """Receives documents, trains runs and serves models. There is one per workspace.
@@ -26,6 +30,8 @@ class Service:
     """
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
+        silence_libtiff()
+        self.folder = folder
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
@@ -33,6 +39,7 @@ class Service:
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
         self.embedder = Embedder(self._versions, options)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
+        self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
         trainers = TrainerProcesses(
@@ -45,6 +52,7 @@ class Service:
         )
         self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
         self.store.finish_deletes()
+        trainers.end_leftovers()
         self.receiver.go_on()
         self.supervisor.start()
         self._publisher = self._start_publisher(options.publish_to)
@@ -81,6 +89,7 @@ class Service:
             self._publisher.close()
         self.supervisor.close()
         self.embedder.close()
+        self.receiving.close()
         self.receiver.close()
         self.store.close()
         self._lock.release()

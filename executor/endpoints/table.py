@@ -8,10 +8,11 @@ from pydantic import BaseModel
 
 from .. import parameters as of
 from ..documents import Document
-from ..errors import ConfigurationError, Conflict
+from ..errors import ConfigurationError, Conflict, FinetunerError
 from . import reader, runs
 from .embed import embed
 from .evaluate import evaluate
+from .outward import outward_error
 from .reader import Reader
 from .service import Service
 
@@ -91,4 +92,7 @@ async def call(
         of the service does not have this endpoint.
     """
     endpoint = endpoint_of(service, path)
-    return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
+    try:
+        return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
+    except FinetunerError as error:
+        raise outward_error(error, service.folder) from error

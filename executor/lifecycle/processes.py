@@ -4,14 +4,20 @@ The process started in advance waits for the name of its run on its standard inp
 trainer process is one that looks after that command: `worker/elsewhere.py`.
 """
 
+import contextlib
 import signal
 import subprocess
 import time
 
+import psutil
+
 from ..store.job import job_of
 from ..store.run import Run
 from ..store.workspace import Workspace
-from ..worker.command import end_process, on_workspace, start_process
+from ..worker.command import end_process, is_trainer_of, on_workspace, start_process
+from .watchdog import is_stopped
+
+END_SECONDS = 10.0
 
 
 class TrainerProcesses:
@@ -48,7 +54,7 @@ class TrainerProcesses:
         """Return a trainer for a run: the waiting process if there is one and the run has one rank, else a new one."""
         waiting, self._standby = self._standby, None
         if waiting is not None and waiting.stdin is not None:
-            if waiting.poll() is None and run.ranks == 1:
+            if waiting.poll() is None and run.ranks == 1 and not is_stopped(waiting.pid):
                 try:
                     waiting.stdin.write(f"{run.name}\n".encode())
                     waiting.stdin.flush()
@@ -70,6 +76,17 @@ class TrainerProcesses:
     def forget(self, run: Run) -> None:
         """Remove the folder of a run's job, if it had one. The run has ended."""
         job_of(self._workspace, run, self._jobs).remove()
+
+    def end_leftovers(self) -> None:
+        """End the trainers of an earlier service. They die with it by themselves, unless they were stopped.
+
+        Only the service that holds the workspace may call this.
+        """
+        found = [process for process in psutil.process_iter() if is_trainer_of(process, self._workspace.root)]
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=END_SECONDS)
 
     def prepare(self) -> None:
         """Start a process in advance, unless one is waiting."""

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..errors import UnknownModel
+from ..errors import UnknownModel, WorkspaceError
 from ..parameters import ExecutorOptions
 from ..store.files import remove_leftovers
 from ..store.workspace import Workspace
 from .building import build_model
 from .model import EmbeddingModel, ModelConfig
-from .saving import load_model, read_settings, save_model
+from .saving import check_whole, load_model, read_settings, save_model
 
 _log = logging.getLogger(__name__)
 
 
 def ensure_base(workspace: Workspace, options: ExecutorOptions, say: Callable[[str], None] = _log.warning) -> Path:
-    """Return the folder of the base version; build and save it if it is missing or the configuration has changed.
+    """Return the folder of the base version; build it if it is missing, damaged or of other options.
 
     The service and the trainer may call this at the same time: a lock lets one build while the other waits.
 
@@ -75,4 +75,11 @@ def check_version(workspace: Workspace, version: str) -> None:
 
 
 def _saved_config(folder: Path) -> object:
-    return read_settings(folder)["config"] if folder.exists() else None
+    if not folder.exists():
+        return None
+    try:
+        check_whole(folder)
+    except WorkspaceError as error:
+        _log.warning("The base model is built anew: %s", error)
+        return None
+    return read_settings(folder)["config"]

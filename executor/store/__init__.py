@@ -5,7 +5,10 @@ run.py         a run: its states, the one table of legal moves, its options, its
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
 database.py    the SQLite file of the runs: schema, transactions, readable errors
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
-spool_file.py  the SQLite file under it: connections that survive threads and forks
+proof_documents.py  the documents that prove the model of a run
+spool_rows.py  one document as a row of it, and what makes two documents the same
+spool_file.py  the SQLite file under it
+connections.py its connections, which survive threads and forks and are few
 sqlite.py      the one way to open a SQLite file
 job.py         the folder of a run that another command trains: plain files, no SQLite file that is shared
 job_store.py   the store of a process that trains in such a folder

@@ -51,7 +51,8 @@ class JobRun(BaseModel):
 
     Attributes:
         format: of the job's folder. The others up to `started_at` are those of `Run`.
-        problems: its quarantined documents so far, each (split, id, reason, whether it is in the snapshot).
+        problems: its quarantined documents so far, each (split, place, id, reason, whether it is in the
+            snapshot).
         history: its events that a trainer goes by, each (kind, message).
     """
 
@@ -68,7 +69,7 @@ class JobRun(BaseModel):
     attempts: int
     created_at: str
     started_at: str | None
-    problems: list[tuple[str, str, str, bool]]
+    problems: list[tuple[str, str, str, str, bool]]
     history: list[tuple[str, str]]
 
     def as_run(self) -> Run:

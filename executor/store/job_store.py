@@ -18,7 +18,7 @@ from .files import publish_file, sync, unwritable
 from .job import Attempt, Job, JobWorkspace
 from .published import digest_of
 from .run import Progress, TrainerExit
-from .runs import RunStore, now
+from .runs import Quarantined, RunStore, now
 
 PUBLISH_SECONDS = 0.3  # between two versions of `progress.json`: the folder may be on a slow network
 RESULTS = ("model", "report.html", "report.json", "proof.json")
@@ -62,7 +62,8 @@ class JobStore(RunStore):
             columns, marks = ", ".join(values), ", ".join("?" * len(values))
             db.execute(f"INSERT INTO runs ({columns}) VALUES ({marks})", tuple(values.values()))
             db.executemany(
-                "INSERT OR IGNORE INTO problems (run, split, document, reason, spooled) VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO problems (run, split, place, document, reason, spooled) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 [(self.run_name, *problem) for problem in problems],
             )
             for kind, message in history:
@@ -77,10 +78,10 @@ class JobStore(RunStore):
     def progress(self, name: str) -> Progress:
         return self._progress.latest
 
-    def quarantine(self, name: str, split: str, problems: Iterable[tuple[str, str]], *, spooled: bool) -> None:
+    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> None:
         problems = list(problems)
         super().quarantine(name, split, problems, spooled=spooled)
-        self._lines.append("problems.jsonl", [[split, document, reason, spooled] for document, reason in problems])
+        self._lines.append("problems.jsonl", [[split, *problem, spooled] for problem in problems])
 
     def _append_event(
         self, db: sqlite3.Connection, name: str, kind: str, message: str, *, at: str | None = None

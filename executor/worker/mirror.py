@@ -12,7 +12,7 @@ from ..store.files import publish_file, publish_folder
 from ..store.job import Attempt, Job, read_lines
 from ..store.published import digest_of
 from ..store.run import Progress, Run, TrainerExit
-from ..store.runs import RunStore
+from ..store.runs import Quarantined, RunStore
 from ..store.workspace import KEPT_CHECKPOINTS, newest_first
 from .job_folder import KEPT_FILES, serve
 
@@ -107,8 +107,9 @@ class Mirror:
 
     def _take_history(self) -> None:
         for file in self._job.reports("problems.jsonl").values():
-            for split, document, reason, spooled in self._new_lines(file):
-                self._store.quarantine(self._run.name, split, [(document, reason)], spooled=spooled)
+            for split, place, document, reason, spooled in self._new_lines(file):
+                problem = Quarantined(place, document, reason)
+                self._store.quarantine(self._run.name, split, [problem], spooled=spooled)
         for file in self._job.reports("events.jsonl").values():
             events = [(at, kind, message) for at, kind, message in self._new_lines(file)]
             if events:
