@@ -50,6 +50,8 @@ class Service:
             nice=options.trainer_nice,
             yields=options.trainer_yields,
             standby_seconds=options.standby_seconds,
+            command=options.train_command,
+            jobs=options.train_jobs,
         )
         self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
         self.store.finish_deletes()

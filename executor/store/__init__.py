@@ -10,6 +10,8 @@ spool_rows.py  one document as a row of it, and what makes two documents the sam
 spool_file.py  the SQLite file under it
 connections.py its connections, which survive threads and forks and are few
 sqlite.py      the one way to open a SQLite file
+job.py         the folder of a run that another command trains: plain files, no SQLite file that is shared
+job_store.py   the store of a process that trains in such a folder
 published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder
 lock.py        one service per workspace

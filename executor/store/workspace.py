@@ -10,6 +10,7 @@ from ..errors import WorkspaceError
 from .files import remove_leftovers, sync
 
 _RESERVE_BYTES = 2 << 20
+KEPT_CHECKPOINTS = 2  # the newest, and one more in case it is damaged
 
 
 class Workspace:
@@ -58,6 +59,10 @@ class Workspace:
     def checkpoint_folder(self, name: str) -> Path:
         """The checkpoints of one run: one folder each, named after the number of steps done."""
         return self.run_folder(name) / "checkpoints"
+
+    def image_folder(self, name: str) -> Path:
+        """The decoded images of one run, until it ends."""
+        return self.run_folder(name) / "images"
 
     def checkpoints(self, name: str) -> list[Path]:
         """The existing checkpoints of one run, newest first."""

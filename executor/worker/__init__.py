@@ -14,6 +14,10 @@ progress.py       what a trainer reports about its run
 tracking.py       the history of a run for TensorBoard
 time_left.py      how long a run takes after its last step
 checkpoints.py    saves a training to a folder and loads it again
+job.py            a trainer in the folder of a job
+elsewhere.py      the service's trainer process where another command trains
+job_folder.py     what the service puts into a job's folder
+mirror.py         what the service reads of a job, and takes over in the end
 command.py        the one way to start a process that trains
 other_ranks.py    the further processes of a run on several devices
 

@@ -72,7 +72,7 @@ class RunDocuments:
         cache = None
         if self._configuration.preprocess_fn is None:  # another function may return something else each time
             size = model.preprocessing.size
-            path = self._store.workspace.run_folder(self._run.name) / "images" / f"{split}-{size}"
+            path = self._store.workspace.image_folder(self._run.name) / f"{split}-{size}"
             cache = ImageCache(size, path, max_bytes=self._configuration.max_cache_bytes, warn=self._warn)
         return Decoded(
             split,
