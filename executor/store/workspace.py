@@ -19,6 +19,7 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.database = root / "runs.sqlite"
+        self.feedback = root / "feedback.sqlite"
         self.base = root / "base"
         self.lock = root / "service.lock"
         self._discarded = root / "deleted"
@@ -47,6 +48,14 @@ class Workspace:
     def proof_file(self, name: str) -> Path:
         """JSON: for each split, the positions of the documents that prove the model of one run."""
         return self.run_folder(name) / "proof.json"
+
+    def sources_file(self, name: str) -> Path:
+        """JSON: from where documents were copied into one run; see `lifecycle/sources.py`."""
+        return self.run_folder(name) / "sources.json"
+
+    def negatives_file(self, name: str) -> Path:
+        """JSON: the negatives that one run has added to its sessions: their sessions, and the items they are of."""
+        return self.run_folder(name) / "negatives.json"
 
     def log_file(self, name: str) -> Path:
         """What the trainer of one run printed."""
