@@ -6,9 +6,10 @@ silently drop unknown keys.
 """
 
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -93,6 +94,22 @@ def _share(value: Any) -> Any:
     return share
 
 
+def _check_command(line: str) -> None:
+    """Raise ValueError unless `train_command` can be split into words, and its placeholders are known."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ValueError(f"train_command cannot be split into words ({error}); close the quotation") from None
+    known = ("{python}", "{job}", "{run}")
+    unknown = sorted(set(re.findall(r"\{\w*\}", line)) - set(known))
+    if unknown:
+        raise ValueError(
+            f"train_command has the placeholder {unknown[0]}; it may have {', '.join(known)}, and no shell reads it"
+        )
+    if not any("{job}" in word for word in words):
+        raise ValueError("train_command must have {job}, the folder from which it trains and into which it writes")
+
+
 Whole = Annotated[int, BeforeValidator(_whole)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Share = Annotated[Literal["auto"] | float, BeforeValidator(_share)]
@@ -102,6 +119,7 @@ NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
 Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
 Split = Literal["train", "eval"]
 
@@ -115,6 +133,10 @@ class TrainingOptions(_Parameters):
 
     kind: Kind = Field("auto", description="`class`, `session` or `unlabeled`; `auto` looks at the whole set")
     base: RunName = Field("base", description="the version to start from: `base`, `promoted`, or a run")
+    documents_from: RunNames = Field(
+        (), description="earlier runs whose train documents are trained on too, without sending them again"
+    )
+    feedback: Flag = Field(False, description="whether all feedback so far is trained on too; see `/feedback`")
     epochs: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(
         None,
         description="passes over the train documents; by default 10 for 1,000 of them, more for fewer (up to 30), and "
@@ -172,6 +194,11 @@ class TrainingOptions(_Parameters):
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
     )
+    hard_negatives: Annotated[Whole, Field(ge=0, le=100)] = Field(
+        0,
+        description="of session data: how many further negatives each session gets: the nearest pictures of other "
+        "sessions that nobody has judged for it, as far as they are not likely to fit",
+    )
     val_split: Share = Field(
         "auto",
         description="share of the train documents to hold out for the proof when no eval documents are given; `auto`: "
@@ -226,6 +253,10 @@ class FitParameters(TrainingOptions):
         return {name: getattr(self, name) for name in self.model_fields_set & TrainingOptions.model_fields.keys()}
 
 
+class FeedbackParameters(_Parameters):
+    """Parameters of `/feedback`: none."""
+
+
 class StatusParameters(_Parameters):
     """Parameters of `/status`."""
 
@@ -265,6 +296,17 @@ class DeleteParameters(_Parameters):
     run: RunName = Field(description="the run to delete, with its model and all its files")
 
 
+class SuggestParameters(_Parameters):
+    """Parameters of `/suggest`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
+    gallery: Text | None = Field(
+        None,
+        description="instead of documents: a folder of pictures below `allowed_roots`, or a parquet file with the "
+        "columns `id`, `uri`, `embedding`, `space` and `error`",
+    )
+
+
 class EventsParameters(_Parameters):
     """Parameters of `/events`."""
 
@@ -295,6 +337,37 @@ class EvaluateParameters(_Parameters):
     total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
         None, description="documents in the set, where it arrives in several requests: scored as one when all are there"
     )
+
+
+class KeepFeedback(_Parameters):
+    """The rule by which feedback is thinned: what is more, or older, is removed, the oldest first."""
+
+    documents: Annotated[Whole, Field(ge=1)] = Field(200_000, description="at most so many documents")
+    bytes: Annotated[Whole, Field(ge=1)] = Field(20 * 2**30, description="of all documents together")
+    days: Annotated[Number, Field(gt=0)] = Field(730.0, description="since it was said")
+
+
+class Retrain(_Parameters):
+    """When runs start by themselves, and whether they are undone by themselves."""
+
+    every_documents: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="as soon as so many documents of feedback are new since the last run"
+    )
+    every_hours: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="so long after the last run, if there is any new feedback"
+    )
+    retry_minutes: Annotated[Number, Field(gt=0)] = Field(
+        10.0, description="the wait after a run that failed; it doubles with each further one, up to a day"
+    )
+    rollback: Flag = Field(
+        True, description="serve the version before again, if later feedback proves the promoted one worse"
+    )
+
+    @model_validator(mode="after")
+    def _due_at_some_time(self) -> "Retrain":
+        if self.every_documents is None and self.every_hours is None:
+            raise ValueError("give every_documents, every_hours, or both")
+        return self
 
 
 class ExecutorOptions(_Parameters):
@@ -342,6 +415,12 @@ class ExecutorOptions(_Parameters):
         5.0, description="seconds without a new train document after which a run starts"
     )
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
+    keep_feedback: KeepFeedback = Field(
+        KeepFeedback(), description="how much feedback is kept: `documents`, `bytes`, `days`"
+    )
+    retrain: Retrain | None = Field(
+        None, description="runs that start by themselves: `every_documents`, `every_hours`; by default none do"
+    )
     role: Literal["all", "train", "serve"] = Field(
         "all",
         description="`train`: everything but `/embed`; `serve`: a reader, which embeds with what a writer publishes, "
@@ -351,6 +430,17 @@ class ExecutorOptions(_Parameters):
         None, description="directory or fsspec url where each served version is published for readers"
     )
     serve_from: Text | None = Field(None, description="what a reader follows: the `publish_to` of the writer")
+    train_command: Text | None = Field(
+        None,
+        description="command line that trains in place of a process of this machine, with `{job}` for the folder of "
+        "the job, `{run}` for the run and `{python}` for this Python, such as "
+        "`{python} -m torch.distributed.run --nproc-per-node 2 -m executor train --job {job}`; no shell reads it",
+    )
+    train_jobs: Text | None = Field(
+        None,
+        description="directory for the folders of such jobs, under one path on all machines that train; by default "
+        "each lies in the folder of its run",
+    )
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
@@ -409,6 +499,12 @@ class ExecutorOptions(_Parameters):
             raise ValueError("a reader needs both: role must be serve, and serve_from the place that it follows")
         if self.role == "serve" and self.publish_to is not None:
             raise ValueError("publish_to is for the service that trains; a reader (role: serve) publishes nothing")
+        if self.train_command is not None:
+            _check_command(self.train_command)
+        if self.role == "serve" and self.train_command is not None:
+            raise ValueError("train_command is for the service that trains; a reader (role: serve) trains nothing")
+        if self.train_jobs is not None and self.train_command is None:
+            raise ValueError("train_jobs is the place for the jobs of train_command, which is not set")
         if self.devices is not None:
             kinds = {name.split(":")[0] for name in self.devices}
             repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}
@@ -472,16 +568,20 @@ _PLAINER = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object of names and values",
+    " or instance of Retrain": "",
+    " or instance of KeepFeedback": "",
     "a valid string": "a string",
     "String should have at least 1 character": "must not be empty",
 }
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    accepted = ", ".join(model.model_fields)
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # likely a misspelt name
-    name = str(first["loc"][0]) if first["loc"] else ""
+    path = [str(part) for part in first["loc"]]
+    below = _accepted_below(model, path[0]) if len(path) > 1 else []
+    name = ".".join(path) if below else "".join(path[:1])
+    accepted = ", ".join(below or model.model_fields)
     if first["type"] == "extra_forbidden":
         return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."
     if first["type"] == "missing":
@@ -492,6 +592,13 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     if not name:
         return f"{where}: {reason}"
     return f"Parameter {name!r} of {where} is {_shown(first['input'])}, but {reason}. It accepts: {accepted}."
+
+
+def _accepted_below(model: type[BaseModel], name: str) -> list[str]:
+    """The fields of the model that is the value of field `name`; none if the value is no model."""
+    annotation = model.model_fields[name].annotation
+    inner = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type))
+    return [field for each in inner if issubclass(each, BaseModel) for field in each.model_fields]
 
 
 def _shown(value: Any) -> str:

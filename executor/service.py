@@ -13,7 +13,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from .compute.memory import keep_freed_memory
-from .documents import DocumentArray, Evaluation, Event, RunQuery, RunStatus
+from .documents import DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
 from .errors import FinetunerError
@@ -104,6 +104,16 @@ class FinetunerExecutor(Executor):
     async def events(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Event]:
         """Return the history of a run, oldest first."""
         return DocList[Event](await self._call("/events", docs, parameters))
+
+    @requests(on="/feedback")
+    async def feedback(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[FeedbackStatus]:
+        """Store durably what users say of documents; the answer says what is kept in all."""
+        return DocList[FeedbackStatus](await self._call("/feedback", docs, parameters))
+
+    @requests(on="/suggest")
+    async def suggest(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the documents, or those of a gallery, whose labels would teach most, best first."""
+        return DocumentArray(await self._call("/suggest", docs, parameters))
 
     @requests(on="/report")
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:

@@ -232,7 +232,19 @@ parameters = st.one_of(
     st.tuples(names, st.sampled_from(known), values).map(lambda drawn: {"run": drawn[0], drawn[1]: drawn[2]}),
 )
 endpoints = st.sampled_from(
-    ["/fit", "/status", "/embed", "/cancel", "/promote", "/evaluate", "/events", "/report", "/delete"]
+    [
+        "/feedback",
+        "/suggest",
+        "/fit",
+        "/status",
+        "/embed",
+        "/cancel",
+        "/promote",
+        "/evaluate",
+        "/events",
+        "/report",
+        "/delete",
+    ]
 )
 
 

@@ -6,7 +6,8 @@ runs.py      list the runs
 status.py    everything about a run
 watch.py     follow a run until it ends
 compare.py   measure two versions on the same documents
-train.py     train one run of a workspace, in this process
+train.py     train one run of a workspace or of a job's folder, in this process
+elsewhere.py have one run of a workspace trained by another command
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
 map.py       map stored vectors into the space of another version
@@ -50,6 +51,7 @@ COMMANDS = (
     "report",
     "export",
     "train",
+    "elsewhere",
     "standby",
 )
 

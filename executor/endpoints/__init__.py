@@ -7,6 +7,8 @@ runs.py      `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` 
 embed.py     `/embed`
 evaluate.py  `/evaluate`
 outward.py   messages without the places of the server
+feedback.py  `/feedback`
+suggest.py   `/suggest`
 gathering.py sets of documents that arrive in several requests
 
 May import lifecycle, serving and the layers below them; no Jina, because a door decodes requests and encodes answers.

@@ -7,11 +7,14 @@ from typing import Any
 
 from ..compute.threads import Lanes
 from ..images.libtiff import silence_libtiff
+from ..lifecycle.feedback import Feedback
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
+from ..lifecycle.retraining import Retrainer
 from ..lifecycle.supervisor import Supervisor
 from ..models.versions import WorkspaceVersions, check_version, version_folder, version_names
 from ..parameters import ExecutorOptions
+from ..serving.comparing import is_worse
 from ..serving.embedder import Embedder
 from ..serving.publishing import Publisher
 from ..serving.spaces import Spaces
@@ -37,6 +40,7 @@ class Service:
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
+        self.policy = options.image_policy()
         self.role = options.role
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
         self.embedder = Embedder(self._versions, options)
@@ -45,17 +49,29 @@ class Service:
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
+        self.feedback = Feedback(self.store, self.receiver.feedback, options, self.receiver.fault)
         trainers = TrainerProcesses(
             workspace,
             nice=options.trainer_nice,
             yields=options.trainer_yields,
             standby_seconds=options.standby_seconds,
+            command=options.train_command,
+            jobs=options.train_jobs,
         )
         self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
+        self.retrainer = Retrainer(
+            self.store,
+            self.receiver.feedback,
+            self.receiver,
+            options,
+            is_worse=functools.partial(is_worse, self.embedder),
+            serve=self.serve,
+        )
         self.store.finish_deletes()
         trainers.end_leftovers()
         self.receiver.go_on()
         self.supervisor.start()
+        self.retrainer.start()
         self._publisher = self._start_publisher(options.publish_to)
         if self.role == "all":
             self.embedder.warm()
@@ -93,6 +109,7 @@ class Service:
 
     def close(self) -> None:
         """End the trainer and the threads, and let another service use the workspace."""
+        self.retrainer.close()
         if self._publisher is not None:
             self._publisher.close()
         self.supervisor.close()

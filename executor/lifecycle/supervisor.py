@@ -87,14 +87,17 @@ class Supervisor:
             if not self._store.get(run).state.ended:
                 self._store.advance(run, RunState.CANCELLED)
             if self._process_is_for(run):
-                self._end_trainer(signal.SIGKILL)
+                self._end_trainer(self._trainers.cancel_by)
             self._receiver.release(run)
-            if self._store.get(run).state is RunState.CANCELLED:
+            if (ended := self._store.get(run)).state is RunState.CANCELLED:
+                self._trainers.forget(ended)
                 self._store.workspace.prune(run, keep_checkpoints=False)
 
     def delete(self, run: str) -> None:
         """Delete a run that has ended. A new run with its name inherits nothing. Raises: as `RunStore.delete`."""
         with self._lock:
+            if (found := self._store.get(run)).state.ended:
+                self._trainers.forget(found)  # mostly it is gone already
             self._receiver.delete(run)
             self._fruitless.pop(run, None)
             self._warmed.discard(run)
@@ -218,6 +221,7 @@ class Supervisor:
 
     def _finish(self, run: Run) -> None:
         """Do what is left to do for a run that has succeeded."""
+        self._trainers.forget(run)
         self._store.workspace.prune(run.name, keep_checkpoints=False)
         promoted = self._store.promoted() == run.name
         if failure := self._tries.make(lambda: settle(self._store, run, promoted=promoted)):
@@ -249,6 +253,7 @@ class Supervisor:
 
     def _fail(self, run: Run, error: str) -> None:
         self._store.advance(run.name, RunState.FAILED, error=error)
+        self._trainers.forget(run)
         self._store.workspace.prune(run.name, keep_checkpoints=True)
 
     def _end_of_log(self, name: str) -> list[str]:

@@ -76,6 +76,8 @@ class Configuration(BaseModel):
 
     Attributes:
         options: the executor's. given: the names of the training options that requests have set.
+        automatic: 0, or which of the automatic runs that are judged it is. level: the chance of a false promotion that
+            it was given then; see `store/budget.py`.
         directory: the service's working directory. path: its Python search path; the trainer imports from there, too.
     """
 
@@ -83,6 +85,8 @@ class Configuration(BaseModel):
 
     options: ExecutorOptions = ExecutorOptions()
     given: tuple[str, ...] = ()
+    automatic: int = 0
+    level: float | None = None
     directory: str = "."
     path: tuple[str, ...] = ()
 

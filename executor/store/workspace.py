@@ -10,6 +10,7 @@ from ..errors import WorkspaceError
 from .files import remove_leftovers, sync
 
 _RESERVE_BYTES = 2 << 20
+KEPT_CHECKPOINTS = 2  # the newest, and one more in case it is damaged
 
 
 class Workspace:
@@ -18,6 +19,7 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.database = root / "runs.sqlite"
+        self.feedback = root / "feedback.sqlite"
         self.base = root / "base"
         self.lock = root / "service.lock"
         self._discarded = root / "deleted"
@@ -47,6 +49,14 @@ class Workspace:
         """JSON: for each split, the positions of the documents that prove the model of one run."""
         return self.run_folder(name) / "proof.json"
 
+    def sources_file(self, name: str) -> Path:
+        """JSON: from where documents were copied into one run; see `lifecycle/sources.py`."""
+        return self.run_folder(name) / "sources.json"
+
+    def negatives_file(self, name: str) -> Path:
+        """JSON: the negatives that one run has added to its sessions: their sessions, and the items they are of."""
+        return self.run_folder(name) / "negatives.json"
+
     def log_file(self, name: str) -> Path:
         """What the trainer of one run printed."""
         return self.run_folder(name) / "trainer.log"
@@ -58,6 +68,10 @@ class Workspace:
     def checkpoint_folder(self, name: str) -> Path:
         """The checkpoints of one run: one folder each, named after the number of steps done."""
         return self.run_folder(name) / "checkpoints"
+
+    def image_folder(self, name: str) -> Path:
+        """The decoded images of one run, until it ends."""
+        return self.run_folder(name) / "images"
 
     def checkpoints(self, name: str) -> list[Path]:
         """The existing checkpoints of one run, newest first."""

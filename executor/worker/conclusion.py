@@ -134,6 +134,7 @@ class Conclusion:
             served_version=served.version,
             whole_classes=trained.data.parts.whole_classes,
             promote_by=options.promote_by,
+            chance=self._run.configuration.level,
             unproven=why_unproven(task, options.val_split, documents, given=given > 0),
             noticed=trained.data.noticed(),
         )
