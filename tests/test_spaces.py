@@ -171,23 +171,20 @@ def test_many_calls_during_promotions_never_mix_or_mislabel(service: Service) ->
     names = {"a": own, "base": base}
     plain = {name: np.stack([doc.embedding for doc in embed(service, model=name)]) for name in names}
 
-    async def promote() -> None:
-        for number in range(12):
-            await call(service, "/promote", [], {"run": ("a", "base")[number % 2]})
-            await asyncio.sleep(0.01)
-
-    async def ask(number: int) -> list[Document]:
-        await asyncio.sleep(0.004 * number)
+    async def ask(wanted: str) -> tuple[str, list[Document]]:
         docs = DocumentArray(Document(blob=coloured(place % 4, 100 + place, SIZE)) for place in range(3))
-        return list(await call(service, "/embed", docs, {"space": ("a", "base")[number % 2]}))
+        return wanted, list(await call(service, "/embed", docs, {"space": wanted}))
 
-    async def both() -> list[list[Document]]:
-        return (await asyncio.gather(promote(), *(ask(number) for number in range(40))))[1:]  # type: ignore[return-value]
+    async def promote_and_ask() -> list[tuple[str, list[Document]]]:
+        under_way, answers = [], []
+        for number in range(8):
+            await call(service, "/promote", [], {"run": ("a", "base")[number % 2]})
+            under_way += [asyncio.create_task(ask(wanted)) for wanted in names]  # the next promotion comes meanwhile
+            answers.append(await ask(("a", "base")[number // 2 % 2]))
+        return answers + list(await asyncio.gather(*under_way))
 
-    answers = asyncio.run(both())
     seen = set()
-    for number, docs in enumerate(answers):
-        wanted = ("a", "base")[number % 2]
+    for wanted, docs in asyncio.run(promote_and_ask()):
         ((made_by, space, source),) = {
             (doc.tags[MODEL_TAG], doc.tags[SPACE_TAG], doc.tags.get(MAPPED_TAG)) for doc in docs
         }
