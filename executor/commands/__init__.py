@@ -6,6 +6,7 @@ runs.py      list the runs
 status.py    everything about a run
 watch.py     follow a run until it ends
 compare.py   measure two versions on the same documents
+suggest.py   say which pictures of a gallery to label next
 train.py     train one run of a workspace or of a job's folder, in this process
 elsewhere.py have one run of a workspace trained by another command
 standby.py   import what a trainer needs, then wait for the name of a run
@@ -48,6 +49,7 @@ COMMANDS = (
     "watch",
     "compare",
     "map",
+    "suggest",
     "report",
     "export",
     "train",

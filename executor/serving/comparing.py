@@ -8,7 +8,6 @@ import numpy as np
 
 from ..compute.threads import in_brief_thread
 from ..documents import Document, DocumentArray
-from ..errors import BadDocument, NotTrainable
 from ..loading.datasets import DATASETS, fault_of
 from .embedder import Embedder
 from .pipeline import Version
@@ -38,10 +37,7 @@ def _is_worse(
     usable = [doc for doc in usable if all(_can_prepare(doc, kind, version) for version in versions)]
     if not usable:
         return None
-    try:
-        dataset = DATASETS[kind](DocumentArray(usable))
-    except (BadDocument, NotTrainable):
-        return None
+    dataset = DATASETS[kind](DocumentArray(usable))
     parts = [dataset.document(item) for item in range(len(dataset))]
     old, new = (score_embeddings(kind, _embed(version, parts), dataset.labels) for version in versions)
     if not old.queries:
