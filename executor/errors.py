@@ -114,3 +114,8 @@ class WorkspaceError(FinetunerError):
 
 class InternalError(FinetunerError):
     """A bug in the service; its log has the traceback."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "InternalError":
+        """Return what a caller is told of an error that is our fault."""
+        return cls(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")

@@ -18,6 +18,9 @@ from .endpoints.service import Service
 from .endpoints.table import call
 from .errors import FinetunerError
 from .parameters import parse_executor_options
+from .web.app import make_app
+from .web.room import OwnRoom
+from .web.server import Door
 from .wire.ending import answer_before_the_end
 from .wire.refusals import Refusal, extend_servers
 from .wire.token import read_token, require
@@ -43,8 +46,12 @@ class FinetunerExecutor(Executor):
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
+        door = None if options.http_port is None else Door(options.http_host, options.http_port)
         self._service = Service(Path(self.workspace).resolve(), options)
-        answer_before_the_end()
+        if door is not None:
+            door.open(make_app(OwnRoom(self._service), options, self._token))  # in Jina's event loop
+            print(f"FinetunerExecutor serves HTTP on {door.address}", flush=True)
+        answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token)
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:

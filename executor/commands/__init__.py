@@ -1,5 +1,6 @@
 """The commands: `python -m executor COMMAND …`. Each file has `add`, its arguments, and `run`, which does it.
 
+serve.py     serve over HTTP, without a Flow and without Jina
 train.py     train one run of a workspace, in this process
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
@@ -12,7 +13,7 @@ May import everything, but only when a command runs: the other commands shall no
 import argparse
 from typing import Any, Protocol
 
-from . import export, report, standby, train
+from . import export, report, serve, standby, train
 
 
 class Command(Protocol):
@@ -25,4 +26,10 @@ class Command(Protocol):
         """Do it, and return the exit code: 0 done, 1 the run or some rows failed, 2 wrong usage."""
 
 
-COMMANDS: dict[str, Command] = {"train": train, "standby": standby, "export": export, "report": report}
+COMMANDS: dict[str, Command] = {
+    "serve": serve,
+    "train": train,
+    "standby": standby,
+    "export": export,
+    "report": report,
+}

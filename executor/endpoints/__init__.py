@@ -5,6 +5,8 @@ service.py   what every door serves: a workspace and everything that works on it
 runs.py      `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`
 embed.py     `/embed`
 evaluate.py  `/evaluate`
+health.py    whether the service can answer
+measures.py  its figures, for Prometheus
 gathering.py sets of documents that arrive in several requests
 
 May import lifecycle, serving and the layers below them; no Jina, because a door decodes requests and encodes answers.

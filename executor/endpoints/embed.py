@@ -9,5 +9,6 @@ from .service import Service
 
 async def embed(service: Service, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
     """Set the embedding of each document, and return the same documents."""
-    await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
+    with service.measures.embed_seconds.time():
+        await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
     return docs

@@ -22,7 +22,7 @@ JINAS_REQUEST = 100  # documents; Jina cuts a longer call into requests of so ma
 class _Embedded(NamedTuple):
     """Documents with embeddings and without images, and how many more could not be embedded."""
 
-    docs: DocumentArray
+    docs: list[Any]
     failed: int
 
 
@@ -97,7 +97,7 @@ async def _evaluate_alone(service: Service, docs: Sequence[Any], version: str) -
 
 
 async def _embed(service: Service, docs: Sequence[Any], version: str) -> _Embedded:
-    good = DocumentArray()
+    good = list[Any]()
     failed = 0
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
@@ -114,7 +114,7 @@ async def _embed(service: Service, docs: Sequence[Any], version: str) -> _Embedd
 
 async def _score(version: str, parts: list[_Embedded]) -> Evaluation:
     """What takes long goes to a thread: the event loop answers `/embed` meanwhile."""
-    docs = DocumentArray(doc for part in parts for doc in part.docs)
+    docs = [doc for part in parts for doc in part.docs]
     failed = sum(part.failed for part in parts)
     if not docs:
         raise BadRequest(f"None of the {failed} documents could be embedded; /embed says of each why.")
@@ -128,7 +128,7 @@ async def _kind_of(docs: Sequence[Any]) -> str:
     return kind
 
 
-def _scored(version: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
+def _scored(version: str, kind: str, docs: list[Any], failed: int) -> Evaluation:
     from ..evaluation.eval_set import score_embeddings
 
     dataset = DATASETS[kind](docs)

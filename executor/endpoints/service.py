@@ -13,6 +13,7 @@ from ..store.lock import WorkspaceLock
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
+from .measures import Measures
 
 
 class Service:
@@ -26,7 +27,8 @@ class Service:
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
-        self.embedder = Embedder(workspace, options, self.store.promoted)
+        self.measures = Measures(self)
+        self.embedder = Embedder(workspace, options, self.store.promoted, self.measures.batch_images.observe)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
@@ -36,7 +38,14 @@ class Service:
             yields=options.trainer_yields,
             standby_seconds=options.standby_seconds,
         )
-        self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
+        self.supervisor = Supervisor(
+            self.store,
+            self.receiver,
+            trainers,
+            promote=self.serve,
+            wake=wake,
+            judged=lambda outcome: self.measures.promotions.labels(outcome).inc(),
+        )
         self.store.finish_deletes()
         self.receiver.go_on()
         self.supervisor.start()

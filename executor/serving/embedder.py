@@ -77,13 +77,23 @@ class _Item:
 class Embedder:
     """Loads versions when they are asked for and embeds with them.
 
-    Args: promoted: returns the name of the version now served.
+    Args: promoted: returns the name of the version now served. batched: is told how many images each batch has.
+    Attributes: load_error: why the promoted version could not be loaded, the last time that was tried.
     """
 
-    def __init__(self, workspace: Workspace, options: ExecutorOptions, promoted: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        options: ExecutorOptions,
+        promoted: Callable[[], str],
+        batched: Callable[[int], None] = lambda images: None,
+    ) -> None:
         self._workspace = workspace
         self._options = options
         self._promoted = promoted
+        self._batched = batched
+        self.load_error: str | None = None
+        self._warming: threading.Thread | None = None
         self._versions: OrderedDict[str, Version] = OrderedDict()
         self._loading = threading.Lock()
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
@@ -97,13 +107,25 @@ class Embedder:
 
     def warm(self) -> None:
         """Load the promoted version in the background, so that the first request need not wait for it."""
-        threading.Thread(target=self._warm, name="warm-up", daemon=True).start()
+        if self._warming is None or not self._warming.is_alive():
+            self._warming = threading.Thread(target=self._warm, name="warm-up", daemon=True)
+            self._warming.start()
 
     def _warm(self) -> None:
         try:
             self.version(self._promoted())
-        except Exception:  # the first request will raise the same error, and its caller sees it
+        except Exception as error:  # the first request will raise the same error, and its caller sees it
             _log.exception("The model cannot be loaded")
+            self.load_error = str(error) or type(error).__name__
+
+    @property
+    def waiting(self) -> int:
+        """How many images are in calls that have not been answered yet."""
+        return self._waiting
+
+    def loaded(self, name: str) -> Version | None:
+        """Return a version if it is loaded."""
+        return self._versions.get(name)
 
     def close(self) -> None:
         """Embed what still waits, then end the threads."""
@@ -235,6 +257,7 @@ class Embedder:
                 self._embed_batch(batch)
 
     def _embed_batch(self, batch: list[_Item]) -> None:
+        self._batched(len(batch))
         try:
             embeddings = _forward(batch)
         except Exception as error:  # try each alone, so that a bad one does not spoil the others

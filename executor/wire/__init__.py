@@ -2,6 +2,7 @@
 
 token.py         the bearer token
 refusals.py      errors on the wire
+answering.py     how a server of HTTP ends, without Jina
 ending.py        answers the requests under way when a process is told to end
 jina_private.py  every private part of Jina that we patch or read
 
