@@ -16,6 +16,7 @@ FinetunerError
 │   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
 ├── ConfigurationError    500  an executor option, or the model it names, is wrong
 ├── OutOfMemory           500  not even one image at a time fits into memory
+├── Unreachable           503  no executor of the Flow answers
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
 └── InternalError         500  our fault: the service's log has the traceback
 
@@ -104,6 +105,12 @@ class ConfigurationError(FinetunerError, ValueError):
 
 class OutOfMemory(FinetunerError):
     """There is too little memory, even for the smallest parts of a batch."""
+
+
+class Unreachable(FinetunerError):
+    """No executor of the Flow behind a gateway answers."""
+
+    status = 503
 
 
 class WorkspaceError(FinetunerError):

@@ -1,8 +1,9 @@
 """A gateway for a Flow, over any of Jina's protocols, that knows our refusals and our token.
 
-Over HTTP it answers a caller's mistake with the right 4xx instead of Jina's 500, and accepts a body without `data` if
-there are no documents to send. If there is a token, in the environment or in a `token_file`, it asks every client for
-it, over HTTP, websocket and gRPC, and sends it to the executors of the Flow. In Python:
+Over HTTP it has the routes of our own door (see `web/`), over all executors of the Flow: a call is one call however
+many documents it has, and a caller's mistake is the right 4xx instead of Jina's 500. If there is a token, in the
+environment or in a `token_file`, it asks every client for it, over HTTP, websocket and gRPC, and sends it to the
+executors of the Flow. In Python:
 
     Flow(protocol="http").config_gateway(uses=FinetunerGateway).add(uses="config.yml")
 
@@ -25,6 +26,9 @@ from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 
 from . import errors
+from .flow_room import FlowRoom
+from .parameters import ExecutorOptions, parse_executor_options
+from .web.app import DoorFirst, make_app
 from .wire.ending import answer_before_the_end
 from .wire.jina_private import (
     BaseGateway,
@@ -39,20 +43,26 @@ from .wire.jina_private import (
 from .wire.refusals import OptionalData, malformed
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
+DOOR_OPTIONS = ("cors_origins", "metrics_token", "max_request_bytes")
+
 
 class FinetunerGateway(CompositeBaseServer, BaseGateway):
-    """Jina's gateway, with our status for refused requests, our token, and bodies that may leave out `data`.
+    """Jina's gateway, with our token, and over HTTP with the routes and statuses of our own door.
 
-    Args: token_file: a file that holds the token, if it is not in the environment.
-    Raises: ConfigurationError: the token cannot be used.
+    Args:
+        token_file: a file that holds the token, if it is not in the environment.
+        cors_origins, metrics_token, max_request_bytes: of that door, as in the options of the executor.
+    Raises: ConfigurationError: an option or the token cannot be used.
     """
 
     def __init__(self, token_file: str | None = None, **kwargs: Any) -> None:
         self._token = read_token(token_file)
+        options = parse_executor_options({name: kwargs.pop(name) for name in DOOR_OPTIONS if name in kwargs})
         answer_before_the_end()
         super().__init__(**kwargs)
         self.servers = [
-            _SERVERS[protocol](token=self._token, **settings) for protocol, settings in settings_of_servers(self)
+            _SERVERS[protocol](token=self._token, options=options, **settings)
+            for protocol, settings in settings_of_servers(self)
         ]
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
@@ -68,8 +78,9 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
 class _Guarded:
     """What the servers have in common: the token, if there is one."""
 
-    def __init__(self, token: str | None, **kwargs: Any) -> None:
+    def __init__(self, token: str | None, options: ExecutorOptions, **kwargs: Any) -> None:
         self._token = token
+        self._options = options
         super().__init__(**kwargs)
 
 
@@ -83,12 +94,13 @@ class _OverHttp(_Guarded, HTTPServer):
     @property
     def app(self) -> FastAPI:
         """Jina's app, with its streamer watched for refusals."""
-        wrap_streamer(self, _Watched)
+        streamer = wrap_streamer(self, _Watched)
         app: FastAPI = super().app
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)
+        app.add_middleware(DoorFirst, door=make_app(FlowRoom(streamer), self._options, self._token))
         return app
 
 

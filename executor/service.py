@@ -4,15 +4,18 @@ No `from __future__ import annotations` here: Jina reads these annotations at ru
 because Jina runs plain functions one at a time. Blocking work goes to threads.
 """
 
+import json
 import logging
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Awaitable, Callable, Dict, Optional, Sequence
 
 from docarray import DocList
 from jina import Executor, requests
 
 from .compute.memory import keep_freed_memory
-from .documents import DocumentArray, Evaluation, Event, RunQuery, RunStatus
+from .documents import Document, DocumentArray, Evaluation, Event, RunQuery, RunStatus
+from .endpoints.health import readiness
 from .endpoints.runs import watch
 from .endpoints.service import Service
 from .endpoints.table import call
@@ -110,6 +113,31 @@ class FinetunerExecutor(Executor):
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
         """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
         return DocumentArray(await self._call("/report", docs, parameters))
+
+    @requests(on="/readyz")
+    async def readyz(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Tell the gateway how this executor stands."""
+        return await self._tell(lambda: readiness(self._service))
+
+    @requests(on="/metrics")
+    async def metrics(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Tell the gateway the figures of this executor."""
+        return await self._tell(self._service.measures.exposition)
+
+    async def _tell(self, ask: Callable[[], Awaitable[Any]]) -> DocumentArray:
+        """Return one document: its id is the executor's name, its `text` what was asked for."""
+        try:
+            require(self._token)
+            told = await ask()
+        except FinetunerError as error:
+            raise Refusal(error) from None
+        text = told.decode() if isinstance(told, bytes) else json.dumps(asdict(replace(told, executor=self._name)))
+        return DocumentArray([Document(id=self._name, text=text)])
+
+    @property
+    def _name(self) -> str:
+        """The name of this executor in its Flow; of replicas each has its own."""
+        return str(getattr(self.runtime_args, "name", type(self).__name__))
 
     @requests(on="/watch")
     async def watch(self, doc: RunQuery, **_: Any) -> RunStatus:  # type: ignore[misc]  # Jina wants the item's class

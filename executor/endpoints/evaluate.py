@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from docarray import DocList
 
 from ..compute.threads import in_brief_thread
 from ..documents import ERROR_TAG, DocumentArray, Evaluation
@@ -43,7 +44,7 @@ async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParame
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
     if wanted.total is None:
-        if len(docs) == JINAS_REQUEST:
+        if len(docs) == JINAS_REQUEST and isinstance(docs, DocList):  # as they come through Jina
             raise BadRequest(
                 f"/evaluate got {len(docs)} documents. Jina cuts longer calls into requests of that size, and figures "
                 "of a part would mislead: say with the parameter 'total' how many documents there are."

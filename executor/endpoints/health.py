@@ -20,12 +20,14 @@ class Readiness:
     Attributes:
         served: the version now served. space: of its embeddings; None while it is not loaded.
         degraded: what is wrong besides, in sentences.
+        executor: of which executor of a Flow this is said; None where there is only one.
     """
 
     ready: bool
     served: str
     space: str | None
     degraded: list[str]
+    executor: str | None = None
 
 
 async def readiness(service: "Service") -> Readiness:

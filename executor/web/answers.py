@@ -8,9 +8,9 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from ..errors import FinetunerError, InternalError, Overloaded, WorkspaceError
+from ..errors import FinetunerError, InternalError, Overloaded, Unreachable, WorkspaceError
 
-RETRY_SECONDS = {Overloaded: "1", WorkspaceError: "5"}  # what a caller is told to wait
+RETRY_SECONDS = {Overloaded: "1", Unreachable: "5", WorkspaceError: "5"}  # what a caller is told to wait
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ def encode(value: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     """What orjson does not know: arrays in another order than the machine's, scalars, DocArray's lists."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return np.ascontiguousarray(value, value.dtype.newbyteorder("="))  # and no subclass, such as DocArray's
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, bytes):

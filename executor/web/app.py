@@ -22,6 +22,9 @@ from .room import Room
 HEALTH = ("/healthz", "/readyz", "/metrics")
 
 
+PATHS = frozenset([*ENDPOINTS, "/watch", embeddings.PATH, *HEALTH, "/openapi.json"])
+
+
 class ForeignOrigin(FinetunerError):
     """A page of another site calls."""
 
@@ -82,6 +85,18 @@ class _TokenRequired(TokenRequired):
         if path == embeddings.PATH:
             return {"error": embeddings.as_error(Unauthorized(REFUSED))}
         return super().refusal(path)
+
+
+class DoorFirst:
+    """Answers the paths of our door by it, and all others by another application (ASGI middleware)."""
+
+    def __init__(self, app: App, door: App) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and scope["path"] in PATHS
+        await (self._door if ours else self._app)(scope, receive, send)
 
 
 class _OwnOrigin:

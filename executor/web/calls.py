@@ -49,7 +49,7 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
     Raises: WrongType, BadDocument, BadRequest: it cannot be read. Whatever `Body.chunks` raises.
     """
     kind, query = media_type(request), query_of(request, parameters)
-    if kind == JSON or (not kind and request.headers.get("content-length", "0") == "0"):
+    if kind in (JSON, ""):
         call = call_of(loads(await body.read() or b"{}", "The body"))
         return Call(call.docs, query | call.parameters)
     if pictures and kind in LINES:
@@ -60,7 +60,7 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
     if pictures and (kind.startswith("image/") or kind == "application/octet-stream"):
         return Call([Picture(buffer=await body.read())], query)
     accepted = [JSON, LINES[0], FORM, "image/*"] if pictures else [JSON]
-    raise WrongType(f"{kind or 'A body without a content type'} is not taken here; send {', '.join(accepted)}.")
+    raise WrongType(f"{kind[:60]} is not taken here; send {', '.join(accepted)}.")
 
 
 def loads(text: bytes, what: str) -> Any:

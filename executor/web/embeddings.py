@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
-from ..errors import BadRequest, FinetunerError, InvalidParameter, NotFound, Overloaded, Unauthorized, UnknownModel
+from ..errors import BadRequest, FinetunerError, NotFound, Overloaded, Unauthorized, UnknownModel
 from ..parameters import RUN_NAME, EmbedParameters
 from . import answers
 from .bounds import Bodies
@@ -128,6 +128,6 @@ def as_error(error: FinetunerError) -> dict[str, Any]:
         code = "invalid_api_key"
     elif isinstance(error, NotFound):
         param, code = "model", "model_not_found"
-    elif isinstance(error, InvalidParameter):
+    elif isinstance(error, BadRequest) and param is None:
         param = next((name for name in (*OWN_FIELDS, *PASSED_ON) if repr(name) in str(error)), None)
     return {"message": str(error), "type": kind, "param": param, "code": code}

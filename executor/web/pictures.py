@@ -115,12 +115,11 @@ def _shown(value: Any) -> str:
 
 def as_json(documents: Sequence[Any]) -> list[Any]:
     """Return documents of any class as what `answers.encode` takes: the same fields as in Jina's HTTP answers."""
-    return [_fields(doc) if isinstance(doc, Picture) else doc.model_dump() for doc in documents]
+    return [fields_of(doc) if isinstance(doc, Picture) else doc.model_dump() for doc in documents]
 
 
-def _fields(picture: Picture) -> dict[str, Any]:
+def fields_of(picture: Picture) -> dict[str, Any]:
+    """Return all fields of a document, and of its matches, by name."""
     fields = {name: getattr(picture, name) for name in ("id", "uri", "blob", "buffer", "text", "tags", "embedding")}
-    if picture.buffer is not None:
-        fields["buffer"] = picture.buffer.decode("utf-8", "replace")
-    fields["matches"] = [{**_fields(match)} for match in picture.matches]
+    fields["matches"] = [fields_of(match) for match in picture.matches]
     return fields

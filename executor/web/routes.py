@@ -1,7 +1,7 @@
 """A route for each endpoint, `/watch`, health and metrics."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from ..errors import BadRequest, FinetunerError
 from . import answers
 from .bounds import Bodies, Body, drain
 from .calls import JSON, LINES, lines, media_type, query_of, read_call
-from .pictures import Picture, as_json
+from .pictures import as_json
 from .room import Room
 
 WITH_PICTURES = ("/fit", "/embed")  # take forms and JSON lines too
@@ -37,17 +37,18 @@ def endpoint(room: Room, bodies: Bodies, path: str) -> Handler:
                 return answers.answer({"data": as_json(await _fit_lines(room, request, body, model))})
             call = await read_call(request, body, model, pictures=path in WITH_PICTURES)
             found = await unless_gone(request, room.call(path, call.docs, call.parameters))
-            if media_type(request) not in (JSON, *LINES):
-                _leave_out_files(call.docs)
+            if media_type(request) not in ("", JSON, *LINES):
+                _leave_out_files(found)
             return answers.answer({"data": as_json(found)})
 
     return refusing(handle)
 
 
-def _leave_out_files(docs: list[Picture]) -> None:
+def _leave_out_files(docs: Sequence[Any]) -> None:
     """Answer a file with its embedding alone: it did not come as text, and would not be read as text."""
     for doc in docs:
-        doc.buffer = None
+        if hasattr(doc, "buffer"):
+            doc.buffer = None
 
 
 async def _fit_lines(room: Room, request: Request, body: Body, model: type[BaseModel]) -> Any:
@@ -130,7 +131,7 @@ def readyz(room: Room) -> Handler:
     """Return the route that says whether the served model answers."""
 
     async def handle(_: Request) -> Response:
-        found = asdict(await room.readiness())
+        found = {name: value for name, value in asdict(await room.readiness()).items() if name != "executor" or value}
         return answers.answer(found, 200 if found["ready"] else 503)
 
     return refusing(handle)
