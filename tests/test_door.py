@@ -104,6 +104,16 @@ def test_a_caller_s_mistake_is_a_4xx_with_one_sentence(door, path, parameters, s
     assert_plain(detail(door.post(path, **parameters), status), words)
 
 
+def test_nan_which_is_no_json_is_taken_where_clients_write_it_and_its_document_is_refused(door):
+    bad, good = door.send(
+        "/embed",
+        json.dumps({"data": [{"blob": [[float("nan")]]}, {"uri": URI, "tags": {"n": 2**200}}]}),
+        "application/json",
+    ).json()["data"]
+    assert "nan" in bad["tags"]["finetuner_error"]
+    assert (len(good["embedding"]), good["tags"]["n"]) == (DIM, float(2**200))
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -1,5 +1,8 @@
 """The documents and parameters of a request, from JSON, JSON lines, a form with files, or a raw image."""
 
+import contextlib
+import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
@@ -68,7 +71,11 @@ def loads(text: bytes, what: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise BadDocument(f"{what} is not JSON: {error}.") from None
+        refusal = BadDocument(f"{what} is not JSON: {error}.")
+    if re.search(rb"NaN|Infinity", text) and b"\\u" not in text:  # no JSON, but Python and others write it for arrays
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text, parse_int=orjson.loads)  # which keeps whole numbers within 64 bits
+    raise refusal
 
 
 def call_of(value: Any) -> Call:
