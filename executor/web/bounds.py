@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from ..errors import FinetunerError, LimitExceeded, Overloaded
 
@@ -84,6 +86,7 @@ class Body:
             try:
                 chunk = await _within(PATIENCE_SECONDS + received / SLOWEST - waited, anext(stream))
             except StopAsyncIteration:
+                self._request.state.came_whole = True
                 return
             except asyncio.TimeoutError:
                 raise TooSlow(
@@ -131,15 +134,33 @@ async def _within(seconds: float, work: Awaitable[T]) -> T:
         timer.cancel()
 
 
-async def drain(request: Request) -> None:
-    """Read what a refused request still sends, within bounds, so that its client gets to read the answer."""
+class Early(Response):
+    """An answer to a request that is still being sent. The connection is closed after it.
 
-    async def rest() -> None:
+    It is sent at once. Then a little of the rest is read: a client that still sends reads no answer.
+    """
+
+    def __init__(self, refusal: Response, request: Request) -> None:
+        super().__init__(refusal.body, refusal.status_code)
+        self.raw_headers = [*refusal.raw_headers, (b"connection", b"close")]
+        self._request = request
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        if "expect" not in self._request.headers:  # else its client waits for a sign, and reading would be that sign
+            with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
+                await asyncio.wait_for(self._read_on(), DRAINED_SECONDS)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _read_on(self) -> None:
         size = 0
-        async for chunk in request.stream():
+        async for chunk in self._request.stream():
             size += len(chunk)
             if size > DRAINED_BYTES:
                 return
 
-    with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect, RuntimeError):  # the last: it was read already
-        await asyncio.wait_for(rest(), DRAINED_SECONDS)
+
+def came_whole(request: Request) -> bool:
+    """Whether the body of a request was read to its end."""
+    return getattr(request.state, "came_whole", False)

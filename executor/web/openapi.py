@@ -127,7 +127,7 @@ def _form() -> Schema:
 
 def _answered(path: str) -> type[BaseModel]:
     """The class of the documents that an endpoint returns."""
-    (model,) = get_args(get_type_hints(ENDPOINTS[path].function)["return"])
+    model: type[BaseModel] = get_args(get_type_hints(ENDPOINTS[path].function)["return"])[0]
     return model
 
 
@@ -146,7 +146,7 @@ def _embeddings() -> Schema:
     item = {"anyOf": [{"type": "string", "minLength": 1}, image]}
     given = {
         "model": {"type": "string", "description": "promoted, or a version: base, or a run"},
-        "input": {"anyOf": [*item["anyOf"], {"type": "array", "items": item, "minItems": 1}]},  # type: ignore[misc]
+        "input": {"anyOf": [*item["anyOf"], {"type": "array", "items": item, "minItems": 1}]},
         "encoding_format": {"type": ["string", "null"], "enum": [*FORMATS, None]},
         "dimensions": {"type": ["integer", "null"], "minimum": 1},
         "user": {"type": ["string", "null"]},

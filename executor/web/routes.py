@@ -15,7 +15,7 @@ from ..documents import RunStatus
 from ..endpoints.table import ENDPOINTS
 from ..errors import BadRequest, FinetunerError
 from . import answers
-from .bounds import Bodies, Body, drain
+from .bounds import Bodies, Body, Early, came_whole
 from .calls import JSON, LINES, lines, media_type, query_of, read_call
 from .pictures import as_json
 from .room import Room
@@ -156,9 +156,7 @@ def refusing(handle: Handler, refusal: Callable[[Exception], Response] = answers
             return Response(status_code=499)  # nobody reads it
         except Exception as error:
             response = refusal(error)
-            if request.method == "POST":
-                await drain(request)
-            return response
+            return response if request.method == "GET" or came_whole(request) else Early(response, request)
 
     return handled
 
