@@ -115,8 +115,9 @@ class Embedder:
         try:
             self.version(self._promoted())
         except Exception as error:  # the first request will raise the same error, and its caller sees it
-            _log.exception("The model cannot be loaded")
-            self.load_error = str(error) or type(error).__name__
+            before, self.load_error = self.load_error, str(error) or type(error).__name__
+            if self.load_error != before:  # it is tried again and again
+                _log.exception("The model cannot be loaded")
 
     @property
     def waiting(self) -> int:

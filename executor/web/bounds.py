@@ -149,7 +149,7 @@ class Early(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         if "expect" not in self._request.headers:  # else its client waits for a sign, and reading would be that sign
-            with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect):
+            with contextlib.suppress(asyncio.TimeoutError, ClientDisconnect, RuntimeError):  # the last: nothing is left
                 await asyncio.wait_for(self._read_on(), DRAINED_SECONDS)
         await send({"type": "http.response.body", "body": b""})
 
