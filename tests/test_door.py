@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,10 +13,23 @@ from conftest import coloured, encoded
 from doors import Opened, opened
 from executor.endpoints.table import ENDPOINTS
 from sentences import assert_plain
+from serving import ROOT
 
 PNG = encoded(coloured(0))
 URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 DIM = 128
+METRICS = {
+    "finetuner_runs",
+    "finetuner_queue_length",
+    "finetuner_documents_total",
+    "finetuner_embed_seconds",
+    "finetuner_embed_batch_images",
+    "finetuner_images_waiting",
+    "finetuner_trainer_images_per_second",
+    "finetuner_promotions_total",
+    "finetuner_served_version_info",
+    "finetuner_workspace_bytes",
+}
 
 
 @pytest.fixture(scope="module")
@@ -203,18 +217,19 @@ def test_readiness_names_what_is_served(door):
 
 def test_metrics_have_exactly_their_names(door):
     names = {line.split()[2] for line in door.get("/metrics").text.splitlines() if line.startswith("# TYPE")}
-    assert names == {
-        "finetuner_runs",
-        "finetuner_queue_length",
-        "finetuner_documents_total",
-        "finetuner_embed_seconds",
-        "finetuner_embed_batch_images",
-        "finetuner_images_waiting",
-        "finetuner_trainer_images_per_second",
-        "finetuner_promotions_total",
-        "finetuner_served_version_info",
-        "finetuner_workspace_bytes",
-    }
+    assert names == METRICS
+
+
+def test_the_dashboard_names_only_series_that_exist_and_all_metrics(door):
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    asked += [each["query"] for each in board["templating"]["list"] if each["type"] == "query"]
+    named = {name for text in asked for name in re.findall(r"finetuner_\w+", text)}
+    assert named <= {name.split("{")[0] for name in door.series()}
+    labels = {label for text in asked for label in re.findall(r"by \((\w+)\)", text)} - {"instance", "le"}
+    assert labels == {"state", "split", "outcome"}
+    bare = {re.sub("_(bucket|sum|count)$", "", name) for name in named}
+    assert bare == METRICS
 
 
 def test_metrics_count_what_was_embedded(door):

@@ -60,7 +60,7 @@ def test_a_bad_line_is_named_and_those_before_it_are_stored(door):
     answer = lines(door, body, run="broken")
     assert answer.status_code == 422
     assert_plain(
-        answer.json()["detail"], "Line 1501", "must be a text, not 3", "The 1500 documents before it are stored"
+        answer.json()["detail"], "Line 1003", "must be a text, not 3", "The 1002 documents before it are stored"
     )
     assert door.post("/status", run="broken").json()["data"][0]["train_documents"] == 1002
     door.post("/cancel", run="broken")

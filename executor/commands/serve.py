@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..errors import ConfigurationError, FinetunerError
 
     try:
-        options = _options(arguments)
+        options = options_of(arguments)
         return asyncio.run(_serve(_folder(arguments.workspace), options))
     except ConfigurationError as error:
         print(error, file=sys.stderr)
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
 
-def _options(arguments: argparse.Namespace) -> "ExecutorOptions":
+def options_of(arguments: argparse.Namespace) -> "ExecutorOptions":
     """Return the options: the defaults, those of the config, and the flags, of which the later ones count.
 
     Raises: ConfigurationError: one is unknown or wrong.

@@ -130,6 +130,8 @@ class Embedder:
 
     def close(self) -> None:
         """Embed what still waits, then end the threads."""
+        if self._warming is not None:
+            self._warming.join()  # a thread that computes when Python ends takes the process with it
         self._pool.shutdown(wait=True)
         self._items.put(None)
         self._thread.join()
