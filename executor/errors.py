@@ -8,9 +8,12 @@ FinetunerError
 ├── NotFound              404
 │   ├── UnknownRun        404
 │   └── UnknownModel      404
+├── ForeignOrigin         403  a page of another site calls our HTTP door
+├── TooSlow               408  the body of a request trickles
 ├── Conflict              409  right call, wrong moment: the run's state forbids it
 │   └── IllegalTransition 409
 ├── LimitExceeded         413  one of the configured limits
+├── WrongType             415  a content type that the route does not take
 ├── Overloaded            429  the embedding queue is full
 ├── BadDocument           422  one document cannot be used; its neighbours can
 │   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
@@ -64,6 +67,18 @@ class UnknownModel(NotFound):
     """There is no model version with that name."""
 
 
+class ForeignOrigin(FinetunerError):
+    """A page of another site calls, and the operator has not named it."""
+
+    status = 403
+
+
+class TooSlow(FinetunerError):
+    """The body of a request comes too slowly."""
+
+    status = 408
+
+
 class Conflict(FinetunerError):
     """The call is right, but the state of the run forbids it now."""
 
@@ -78,6 +93,12 @@ class LimitExceeded(FinetunerError):
     """A configured limit was reached; the message names the option that raises it."""
 
     status = 413
+
+
+class WrongType(FinetunerError):
+    """The content type of a request is none that the route takes."""
+
+    status = 415
 
 
 class Overloaded(FinetunerError):

@@ -114,6 +114,22 @@ class FinetunerExecutor(Executor):
         """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
         return DocumentArray(await self._call("/report", docs, parameters))
 
+    @requests(on="/watch")
+    async def watch(self, doc: RunQuery, **_: Any) -> RunStatus:  # type: ignore[misc]  # Jina wants the item's class
+        """Yield the status of a run whenever it changes, until the run has ended.
+
+        It never raises, because a Flow's gateway would start the stream again. An error is sent as the last status.
+        """
+        try:
+            require(self._token)
+            async for status in watch(self._service, doc.run):
+                yield status
+        except FinetunerError as error:
+            yield RunStatus(run=doc.run or "", state="failed", error=str(error))
+        except Exception as error:
+            _log.exception("/watch failed")
+            yield RunStatus(run=doc.run or "", state="failed", error=str(Refusal.internal(error)))
+
     @requests(on="/readyz")
     async def readyz(self, docs: DocumentArray, **_: Any) -> DocumentArray:
         """Tell the gateway how this executor stands."""
@@ -138,22 +154,6 @@ class FinetunerExecutor(Executor):
     def _name(self) -> str:
         """The name of this executor in its Flow; of replicas each has its own."""
         return str(getattr(self.runtime_args, "name", type(self).__name__))
-
-    @requests(on="/watch")
-    async def watch(self, doc: RunQuery, **_: Any) -> RunStatus:  # type: ignore[misc]  # Jina wants the item's class
-        """Yield the status of a run whenever it changes, until the run has ended.
-
-        It never raises, because a Flow's gateway would start the stream again. An error is sent as the last status.
-        """
-        try:
-            require(self._token)
-            async for status in watch(self._service, doc.run):
-                yield status
-        except FinetunerError as error:
-            yield RunStatus(run=doc.run or "", state="failed", error=str(error))
-        except Exception as error:
-            _log.exception("/watch failed")
-            yield RunStatus(run=doc.run or "", state="failed", error=str(Refusal.internal(error)))
 
     def close(self) -> None:
         """End the trainer and the threads. Jina calls it when the service ends."""

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..endpoints.table import ENDPOINTS
-from ..errors import FinetunerError, Unauthorized
+from ..errors import ForeignOrigin, Unauthorized
 from ..parameters import ExecutorOptions
 from ..wire.token import REFUSED, App, Message, Receive, Send, TokenRequired
 from . import answers, embeddings, routes
@@ -23,12 +23,6 @@ HEALTH = ("/healthz", "/readyz", "/metrics")
 
 
 PATHS = frozenset([*ENDPOINTS, "/watch", embeddings.PATH, *HEALTH, "/openapi.json"])
-
-
-class ForeignOrigin(FinetunerError):
-    """A page of another site calls."""
-
-    status = 403
 
 
 def make_app(room: Room, options: ExecutorOptions, token: str | None) -> App:

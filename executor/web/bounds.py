@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..errors import FinetunerError, LimitExceeded, Overloaded
+from ..errors import LimitExceeded, Overloaded, TooSlow
 
 TOGETHER = 2  # so many of the largest bodies may be in memory at once
 PATIENCE_SECONDS = 20.0  # for a body, however small,
@@ -18,12 +18,6 @@ DRAINED_BYTES = 64 << 20  # of a body that is refused: a client that still sends
 DRAINED_SECONDS = 2.0
 
 T = TypeVar("T")
-
-
-class TooSlow(FinetunerError):
-    """A body trickles."""
-
-    status = 408
 
 
 class Bodies:

@@ -13,7 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ..documents import LABEL_TAG
-from ..errors import BadDocument, BadRequest, FinetunerError, LimitExceeded
+from ..errors import BadDocument, BadRequest, LimitExceeded, WrongType
 from .bounds import Body
 from .pictures import Picture, picture_of, pictures_of
 
@@ -25,12 +25,6 @@ MAX_FILES = 100_000  # of one form
 MAX_LINE_BYTES = 64 << 20
 LINES_TOGETHER = 1000  # lines in one part of a call,
 LINES_TOGETHER_BYTES = 8 << 20  # or fewer if they are long
-
-
-class WrongType(FinetunerError):
-    """The content type is none that the route takes."""
-
-    status = 415
 
 
 class Call(NamedTuple):

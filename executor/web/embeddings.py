@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
-from ..errors import BadRequest, FinetunerError, NotFound, Overloaded, Unauthorized, UnknownModel
+from ..errors import BadRequest, FinetunerError, NotFound, Overloaded, Unauthorized, UnknownModel, WrongType
 from ..parameters import RUN_NAME, EmbedParameters
 from . import answers
 from .bounds import Bodies
-from .calls import JSON, WrongType, loads, media_type
+from .calls import JSON, loads, media_type
 from .pictures import Picture
 from .room import Room
 from .routes import Handler, refusing, unless_gone
