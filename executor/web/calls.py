@@ -1,5 +1,6 @@
 """The documents and parameters of a request, from JSON, JSON lines, a form with files, or a raw image."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -21,6 +22,7 @@ JSON = "application/json"
 LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
 FORM = "multipart/form-data"
 LABELLED = "label:"  # how the name of a form's file begins whose label is the rest of the name
+LARGE = 256 * 1024  # bytes of JSON: from here on it is read in a thread
 MAX_FILES = 100_000  # of one form
 MAX_LINE_BYTES = 64 << 20
 LINES_TOGETHER = 1000  # lines in one part of a call,
@@ -47,7 +49,7 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
     """
     kind, query = media_type(request), query_of(request, parameters)
     if kind in (JSON, ""):
-        call = call_of(loads(await body.read() or b"{}", "The body"))
+        call = await _call_of_text(await body.read() or b"{}")
         return Call(call.docs, query | call.parameters)
     if pictures and kind in LINES:
         return Call([doc async for part in lines(body) for doc in part], query)
@@ -58,6 +60,12 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
         return Call([Picture(buffer=await body.read())], query)
     accepted = [JSON, LINES[0], FORM, "image/*"] if pictures else [JSON]
     raise WrongType(f"{kind[:60]} is not taken here; send {', '.join(accepted)}.")
+
+
+async def _call_of_text(text: bytes) -> Call:
+    if len(text) < LARGE:
+        return call_of(loads(text, "The body"))
+    return await asyncio.to_thread(lambda: call_of(loads(text, "The body")))  # the loop answers others meanwhile
 
 
 def loads(text: bytes, what: str) -> Any:

@@ -171,9 +171,10 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
             raise ClientDisconnect
         return task.result()
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.wait([task, gone])
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
 
 
 async def _gone(request: Request) -> None:
