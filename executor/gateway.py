@@ -19,7 +19,7 @@ Flow with `PYTHONPATH` naming the directory that holds the package (`PYTHONPATH=
 
 import math
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
@@ -43,8 +43,6 @@ from .wire.jina_private import (
 from .wire.refusals import OptionalData, malformed
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
-DOOR_OPTIONS = ("cors_origins", "metrics_token", "max_request_bytes")
-
 
 class FinetunerGateway(CompositeBaseServer, BaseGateway):
     """Jina's gateway, with our token, and over HTTP with the routes and statuses of our own door.
@@ -55,9 +53,17 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
     Raises: ConfigurationError: an option or the token cannot be used.
     """
 
-    def __init__(self, token_file: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        token_file: str | None = None,
+        cors_origins: Sequence[str] | None = None,
+        metrics_token: bool | None = None,
+        max_request_bytes: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._token = read_token(token_file)
-        options = parse_executor_options({name: kwargs.pop(name) for name in DOOR_OPTIONS if name in kwargs})
+        door = {"cors_origins": cors_origins, "metrics_token": metrics_token, "max_request_bytes": max_request_bytes}
+        options = parse_executor_options(door)  # None: the default
         answer_before_the_end()
         super().__init__(**kwargs)
         self.servers = [
