@@ -20,14 +20,18 @@ RUN pip install --no-cache-dir -r /app/requirements.txt
 
 COPY config.yml /app/
 COPY executor/ /app/executor/
+COPY scripts/healthy /app/scripts/
 
 # All that the service writes lies in its home: runs and models in .cache/jina (or where --workspace says), weights
 # of hub models in .cache/huggingface. Mount a volume there to keep them.
-RUN useradd --create-home --home-dir /workspace executor
+# Where versions are published for readers is its own as well, in case that is a volume.
+RUN useradd --uid 1000 --create-home --home-dir /workspace executor && install -d -o executor -g executor /published
 USER executor
-VOLUME /workspace
+VOLUME /workspace /published
 WORKDIR /app
 
 # Jina closes its Executor on SIGINT; on SIGTERM, Docker's default, its main process ends without.
 STOPSIGNAL SIGINT
+# The one call that shows the truth; another port than 51000 is named in PORT (-e PORT=…).
+HEALTHCHECK --interval=60s --timeout=30s --start-period=120s CMD python scripts/healthy "${PORT:-51000}"
 ENTRYPOINT ["jina", "executor", "--uses", "config.yml"]

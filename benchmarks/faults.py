@@ -1,14 +1,15 @@
-"""Kill the trainer and the service of a Flow again and again while it is used, and count what is lost.
+"""Kill or stop the trainer, kill the gateway or all of a Flow, again and again while it is used; count what is lost.
 
     .venv/bin/python -m benchmarks.faults [--kills 200] [--seed 0] [--minutes 90] [--quick]
 
 Each of two customers posts documents to its run, a few at a time. When both runs have ended, they begin the next ones.
 Other callers use `/status` and `/embed` all the time. A failed `/fit` request is sent again until it is answered; some
-answered requests are sent again too. Meanwhile we send SIGKILL to the trainer (three kills of four) or to the service.
-For the service we kill the executor's process, or all processes of the Flow at once, and then start the Flow again as
-an operator would. Half of the kills come at random times. The others wait for a moment: documents arrive, a run is
-queued, an epoch is under way, a checkpoint is written, and so on. The table shows when the kills came. The trainer is
-killed at most twice without a new checkpoint of its run, because the third time fails the run by design.
+answered requests are sent again too. Meanwhile we send SIGKILL to the trainer or to the service (one kill of four).
+For the service we kill the gateway's process, the executor's, or all processes of the Flow at once, and then start the
+Flow again as an operator would. Every fourth trainer gets SIGSTOP instead: the service must notice that by itself.
+Half of the kills come at random times. The others wait for a moment: documents arrive, a run is queued, an epoch is
+under way, a checkpoint is written, and so on. The table shows when the kills came. The trainer is killed at most twice
+without a new checkpoint of its run, because the third time fails the run by design.
 
 Counted at the end; all but the first must be 0, else the exit code is 1:
 
@@ -17,7 +18,8 @@ Counted at the end; all but the first must be 0, else the exit code is 1:
 - runs whose state, weights (byte for byte) or per-epoch history differ from those of their twin, a run with the same
   documents and options in another service that is not disturbed;
 - requests that failed although the service was not killed while they were under way;
-- trainers that outlived their service.
+- trainers that outlived their service;
+- stopped trainers that were not replaced within a minute.
 """
 
 import asyncio
@@ -44,7 +46,14 @@ from executor.store.workspace import find_workspace
 CUSTOMERS = 2
 SERVICE_SHARE = 0.25  # share of the kills that hit the service
 # One thread, so that sums are always computed in the same order. Runs wait for all their documents, however long.
-SERVICE = {"model": "small", "input_size": 16, "trainer_threads": 1, "trainer_nice": 0, "receive_timeout": 3600.0}
+SERVICE = {
+    "model": "small",
+    "input_size": 16,
+    "trainer_threads": 1,
+    "trainer_nice": 0,
+    "receive_timeout": 3600.0,
+    "trainer_stall_seconds": 15.0,  # a stopped one is replaced after a third of it
+}
 
 
 class Ended(NamedTuple):
@@ -129,10 +138,11 @@ def print_kills(killer: Killer) -> None:
     counts = Counter((kill.moment, kill.victim) for kill in killer.kills)
     moments = sorted({moment for moment, _ in counts})
     rows = [(moment, *(counts[moment, victim] for victim in Victim)) for moment in moments]
-    print_table(("killed while", "trainer", "service"), rows)
+    print_table(("killed while", *(victim.value for victim in Victim)), rows)
     went_on = [kill.checkpoint for kill in killer.kills if kill.resumes]
     print(f"runs taken up again: {len(went_on)}, of which {sum(step > 0 for step in went_on)} from a checkpoint")
     print(f"trainers that outlived their service: {killer.strays}")
+    print(f"stopped trainers that were not replaced: {killer.unnoticed}")
 
 
 def judge(
@@ -158,8 +168,7 @@ def judge(
         print(line)
     print_kills(killer)
     rows: list[tuple[str, int]] = [
-        ("kills of the trainer", sum(kill.victim is Victim.TRAINER for kill in killer.kills)),
-        ("kills of the service", sum(kill.victim is Victim.SERVICE for kill in killer.kills)),
+        *((f"kills: {victim.value}", sum(kill.victim is victim for kill in killer.kills)) for victim in Victim),
         ("requests", len(record)),
         ("runs ended", len(ledger.ended)),
         ("documents acknowledged", sum(map(len, ledger.acknowledged.values()))),
@@ -169,7 +178,7 @@ def judge(
         ("requests that failed while the service was up", len(failed)),
     ]
     print_table(("", "count"), rows)
-    faults = lost + doubled + len(different) + len(failed) + killer.strays
+    faults = lost + doubled + len(different) + len(failed) + killer.strays + killer.unnoticed
     print(f"faults_in_{len(killer.kills)}_kills: {faults}", flush=True)
     return faults == 0
 

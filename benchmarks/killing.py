@@ -1,4 +1,4 @@
-"""Kill a trainer or a service at chosen moments, and start the service again as its operator would."""
+"""Kill or stop a trainer, kill a gateway or a service, at chosen moments; start it again as its operator would."""
 
 import contextlib
 import os
@@ -20,21 +20,33 @@ from executor.store.workspace import find_workspace
 POLL_SECONDS = 0.004
 WAIT_SECONDS = 15.0  # to wait for a chosen moment; after that any moment will do
 LONGEST = 8.0  # seconds before a kill at a random time, at most
+NOTICED_SECONDS = 60.0  # within this time the service must replace a trainer that was stopped
 GONE_SECONDS = 10.0  # when its service is killed, a trainer must end by itself within this time
 KILLS_PER_CHECKPOINT = 2  # when a trainer dies a third time without a new checkpoint, its run fails
 
 
 class Victim(Enum):
-    """The process that gets SIGKILL."""
+    """What gets SIGKILL; the stopped trainer gets SIGSTOP, and the service has to notice that by itself."""
 
     TRAINER = "trainer"
+    STOPPED = "stopped trainer"
+    GATEWAY = "gateway"
     SERVICE = "service"
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests fail until the Flow is started again."""
+        return self in (Victim.GATEWAY, Victim.SERVICE)
 
 
 BY_THE_CLOCK = "by the clock"
+_OF_TRAINER = ("starting", "loading", "training", "checkpoint", "evaluating", "saving")
+_OF_SERVICE = ("receiving", "queueing", "starting", "training", "checkpoint", "saving", "promotion")
 MOMENTS = {
-    Victim.TRAINER: ("receiving", "starting", "loading", "training", "checkpoint", "evaluating", "saving"),
-    Victim.SERVICE: ("receiving", "queueing", "starting", "training", "checkpoint", "saving", "promotion"),
+    Victim.TRAINER: ("receiving", *_OF_TRAINER),
+    Victim.STOPPED: _OF_TRAINER,  # while a run receives, its trainer is not watched
+    Victim.GATEWAY: _OF_SERVICE,
+    Victim.SERVICE: _OF_SERVICE,
 }
 
 
@@ -63,14 +75,15 @@ class Kill(NamedTuple):
 class Killer:
     """Kills, restarts, and notes when the service was down.
 
-    Args: seconds: the killing stops after this time. service_share: share of the kills that hit the service; the others
-        hit the trainer.
+    Args: seconds: the killing stops after this time. service_share: share of the kills that hit the service, every
+        third of them its gateway only; the others hit the trainer, every fourth of which is stopped.
     """
 
     def __init__(self, served: Served, *, seed: int, kills: int, service_share: float, seconds: float) -> None:
         self.kills: list[Kill] = []
         self.down: list[tuple[float, float]] = []  # by `time.monotonic`: from the kill until the service is ready again
         self.strays = 0  # trainers that outlived their service
+        self.unnoticed = 0  # trainers that were stopped, and not replaced in time
         self._served = served
         self._workspace = find_workspace(served.workspace)
         self._chance = random.Random(seed)
@@ -82,7 +95,8 @@ class Killer:
         self._before: dict[str, Progress] = {}  # by run: the last progress of a killed trainer
         self._barren: dict[tuple[str, int], int] = {}  # (run, checkpoint): how often its trainer was killed
         of_service = round(kills * service_share)
-        self._plan = [Victim.SERVICE] * of_service + [Victim.TRAINER] * (kills - of_service)
+        self._plan = [Victim.SERVICE if number % 3 else Victim.GATEWAY for number in range(of_service)]
+        self._plan += [Victim.TRAINER if number % 4 else Victim.STOPPED for number in range(kills - of_service)]
         self._chance.shuffle(self._plan)
 
     @property
@@ -124,7 +138,7 @@ class Killer:
         with contextlib.closing(RunStore(self._workspace)) as store:
             while not self._stop.wait(POLL_SECONDS) and time.monotonic() < self._deadline:
                 sight = self._look(store)
-                if victim is Victim.SERVICE and wanted in sight.others:
+                if victim.serves and wanted in sight.others:
                     sight = sight._replace(moment=wanted)
                 elif wanted not in (BY_THE_CLOCK, sight.moment) and time.monotonic() < late:
                     continue
@@ -132,7 +146,7 @@ class Killer:
                     time.sleep(delay)
                     sight = self._look(store)
                 trainer = self._trainer(sight)
-                if victim is Victim.SERVICE or (trainer is not None and self._may_die(sight)):
+                if victim.serves or (trainer is not None and self._may_die(sight) and self._is_watched(victim, sight)):
                     return sight, trainer
         return None
 
@@ -169,9 +183,14 @@ class Killer:
             return None
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(sight.run.pid)
-            if sight.run.name in words_of(process) and process.status() != psutil.STATUS_ZOMBIE:
+            if f"--run={sight.run.name}" in words_of(process) and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         return None
+
+    @staticmethod
+    def _is_watched(victim: Victim, sight: Sight) -> bool:
+        """Whether a trainer may be stopped: only one in training is watched."""
+        return victim is Victim.TRAINER or (sight.run is not None and sight.run.state is RunState.TRAINING)
 
     def _may_die(self, sight: Sight) -> bool:
         """Whether the trainer may be killed: at one checkpoint it must not die a third time."""
@@ -189,17 +208,31 @@ class Killer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 trainer.kill()
             psutil.wait_procs([trainer], timeout=GONE_SECONDS)
+        elif victim is Victim.STOPPED:
+            assert trainer is not None
+            self._stop_trainer(trainer)
         else:
-            self._kill_service(trainer)
+            self._kill_service(trainer, gateway=victim is Victim.GATEWAY)
         self._note(sight)
-        if victim is Victim.SERVICE:
+        if victim.serves:
             self._served.start()
             self._served.wait()
             self.down.append((began, time.monotonic()))
 
-    def _kill_service(self, trainer: psutil.Process | None) -> None:
-        """Kill the whole Flow. Half of the time kill the executor first; then its trainer must end by itself."""
-        if self._chance.random() < 0.5:
+    def _stop_trainer(self, trainer: psutil.Process) -> None:
+        """Stop a trainer. The service must notice it, and kill it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            trainer.suspend()
+        if psutil.wait_procs([trainer], timeout=NOTICED_SECONDS)[1]:
+            self.unnoticed += 1
+            trainer.kill()
+
+    def _kill_service(self, trainer: psutil.Process | None, *, gateway: bool) -> None:
+        """Kill the whole Flow: the gateway first, or half of the time the executor; then its trainer must end."""
+        if gateway:
+            os.kill(self._served.gateway_pid(), signal.SIGKILL)
+            time.sleep(self._chance.uniform(0, 1.0))  # the executor goes on by itself
+        elif self._chance.random() < 0.5:
             os.kill(self._served.executor_pid(), signal.SIGKILL)
             if trainer is not None and psutil.wait_procs([trainer], timeout=GONE_SECONDS)[1]:
                 self.strays += 1

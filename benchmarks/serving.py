@@ -132,6 +132,14 @@ class Served:
         main = psutil.Process(self._process.pid)
         return [main, *main.children(recursive=True)]
 
+    def gateway_pid(self) -> int:
+        """Return the id of the gateway's process, which is the one that listens on the port."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if any(each.laddr and each.laddr.port == self.port for each in process.net_connections()):
+                    return process.pid
+        raise RuntimeError(f"nothing listens on port {self.port}")
+
     def executor_pid(self) -> int:
         """Return the id of the executor's process, which is the one that has locked the workspace."""
         lock = next(self.workspace.rglob("service.lock"))

@@ -180,6 +180,7 @@ def fit(client: Client, images: Images) -> str:
         track(images.train, f"Sending {len(images.train)} documents to /fit", console=console),
         parameters={"total": len(images.train)} | images.options,
         return_type=DocList[RunStatus],
+        results_in_order=True,
     )
     return statuses[0].run
 
@@ -207,6 +208,7 @@ def compare(client: Client, held_out: DocumentArray, run: str) -> None:
             held_out,
             parameters={"model": model, "total": len(held_out)},  # its requests are scored as one set
             return_type=DocList[Evaluation],
+            results_in_order=True,
         )[0]
         for model in ("base", run)
     )
@@ -220,7 +222,7 @@ def compare(client: Client, held_out: DocumentArray, run: str) -> None:
 
 def embed(client: Client, docs: DocumentArray, model: str) -> DocumentArray:
     """Return the documents with the embeddings of one model version."""
-    return client.post("/embed", docs, parameters={"model": model}, return_type=DocumentArray)
+    return client.post("/embed", docs, parameters={"model": model}, return_type=DocumentArray, results_in_order=True)
 
 
 def print_next_steps(flow_file: Path, port: int, image: str, run: str) -> None:

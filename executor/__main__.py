@@ -1,19 +1,37 @@
 """Fine-tune image embedding models on your documents, and use them."""
 
 import argparse
+import os
 import sys
 
-from .commands import COMMANDS
+from .commands import COMMANDS, command
+from .errors import FinetunerError, InternalError, LimitExceeded, OutOfMemory, Overloaded
+
+FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+OF_THE_WORK = (InternalError, LimitExceeded, OutOfMemory, Overloaded)  # nothing that another command line would mend
 
 
 def main() -> int:
-    """Run a command and return its exit code."""
+    """Run a command and return its exit code: 0 done, 1 the run or some rows failed, 2 wrong usage."""
+    os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
+    os.environ.setdefault("JINA_LOG_LEVEL", "CRITICAL")  # a command says in its own words what went wrong
     parser = argparse.ArgumentParser(prog="python -m executor", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in COMMANDS.values():
-        command.add(commands)
+    called = [name for name in sys.argv[1:2] if name in COMMANDS]
+    for name in called or COMMANDS:  # all only where help is needed
+        command(name).add(commands)
     arguments = parser.parse_args()
-    return COMMANDS[arguments.command].run(arguments)
+    try:
+        return command(arguments.command).run(arguments)
+    except FinetunerError as error:
+        print(error, file=sys.stderr)
+        return FAILED if isinstance(error, OF_THE_WORK) else WRONG_USAGE
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on where it was, given the same --run.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
 
 
 if __name__ == "__main__":

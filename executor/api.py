@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .compute.device import choose_device
-from .errors import BadRequest, InvalidParameter
+from .errors import BadRequest, InvalidParameter, NotTrainable
 from .evaluation.eval_set import EvalSet
 from .evaluation.hold_out import split_documents
 from .evaluation.metrics import DECIDING
@@ -16,7 +16,7 @@ from .images.reading import load_uri_to_image_blob
 from .loading.augmentation import Augmentation, default_augmentation
 from .loading.batches import collate, is_image
 from .loading.content import fit_to_model, item_content
-from .loading.datasets import CollateFn, Dataset, InstanceDataset, PreprocessFn, make_dataset
+from .loading.datasets import NO_DOCUMENTS, CollateFn, Dataset, InstanceDataset, PreprocessFn, make_dataset
 from .loading.forward import embed_batches
 from .models.model import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions, parse
@@ -137,6 +137,8 @@ def _dataset(
     model: torch.nn.Module, docs: Any, kind: str, preprocess_fn: PreprocessFn | None, collate_fn: CollateFn | None
 ) -> Dataset:
     dataset = make_dataset(docs, kind, preprocess_fn, collate_fn)
+    if not len(dataset):
+        raise NotTrainable(NO_DOCUMENTS)
     dataset.preprocess_fn = _fitted(model, dataset.preprocess_fn)
     blob = getattr(dataset.document(0), "blob", None)
     if isinstance(blob, np.ndarray) and looks_channels_first(blob):

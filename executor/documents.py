@@ -14,10 +14,13 @@ import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.proto import DocProto
 from docarray.typing import ID, NdArray
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from .docarray_private import ID_TYPE, node_of, value_of
-from .errors import BadDocument, MissingLabel
+from .docarray_private import ID_TYPE, LARGEST_INTEGER, TOO_LARGE, fill_integer, node_of, value_of
+from .errors import BadDocument, MissingLabel, brief
+
+_OURS = ("uri", "blob", "buffer", "text", "tags")
+_DEEPEST = 100  # levels of tags; deeper ones cannot be sent or stored
 
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
@@ -27,13 +30,19 @@ GROUP_TAG = "finetuner_group"  # documents of one group never prove what others 
 
 _BESIDE = {"label", "labels", "class", "category", "target"}  # where people put a label by mistake
 
+# Fields of the documents that Jina and DocArray bring along, and not of ours.
+_FOREIGN = frozenset(("tensor", "url", "bytes_", "chunks"))
+_USE_OURS = "it lacks the fields of ours: make it with `from executor import Document`"
+
 _PLAIN = {str: "text", bytes: "blob", bool: "boolean", int: "integer", float: "float"}
 
 
 def _fill(node: Any, value: Any) -> None:
     """Set a node as docarray would. The class of a value alone tells the types that nearly every document has."""
     kind = type(value)
-    if kind in _PLAIN:
+    if kind is int:
+        fill_integer(node, value)
+    elif kind in _PLAIN:
         setattr(node, _PLAIN[kind], value)
     elif kind is ID:
         node.text, node.type = value, ID_TYPE
@@ -46,11 +55,17 @@ def _fill(node: Any, value: Any) -> None:
         node.CopyFrom(node_of(value))
 
 
+def _or_null(schema: Dict[str, Any]) -> None:
+    """Let a field be null in the schema, by which Jina's gateway checks what it is sent."""
+    kind = {name: schema.pop(name) for name in ("type", "items", "additionalProperties") if name in schema}
+    schema["anyOf"] = [kind, {"type": "null"}]
+
+
 class Match(BaseDoc):
     """A document without matches of its own: a candidate within a session.
 
     Attributes:
-        uri: Where the image is: a path, `file://`, `http(s)://` or `data:`.
+        uri: Where the image is: a path, `file://`, `http(s)://`, `data:`, or what lies below `remote_prefixes`.
         blob: The image as an array: H×W×3, H×W×1 or H×W (grayscale) or H×W×4 (RGBA), uint8, or float in [0, 1].
         buffer: The encoded image file (JPEG, PNG, WebP, …).
         text: Content for a custom `preprocess_fn`.
@@ -62,8 +77,14 @@ class Match(BaseDoc):
     blob: Optional[NdArray] = None
     buffer: Optional[bytes] = None
     text: Optional[str] = None
-    tags: Dict[str, Any] = {}
+    tags: Dict[str, Any] = Field({}, json_schema_extra=_or_null)
     embedding: Optional[NdArray] = None
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _null_is_none(cls, tags: Any) -> Any:
+        """Take null for no tags: clients in other languages send it."""
+        return {} if tags is None else tags
 
     @property
     def content(self) -> Union[np.ndarray, str, bytes, None]:
@@ -84,6 +105,8 @@ class Match(BaseDoc):
     def from_protobuf(cls, pb_msg: Any) -> Any:
         """Do what docarray does, but faster: docarray builds a new schema for each default `id` and `matches`."""
         fields: Dict[str, Any] = {}
+        if "uri" not in pb_msg.data and (foreign := _FOREIGN & pb_msg.data.keys()):
+            raise BadDocument(f"A document has the field {min(foreign)!r} of Jina's or DocArray's own; {_USE_OURS}.")
         for name, node in pb_msg.data.items():
             kind = node.WhichOneof("content")
             if kind in ("text", "blob"):
@@ -106,10 +129,16 @@ class Match(BaseDoc):
         return self
 
 
+def _matches_or_null(schema: Dict[str, Any]) -> None:
+    """The same for matches. DocArray fails on a reference here, so their schema is written out."""
+    schema["items"] = Match.model_json_schema()
+    _or_null(schema)
+
+
 class Document(Match):
     """A `Match` that may have `matches`: the candidates of its session, labelled 1 or -1."""
 
-    matches: DocList[Match] = DocList[Match]()
+    matches: DocList[Match] = Field(DocList[Match](), json_schema_extra=_matches_or_null)
 
     @model_validator(mode="before")
     @classmethod
@@ -248,13 +277,19 @@ def normalise_label(value: Any) -> Label:
     if isinstance(value, str):
         return value
     if isinstance(value, (bool, int, np.integer, np.bool_)):
-        return int(value)
+        return _exact(int(value))
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return int(value)
+        return _exact(int(value))
     raise BadDocument(
         f"tags['{LABEL_TAG}'] is {reprlib.repr(value)}, of type {type(value).__name__}; "
         "a label is an integer or a string"
     )
+
+
+def _exact(label: int) -> int:
+    if abs(label) > LARGEST_INTEGER:
+        raise BadDocument(f"tags['{LABEL_TAG}'] is beyond 2**53, which not every client can send; write it as a string")
+    return label
 
 
 def label_of(doc: Any) -> Label:
@@ -264,13 +299,42 @@ def label_of(doc: Any) -> Label:
     """
     value = doc.tags.get(LABEL_TAG)
     if value is None:
-        raise MissingLabel(f"Document {doc.id!r} has no tags['{LABEL_TAG}']; give every document its label there.")
+        raise MissingLabel(
+            f"Document {brief(doc.id)!r} has no tags['{LABEL_TAG}']; give every document its label there."
+        )
     return normalise_label(value)
 
 
 def has_label(doc: Any) -> bool:
     """Whether `doc` carries the label tag at all (a null counts as absent)."""
     return doc.tags.get(LABEL_TAG) is not None
+
+
+def group_of(doc: Any) -> Optional[str]:
+    """Return the group of `doc` as text, None without one. As with labels, `1` and `1.0` are one, `'1'` is another."""
+    value = doc.tags.get(GROUP_TAG)
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)
+    return None if value is None else repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def check_integers(value: Any, depth: int = 0) -> None:
+    """Raise BadDocument if there is an integer beyond 2**53 among `value`, the tags of a document."""
+    if type(value) is int:
+        if abs(value) > LARGEST_INTEGER:
+            raise BadDocument(TOO_LARGE)
+    elif isinstance(value, (dict, list, tuple, set)) and depth < _DEEPEST:
+        for item in value.values() if isinstance(value, dict) else value:
+            check_integers(item, depth + 1)
+
+
+def check_ours(doc: Any) -> None:
+    """Raise BadDocument if `doc` is no document, or one of Jina's or DocArray's own classes."""
+    name = type(doc).__name__
+    if not hasattr(doc, "id"):
+        raise BadDocument(f"A {name} is not a document; give objects with the fields of `executor.Document`")
+    if type(doc).__module__.startswith("docarray.") or not any(hasattr(doc, field) for field in _OURS):
+        raise BadDocument(f"A {name} cannot be used, because {_USE_OURS}")
 
 
 def content_of(doc: Any) -> Union[np.ndarray, str, bytes, None]:

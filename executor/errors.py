@@ -19,12 +19,23 @@ FinetunerError
 │   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
 ├── ConfigurationError    500  an executor option, or the model it names, is wrong
 ├── OutOfMemory           500  not even one image at a time fits into memory
-├── Unreachable           503  no executor of the Flow answers
+├── NotReady              503  a reader has no version yet
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
+├── Unreachable           503  the service that a command calls, or any executor of a Flow, does not answer
 └── InternalError         500  our fault: the service's log has the traceback
 
 Each message is one or two sentences: what was wrong, and what to do about it.
 """
+
+from typing import Any
+
+SHOWN = 200  # characters of what a caller sent that a message repeats
+
+
+def brief(value: Any, length: int = SHOWN) -> str:
+    """Return what a caller sent as text for a message: an id may have megabytes."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 class FinetunerError(Exception):
@@ -128,14 +139,20 @@ class OutOfMemory(FinetunerError):
     """There is too little memory, even for the smallest parts of a batch."""
 
 
-class Unreachable(FinetunerError):
-    """No executor of the Flow behind a gateway answers."""
+class WorkspaceError(FinetunerError):
+    """The workspace cannot be used."""
 
     status = 503
 
 
-class WorkspaceError(FinetunerError):
-    """The workspace cannot be used."""
+class Unreachable(FinetunerError):
+    """Nothing answers: the service that a command calls, or the executors of the Flow behind a gateway."""
+
+    status = 503
+
+
+class NotReady(FinetunerError):
+    """A reader that no version has reached yet."""
 
     status = 503
 

@@ -26,8 +26,9 @@ from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 
 from . import errors
+from .docarray_private import LARGEST_INTEGER
 from .flow_room import FlowRoom
-from .parameters import ExecutorOptions, parse_executor_options
+from .parameters import DEFAULT_MAX_REQUEST_BYTES, ExecutorOptions, parse_executor_options
 from .web.app import DoorFirst, make_app
 from .wire.ending import answer_before_the_end
 from .wire.jina_private import (
@@ -38,9 +39,13 @@ from .wire.jina_private import (
     WebSocketServer,
     refusal_in,
     settings_of_servers,
+    use_http_protocol,
     wrap_streamer,
 )
+from .wire.limits import BodyLimit, ImpatientProtocol, grpc_options
+from .wire.quiet import quieten
 from .wire.refusals import OptionalData, malformed
+from .wire.siblings import unless_one_ends
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
 
@@ -49,8 +54,10 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
 
     Args:
         token_file: a file that holds the token, if it is not in the environment.
-        cors_origins, metrics_token, max_request_bytes: of that door, as in the options of the executor.
-    Raises: ConfigurationError: an option or the token cannot be used.
+        max_request_bytes: the largest request it takes, as the executor's option of this name.
+        cors_origins, metrics_token: of its HTTP door, as the executor's options of these names.
+
+    Raises: ConfigurationError: the token cannot be used, or an option is wrong.
     """
 
     def __init__(
@@ -58,18 +65,28 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         token_file: str | None = None,
         cors_origins: Sequence[str] | None = None,
         metrics_token: bool | None = None,
-        max_request_bytes: int | None = None,
+        max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
         **kwargs: Any,
     ) -> None:
         self._token = read_token(token_file)
+        if type(max_request_bytes) is not int or max_request_bytes < 1:
+            raise errors.ConfigurationError(
+                f"max_request_bytes of the gateway is {max_request_bytes!r}; give a whole number of bytes, 1 or more."
+            )
         door = {"cors_origins": cors_origins, "metrics_token": metrics_token, "max_request_bytes": max_request_bytes}
         options = parse_executor_options(door)  # None: the default
         answer_before_the_end()
+        quieten()
+        use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)
         self.servers = [
             _SERVERS[protocol](token=self._token, options=options, **settings)
             for protocol, settings in settings_of_servers(self)
         ]
+
+    async def setup_server(self) -> None:
+        """Prepare the servers. Raises: ExecutorEnded: an executor of this Flow could not start."""
+        await unless_one_ends(super().setup_server(), told_to_end=self.is_cancel.is_set)
 
     def aio_tracing_client_interceptors(self) -> list[Any]:
         """The interceptors of the channels to the executors: Jina's own, and ours for the token."""
@@ -82,7 +99,7 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
 
 
 class _Guarded:
-    """What the servers have in common: the token, if there is one."""
+    """What the servers have in common: the token, if there is one, and the limit of a request."""
 
     def __init__(self, token: str | None, options: ExecutorOptions, **kwargs: Any) -> None:
         self._token = token
@@ -91,6 +108,12 @@ class _Guarded:
 
 
 class _OverGrpc(_Guarded, GRPCServer):
+    def __init__(
+        self, options: ExecutorOptions, grpc_server_options: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        of_server = {**grpc_options(options.max_request_bytes), **(grpc_server_options or {})}
+        super().__init__(options=options, grpc_server_options=of_server, **kwargs)
+
     def aio_tracing_server_interceptors(self) -> list[Any]:
         tracing = super().aio_tracing_server_interceptors() or []
         return [*tracing, *([TokenRequiredByServer(self._token)] if self._token else [])]
@@ -104,6 +127,7 @@ class _OverHttp(_Guarded, HTTPServer):
         app: FastAPI = super().app
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
+        app.add_middleware(BodyLimit, max_request_bytes=self._options.max_request_bytes)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)
         app.add_middleware(DoorFirst, door=make_app(FlowRoom(streamer), self._options, self._token))
@@ -126,7 +150,7 @@ _SERVERS = {"grpc": _OverGrpc, "http": _OverHttp, "websocket": _OverWebsocket}
 
 # The limits of Jina's messages from a gateway to an executor. Anything beyond them breaks Jina's gateway: it answers
 # 500, and waits for ever when it is told to end.
-MAX_INTEGER = 2**31 - 1
+MAX_INTEGER = LARGEST_INTEGER  # docarray itself sends 32 bits only, see `docarray_private`
 MAX_DEPTH = 16
 
 

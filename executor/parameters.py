@@ -6,15 +6,18 @@ silently drop unknown keys.
 """
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from .errors import ConfigurationError, InvalidParameter
+from .images.object_store import check_prefixes
 from .images.policy import ImagePolicy
 
 TOKEN_VARIABLE = "FINETUNER_TOKEN"  # environment variable with the bearer token that every call must present
+DEFAULT_MAX_REQUEST_BYTES = 2**28
 RESERVED_NAMES = ("base", "promoted")
 # The losses for each kind. `losses.py` builds them; the names are also here, to refuse a wrong one without torch.
 _BATCH_LOSSES = (
@@ -310,6 +313,11 @@ class ExecutorOptions(_Parameters):
         None, description="directories that a path may lie in; by default the one the service was started in"
     )
     allow_remote_uris: Flag = Field(False, description="whether `http(s)://` uris are loaded")
+    remote_prefixes: Names = Field(
+        (),
+        description="uris below which objects are loaded through fsspec, such as `s3://bucket/folder/` (extra `s3`); "
+        "credentials are read from the environment",
+    )
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
     )
@@ -322,20 +330,43 @@ class ExecutorOptions(_Parameters):
         (), description="web origins whose pages may call that door, such as `https://shop.example`"
     )
     metrics_token: Flag = Field(False, description="whether `/healthz`, `/readyz` and `/metrics` ask for the token too")
-    max_request_bytes: Annotated[Whole, Field(ge=1024)] = Field(
-        256 * 2**20, description="of the body of a request at that door; twice as many of all together"
+    tensorboard: Text | None = Field(
+        None, description="folder that the history of each run is written to, for TensorBoard (extra `tracking`)"
     )
     receive_timeout: Annotated[Number, Field(gt=0)] = Field(
         5.0, description="seconds without a new train document after which a run starts"
     )
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
+    role: Literal["all", "train", "serve"] = Field(
+        "all",
+        description="`train`: everything but `/embed`; `serve`: a reader, which embeds with what a writer publishes, "
+        "and of which there may be any number; `all`: train and serve",
+    )
+    publish_to: Text | None = Field(
+        None, description="directory or fsspec url where each served version is published for readers"
+    )
+    serve_from: Text | None = Field(None, description="what a reader follows: the `publish_to` of the writer")
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
-    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(64 * 2**20, description="of a document in `/fit`")
+    max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        512 * 2**20,
+        description="memory that the service, and the trainer, may take at one time to decode images, half of it for "
+        "large ones; of those that need more than that half, one is decoded at a time",
+    )
+    max_document_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        64 * 2**20, description="of a document in `/fit`, its matches included"
+    )
+    max_request_bytes: Annotated[Whole, Field(ge=1)] = Field(
+        DEFAULT_MAX_REQUEST_BYTES,
+        description="of one request over gRPC or HTTP (Jina's client puts 100 documents into one, see its "
+        "`request_size`); the gateway has a parameter of this name",
+    )
     max_cache_bytes: Annotated[Whole, Field(ge=0)] = Field(
         8 * 2**30, description="of decoded images kept per run, and of features"
     )
-    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(10_000_000, description="train and eval together")
+    max_documents_per_run: Annotated[Whole, Field(ge=1)] = Field(
+        10_000_000, description="train and eval, their matches and skipped ones"
+    )
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
     fast_inference: Flag = Field(
         True,
@@ -343,13 +374,20 @@ class ExecutorOptions(_Parameters):
         "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
-        4096, description="images waiting in `/embed` before it refuses more"
+        4096,
+        description="images waiting in `/embed` before it refuses more; of a caller at most 4 count, because callers "
+        "take turns",
     )
     trainer_threads: Annotated[Whole, Field(ge=1)] | None = Field(
         None, description="torch threads of the trainer; by default one a core"
     )
     trainer_yields: Flag = Field(
         True, description="let the trainer compute only where no other process wants to (Linux: SCHED_IDLE)"
+    )
+    trainer_stall_seconds: Annotated[Number, Field(ge=0)] = Field(
+        60.0,
+        description="seconds without progress and without computing (or ten times the slowest step, if that is longer) "
+        "after which a trainer is killed and its run resumed; a third of it for one that is stopped; 0: never",
     )
     standby_seconds: Annotated[Number, Field(ge=0)] = Field(
         600.0, description="after a run, how long a next trainer waits with its imports done; 0: none does"
@@ -359,6 +397,10 @@ class ExecutorOptions(_Parameters):
     @model_validator(mode="after")
     def _checked(self) -> "ExecutorOptions":
         parse(TrainingOptions, self.fit_defaults, where="fit_defaults")
+        if (self.role == "serve") != (self.serve_from is not None):
+            raise ValueError("a reader needs both: role must be serve, and serve_from the place that it follows")
+        if self.role == "serve" and self.publish_to is not None:
+            raise ValueError("publish_to is for the service that trains; a reader (role: serve) publishes nothing")
         if self.devices is not None:
             kinds = {name.split(":")[0] for name in self.devices}
             repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}
@@ -376,8 +418,10 @@ class ExecutorOptions(_Parameters):
         return ImagePolicy(
             allowed_roots=self.allowed_roots,
             allow_remote_uris=self.allow_remote_uris,
+            remote_prefixes=self.remote_prefixes,
             max_image_bytes=self.max_image_bytes,
             max_image_pixels=self.max_image_pixels,
+            max_decoding_bytes=self.max_decoding_bytes,
         )
 
 
@@ -404,9 +448,16 @@ def parse(model: type[P], values: dict[str, Any] | None, *, where: str) -> P:
 def parse_executor_options(values: dict[str, Any]) -> ExecutorOptions:
     """Return `uses_with` as options. Raises: ConfigurationError: an option is unknown or has the wrong type."""
     try:
-        return parse(ExecutorOptions, values, where="the executor")
+        options = parse(ExecutorOptions, values, where="the executor")
     except InvalidParameter as error:
         raise ConfigurationError(str(error)) from None
+    if options.tensorboard is not None and find_spec("tensorboard") is None:
+        raise ConfigurationError(
+            "The option tensorboard needs a package that is not here: pip install 'finetuner-executor[tracking]'."
+        )
+    if options.remote_prefixes:
+        check_prefixes(options.remote_prefixes)
+    return options
 
 
 _PLAINER = {

@@ -7,6 +7,7 @@ because Jina runs plain functions one at a time. Blocking work goes to threads.
 import json
 import logging
 from dataclasses import asdict, replace
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Dict, Optional, Sequence
 
@@ -17,14 +18,14 @@ from .compute.memory import keep_freed_memory
 from .documents import Document, DocumentArray, Evaluation, Event, RunQuery, RunStatus
 from .endpoints.health import readiness
 from .endpoints.runs import watch
-from .endpoints.service import Service
-from .endpoints.table import call
+from .endpoints.table import call, open_service, writer_of
 from .errors import FinetunerError
-from .parameters import parse_executor_options
+from .parameters import ExecutorOptions, parse_executor_options
 from .web.app import make_app
 from .web.room import OwnRoom
 from .web.server import Door
 from .wire.ending import answer_before_the_end
+from .wire.quiet import quieten
 from .wire.refusals import Refusal, extend_servers
 from .wire.token import read_token, require
 
@@ -46,16 +47,21 @@ class FinetunerExecutor(Executor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         jina_arguments = {name: kwargs.pop(name) for name in _JINA_ARGUMENTS if name in kwargs}
         super().__init__(*args, **jina_arguments)
+        quieten()
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
         door = None if options.http_port is None else Door(options.http_host, options.http_port)
-        self._service = Service(Path(self.workspace).resolve(), options)
+        self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         if door is not None:
             door.open(make_app(OwnRoom(self._service), options, self._token))  # in Jina's event loop
             print(f"FinetunerExecutor serves HTTP on {door.address}", flush=True)
         answer_before_the_end(*([door.end] if door else []))
-        extend_servers(self._token)
+        extend_servers(self._token, options.max_request_bytes)
+
+    def _copies(self) -> int:
+        """How many of this executor Jina starts: its replicas and shards."""
+        return max(int(getattr(self.runtime_args, name, None) or 1) for name in ("replicas", "shards"))
 
     async def _call(self, path: str, docs: DocumentArray, parameters: Params) -> Sequence[Any]:
         """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""
@@ -122,7 +128,7 @@ class FinetunerExecutor(Executor):
         """
         try:
             require(self._token)
-            async for status in watch(self._service, doc.run):
+            async for status in watch(writer_of(self._service, "/watch"), doc.run):
                 yield status
         except FinetunerError as error:
             yield RunStatus(run=doc.run or "", state="failed", error=str(error))
@@ -158,3 +164,18 @@ class FinetunerExecutor(Executor):
     def close(self) -> None:
         """End the trainer and the threads. Jina calls it when the service ends."""
         self._service.close()
+
+
+def _with_options(method: Any) -> Signature:
+    """Return the signature of the constructor with every option by name: Jina warns of those that it does not name."""
+    own = signature(method)
+    before = [each for each in own.parameters.values() if each.kind is not Parameter.VAR_KEYWORD]
+    options = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=field.get_default(), annotation=field.annotation)
+        for name, field in ExecutorOptions.model_fields.items()
+    ]
+    jinas = [each for each in own.parameters.values() if each.kind is Parameter.VAR_KEYWORD]
+    return own.replace(parameters=[*before, *options, *jinas])
+
+
+FinetunerExecutor.__init__.__signature__ = _with_options(FinetunerExecutor.__init__)  # type: ignore[attr-defined]

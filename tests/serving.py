@@ -31,6 +31,7 @@ QUICK = {
     "trainer_yields": False,
     "trainer_threads": 1,
     "standby_seconds": 0,
+    "trainer_stall_seconds": 0,  # tests stop trainers to see what happens meanwhile
     "fit_defaults": {"epochs": 2, "batch_size": 16},
 }
 
@@ -56,6 +57,7 @@ class Service:
         self.directory = directory
         self.gateway = gateway
         self.options = QUICK | options
+        self.replicas = 1
         self.ports: dict[str, int] = {}
         self.process: subprocess.Popen[str] | None = None
 
@@ -71,6 +73,7 @@ class Service:
             "ports": {protocol: self.ports[protocol] for protocol in PROTOCOLS},
             "gateway": self.gateway,
             "options": {"http_port": self.ports[DOOR], **self.options},
+            "replicas": self.replicas,
         }
         environment = os.environ | {
             "JINA_OPTOUT_TELEMETRY": "1",
@@ -210,7 +213,12 @@ def _serve(settings: dict[str, Any]) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stderr, because a full pipe would block the service
     flow = Flow(
         protocol=list(settings["ports"]), port=list(settings["ports"].values()), host="127.0.0.1", quiet_error=True
-    ).add(uses=str(ROOT / "config.yml"), uses_with=settings["options"], workspace=settings["workspace"])
+    ).add(
+        uses=str(ROOT / "config.yml"),
+        uses_with=settings["options"],
+        workspace=settings["workspace"],
+        replicas=settings["replicas"],
+    )
     if settings["gateway"] is not None:
         flow = flow.config_gateway(uses=settings["gateway"])
     with flow:

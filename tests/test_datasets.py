@@ -7,10 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from docarray import BaseDoc
+from docarray.documents import ImageDoc
+from docarray.documents.legacy import LegacyDocument
+from torch import nn
 from torch.utils.data import DataLoader
 
-from executor import ClassDataset, Document, DocumentArray, DocumentArrayMemmap, InstanceDataset, SessionDataset
-from executor.documents import Match
+from executor import (
+    ClassDataset,
+    Document,
+    DocumentArray,
+    DocumentArrayMemmap,
+    InstanceDataset,
+    SessionDataset,
+    embed,
+    fit,
+)
+from executor.documents import LABEL_TAG, Match
 from executor.errors import BadDocument, MissingLabel, NotTrainable
 from executor.loading.datasets import check_trainable, fault_of, kind_of, make_dataset
 
@@ -186,9 +199,24 @@ def test_a_document_without_content_is_refused_with_how_to_load_it_lazily(sequen
 
 
 @pytest.mark.parametrize("kind", [ClassDataset, SessionDataset, InstanceDataset])
-def test_no_documents_are_refused(sequence, kind):
-    with pytest.raises(NotTrainable, match="no documents"):
-        kind(sequence([]))
+def test_of_no_documents_a_dataset_is_empty_and_cannot_be_trained_on(sequence, kind):
+    dataset = kind(sequence([]))
+    assert (len(dataset), list(dataset)) == (0, [])
+    with pytest.raises(NotTrainable):
+        check_trainable(dataset, np.arange(0))
+    with pytest.raises(NotTrainable, match="There are no documents"):
+        fit(nn.Linear(3, 2), dataset, progress=False)
+
+
+@pytest.mark.parametrize("kind", [ClassDataset, SessionDataset, InstanceDataset])
+@pytest.mark.parametrize("doc", [BaseDoc(), ImageDoc(url="a.jpg"), LegacyDocument(text="x", tags={LABEL_TAG: 1})])
+def test_documents_of_jinas_and_docarrays_own_are_refused_with_the_name_of_ours(kind, doc):
+    with pytest.raises(BadDocument, match=f"A {type(doc).__name__} cannot be used.*from executor import Document"):
+        kind([doc])
+    with pytest.raises(BadDocument, match="from executor import Document"):
+        kind_of([doc])
+    with pytest.raises(BadDocument, match="from executor import Document"):
+        embed([doc], nn.Linear(3, 2))
 
 
 @pytest.mark.parametrize(("kind", "docs", "items"), DATASETS)

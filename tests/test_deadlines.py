@@ -49,10 +49,15 @@ def test_each_document_lets_the_time_begin_anew(clock: Clock, waiting: Deadlines
     assert waiting.due() == ["a"]
 
 
-def test_eval_documents_alone_are_waited_with_for_ever(clock: Clock, waiting: Deadlines) -> None:
+def test_a_run_with_eval_documents_alone_is_due_after_twice_the_time(clock: Clock, waiting: Deadlines) -> None:
     waiting.arrived("a", train=False)
-    clock.now += 1000 * SILENCE
+    clock.now += 2 * SILENCE - 0.01
     assert waiting.due() == []
+    clock.now += 0.01
+    assert waiting.due() == ["a"]
+    waiting.arrived("a", train=True)
+    clock.now += SILENCE
+    assert waiting.due() == ["a"]
 
 
 def test_a_run_that_was_asked_to_start_is_due_after_a_moment_without_further_requests(

@@ -18,7 +18,7 @@ from executor.documents import RunStatus
 from executor.errors import Conflict, UnknownRun, WorkspaceError
 from executor.parameters import TrainingOptions
 from executor.store.run import RunState
-from executor.store.runs import RunStore
+from executor.store.runs import Quarantined, RunStore
 from executor.store.workspace import Workspace
 from serving import ROOT, Service
 
@@ -55,7 +55,7 @@ def make_run(store: RunStore, name: str, *way: RunState, base: str = "base") -> 
     store.create(name, TrainingOptions(base=base))
     for state in way:
         store.advance(name, state)
-    store.quarantine(name, "train", [("d1", "bad")], spooled=True)
+    store.quarantine(name, "train", [Quarantined("0", "d1", "bad")], spooled=True)
     model = store.workspace.model_folder(name)
     model.mkdir(parents=True)
     (model / "weights.safetensors").write_bytes(b"weights")
@@ -203,7 +203,7 @@ DELETE_AND_DIE = """
 import contextlib, os, signal, sqlite3, sys
 sys.modules["torch"] = None
 from pathlib import Path
-from executor.store.runs import RunStore
+from executor.store.runs import Quarantined, RunStore
 from executor.store.workspace import Workspace
 left, connections = float("inf"), []
 def step(*_):

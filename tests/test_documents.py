@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from docarray import BaseDoc, DocList
+from docarray.documents import ImageDoc
+from docarray.documents.legacy import LegacyDocument
+from docarray.utils.create_dynamic_doc_class import create_base_doc_from_schema, create_pure_python_type_model
 from PIL import Image
 
 from conftest import coloured, encoded
@@ -201,7 +205,7 @@ def test_a_document_is_encoded_as_docarray_encodes_it(make):
     assert doc.to_protobuf() == BaseDoc.to_protobuf(doc)
 
 
-@pytest.mark.parametrize("tags", [{"x": object()}, {"x": 2**40}])
+@pytest.mark.parametrize("tags", [{"x": object()}, {"x": {3: "a key that is no text"}}])
 def test_what_cannot_be_encoded_is_refused_in_docarrays_words(tags):
     doc = Document(tags=tags)
     with pytest.raises(ValueError, match="tags") as ours:
@@ -209,6 +213,61 @@ def test_what_cannot_be_encoded_is_refused_in_docarrays_words(tags):
     with pytest.raises(ValueError, match="tags") as theirs:
         BaseDoc.to_protobuf(doc)
     assert ours.value.args == theirs.value.args
+
+
+WHOLE = [2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 4_006_381_333_931, 2**53, -(2**53)]
+
+
+@pytest.mark.parametrize("value", [*WHOLE, np.int64(2**40), np.int32(7), np.bool_(True), np.float32(0.5), 1e300, 2.5])
+def test_numbers_in_tags_survive_the_wire_as_they_are(value):
+    doc = Document(tags={"x": value, "deep": [{"y": value}]}, matches=[Match(tags={"x": value})])
+    found = Document.from_protobuf(doc.to_protobuf())
+    plain = value.item() if isinstance(value, np.generic) else value
+    assert found.tags == {"x": plain, "deep": [{"y": plain}]}
+    assert type(found.tags["x"]) is type(found.matches[0].tags["x"]) is type(plain)
+    theirs = Theirs.from_protobuf(Theirs(tags={"x": value}).to_protobuf())  # as in a gateway, which makes a class anew
+    assert theirs.tags == {"x": plain}
+
+
+class Theirs(BaseDoc):
+    tags: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**53) - 1, 2**70])
+@pytest.mark.parametrize("kind", [Document, Theirs])
+def test_an_integer_that_not_every_client_can_send_is_refused_where_it_is_read(kind, value):
+    sent = kind(tags={"x": [value]}).to_protobuf()
+    with pytest.raises(BadDocument, match=r"A document cannot be read: an integer in tags is beyond 2\*\*53.*as text"):
+        Document.from_protobuf(sent)
+
+
+@pytest.mark.parametrize("label", [2**53 + 1, 1e20, np.int64(2**60)])
+def test_a_label_that_not_every_client_can_send_is_refused(label):
+    with pytest.raises(BadDocument, match=r"beyond 2\*\*53.* write it as a string"):
+        normalise_label(label)
+
+
+def test_null_is_no_tags_and_no_matches():
+    doc = Document(uri="a.jpg", tags=None, matches=None)
+    assert (doc.tags, list(doc.matches)) == ({}, [])
+
+
+def test_a_gateway_can_make_the_class_from_its_schema_and_describe_it_again():
+    schema = create_pure_python_type_model(Document).model_json_schema()
+    made = create_base_doc_from_schema(schema, "Document", {})
+    assert {"tags", "matches"} < create_pure_python_type_model(made).model_json_schema()["properties"].keys()
+    empty = Document.from_protobuf(made(uri="a.jpg", tags=None, matches=None).to_protobuf())
+    assert (empty.uri, empty.tags, len(empty.matches)) == ("a.jpg", {}, 0)
+    body = {"uri": "a.jpg", "tags": {"x": 2**40}, "matches": [{"uri": "m.jpg", "tags": {"finetuner_label": 1}}]}
+    sent = made.model_validate(body).to_protobuf()
+    back = made.from_protobuf(Document.from_protobuf(sent).to_protobuf())
+    assert (back.tags, back.matches[0].uri) == ({"x": 2**40}, "m.jpg")
+
+
+@pytest.mark.parametrize("doc", [ImageDoc(url="a.jpg"), LegacyDocument(text="x")])
+def test_a_document_of_docarrays_own_that_arrives_is_refused_with_the_name_of_ours(doc):
+    with pytest.raises(BadDocument, match=r"of Jina's or DocArray's own.*from executor import Document"):
+        Document.from_protobuf(doc.to_protobuf())
 
 
 @pytest.mark.parametrize("disk_bytes", [0, 3 * 2**30, 2**52 + 1])

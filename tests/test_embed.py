@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import re
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -120,6 +121,13 @@ def test_no_documents_are_answered_with_none(service: Service) -> None:
 # --- bad documents ---------------------------------------------------------------------------------------------------
 
 
+# A progressive JPEG of 64 megapixels with a thousand scans without data
+TOO_COSTLY = (
+    b"\xff\xd8\xff\xc2"
+    + struct.pack(">HBHHB", 11, 8, 4000, 16_000, 1)
+    + b"\1\x11\0"
+    + b"\xff\xda\0\x08\1\1\0\0\0\0" * 1000
+)
 BAD = {
     "missing": ({"uri": "nowhere.png"}, "nowhere.png"),
     "outside": ({"uri": "/etc/hostname"}, "allowed_roots"),
@@ -127,6 +135,8 @@ BAD = {
     "no-image": ({"buffer": b"not an image"}, "unknown format"),
     "truncated": ({"buffer": encoded(coloured(0, size=64))[:-3000]}, "truncated"),
     "empty": ({}, "uri"),
+    "percent": ({"uri": "data:," + "%" * 1_000_000}, "unknown format"),
+    "too-costly": ({"buffer": TOO_COSTLY}, "too many scans for 16000×4000 pixels"),
     "shape": ({"blob": np.zeros((5, 5, 7), np.uint8)}, "shape"),
 }
 

@@ -414,8 +414,8 @@ def test_the_command_exports_a_run_and_prints_where(workspace, tmp_path):
     np.testing.assert_allclose(session.run(None, {"images": images})[0], embeddings, atol=1e-4)
 
 
-def test_the_command_refuses_an_unknown_run_in_one_sentence_with_exit_code_1(workspace, tmp_path, monkeypatch, capsys):
+def test_the_command_refuses_an_unknown_run_in_one_sentence_with_exit_code_2(workspace, tmp_path, monkeypatch, capsys):
     arguments = ["tunde", "--workspace", str(workspace.root), "--format", "onnx", "--output", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["executor", "export", *arguments])
-    assert main() == 1
+    assert main() == 2
     assert capsys.readouterr() == ("", "There is no model 'tunde'; there are: base, tuned.\n")

@@ -123,6 +123,43 @@ def test_a_good_call_is_a_200_with_the_documents(address):
     assert all(doc["tags"]["finetuner_model"] == "base" and doc["embedding"] for doc in answer.json()["data"])
 
 
+WHOLE = {"since": 1_700_000_000_000, "ean": -(2**53), "list": [2**40, {"deep": 2**31}], "small": 7, "half": 0.5}
+
+
+def test_whole_numbers_of_up_to_53_bits_come_back_as_they_were(address):
+    answer = post(address, "/embed", [image(0) | {"tags": WHOLE}, image(1)])
+    first, second = answer.json()["data"]
+    assert {name: first["tags"][name] for name in WHOLE} == WHOLE
+    assert type(first["tags"]["since"]) is int
+    assert first["embedding"]
+    assert second["embedding"]
+    (status,) = post(address, "/fit", [image(0) | {"tags": WHOLE | {"finetuner_label": 2**53}}], run="ean").json()[
+        "data"
+    ]
+    assert (status["train_documents"], status["skipped"]) == (1, 0)
+    post(address, "/cancel", run="ean")
+
+
+def test_larger_ones_are_refused_in_a_sentence(address):
+    answer = post(address, "/fit", [image(0) | {"tags": {"n": 2**70}}, image(1)], run="beyond")
+    if answer.status_code == 200:  # the executor itself takes the others
+        (status,) = answer.json()["data"]
+        assert (status["train_documents"], status["skipped"]) == (1, 1)
+        assert "beyond 2**53" in status["problems"][0]["reason"]
+        post(address, "/cancel", run="beyond")
+    else:
+        assert answer.status_code == 400
+        assert "An integer in tags is larger than 9.007e+15; send it as text." in answer.text
+
+
+def test_null_is_no_tags_and_no_matches(address, stock):
+    for each in (address, stock):
+        answer = post(each, "/embed", [image(0) | {"tags": None, "matches": None}])
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["data"][0]["embedding"]
+        assert answer.json()["data"][0]["matches"] == []
+
+
 def test_a_large_body_arrives_whole(address):
     docs = [image(0, id=str(number), text="x" * 20_000) for number in range(20)]
     answer = post(address, "/embed", docs)

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from docarray import BaseDoc, DocList
+from docarray.documents import ImageDoc
+from docarray.documents.legacy import LegacyDocument
 
 from executor.documents import Document, Match
 from executor.errors import BadDocument, WorkspaceError
-from executor.store.spool import DocumentArrayMemmap, LabelRow, Sorts, label_rows, sorts_of
+from executor.store.spool import DocumentArrayMemmap, label_rows, sorts_of
+from executor.store.spool_rows import LabelRow, Sorts, identity_of
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
@@ -117,28 +120,194 @@ def test_closing_leaves_one_file(path, memmap):
     assert [file.name for file in path.parent.iterdir()] == ["spool.db"]
 
 
-def test_an_id_seen_again_replaces_nothing_and_counts_once(memmap):
-    memmap.extend(documents("a", 3))
-    assert memmap.extend([Document(id="a1", uri="other.jpg"), Document(id="new"), Document(id="new")]) == 1
-    assert not memmap.append(Document(id="a1"))
-    assert [doc.id for doc in memmap] == ["a0", "a1", "a2", "new"]
-    assert memmap[1].uri == "a1.jpg"
+def labelled(label: Any = 1, **fields: Any) -> Document:
+    return Document(**{"id": "a", "uri": "a.jpg", "tags": {"finetuner_label": label}, **fields})
 
 
-def test_splits_are_sequences_of_their_own_that_share_ids(path, memmap):
+@pytest.mark.parametrize(
+    "again",
+    [
+        labelled(),
+        labelled(1.0),
+        labelled(True),
+        labelled(tags={"finetuner_label": 1, "sent": "later"}),
+        labelled(embedding=np.ones(3, np.float32)),
+    ],
+)
+def test_a_document_that_is_sent_again_counts_once(memmap, again):
+    assert memmap.append(labelled())
+    assert not memmap.append(again)
+    assert memmap.extend([again, labelled(id="b"), again]) == 1
+    assert list(memmap.ids()) == ["a", "b"]
+    assert memmap.shared_ids() == (0, [])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"uri": "b.jpg"},
+        {"uri": None, "text": "a.jpg"},
+        {"uri": None, "buffer": b"a.jpg"},
+        {"blob": np.zeros((2, 3), np.uint8)},
+        {"blob": np.zeros((3, 2), np.uint8)},
+        {"blob": np.zeros((3, 2), np.int8)},
+    ],
+)
+def test_one_id_with_other_content_is_another_document_whatever_its_label(memmap, other):
+    docs = [labelled(), labelled(**other), labelled(2, **{**other, "text": "more"})]
+    assert memmap.extend(docs) == 3
+    assert memmap.extend(docs) == 0
+    assert [doc.id for doc in memmap] == ["a"] * 3
+    assert memmap.shared_ids() == (1, ["a"])
+    assert memmap["a"].uri == "a.jpg"  # an id means the first that has it
+
+
+def matched(*labels: int, **fields: Any) -> Document:
+    matches = [Match(uri=f"{place}.jpg", tags={"finetuner_label": label}) for place, label in enumerate(labels)]
+    return Document(id="a", uri="a.jpg", matches=matches, **fields)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "words"),
+    [
+        (labelled(1), labelled(2), "came before with the label '1', not '2'"),
+        (labelled("1"), labelled(1), "came before with the label"),
+        (labelled(), labelled(tags={}), "came before with the label '1', not 'None'"),
+        (labelled(), labelled(tags={"finetuner_label": 1, "finetuner_group": "x"}), "with another group or other"),
+        (matched(1, -1), matched(1, 1), "with another group or other matches"),
+        (matched(1, -1), matched(1), "with another group or other matches"),
+    ],
+)
+def test_a_document_that_contradicts_an_earlier_one_is_refused_or_left_out(memmap, first, then, words):
+    memmap.append(first)
+    with pytest.raises(BadDocument, match="Document 'a': the same id and content came before") as refused:
+        memmap.extend([*documents("b", 2), then])
+    assert words in str(refused.value)
+    assert len(memmap) == 1  # nothing of the transaction is stored
+    (left_out,) = memmap.take([*documents("b", 1), then, *documents("c", 1)]).items()
+    assert left_out[0] == 1
+    assert words in left_out[1]
+    assert list(memmap.ids()) == ["a", "b0", "c0"]
+
+
+def test_a_session_that_is_sent_again_is_the_same_though_its_matches_get_new_ids(memmap):
+    memmap.append(matched(1, -1))
+    assert not memmap.append(matched(1, -1))
+    assert memmap.has(identity_of(matched(1, -1)))
+    assert not memmap.has(identity_of(matched(-1, 1)))
+
+
+def test_a_group_is_the_same_as_an_integer_and_as_a_float(memmap):
+    memmap.append(labelled(tags={"finetuner_group": 3}))
+    assert not memmap.append(labelled(tags={"finetuner_group": 3.0}))
+    with pytest.raises(BadDocument):
+        memmap.append(labelled(tags={"finetuner_group": "3"}))
+
+
+def test_splits_are_sequences_of_their_own_with_ids_of_their_own(path, memmap):
     memmap.extend(documents("a", 3))
     with DocumentArrayMemmap(path, split="eval") as held_out:
-        assert held_out.extend([*documents("a", 3), *documents("e", 2)]) == 2
-        assert [doc.id for doc in held_out] == ["e0", "e1"]
-        assert held_out.known_ids(["a0", "e1", "nowhere"]) == {"a0", "e1"}
+        assert held_out.extend([*documents("a", 1), *documents("e", 2)]) == 3
+        assert [doc.id for doc in held_out] == ["a0", "e0", "e1"]
         assert "e1" in held_out
-        assert "a0" not in held_out
+        assert "a1" not in held_out
+        assert held_out.shared_ids() == (0, [])
     assert len(memmap) == 3
 
 
-def test_many_ids_are_looked_up_at_once(memmap):
-    memmap.extend(documents("a", 1100))
-    assert len(memmap.known_ids(f"a{i}" for i in range(-600, 2000))) == 1100
+def test_matches_are_counted_as_parts(path, memmap):
+    assert memmap.parts == 0
+    memmap.extend([*documents("b", 2), matched(1, -1, 1)])
+    with DocumentArrayMemmap(path, split="eval") as held_out:
+        held_out.append(matched(1))
+        assert (memmap.parts, held_out.parts) == (6, 2)
+
+
+def test_a_document_is_found_by_its_id(memmap):
+    memmap.extend(documents("a", 3))
+    assert memmap["a1"].uri == "a1.jpg"
+    with pytest.raises(KeyError, match="no document 'b' in split 'train'"):
+        memmap["b"]
+
+
+@pytest.mark.parametrize(
+    ("index", "left"),
+    [
+        (0, "1234"),
+        (-1, "0123"),
+        (np.int64(2), "0134"),
+        ("a3", "0124"),
+        (slice(1, 3), "034"),
+        (slice(None, None, 2), "13"),
+        (slice(4, 0, -1), "0"),
+        (slice(9, 12), "01234"),
+        (slice(None), ""),
+    ],
+)
+def test_deleted_documents_leave_no_gap(path, memmap, index, left):
+    docs = [labelled(id=f"a{i}", uri=f"{i}.jpg", matches=[Match() for _ in range(i)]) for i in range(5)]
+    memmap.extend(docs)
+    with DocumentArrayMemmap(path, split="eval") as other:
+        other.extend(documents("a", 3))
+        del memmap[index]
+        assert list(other.ids()) == ["a0", "a1", "a2"]
+    assert [doc.uri[0] for doc in memmap] == list(left)
+    assert [memmap[i].id for i in range(len(memmap))] == [f"a{i}" for i in left]
+    assert memmap.parts == sum(1 + int(i) for i in left)
+    assert memmap.extend([docs[0], Document(id="new", uri="n")]) == (1 if "0" in left else 2)
+    assert memmap[-1].id == "new"
+
+
+@pytest.mark.parametrize(("index", "error"), [(3, IndexError), (-4, IndexError), ("b", KeyError)])
+def test_what_is_not_there_cannot_be_deleted(memmap, index, error):
+    memmap.extend(documents("a", 3))
+    with pytest.raises(error):
+        del memmap[index]
+    assert len(memmap) == 3
+
+
+def test_a_split_is_cleared_alone(path, memmap):
+    memmap.extend(documents("a", 3))
+    with DocumentArrayMemmap(path, split="eval") as other:
+        other.extend(documents("a", 2))
+        memmap.clear()
+        assert (len(memmap), memmap.parts, len(other)) == (0, 0, 2)
+    assert memmap.extend(documents("a", 2)) == 2
+
+
+def test_a_folder_holds_a_file_of_a_known_name(tmp_path):
+    with DocumentArrayMemmap(tmp_path) as memmap:
+        memmap.extend(documents("a", 2))
+        assert memmap.path == tmp_path / "documents.sqlite"
+    with DocumentArrayMemmap(tmp_path) as again:
+        assert len(again) == 2
+
+
+VERSION_1 = """
+CREATE TABLE documents (
+    row INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, split TEXT NOT NULL, position INTEGER NOT NULL, label,
+    matches INTEGER NOT NULL, document BLOB NOT NULL, UNIQUE (split, position)
+)"""
+
+
+def test_a_file_of_the_first_schema_version_is_brought_to_the_present_one(tmp_path):
+    path = tmp_path / "old.db"
+    docs = [matched(1, -1), *documents("b", 2)]
+    with sqlite3.connect(path) as connection:
+        connection.execute(VERSION_1)
+        connection.execute("PRAGMA application_id = 0x46544D44")
+        connection.execute("PRAGMA user_version = 1")
+        for position, doc in enumerate(docs):
+            payload = doc.to_protobuf().SerializeToString()
+            row = (doc.id, "train", position, None, len(doc.matches), payload)
+            connection.execute("INSERT INTO documents VALUES (NULL, ?, ?, ?, ?, ?, ?)", row)
+    connection.close()
+    for _ in range(2):
+        with DocumentArrayMemmap(path) as memmap:
+            assert [doc.id for doc in memmap] == ["a", "b0", "b1"]
+            assert memmap.parts == 5
+            assert memmap.extend(docs) == 0
+    assert sqlite3.connect(path).execute("PRAGMA user_version").fetchone() == (2,)
 
 
 def test_containment_asks_for_the_id_of_a_document(memmap):
@@ -213,6 +382,14 @@ def test_documents_of_another_class_are_stored_as_ours(memmap):
     assert [(type(match), match.id, match.uri) for match in found.matches] == [(Match, "m", "m.jpg")]
 
 
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 1_700_000_000_000, 2**53, -(2**53), np.int64(2**40)])
+def test_integers_up_to_2_to_the_53_stay_integers(memmap, value):
+    found = stored(memmap, Document(tags={"finetuner_label": value, "deep": [{"x": value}, 1.5]})).tags
+    assert found == {"finetuner_label": value, "deep": [{"x": value}, 1.5]}
+    assert type(found["finetuner_label"]) is type(found["deep"][0]["x"]) is int
+    assert next(memmap.labels()).label == value
+
+
 def test_numpy_scalars_in_tags_become_pythons(memmap):
     found = stored(memmap, Document(tags={"finetuner_label": np.int64(3), "x": [np.float32(0.5), np.bool_(True)]}))
     assert found.tags == {"finetuner_label": 3, "x": [0.5, True]}
@@ -262,7 +439,10 @@ def nested(depth: int) -> dict[str, Any]:
         Document(id="bad", tags={"finetuner_label": 0.5}),
         Document(id="bad", tags={"finetuner_label": [1]}),
         Document(id="bad", tags={"finetuner_label": 1e300}),
-        Document(id="bad", tags={"finetuner_label": 2**40}),
+        Document(id="bad", tags={"finetuner_label": 2**53 + 1}),
+        Document(id="bad", tags={"finetuner_label": 2**70}),
+        Document(id="bad", tags={"deep": [{"x": -(2**53) - 1}]}),
+        Document(id="bad", matches=[Match(tags={"x": 2**60})]),
         Document(id="bad", tags={"when": object()}),
         Document(id="bad", tags={"deep": nested(32)}),
         Document(id="bad", tags={"deep": nested(200)}),
@@ -281,6 +461,12 @@ def test_a_document_that_cannot_be_stored_is_named_and_its_transaction_undone(me
 def test_what_is_no_document_is_refused(memmap):
     with pytest.raises(BadDocument, match="A str is not a document"):
         memmap.extend(["a.jpg"])
+
+
+@pytest.mark.parametrize("doc", [BaseDoc(), ImageDoc(url="a.jpg"), LegacyDocument(text="x", tags={"label": 1})])
+def test_a_document_of_docarrays_own_is_refused_with_the_name_of_ours(memmap, doc):
+    with pytest.raises(BadDocument, match=f"A {type(doc).__name__} cannot be used.*from executor import Document"):
+        memmap.append(doc)
 
 
 def test_an_endless_iterable_is_stored_as_it_comes(path, memmap):
@@ -374,7 +560,8 @@ with DocumentArrayMemmap(path) as memmap:
     with sqlite3.connect(path) as connection:
         connection.execute(
             "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i + 1 FROM n WHERE i < 199999)"
-            " INSERT INTO documents SELECT NULL, 'id' || i, split, i, label, matches, document FROM documents, n"
+            " INSERT INTO documents SELECT NULL, 'id' || i, split, i, i + 1, label, matches, content, said, document"
+            " FROM documents, n"
         )
     length, full = map(int, output(code, path).split())
     assert length == 200_000

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -35,6 +36,13 @@ def pinned_for(python: str) -> dict[str, list[str]]:
             (pin,) = requirement.specifier
             pins.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
     return pins
+
+
+def project() -> dict[str, Any]:
+    """What pyproject.toml says of the package."""
+    tomllib = pytest.importorskip("tomllib")
+    content: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return content
 
 
 def imports(source: Path) -> set[str]:
@@ -121,14 +129,15 @@ def test_no_gpu_library_is_pinned_beside_torch():
     assert not [name for name in pinned_for("3.11") if name.startswith(("nvidia", "cuda", "triton"))]
 
 
-def test_every_package_the_code_imports_is_a_direct_requirement():
+def test_every_package_the_code_imports_is_a_direct_requirement_or_an_extra():
     direct = {canonicalize_name(requirement.name) for requirement in requirements("requirements.in")}
+    optional = {Requirement(line).name for lines in project()["optional-dependencies"].values() for line in lines}
     distributions = packages_distributions()
     undeclared = {
         f"{source.name}: {module}"
         for source in SOURCES
         for module in (name.split(".")[0] for name in imports(source))
-        if module not in sys.stdlib_module_names
+        if module not in sys.stdlib_module_names | optional
         and direct.isdisjoint(canonicalize_name(name) for name in distributions.get(module, []))
     }
     assert not undeclared
@@ -204,7 +213,7 @@ def test_setup_does_nothing_and_says_nothing_the_second_time(tmp_path):
 def test_the_image_copies_what_exists_and_what_dockerignore_admits():
     admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = [source.rstrip("/") for copy in instructions("COPY") for source in copy.split()[:-1]]
-    assert sorted(sources) == ["config.yml", "executor", "requirements.txt"]
+    assert sorted(sources) == ["config.yml", "executor", "requirements.txt", "scripts/healthy"]
     assert set(sources) == admitted
     assert not [source for source in sources if not (ROOT / source).exists()]
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -125,7 +126,7 @@ def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
         program += "print('\\n--- block ends', flush=True)\n"
     printed = reader.run([sys.executable, "-c", program]).split("\n--- block ends\n")[:-1]
     assert len(printed) == len(steps)
-    posted, embedded, watched, sent, embedded_by_curl, _, trained = printed
+    posted, embedded, watched, sent, embedded_by_curl, by_commands, _, trained = printed
 
     assert posted.split()[-1] in ("receiving", "queued", "training")
     assert followed(watched)["state"] == "succeeded"
@@ -135,6 +136,9 @@ def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
     assert len(json.loads(sent)["data"][0]["embedding"]) == 1280
     (query,) = json.loads(embedded_by_curl)["data"]
     assert (query["id"], len(query["embedding"]), query["tags"]["finetuner_model"]) == ("query", 1280, "base")
+    assert re.search(r"^shop +succeeded +", by_commands, re.MULTILINE)
+    assert "mAP@R of shop minus that of base: " in by_commands
+    assert pq.read_table(reader.folder / "photos.parquet").num_rows == 30
     assert trained.split()[-1] == "(64,)"
     for run, kind in {"clicks": "session", "views": "unlabeled"}.items():
         last = followed(reader.run(["curl", "-sN", f"http://127.0.0.1:{reader.ports['8080']}/watch?run={run}"]))

@@ -303,6 +303,46 @@ def test_a_request_that_is_sent_twice_counts_once(desk: Desk) -> None:
     assert desk.receiver.counts("a") == (2, 0)
 
 
+def test_ids_that_several_documents_have_are_kept_and_each_split_counts_its_own(desk: Desk) -> None:
+    stems = [f"{folder}/{stem}" for folder in ("cat", "dog") for stem in "ab"]
+    docs = DocumentArray(
+        Document(id=path[-1], uri=f"data:,{path}", tags={"finetuner_label": path[:3]}) for path in stems
+    )
+    for _ in range(2):  # a retry adds none
+        desk.post(docs, run="a", total=9)
+        desk.post(docs, run="a", split="eval")
+    assert desk.receiver.counts("a") == (4, 4)
+    assert desk.reasons("a") == {}
+
+
+CONTRADICTION = "the same id and content came before with the label '0', not '1'; the first counts"
+
+
+def test_a_document_that_contradicts_an_earlier_one_is_set_aside_once_and_has_arrived(desk: Desk) -> None:
+    wrong = documents(1, tags={"finetuner_label": 1})
+    for again in (desk.receiver, desk.another()):  # the request is repeated after a kill
+        desk.receiver = again
+        for _ in range(2):
+            run = desk.post(documents(2) + wrong, run="a", total=4)
+    assert run.state is RunState.RECEIVING
+    assert (desk.receiver.counts("a"), desk.store.count_problems("a")) == ((2, 0), 1)
+    assert CONTRADICTION in desk.reasons("a")["d0"]
+    run = desk.post(documents(1, "e"), run="a")
+    assert run.state is RunState.QUEUED
+    assert desk.post(documents(2) + wrong, run="a") == run  # a retry that comes late is still answered
+    with pytest.raises(Conflict):
+        desk.post(documents(1, tags={"finetuner_label": 7}), run="a")
+
+
+def test_bad_documents_with_one_id_count_each_once(desk: Desk) -> None:
+    bad = DocumentArray(Document(id="bad", uri=f"/etc/{name}") for name in ("passwd", "group"))
+    for _ in range(2):
+        desk.post(bad, run="a")
+        desk.post(bad, run="a", split="eval")
+    assert desk.store.count_problems("a") == 4
+    assert desk.post(documents(1), run="a", total=3).state is RunState.QUEUED
+
+
 NO_CONTENT = "has neither uri nor blob nor buffer"
 
 
@@ -380,10 +420,57 @@ def test_a_run_without_labels_may_have_eval_documents_of_any_sort_but_no_wrong_l
 def test_a_document_larger_than_allowed_is_set_aside_with_its_size(make_desk: Callable[..., Desk]) -> None:
     desk = make_desk(max_document_bytes=100)
     match = Match(buffer=b"x" * 20, uri="data:,x", blob=np.zeros(13, np.uint8), tags={"finetuner_label": 1})
-    for name, size in (("just", 60), ("over", 61)):  # and 40 of its match
-        desk.post(documents(1, name, buffer=b"x" * (size - 7), matches=[match]), run="a")
+    match.id = "m"
+    # An id of 5 bytes, a uri of 7, tags of 15 + 8; the match has 20 + 7 + 13 and an id of 1, and the same tags.
+    for name, size in (("just", 36 + 64), ("over", 37 + 64)):
+        desk.post(documents(1, name, buffer=b"x" * (size - 99), matches=[match]), run="a")
     assert desk.stored("a") == ["just0"]
     assert "it has 101 bytes and max_document_bytes is 100" in desk.reasons("a")["over0"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": "x" * 200},
+        {"embedding": np.zeros(50, np.float32)},
+        {"tags": {"x" * 200: 1}},
+        {"tags": {"deep": [{"x": ["y" * 200]}]}},
+        {"matches": [Match(text="x" * 200, uri="data:,x", tags={"finetuner_label": 1})]},
+    ],
+)
+def test_all_of_a_document_counts_towards_its_size(make_desk: Callable[..., Desk], fields: dict[str, Any]) -> None:
+    desk = make_desk(max_document_bytes=200)
+    desk.post(documents(1, **fields) + documents(1, "i" * 200) + documents(1, "good"), run="a")
+    assert desk.stored("a") == ["good0"]
+    assert all("bytes and max_document_bytes is 200" in reason for reason in desk.reasons("a").values())
+
+
+def test_matches_and_quarantined_documents_count_towards_the_documents_of_a_run(
+    make_desk: Callable[..., Desk],
+) -> None:
+    desk = make_desk(max_documents_per_run=10)
+    session = documents(1, "s", matches=[Match(uri="data:,x", tags={"finetuner_label": 1}) for _ in range(3)])
+    for _ in range(2):  # a repeated one is free
+        desk.post(session, run="a")
+        desk.post(documents(5, "bad", uri="/etc/passwd"), run="a")
+    with pytest.raises(LimitExceeded) as refused:
+        desk.post(documents(2, "worse", uri="/etc/passwd"), run="a")
+    assert str(refused.value) == (
+        "Run 'a' has 9 documents, matches and quarantined ones included, and max_documents_per_run is 10; "
+        "start it, or raise that option of the executor."
+    )
+    desk.post(documents(1), run="a", split="eval")
+    with pytest.raises(LimitExceeded, match="Run 'a' has 10 documents"):
+        desk.post(documents(1, "e"), run="a")
+    many = documents(1, matches=[Match(uri="data:,x", tags={"finetuner_label": 1}) for _ in range(10)])
+    with pytest.raises(LimitExceeded, match="A new run was sent 11 documents, matches and quarantined ones included"):
+        desk.post(many, run="b")
+
+
+def test_an_integer_that_not_every_client_can_send_sets_its_document_aside(desk: Desk) -> None:
+    run = desk.post(documents(1, tags={"x": 2**60}) + documents(1, "good", tags={"x": 2**40})).name
+    assert desk.stored(run) == ["good0"]
+    assert "an integer in tags is beyond 2**53" in desk.reasons(run)["d0"]
 
 
 def test_no_more_documents_are_stored_than_a_run_may_have(make_desk: Callable[..., Desk]) -> None:
@@ -482,6 +569,9 @@ def test_a_run_starts_when_no_document_comes_any_more(desk: Desk, clock: Clock) 
     desk.receiver.queue_due()
     assert desk.store.get("a").state is RunState.QUEUED
     assert desk.store.get("only-eval").state is RunState.RECEIVING
+    clock.now += SILENCE
+    desk.receiver.queue_due()
+    assert desk.store.get("only-eval").state is RunState.QUEUED  # it will fail and say why
 
 
 def test_a_request_that_brings_no_document_does_not_let_the_time_begin_anew(desk: Desk, clock: Clock) -> None:
@@ -507,6 +597,20 @@ def test_a_service_started_again_waits_for_further_documents_as_before(desk: Des
     desk.receiver.queue_due()
     assert desk.store.get("a").state is RunState.QUEUED
     assert desk.store.get("only-eval").state is RunState.RECEIVING
+    clock.now += SILENCE
+    desk.receiver.queue_due()
+    assert desk.store.get("only-eval").state is RunState.QUEUED
+
+
+def test_a_run_that_was_created_and_got_nothing_before_a_kill_does_not_receive_for_ever(
+    desk: Desk, clock: Clock
+) -> None:
+    desk.store.create("a")
+    desk.receiver.go_on()
+    clock.now += 2 * SILENCE
+    desk.receiver.queue_due()
+    assert desk.store.get("a").state is RunState.QUEUED
+    assert desk.post(documents(1)).name != "a"  # it does not swallow the documents of others
 
 
 def test_a_service_started_again_ends_the_receiving_of_a_run_whose_documents_were_all_set_aside(
@@ -521,6 +625,9 @@ def test_a_service_started_again_ends_the_receiving_of_a_run_whose_documents_wer
     desk.receiver.queue_due()
     assert desk.store.get("a").state is RunState.QUEUED  # it will fail and say why
     assert desk.store.get("only-eval").state is RunState.RECEIVING
+    clock.now += SILENCE
+    desk.receiver.queue_due()
+    assert desk.store.get("only-eval").state is RunState.QUEUED
 
 
 def test_whoever_tends_the_runs_is_woken_by_each_request_that_is_taken(desk: Desk) -> None:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
@@ -19,6 +20,7 @@ from executor.images.decoding import decode_image
 from executor.images.policy import ImagePolicy
 from executor.images.uris import read_uri
 from executor.report.advice import advise
+from executor.report.card import model_card
 from executor.report.charts import Curve
 from executor.report.classes import changes_by_class, confusions
 from executor.report.gallery import choose_queries, make_gallery, rank_sessions
@@ -642,3 +644,24 @@ def test_a_browser_opens_the_page_without_an_error(proven, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "</footer>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+# the model card ------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_has_the_metrics_where_hugging_face_looks_for_them(proven):
+    card = ModelCard(model_card("shop", "onnx", "facebook/dino-vits16", "# Loading\n", proven))
+    assert (card.data.library_name, card.data.pipeline_tag) == ("onnx", "image-feature-extraction")
+    assert card.data.base_model == "facebook/dino-vits16"
+    assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
+        name: round(change.after.mean, 4) for name, change in proven.metrics.items()
+    }
+    assert proven.verdict in card.text
+    assert card.text.index("# Loading") < card.text.index("## Training") < card.text.index("## Evaluation")
+
+
+def test_the_card_of_a_model_that_was_not_measured_claims_nothing(unproven):
+    for report in (unproven, None):
+        card = ModelCard(model_card("base", "safetensors", "default", "# Loading\n", report))
+        assert (card.data.eval_results, card.data.base_model) == (None, None)
+        assert ("## Evaluation" in card.text) is (report is not None)

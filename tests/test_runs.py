@@ -14,7 +14,7 @@ from executor.parameters import ExecutorOptions, TrainingOptions
 from executor.store.database import SCHEMA_VERSION
 from executor.store.lock import WorkspaceLock
 from executor.store.run import Configuration, Progress, RunState
-from executor.store.runs import SHOWN_PROBLEMS, RunStore
+from executor.store.runs import SHOWN_PROBLEMS, Quarantined, RunStore
 from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -225,25 +225,47 @@ def test_the_last_progress_is_the_one_that_is_read(store):
 def test_a_document_is_quarantined_once(store):
     store.create("a")
     for _ in range(2):
-        store.quarantine("a", "train", [("x", "truncated"), ("y", "no label")], spooled=True)
-    store.quarantine("a", "train", [("x", "another reason")], spooled=False)
+        found = [Quarantined("3", "x", "truncated"), Quarantined("7", "y", "no label")]
+        store.quarantine("a", "train", found, spooled=True)
+    store.quarantine("a", "train", [Quarantined("3", "x", "another reason")], spooled=False)
     assert store.problems("a") == [("x", "truncated"), ("y", "no label")]
     assert store.count_problems("a") == 2
     assert [kind for _, _, kind, _ in store.events("a")].count("skipped") == 2
-    assert store.quarantined("a") == {"x", "y"}
+    assert [store.is_quarantined("a", "train", place) for place in ("3", "7", "x")] == [True, True, False]
+    assert not store.is_quarantined("a", "eval", "3")
+
+
+def test_two_bad_documents_may_have_one_id_and_a_match_the_id_of_a_root(store):
+    store.create("a")
+    store.quarantine("a", "train", [Quarantined("3", "x", "bad"), Quarantined("9", "x", "bad")], spooled=True)
+    store.quarantine("a", "train match", [Quarantined("3.1", "x", "bad")], spooled=True)
+    store.quarantine("a", "eval", [Quarantined("3", "x", "bad")], spooled=True)
+    assert store.problems("a") == [("x", "bad")] * 4
+
+
+def test_what_is_told_of_a_document_is_short(store):
+    store.create("a")
+    store.quarantine("a", "train", [Quarantined("0", "x" * 10**6, "y" * 10**6)], spooled=False)
+    store.event("a", "note", "z" * 10**6)
+    ((document, reason),) = store.problems("a")
+    assert (len(document), len(reason)) == (201, 501)
+    assert max(len(message) for *_, message in store.events("a")) == 2001
+    for state in (QUEUED, TRAINING):
+        store.advance("a", state)
+    assert len(store.advance("a", FAILED, error="e" * 10**6).error) == 2001
 
 
 def test_the_same_document_may_be_quarantined_in_two_runs(store):
     for name in "ab":
         store.create(name)
-        store.quarantine(name, "train", [("x", "truncated")], spooled=True)
+        store.quarantine(name, "train", [Quarantined("0", "x", "truncated")], spooled=True)
     assert store.count_problems("a") == store.count_problems("b") == 1
 
 
 def test_quarantined_documents_are_counted_by_split_and_by_where_they_lie(store):
     store.create("a")
-    store.quarantine("a", "train", [("x", "bad"), ("y", "bad")], spooled=True)
-    store.quarantine("a", "eval", [("z", "bad")], spooled=False)
+    store.quarantine("a", "train", [Quarantined("0", "x", "bad"), Quarantined("1", "y", "bad")], spooled=True)
+    store.quarantine("a", "eval", [Quarantined("2", "z", "bad")], spooled=False)
     assert store.count_problems("a", "train") == 2
     assert store.count_problems("a", "eval", spooled=True) == 0
     assert store.count_problems("a", spooled=False) == 1
@@ -251,7 +273,9 @@ def test_quarantined_documents_are_counted_by_split_and_by_where_they_lie(store)
 
 def test_only_the_first_problems_are_shown(store):
     store.create("a")
-    store.quarantine("a", "train", [(f"d{number}", "bad") for number in range(30)], spooled=True)
+    store.quarantine(
+        "a", "train", [Quarantined(str(number), f"d{number}", "bad") for number in range(30)], spooled=True
+    )
     assert [document for document, _ in store.problems("a")] == [f"d{number}" for number in range(SHOWN_PROBLEMS)]
     assert store.count_problems("a") == 30
 
@@ -297,7 +321,7 @@ from executor.store.workspace import Workspace
 store = RunStore(Workspace(Path(sys.argv[1])))
 for number in range(40):
     store.event("a", "note", f"{sys.argv[2]}{number}")
-    store.quarantine("a", "train", [(f"d{number}", "bad")], spooled=True)
+    store.quarantine("a", "train", [(str(number), f"d{number}", "bad")], spooled=True)
     store.create()
 """
 

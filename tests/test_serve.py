@@ -74,7 +74,7 @@ def test_it_imports_no_jina(command, folder):
 
 def test_it_keeps_its_workspace_where_a_flow_would(command, folder):
     assert (folder / "workspace" / "FinetunerExecutor" / "0" / "runs.sqlite").is_file()
-    assert command.said[0] == f"FinetunerExecutor serves base of {folder}/workspace/FinetunerExecutor/0"
+    assert command.said[0] == f"FinetunerExecutor serves {folder}/workspace/FinetunerExecutor/0"
 
 
 def test_a_second_one_on_the_same_workspace_is_refused_in_one_sentence(command, folder):

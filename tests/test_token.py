@@ -16,6 +16,7 @@ import requests
 from jina.excepts import BadClientCallback, BadServerFlow
 
 from conftest import coloured, encoded
+from executor.__main__ import main
 from executor.documents import Document, DocumentArray
 from executor.endpoints.table import ENDPOINTS
 from executor.parameters import TOKEN_VARIABLE
@@ -101,6 +102,23 @@ def test_with_the_token_documents_are_embedded(guarded, protocol):
     assert embedded.embedding is not None
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("token", [TOKEN, "wrong", None])
+def test_the_commands_take_the_token_from_the_environment(guarded, protocol, token, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["executor", "runs", "--json", "--service", f"{protocol}://127.0.0.1:{guarded.ports[protocol]}"]
+    )
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    if token is not None:
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+    assert main() == (0 if token == TOKEN else 2)
+    said = capsys.readouterr()
+    assert (said.out == "[]\n") is (token == TOKEN)
+    assert (
+        token == TOKEN or f"wants a token, and there was none or a wrong one: set {TOKEN_VARIABLE} to it." in said.err
+    )
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("authorization", GOOD)
 def test_the_scheme_may_be_written_in_any_case(guarded, protocol, authorization):
@@ -125,6 +143,21 @@ def test_without_the_token_grpc_answers_unauthenticated(guarded, authorization):
 def test_without_the_token_no_websocket_is_opened(guarded, authorization):
     with pytest.raises(ConnectionError, match="403"):
         guarded.client("websocket", authorization)
+
+
+def test_what_is_sent_over_grpc_without_the_token_fills_no_memory(guarded):
+    gateway = max(_processes(guarded), key=lambda each: guarded.ports["grpc"] in _listening(each))
+    before = gateway.memory_info().rss
+    address, unlimited = f"localhost:{guarded.ports['grpc']}", [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(address, unlimited) as channel, pytest.raises(grpc.RpcError):
+        list(channel.stream_stream("/jina.JinaRPC/Call")(iter([bytes(2**27)]), timeout=60))
+    assert gateway.memory_info().rss - before < 2**25
+    with pytest.raises(BadServerFlow, match=f"UNAUTHENTICATED {REFUSAL}"):  # a call of ordinary size is told why
+        guarded.client("grpc", "Bearer wrong", "/fit", DocumentArray(Document(uri=image() * 30) for _ in range(100)))
+
+
+def _listening(process: psutil.Process) -> set[int]:
+    return {each.laddr.port for each in process.net_connections() if each.status == psutil.CONN_LISTEN}
 
 
 def test_a_token_that_is_no_ascii_is_a_wrong_one(guarded):

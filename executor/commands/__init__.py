@@ -1,19 +1,32 @@
 """The commands: `python -m executor COMMAND …`. Each file has `add`, its arguments, and `run`, which does it.
 
+fit.py       fine-tune on a source of pictures, by a service or in this process
+embed.py     embed a corpus into a parquet file
+runs.py      list the runs
+status.py    everything about a run
+watch.py     follow a run until it ends
+compare.py   measure two versions on the same documents
 serve.py     serve over HTTP, without a Flow and without Jina
 train.py     train one run of a workspace, in this process
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
 export.py    write a model version as files that other programs read
 priority.py  how a trainer lets others go first, and ends with its service
+reading.py   the arguments that name a source, and the count of what it has
+places.py    the arguments that name a service or a workspace
+calling.py   a service, over gRPC or HTTP
+local.py     a workspace without a service
+estimate.py  how long a training will take, and how much memory
+sending.py   documents on their way to a service
+measuring.py two versions, scored on the same documents
+showing.py   tables, JSON and progress
 
-May import everything, but only when a command runs: the other commands shall not wait for its imports.
+May import everything. A command is imported when it is called: a trainer shall not wait for what others need.
 """
 
 import argparse
-from typing import Any, Protocol
-
-from . import export, report, serve, standby, train
+import importlib
+from typing import Any, Protocol, cast
 
 
 class Command(Protocol):
@@ -26,10 +39,21 @@ class Command(Protocol):
         """Do it, and return the exit code: 0 done, 1 the run or some rows failed, 2 wrong usage."""
 
 
-COMMANDS: dict[str, Command] = {
-    "serve": serve,
-    "train": train,
-    "standby": standby,
-    "export": export,
-    "report": report,
-}
+COMMANDS = (
+    "serve",
+    "fit",
+    "embed",
+    "runs",
+    "status",
+    "watch",
+    "compare",
+    "report",
+    "export",
+    "train",
+    "standby",
+)
+
+
+def command(name: str) -> Command:
+    """Import and return one of `COMMANDS`: its file has the same name."""
+    return cast(Command, importlib.import_module(f".{name}", __name__))

@@ -18,6 +18,20 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Export the version and print the folder."""
-    from ..models.export import main as run_export
+    from ..errors import NotFound
+    from ..models.export import export, find_model
+    from ..models.model import EmbeddingModel
+    from ..report.card import model_card
+    from ..report.report import load
 
-    return run_export(arguments.run, arguments.workspace, arguments.format, arguments.output)
+    folder = find_model(arguments.workspace, arguments.run)
+    try:
+        report = None if arguments.run == "base" else load(folder.parent)
+    except NotFound:  # it may have been removed; the model is here
+        report = None
+
+    def card(model: EmbeddingModel, loading: str) -> str:
+        return model_card(arguments.run, arguments.format, model.config.model, loading, report)
+
+    print(export(folder, arguments.output, arguments.format, card=card))
+    return 0

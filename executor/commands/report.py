@@ -14,6 +14,8 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the report and print its path."""
-    from ..report.contents import main as write_report
+    from ..report.contents import rewrite
+    from ..store.workspace import find_workspace
 
-    return write_report(arguments.run, arguments.workspace)
+    print(rewrite(find_workspace(arguments.workspace), arguments.run))
+    return 0

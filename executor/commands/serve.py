@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..endpoints.reader import Reader
     from ..endpoints.service import Service
     from ..parameters import ExecutorOptions
     from ..web.server import Door
@@ -119,7 +120,7 @@ def _folder(workspace: Path) -> Path:
 
 async def _serve(folder: Path, options: "ExecutorOptions") -> int:
     from ..compute.memory import keep_freed_memory
-    from ..endpoints.service import Service
+    from ..endpoints.table import open_service
     from ..web.app import make_app
     from ..web.room import OwnRoom
     from ..web.server import Door
@@ -129,7 +130,7 @@ async def _serve(folder: Path, options: "ExecutorOptions") -> int:
     token = read_token(options.token_file)
     door = Door(options.http_host, options.http_port or 0)
     keep_freed_memory(_KEPT_MEMORY)
-    service = Service(folder, options)
+    service = open_service(folder, options)
     try:
         door.open(make_app(OwnRoom(service), options, token))
         _say(door, service, options)
@@ -154,8 +155,8 @@ def _told_to_end() -> asyncio.Event:
     return told
 
 
-def _say(door: "Door", service: "Service", options: "ExecutorOptions") -> None:
+def _say(door: "Door", service: "Service | Reader", options: "ExecutorOptions") -> None:
     image = "--data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
-    print(f"FinetunerExecutor serves {service.store.promoted()} of {service.store.workspace.root}", flush=True)
+    print(f"FinetunerExecutor serves {service.folder}", flush=True)
     print(f"at {door.address}; all routes: {door.address}/openapi.json", flush=True)
     print(f"Try: curl {image} {door.address}/embed", flush=True)

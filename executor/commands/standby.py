@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     rehearse()
     name = told.get().decode().strip()
-    setproctitle(f"{sys.executable} -m executor train --workspace {arguments.workspace} --run {name} --tied")
+    setproctitle(f"{sys.executable} -m executor train --workspace {arguments.workspace} --run={name} --tied")
     with open(Workspace(arguments.workspace).log_file(name), "ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -3,7 +3,8 @@
 device.py   which device to compute on
 ranks.py    several processes that train one run together
 threads.py  runs a computation in a thread that ends right after it
+turns.py    a queue that serves its callers in turn
 memory.py   keep freed memory; whether memory ran out, and whether the kernel killed a process for it
 
-May import parameters and the layers below it. The service uses `memory.py` too, so it imports no torch.
+May import parameters and the layers below it. The service uses `memory.py` and `turns.py` too, so they import no torch.
 """

@@ -1,7 +1,6 @@
 """`/evaluate`: embed documents with a version and score them as queries."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,11 +8,12 @@ import numpy as np
 from docarray import DocList
 
 from ..compute.threads import in_brief_thread
-from ..documents import ERROR_TAG, DocumentArray, Evaluation
-from ..errors import BadRequest
+from ..documents import ERROR_TAG, Evaluation
+from ..errors import BadRequest, Conflict
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
-from ..store.spool import DocumentArrayMemmap
+from ..store.proof_documents import proof_documents
+from .reader import Reader
 from .service import Service
 
 CHUNK = 256  # documents embedded at a time
@@ -27,7 +27,7 @@ class _Embedded(NamedTuple):
     failed: int
 
 
-async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
+async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
     """Return the metrics of a version on `docs`, or on the eval documents of a run, held-out ones included.
 
     With `total`, all requests of a set wait for each other and get the same answer. `skipped` counts documents that
@@ -36,10 +36,12 @@ async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParame
     Raises: BadRequest: there is nothing to evaluate on, or it may be a part of a set. NotTrainable: the documents are
         of several kinds.
     """
-    version = wanted.model or service.store.promoted()
+    version = wanted.model or service.served()
     if wanted.run is not None:
         if docs:
             raise BadRequest("/evaluate got documents and the parameter 'run'; send one of them.")
+        if isinstance(service, Reader):
+            raise Conflict("A reader has no documents of runs: send documents, or ask the service that trains.")
         return [await _evaluate_run(service, wanted.run, version)]
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
@@ -60,44 +62,16 @@ async def evaluate(service: Service, docs: Sequence[Any], wanted: EvaluateParame
 
 async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
     await asyncio.to_thread(service.store.get, run)
-    workspace = service.store.workspace
-    with (
-        DocumentArrayMemmap(workspace.spool_file(run), split="eval") as given,
-        DocumentArrayMemmap(workspace.spool_file(run), split="train") as train,
-    ):
-        file = workspace.proof_file(run)  # written when the training begins
-        proof = json.loads(file.read_text()) if file.exists() else {"train": [], "eval": range(len(given))}
-        if not proof["train"] and not proof["eval"]:
-            raise BadRequest(
-                f"Run {run!r} has no eval documents, and none of its train documents were held out (or not yet); "
-                "send labelled documents to /evaluate."
-            )
-        docs = _Chosen(given, proof["eval"]) if proof["eval"] else _Chosen(train, proof["train"])
+    with proof_documents(service.store.workspace, run) as docs:
         return await _evaluate_alone(service, docs, version)
 
 
-class _Chosen(Sequence[Any]):
-    """Some of the documents of a sequence, each read when it is wanted."""
-
-    def __init__(self, docs: Sequence[Any], positions: Sequence[int]) -> None:
-        self._docs = docs
-        self._positions = positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return DocumentArray(self._docs[position] for position in self._positions[index])
-        return self._docs[self._positions[index]]
-
-
-async def _evaluate_alone(service: Service, docs: Sequence[Any], version: str) -> Evaluation:
+async def _evaluate_alone(service: Service | Reader, docs: Sequence[Any], version: str) -> Evaluation:
     await _kind_of(docs)  # before anything is computed
     return await _score(version, [await _embed(service, docs, version)])
 
 
-async def _embed(service: Service, docs: Sequence[Any], version: str) -> _Embedded:
+async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -> _Embedded:
     good = list[Any]()
     failed = 0
     for start in range(0, len(docs), CHUNK):

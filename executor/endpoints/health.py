@@ -2,14 +2,15 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import psutil
 
-from ..errors import FinetunerError
+from ..errors import FinetunerError, NotReady
 from ..store.run import Run, RunState
 
 if TYPE_CHECKING:
+    from .reader import Reader
     from .service import Service
 
 
@@ -30,20 +31,27 @@ class Readiness:
     executor: str | None = None
 
 
-async def readiness(service: "Service") -> Readiness:
+async def readiness(service: "Service | Reader") -> Readiness:
     """Return how a service stands. A model that is not loaded is loaded, in the background."""
     return await asyncio.to_thread(_readiness, service)
 
 
-def _readiness(service: "Service") -> Readiness:
-    served = service.store.promoted()
+def _readiness(service: "Service | Reader") -> Readiness:
+    try:
+        served = service.served()
+    except NotReady as error:
+        return Readiness(False, "", None, [str(error)])
     version = service.embedder.loaded(served)
-    degraded = [] if version is not None else [_not_loaded(service, served)]
-    degraded += [*_store_faults(service), *_training_faults(service)]
-    return Readiness(version is not None, served, None if version is None else version.space, degraded)
+    ready = version is not None or service.role == "train"  # which embeds nothing
+    degraded = [] if ready else [_not_loaded(service, served)]
+    degraded += service.degraded()
+    if service.role != "serve":
+        writer = cast("Service", service)
+        degraded += [*_store_faults(writer), *_training_faults(writer)]
+    return Readiness(ready, served, None if version is None else version.space, degraded)
 
 
-def _not_loaded(service: "Service", served: str) -> str:
+def _not_loaded(service: "Service | Reader", served: str) -> str:
     why = service.embedder.load_error
     service.embedder.warm()
     return f"The model {served!r} cannot be loaded: {why}" if why else f"The model {served!r} is being loaded."

@@ -10,9 +10,11 @@ from prometheus_client.registry import Collector
 
 from ..errors import FinetunerError
 from ..store.run import RunState
+from ..store.runs import RunStore
 from .health import is_stopped
 
 if TYPE_CHECKING:
+    from .reader import Reader
     from .service import Service
 
 PROMOTIONS = ("promoted", "kept", "failed", "by_hand")
@@ -31,7 +33,7 @@ class Measures:
         promotions: by `outcome`: `promoted` by a run, `kept` the served version, `failed` to load, `by_hand`.
     """
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, service: "Service | Reader") -> None:
         self._registry = CollectorRegistry()
         self.embed_seconds = Histogram(
             "finetuner_embed_seconds", "Seconds of a call of /embed", buckets=_SECONDS, registry=self._registry
@@ -59,7 +61,7 @@ class Measures:
 class _Standing(Collector):
     """Reads how things stand, at each scrape. What cannot be read is left out: no figure is better than a false one."""
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, service: "Service | Reader") -> None:
         self._service = service
 
     def describe(self) -> Iterable[Metric]:
@@ -67,32 +69,33 @@ class _Standing(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge("finetuner_images_waiting", "Images in /embed", self._service.embedder.waiting)
-        yield self._served()
         try:
-            yield from self._runs()
-            yield _gauge("finetuner_workspace_bytes", "Disk that is taken", self._service.store.workspace.total_bytes())
+            yield self._served()
+            if (store := getattr(self._service, "store", None)) is not None:  # a reader has none
+                yield from _of_runs(store)
+                yield _gauge("finetuner_workspace_bytes", "Disk that is taken", store.workspace.total_bytes())
         except (FinetunerError, OSError):
             return
 
     def _served(self) -> Metric:
-        name = self._service.store.promoted()
+        name = self._service.served()
         version = self._service.embedder.loaded(name)
         info = GaugeMetricFamily("finetuner_served_version_info", "The version now served", labels=["version", "space"])
         info.add_metric([name, version.space if version else ""], 1)
         return info
 
-    def _runs(self) -> Iterator[Metric]:
-        store = self._service.store
-        runs = store.all()
-        states = [run.state for run in runs]
-        counts = GaugeMetricFamily("finetuner_runs", "Runs by their state", labels=["state"])
-        for state in RunState:
-            counts.add_metric([state.value], states.count(state))
-        yield counts
-        yield _gauge("finetuner_queue_length", "Runs that wait to be trained", states.count(RunState.QUEUED))
-        training = [run for run in runs if run.state is RunState.TRAINING and not is_stopped(run)]
-        rate = sum(store.progress(run.name).images_per_second or 0.0 for run in training)
-        yield _gauge("finetuner_trainer_images_per_second", "Images that the trainer learns from a second", rate)
+
+def _of_runs(store: RunStore) -> Iterator[Metric]:
+    runs = store.all()
+    states = [run.state for run in runs]
+    counts = GaugeMetricFamily("finetuner_runs", "Runs by their state", labels=["state"])
+    for state in RunState:
+        counts.add_metric([state.value], states.count(state))
+    yield counts
+    yield _gauge("finetuner_queue_length", "Runs that wait to be trained", states.count(RunState.QUEUED))
+    training = [run for run in runs if run.state is RunState.TRAINING and not is_stopped(run)]
+    rate = sum(store.progress(run.name).images_per_second or 0.0 for run in training)
+    yield _gauge("finetuner_trainer_images_per_second", "Images that the trainer learns from a second", rate)
 
 
 def _gauge(name: str, meaning: str, value: float) -> Metric:

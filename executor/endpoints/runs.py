@@ -1,6 +1,7 @@
 """The endpoints about runs: `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Sequence
 
 from ..documents import Document, Event, RunStatus
@@ -16,6 +17,7 @@ from ..parameters import (
 )
 from ..report import contents
 from ..store.run import Run
+from .outward import outward, outward_status
 from .service import Service
 
 WATCH_SECONDS = 0.2
@@ -23,7 +25,8 @@ WATCH_SECONDS = 0.2
 
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
     """Store documents durably in a run, and return its status."""
-    run = await asyncio.to_thread(service.receiver.receive, docs, wanted)
+    receive = functools.partial(service.receiver.receive, docs, wanted)
+    run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", receive))
     service.measures.documents.labels(wanted.split).inc(len(docs))
     return await _statuses(service, run)
 
@@ -59,7 +62,8 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
     run = await asyncio.to_thread(service.store.get, wanted.run)
     found = await asyncio.to_thread(service.store.events, run.name, wanted.after, wanted.limit)
     return [
-        Event(run=run.name, number=number, at=at, kind=kind, message=message) for number, at, kind, message in found
+        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, service.folder))
+        for number, at, kind, message in found
     ]
 
 
@@ -95,4 +99,5 @@ async def _statuses(service: Service, run: str | None) -> list[RunStatus]:
 
 def _list_statuses(service: Service, name: str | None) -> list[RunStatus]:
     runs = service.store.all() if name is None else [service.store.get(name)]
-    return [status_of(service.store, run, service.receiver.counts) for run in runs]
+    statuses = [status_of(service.store, run, service.receiver.counts) for run in runs]
+    return [outward_status(status, service.folder) for status in statuses]

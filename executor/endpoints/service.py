@@ -4,16 +4,23 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..compute.threads import Lanes
+from ..images.libtiff import silence_libtiff
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.supervisor import Supervisor
+from ..models.versions import WorkspaceVersions, check_version
 from ..parameters import ExecutorOptions
 from ..serving.embedder import Embedder
+from ..serving.publishing import Publisher
 from ..store.lock import WorkspaceLock
+from ..store.published import Place
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
 from .measures import Measures
+
+RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
 
 class Service:
@@ -24,12 +31,17 @@ class Service:
     """
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
+        silence_libtiff()
+        self.folder = folder
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
+        self.role = options.role
         self.measures = Measures(self)
-        self.embedder = Embedder(workspace, options, self.store.promoted, self.measures.batch_images.observe)
+        self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
+        self.embedder = Embedder(self._versions, options, self.measures.batch_images.observe)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
+        self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
         trainers = TrainerProcesses(
@@ -47,21 +59,44 @@ class Service:
             judged=lambda outcome: self.measures.promotions.labels(outcome).inc(),
         )
         self.store.finish_deletes()
+        trainers.end_leftovers()
         self.receiver.go_on()
         self.supervisor.start()
-        self.embedder.warm()
+        self._publisher = self._start_publisher(options.publish_to)
+        if self.role == "all":
+            self.embedder.warm()
+
+    def _start_publisher(self, place: str | None) -> Publisher | None:
+        return None if place is None else Publisher(Place(place), self.store.promoted, self._versions.folder)
+
+    def served(self) -> str:
+        """Return the version that is served now: `base` or a run."""
+        return self.store.promoted()
+
+    def degraded(self) -> list[str]:
+        """Return what is wrong while it serves nevertheless, a sentence each."""
+        trouble = None if self._publisher is None else self._publisher.trouble()
+        return [] if trouble is None else [trouble]
 
     def serve(self, version: str) -> None:
         """Serve a version, `base` or a run, from now on. Raises: UnknownModel: there is no such version."""
-        self.embedder.version(version)  # loaded first, so that no request waits for it
+        if self.role == "train":
+            check_version(self.store.workspace, version)
+        else:
+            self.embedder.version(version)  # loaded first, so that no request waits for it
         if version != "base":
             self.store.get(version)
         self.store.promote(version)
+        if self._publisher is not None:
+            self._publisher.publish()
 
     def close(self) -> None:
         """End the trainer and the threads, and let another service use the workspace."""
+        if self._publisher is not None:
+            self._publisher.close()
         self.supervisor.close()
         self.embedder.close()
+        self.receiving.close()
         self.receiver.close()
         self.store.close()
         self._lock.release()

@@ -1,22 +1,26 @@
 """Every endpoint with its parameters: what a door calls once it has decoded a request."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from .. import parameters as of
 from ..documents import Document
-from . import runs
+from ..errors import ConfigurationError, Conflict, FinetunerError
+from . import reader, runs
 from .embed import embed
 from .evaluate import evaluate
+from .outward import outward_error
+from .reader import Reader
 from .service import Service
 
 
 class Endpoint(NamedTuple):
     """A function that takes the service, documents and typed parameters, and returns documents."""
 
-    function: Callable[[Service, Any, Any], Awaitable[Sequence[Any]]]
+    function: Callable[[Any, Any, Any], Awaitable[Sequence[Any]]]
     parameters: type[BaseModel]
 
 
@@ -33,12 +37,62 @@ ENDPOINTS = {
 }
 
 
+_OF_A_READER = {path: ENDPOINTS[path] for path in ("/embed", "/evaluate")} | {
+    "/status": Endpoint(reader.status, of.StatusParameters)
+}
+_OF_A_TRAINER = {path: endpoint for path, endpoint in ENDPOINTS.items() if path != "/embed"}
+_OF_A_ROLE = {"all": ENDPOINTS, "train": _OF_A_TRAINER, "serve": _OF_A_READER}
+
+
+def open_service(folder: Path, options: of.ExecutorOptions, *, copies: int = 1) -> Service | Reader:
+    """Return what serves a workspace in the role that the options give it.
+
+    Args: copies: how many such processes are started side by side on this workspace.
+    Raises: ConfigurationError: there is more than one, and they are no readers. WorkspaceError: the workspace is in
+        use, or cannot be used.
+    """
+    if options.role == "serve":
+        return Reader(folder, options)
+    if copies > 1:
+        raise ConfigurationError(
+            f"{copies} replicas or shards were asked for, but the service that trains (role: {options.role}) must be "
+            "alone on its workspace. Start one, let it publish its versions (publish_to), and start as many readers "
+            "(role: serve, with serve_from) as you need."
+        )
+    return Service(folder, options)
+
+
+def endpoint_of(service: Service | Reader, path: str) -> Endpoint:
+    """Return the endpoint at `path`. Raises: Conflict: a service of this role does not have it."""
+    endpoints = _OF_A_ROLE[service.role]
+    if path not in endpoints:
+        raise _not_here(service, path)
+    return endpoints[path]
+
+
+def writer_of(service: Service | Reader, path: str) -> Service:
+    """Return `service` if it is one that has runs. Raises: Conflict: it is a reader; `path` is what was called."""
+    if isinstance(service, Reader):
+        raise _not_here(service, path)
+    return service
+
+
+def _not_here(service: Service | Reader, path: str) -> Conflict:
+    other = "the service that trains" if service.role == "serve" else "a reader, or a service with the role 'all',"
+    has = ", ".join(_OF_A_ROLE[service.role])
+    return Conflict(f"This service has the role {service.role!r}: call {other} for {path}. It has: {has}.")
+
+
 async def call(
-    service: Service, path: str, docs: Sequence[Document], parameters: dict[str, Any] | None
+    service: Service | Reader, path: str, docs: Sequence[Document], parameters: dict[str, Any] | None
 ) -> Sequence[Any]:
     """Call the endpoint at `path`, with parameters as they came over the wire.
 
-    Raises: FinetunerError: the message says what was wrong. InvalidParameter: a parameter is wrong.
+    Raises: FinetunerError: the message says what was wrong. InvalidParameter: a parameter is wrong. Conflict: the role
+        of the service does not have this endpoint.
     """
-    endpoint = ENDPOINTS[path]
-    return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
+    endpoint = endpoint_of(service, path)
+    try:
+        return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
+    except FinetunerError as error:
+        raise outward_error(error, service.folder) from error

@@ -14,15 +14,20 @@ class ImagePolicy:
     Attributes:
         allowed_roots: Directories whose files may be read; None allows every path.
         allow_remote_uris: Whether http and https uris are fetched (from public addresses only).
+        remote_prefixes: What lies below them is fetched through fsspec, such as `s3://bucket/folder/`.
         max_image_bytes: Limit for an encoded image.
         max_image_pixels: Limit for a decoded image, width × height.
+        max_decoding_bytes: Memory that all decoding in this process may take at one time, half of it for images that
+            take more than 64 MiB each. Of images that need more than that half, one is decoded at a time.
         remote_timeout: Seconds that a whole fetch may take.
     """
 
     allowed_roots: tuple[str, ...] | None = None
     allow_remote_uris: bool = True
+    remote_prefixes: tuple[str, ...] = ()
     max_image_bytes: int = 32 * 1024 * 1024
     max_image_pixels: int = 64_000_000
+    max_decoding_bytes: int = 512 * 1024 * 1024
     remote_timeout: float = 10.0
 
     @functools.cached_property

@@ -6,7 +6,8 @@ import numpy as np
 
 from ..errors import BadDocument
 from .arrays import image_from_array
-from .decoding import decode_image, without_base64
+from .data_uris import without_base64
+from .decoding import decode_image
 from .policy import DEFAULT_POLICY, ImagePolicy, check_pixels
 from .uris import read_uri
 
@@ -40,5 +41,5 @@ def _encoded_image(doc: Any, policy: ImagePolicy, min_size: int | None) -> np.nd
     if doc.uri:
         return decode_image(read_uri(doc.uri, policy), policy, min_size=min_size)
     if doc.buffer:
-        return decode_image(without_base64(doc.buffer), policy, min_size=min_size)
+        return decode_image(without_base64(doc.buffer, policy), policy, min_size=min_size)
     raise BadDocument("The document has no image content; set uri, buffer or blob")

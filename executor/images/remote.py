@@ -5,6 +5,8 @@ if the name resolves to something else the second time. We follow redirects ours
 uri. We ignore the proxies of the environment, because a proxy would resolve the name itself.
 """
 
+import contextlib
+import contextvars
 import functools
 import http.client
 import io
@@ -12,11 +14,13 @@ import ipaddress
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from types import MappingProxyType
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from ..errors import BadDocument
+from .policy import ImagePolicy
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -34,8 +38,48 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def shown(uri: str) -> str:
-    """Return `uri`, shortened for a message: a data: uri can have megabytes."""
-    return uri if len(uri) <= 200 else f"{uri[:200]}…"
+    """Return `uri` for a message: shortened, as a data: uri can have megabytes, and without halves of surrogates."""
+    plain = uri[:201].encode("utf-8", "backslashreplace").decode()
+    return plain if len(plain) <= 200 else f"{plain[:200]}…"
+
+
+# What was fetched already, in another thread, for what this thread is about to decode.
+_fetched: contextvars.ContextVar[Mapping[str, bytes | BadDocument]] = contextvars.ContextVar(
+    "fetched", default=MappingProxyType({})
+)
+
+
+@contextlib.contextmanager
+def given(fetched: Mapping[str, bytes | BadDocument]) -> Iterator[None]:
+    """In this thread `read_remote` takes these bodies, or raises these errors, and does not fetch them."""
+    token = _fetched.set(fetched)
+    try:
+        yield
+    finally:
+        _fetched.reset(token)
+
+
+def read_remote(uri: str, policy: ImagePolicy) -> bytes:
+    """Return the bytes behind a uri that is fetched from elsewhere. Raises: BadDocument: they cannot be had."""
+    found = _fetched.get().get(uri)
+    if isinstance(found, BadDocument):
+        raise found
+    return fetched_now(uri, policy) if found is None else found
+
+
+def fetched_now(uri: str, policy: ImagePolicy) -> bytes:
+    """Fetch a uri by its scheme: one of `SCHEMES`, or of a store that fsspec reads.
+
+    Raises: BadDocument: it cannot be fetched.
+    """
+    from .object_store import read_object  # it shows uris as this module does
+
+    return SCHEMES.get(uri.split(":", 1)[0].lower(), read_object)(uri, policy)
+
+
+def host_of(uri: str) -> str:
+    """Return what a uri is fetched from, for the bound on how much is fetched from it at a time."""
+    return uri.split("/", 3)[2].rpartition("@")[2].lower()
 
 
 def is_forbidden_address(address: Address) -> bool:
@@ -206,3 +250,11 @@ def _read(uri: str, response: http.client.HTTPResponse, max_bytes: int) -> bytes
     if response.length:
         raise BadDocument(f"{shown(uri)} ended {response.length} bytes early; try again")
     return bytes(body)
+
+
+def _over_http(uri: str, policy: ImagePolicy) -> bytes:
+    return fetch(uri, max_bytes=policy.max_image_bytes, timeout=policy.remote_timeout)
+
+
+# How each remote scheme is fetched. A further scheme is a further line.
+SCHEMES: dict[str, Callable[[str, ImagePolicy], bytes]] = {"http": _over_http, "https": _over_http}

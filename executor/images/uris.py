@@ -1,17 +1,18 @@
 """Read the bytes behind a uri (a path, `file://`, `http(s)://` or `data:`) if the policy allows it."""
 
-import base64
 import functools
 import os
 import re
-import stat
 import time
 from collections.abc import Callable
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote
 
 from ..errors import BadDocument
-from .policy import ImagePolicy, check_bytes
-from .remote import fetch, shown
+from .data_uris import read_data_uri
+from .files import is_within, read_file
+from .object_store import is_below
+from .policy import ImagePolicy
+from .remote import SCHEMES, read_remote, shown
 
 _SCHEME = re.compile(r"(?:([a-z][a-z0-9+.-]*)://|(file|data):)", re.IGNORECASE)
 
@@ -22,15 +23,15 @@ def check_uri(uri: str, policy: ImagePolicy) -> None:
     Raises: BadDocument: the scheme is unknown, remote uris are off, or the path lies outside the allowed roots.
     """
     scheme = _scheme(uri)
-    if scheme in ("http", "https"):
+    if scheme in SCHEMES:
         if not policy.allow_remote_uris:
             raise BadDocument(
                 f"{shown(uri)}: remote uris are off; set allow_remote_uris: true or send the image as a data: uri"
             )
     elif scheme in ("", "file"):
         _allowed_path(uri, policy, resolve=_lately_resolved)
-    elif scheme != "data":
-        raise BadDocument(f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:")
+    elif scheme != "data" and not is_below(uri, policy.remote_prefixes):
+        raise BadDocument(_refusal(uri, policy))
 
 
 def read_uri(uri: str, policy: ImagePolicy) -> bytes:
@@ -42,11 +43,27 @@ def read_uri(uri: str, policy: ImagePolicy) -> bytes:
     """
     check_uri(uri, policy)
     scheme = _scheme(uri)
-    if scheme in ("http", "https"):
-        return fetch(uri, max_bytes=policy.max_image_bytes, timeout=policy.remote_timeout)
+    if scheme in SCHEMES:
+        return read_remote(uri, policy)
     if scheme == "data":
-        return _read_data_uri(uri, policy)
-    return _read_file(_allowed_path(uri, policy), policy)
+        return read_data_uri(uri, policy)
+    if scheme not in ("", "file"):
+        return read_remote(uri, policy)
+    return read_file(_allowed_path(uri, policy), policy)
+
+
+def is_remote(uri: str, policy: ImagePolicy) -> bool:
+    """Whether reading `uri` means to fetch it from elsewhere, and `policy` allows it."""
+    return is_below(uri, policy.remote_prefixes) or (policy.allow_remote_uris and _scheme(uri) in SCHEMES)
+
+
+def _refusal(uri: str, policy: ImagePolicy) -> str:
+    if policy.remote_prefixes:
+        return (
+            f"{shown(uri)} lies below none of the remote_prefixes ({', '.join(policy.remote_prefixes)}); add its "
+            "folder to that option, or use a path, file://, http(s):// or data:"
+        )
+    return f"{shown(uri)} has an unknown scheme; use a path, file://, http(s):// or data:, or allow remote_prefixes"
 
 
 def _scheme(uri: str) -> str:
@@ -66,16 +83,11 @@ def _allowed_path(uri: str, policy: ImagePolicy, resolve: Callable[[str], str] =
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise BadDocument(f"{shown(path)!r} is not a valid path: {error}") from error
     roots = policy.resolved_roots
-    if roots is not None and not any(_is_within(resolved, root) for root in roots):
+    if roots is not None and not any(is_within(resolved, root) for root in roots):
         raise BadDocument(
-            f"{shown(path)} lies outside the allowed roots ({', '.join(policy.allowed_roots or ()) or 'none'}); "
-            "add its directory to the option allowed_roots"
+            f"{shown(path)} lies outside the allowed roots; add its directory to the option allowed_roots"
         )
     return resolved
-
-
-def _is_within(path: str, root: str) -> bool:
-    return path.startswith(root.rstrip("/") + "/") or path == root
 
 
 def _lately_resolved(path: str) -> str:
@@ -102,36 +114,3 @@ def _file_uri_path(uri: str) -> str:
             raise BadDocument(f"{shown(uri)} names the host {shown(host)!r}; write file:///absolute/path")
         path = slash + path
     return unquote(path)
-
-
-def _read_file(path: str, policy: ImagePolicy) -> bytes:
-    """Read a regular file. Links in `path` are resolved already; if it is a link now, someone has just put it there."""
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise BadDocument(f"{shown(path)} is not a regular file; give the path of an image file")
-            check_bytes(status.st_size, policy)
-            return file.read(status.st_size)
-    except OSError as error:
-        raise BadDocument(
-            f"{shown(path)} cannot be read: {error.strerror or error}; give the path of an image file there"
-        ) from error
-
-
-def _read_data_uri(uri: str, policy: ImagePolicy) -> bytes:
-    """Decode a `data:` uri (RFC 2397), base64 or percent-encoded; its size is checked before it is decoded."""
-    header, comma, payload = uri.partition(",")
-    if not comma:
-        raise BadDocument(f"{shown(uri)} is not a valid data: uri; write data:image/jpeg;base64,…")
-    if not header.lower().endswith(";base64"):
-        check_bytes(len(payload) - 2 * payload.count("%"), policy)
-        return unquote_to_bytes(payload)
-    check_bytes(len(payload) * 3 // 4 - 2, policy)  # without the padding
-    text = "".join(unquote(payload).split()).rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except ValueError as error:
-        raise BadDocument(f"{shown(uri)} is not valid base64: {error}") from error

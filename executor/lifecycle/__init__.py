@@ -1,8 +1,10 @@
 """The life of a run: received, queued, trained, judged.
 
 receiving.py   takes documents into a run, and knows when it is complete
+sizes.py       what a document takes, in documents and bytes
 deadlines.py   when a run has waited long enough for further documents
 supervisor.py  one trainer at a time: start, watch, resume, cancel, judge
+watchdog.py    notices a trainer that hangs
 promotion.py   whether the model of a run that has succeeded is served, and what the verdict says of that
 processes.py   trainer processes, one of them started in advance
 status.py      what a client is told about a run

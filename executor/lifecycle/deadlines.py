@@ -3,6 +3,7 @@
 import threading
 import time
 
+WITHOUT_TRAIN = 2  # times as long a run waits that has eval documents only: those to train on are still to come
 START_GRACE_SECONDS = 1.0  # a client splits one call into several requests: `start` waits for the rest
 
 
@@ -11,20 +12,23 @@ class Deadlines:
 
     Threads may share an instance.
 
-    Args: silence: seconds without a new document after which a run is due, once it has a train document.
+    Args: silence: seconds without a new document after which a run is due; it is twice as long for a run that has no
+        train document yet.
     """
 
     def __init__(self, silence: float) -> None:
         self._silence = silence
         self._lock = threading.Lock()
         self._arrivals: dict[str, float] = {}  # time of the last document, by a clock that never jumps
+        self._trained: set[str] = set()  # runs that have a train document
         self._starts: dict[str, float] = {}  # when to start, for runs that were asked to
 
     def arrived(self, run: str, *, train: bool) -> None:
-        """Note that documents have arrived. A train document starts the clock; then any document restarts it."""
+        """Note that documents have arrived: the clock starts anew."""
         with self._lock:
-            if train or run in self._arrivals:
-                self._arrivals[run] = time.monotonic()
+            self._arrivals[run] = time.monotonic()
+            if train:
+                self._trained.add(run)
             if run in self._starts:
                 self._starts[run] = time.monotonic() + START_GRACE_SECONDS
 
@@ -37,11 +41,15 @@ class Deadlines:
         """The runs that are due now."""
         now = time.monotonic()
         with self._lock:
-            silent = {run for run, last in self._arrivals.items() if now - last >= self._silence}
+            silent = {run for run, last in self._arrivals.items() if now - last >= self._patience(run)}
             return sorted(silent | {run for run, start in self._starts.items() if now >= start})
+
+    def _patience(self, run: str) -> float:
+        return self._silence if run in self._trained else WITHOUT_TRAIN * self._silence
 
     def forget(self, run: str) -> None:
         """Forget a run that takes no more documents: it is never due again."""
         with self._lock:
             self._arrivals.pop(run, None)
+            self._trained.discard(run)
             self._starts.pop(run, None)

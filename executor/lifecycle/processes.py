@@ -3,12 +3,18 @@
 The process started in advance waits for the name of its run on its standard input.
 """
 
+import contextlib
 import subprocess
 import time
 
+import psutil
+
 from ..store.run import Run
 from ..store.workspace import Workspace
-from ..worker.command import end_process, start_process
+from ..worker.command import end_process, is_trainer_of, start_process
+from .watchdog import is_stopped
+
+END_SECONDS = 10.0
 
 
 class TrainerProcesses:
@@ -30,7 +36,7 @@ class TrainerProcesses:
         """Return a trainer for a run: the waiting process if there is one and the run has one rank, else a new one."""
         waiting, self._standby = self._standby, None
         if waiting is not None and waiting.stdin is not None:
-            if waiting.poll() is None and run.ranks == 1:
+            if waiting.poll() is None and run.ranks == 1 and not is_stopped(waiting.pid):
                 try:
                     waiting.stdin.write(f"{run.name}\n".encode())
                     waiting.stdin.flush()
@@ -39,8 +45,19 @@ class TrainerProcesses:
                     pass
             end_process(waiting)
         with open(self._workspace.log_file(run.name), "ab") as log:
-            arguments = (*self._priority, "--run", run.name, "--tied")
+            arguments = (*self._priority, f"--run={run.name}", "--tied")  # a name may begin with a dash
             return start_process("train", self._workspace.root, *arguments, output=log)
+
+    def end_leftovers(self) -> None:
+        """End the trainers of an earlier service. They die with it by themselves, unless they were stopped.
+
+        Only the service that holds the workspace may call this.
+        """
+        found = [process for process in psutil.process_iter() if is_trainer_of(process, self._workspace.root)]
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=END_SECONDS)
 
     def prepare(self) -> None:
         """Start a process in advance, unless one is waiting."""

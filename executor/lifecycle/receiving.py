@@ -3,19 +3,31 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..documents import Document, with_id
-from ..errors import BadDocument, BadRequest, Conflict, InvalidParameter, LimitExceeded, UnknownModel
+from ..documents import Document, check_integers, with_id
+from ..errors import (
+    BadDocument,
+    BadRequest,
+    Conflict,
+    InvalidParameter,
+    LimitExceeded,
+    UnknownModel,
+    WorkspaceError,
+    brief,
+)
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
 from ..store.run import Configuration, Run, RunState
-from ..store.runs import RunStore
+from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
+from ..store.spool_rows import identity_of
 from .deadlines import Deadlines
+from .sizes import bytes_of, parts_of
 
 
 class Receiver:
@@ -29,8 +41,11 @@ class Receiver:
         self._options = options
         self._policy = options.image_policy()
         self._wake = wake
+        self._directory = os.getcwd()  # now, because it may be removed later
         self._deadlines = Deadlines(options.receive_timeout)
-        self._lock = threading.RLock()  # keeps a run's state and its spool in step
+        self._choosing = threading.RLock()  # held briefly, while it is found out which run a request is for
+        self._locks: dict[str, threading.RLock] = {}  # of a run: keeps its state and its spool in step
+        self._counted: dict[str, tuple[int, int]] = {}  # documents of a receiving run: (train, eval)
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
 
     def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
@@ -42,17 +57,19 @@ class Receiver:
         for doc in docs:
             for part in (doc, *doc.matches):
                 with_id(part)
-        with self._lock:
-            present = self._present_run(parameters)
-            if present is not None and present.state is not RunState.RECEIVING:
-                return self._repeated(present, docs)
-            self._check_room(present, docs)
-            run = present or self._create(docs, parameters)
+        with self._choosing:
+            name = (self._present_run(parameters) or self._new_run(docs, parameters)).name
+        with self._lock_of(name):  # it may wait for the run's file; other runs go on
+            run = self._store.get(name)
+            if run.state is not RunState.RECEIVING:
+                return self._repeated(run, docs, parameters.split)
+            self._check_room(run, docs, parameters.split)
             self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
             if docs:
                 self._append(run, docs, parameters.split)
+                self._check_not_cancelled(name)
                 self._deadlines.arrived(run.name, train=parameters.split == "train")
             self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
         self._wake()
@@ -61,49 +78,96 @@ class Receiver:
     def go_on(self) -> None:
         """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before."""
         for run in self._store.in_state(RunState.RECEIVING):
-            if self._arrived(run.name):
-                self._deadlines.arrived(run.name, train=True)
+            with self._lock_of(run.name):
+                self._count_or_explain(run.name)
+            self._deadlines.arrived(run.name, train=bool(self._arrived(run.name)))
 
     def queue_due(self) -> None:
         """Queue the runs that were asked to start, or for which no document has arrived for `receive_timeout`."""
         for run in self._deadlines.due():
-            self.queue(run)
+            with self._if_free(run) as free:  # else it is receiving just now; it stays due
+                if free:
+                    self.queue(run)
 
     def queue(self, name: str) -> None:
         """Close a run to documents and put it in the queue. A run that is not receiving any more stays as it is."""
-        with self._lock:
+        with self._lock_of(name):
             if self._store.exists(name) and self._store.get(name).state is RunState.RECEIVING:
-                train, evaluation = self.counts(name)
+                train, evaluation = self._count_or_explain(name)
                 self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=evaluation)
             self.release(name)
 
+    def _count_or_explain(self, name: str) -> tuple[int, int]:
+        """Count the documents of a run. If they cannot be read its trainer fails, and says why; others go on."""
+        try:
+            return self._count(name)
+        except WorkspaceError as error:
+            self._store.event(name, "error", str(error))
+            self._counted[name] = 0, 0
+            return 0, 0
+
     def counts(self, name: str) -> tuple[int, int]:
         """How many documents the spool of a receiving run has: (train, eval); (0, 0) if it was deleted meanwhile."""
-        with self._lock:
-            if not self._store.exists(name):
-                return 0, 0
-            counted = len(self._spool(name, "train")), len(self._spool(name, "eval"))
+        if name in self._counted:  # those of the last request: nobody who asks waits for the spool
+            return self._counted[name]
+        if not self._store.exists(name):
+            return 0, 0
+        with self._lock_of(name):
+            counted = self._count(name)
             if self._store.get(name).state is not RunState.RECEIVING:  # it changed since the caller looked
                 self._drop_spool(name)  # otherwise it would stay open
             return counted
 
+    def _count(self, name: str) -> tuple[int, int]:
+        """Count the documents in the spool, for the caller who has the lock of the run."""
+        self._counted[name] = len(self._spool(name, "train")), len(self._spool(name, "eval"))
+        return self._counted[name]
+
     def release(self, name: str) -> None:
-        """Close the spool of a run that takes no more documents, and forget its deadline."""
-        with self._lock:
-            self._deadlines.forget(name)
-            self._drop_spool(name)
+        """Close the spool of a run that takes no more documents, and forget its deadline.
+
+        A request that is storing documents in it closes it afterwards: nobody waits for that here.
+        """
+        self._deadlines.forget(name)
+        with self._if_free(name) as free:
+            if free:
+                self._drop_spool(name)
 
     def delete(self, name: str) -> None:
-        """Delete a run, see `RunStore.delete`. The lock keeps out requests for it and for runs based on it."""
-        with self._lock:
+        """Delete a run, see `RunStore.delete`. The locks keep out requests for it and for runs based on it.
+
+        Raises: Conflict: a request for it is under way.
+        """
+        with self._choosing, self._if_free(name) as free:
+            if not free:
+                raise Conflict(f"Documents of run {name!r} are just being stored; delete it in a moment.")
             self._store.delete(name)
             self.release(name)
 
     def close(self) -> None:
         """Close the spools."""
-        with self._lock:
-            for name in list(self._spools):
+        for name in list(self._spools):
+            with self._lock_of(name):
                 self._drop_spool(name)
+
+    def is_busy(self, name: str) -> bool:
+        """Whether documents of a run are being stored just now."""
+        with self._if_free(name) as free:
+            return not free
+
+    def _lock_of(self, name: str) -> threading.RLock:
+        return self._locks.setdefault(name, threading.RLock())
+
+    @contextmanager
+    def _if_free(self, name: str) -> Iterator[bool]:
+        """Hold the lock of a run if nobody else does; say whether it is held."""
+        lock = self._lock_of(name)
+        held = lock.acquire(blocking=False)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.release()
 
     # which run ----------------------------------------------------------------------------------------------------
 
@@ -113,6 +177,12 @@ class Receiver:
             return self._store.get(parameters.run) if self._store.exists(parameters.run) else None
         receiving = self._store.in_state(RunState.RECEIVING)
         return receiving[-1] if receiving else None
+
+    def _new_run(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
+        self._check_room(None, docs, parameters.split)
+        run = self._create(docs, parameters)
+        self._counted[run.name] = 0, 0
+        return run
 
     def _create(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
         if not docs:
@@ -131,8 +201,8 @@ class Receiver:
         configuration = Configuration(
             options=self._options,
             given=tuple(sorted(asked)),
-            directory=os.getcwd(),
-            path=tuple(entry or os.getcwd() for entry in sys.path),
+            directory=self._directory,
+            path=tuple(entry or self._directory for entry in sys.path),
         )
         return self._store.create(parameters.run, self._on_version(options), configuration)
 
@@ -172,9 +242,9 @@ class Receiver:
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
             self._store.set_options(run.name, options, configuration)
 
-    def _repeated(self, run: Run, docs: Sequence[Document]) -> str:
+    def _repeated(self, run: Run, docs: Sequence[Document], split: str) -> str:
         """Accept a repeated request, which changes nothing. Raises: Conflict: new documents come too late."""
-        late = self._new_ids(run, docs)
+        late = self._new_parts(run, docs, split)
         self._drop_spool(run.name)
         if late or (not docs and run.state.ended):
             raise Conflict(
@@ -185,35 +255,58 @@ class Receiver:
 
     # the documents ------------------------------------------------------------------------------------------------
 
-    def _check_room(self, run: Run | None, docs: Sequence[Document]) -> None:
+    def _check_room(self, run: Run | None, docs: Sequence[Document], split: str) -> None:
         """Raise LimitExceeded if a run would have too many documents; `run` None: a new one. Repeated ones are free."""
         limit = self._options.max_documents_per_run
-        stored = sum(self.counts(run.name)) if run is not None else 0
-        if stored + len(docs) <= limit or (run is not None and stored + len(self._new_ids(run, docs)) <= limit):
+        stored = self._parts_of(run.name) if run is not None else 0
+        sent = sum(map(parts_of, docs))
+        if stored + sent <= limit or (run is not None and stored + self._new_parts(run, docs, split) <= limit):
             return
-        what, advice = f"A new run was sent {len(docs)} documents", "send fewer"
+        what, count, advice = "A new run was sent", sent, "send fewer"
         if run is not None:
-            what, advice = f"Run {run.name!r} has {stored} documents", "start it"
+            what, count, advice = f"Run {run.name!r} has", stored, "start it"
+        plain = count == (len(docs) if run is None else sum(self.counts(run.name)))
+        counted = "" if plain else ", matches and quarantined ones included,"
         raise LimitExceeded(
-            f"{what} and max_documents_per_run is {limit}; {advice}, or raise that option of the executor."
+            f"{what} {count} documents{counted} and max_documents_per_run is {limit}; {advice}, "
+            "or raise that option of the executor."
         )
 
-    def _new_ids(self, run: Run, docs: Sequence[Document]) -> set[str]:
-        """The ids that no earlier request has sent to the run."""
-        ids = {str(doc.id) for doc in docs}
-        return ids - self._spool(run.name, "train").known_ids(ids) - self._store.quarantined(run.name)
+    def _parts_of(self, name: str) -> int:
+        """How many documents a run takes room for: matches and quarantined ones, too."""
+        spooled = sum(self._spool(name, split).parts for split in ("train", "eval"))
+        return spooled + self._store.count_problems(name, spooled=False)
+
+    def _new_parts(self, run: Run, docs: Sequence[Document], split: str) -> int:
+        """How many documents and matches no earlier request has sent to the run."""
+        spool = self._spool(run.name, split)
+        new = {}
+        for doc in docs:
+            identity = identity_of(doc)
+            if not (spool.has(identity) or self._store.is_quarantined(run.name, split, identity.key)):
+                new[identity] = parts_of(doc)
+        return sum(new.values())
 
     def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
-        fit, problems = [], []
+        fit: list[Document] = []
+        problems: list[tuple[Document, str]] = []
         for doc in docs:
             fault = self._fault(doc, run.options.kind, split)
             if fault is None:
                 fit.append(doc)
             else:
-                problems.append((str(doc.id), fault))
-        self._spool(run.name, split).extend(fit)
+                problems.append((doc, fault))
+        contradictions = self._spool(run.name, split).take(fit)
+        self._count(run.name)
+        problems += [(fit[number], reason) for number, reason in contradictions.items()]
         if problems:
-            self._store.quarantine(run.name, split, problems, spooled=False)
+            noted = [Quarantined(identity_of(doc).key, str(doc.id), reason) for doc, reason in problems]
+            self._store.quarantine(run.name, split, noted, spooled=False)
+
+    def _check_not_cancelled(self, name: str) -> None:
+        if self._store.get(name).state is not RunState.RECEIVING:
+            self._drop_spool(name)
+            raise Conflict(f"Run {name!r} was cancelled while these documents were stored; send them to another run.")
 
     def _fault(self, doc: Document, kind: str, split: str) -> str | None:
         """Return why a document cannot be used, or None. No file or URL is opened to find out."""
@@ -222,13 +315,15 @@ class Receiver:
         fault = fault_of(doc, kind)
         if fault is not None:
             return fault
+        size = bytes_of(doc)
         try:
+            for part in (doc, *doc.matches):
+                check_integers(part.tags)
             self._check_content(doc, "it")
             for match in doc.matches if kind in ("auto", "session") else ():
-                self._check_content(match, f"its match {match.id!r}")
+                self._check_content(match, f"its match {brief(match.id)!r}")
         except BadDocument as error:
             return str(error)
-        size = sum(len(part.buffer or b"") + len(part.uri or "") + _bytes(part.blob) for part in (doc, *doc.matches))
         if size > self._options.max_document_bytes:
             return (
                 f"it has {size} bytes and max_document_bytes is {self._options.max_document_bytes}; "
@@ -240,7 +335,10 @@ class Receiver:
         if doc.uri is not None:
             check_uri(doc.uri, self._policy)
         elif doc.content is None:
-            raise BadDocument(f"{what} has neither uri nor blob nor buffer; set one of them")
+            raise BadDocument(
+                f"{what} has neither uri nor blob nor buffer; set one of them (documents of Jina's and DocArray's own "
+                "classes lack these fields: make them with `from executor import Document`)"
+            )
 
     # when it is complete ------------------------------------------------------------------------------------------
 
@@ -261,9 +359,6 @@ class Receiver:
         return splits[split]
 
     def _drop_spool(self, name: str) -> None:
+        self._counted.pop(name, None)
         for spool in self._spools.pop(name, {}).values():
             spool.close()
-
-
-def _bytes(blob: Any) -> int:
-    return 0 if blob is None else int(blob.nbytes)

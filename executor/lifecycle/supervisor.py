@@ -1,10 +1,14 @@
 """Starts, watches, resumes and cancels the trainer process. One run trains at a time; the others wait in order."""
 
+import contextlib
 import logging
 import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from functools import partial
+
+import psutil
 
 from ..compute.memory import KernelKills
 from ..report.contents import settle
@@ -13,6 +17,7 @@ from ..store.runs import RunStore
 from .processes import TrainerProcesses
 from .promotion import Tries, final_verdict, is_wanted
 from .receiving import Receiver
+from .watchdog import Watch, family, vitals
 
 TICK_SECONDS = 0.05
 STOP_SECONDS = 10.0  # that a trainer gets to write its checkpoint when it is told to stop
@@ -55,6 +60,8 @@ class Supervisor:
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_kills: KernelKills | None = None  # counted since the process was started
+        self._watch: Watch | None = None  # of the process, while its run is in training
+        self._hung = False  # the process was killed because it hung
         self._started_for: Run | None = None  # the run of the process, as it was when the process was started
         self._tries = Tries()  # for the process that has ended
         self._warmed: set[str] = set()  # runs that got a trainer before they were queued
@@ -105,17 +112,31 @@ class Supervisor:
 
     def _tend(self) -> None:
         while not self._stopping.is_set():
-            try:
-                with self._lock:
-                    self._receiver.queue_due()
-                    self._judge_trainer()
-                    self._assign_trainer()
-                    self._trainers.expire()
-            except Exception:
-                _log.exception("The supervisor goes on after an error")
-                self._stopping.wait(RETRY_SECONDS)
+            for part in (self._receiver.queue_due, self._see_to_trainer, self._trainers.expire):
+                try:  # each by itself: one that fails again and again does not keep the others from being done
+                    with self._lock:
+                        part()
+                except Exception:
+                    _log.exception("The supervisor goes on after an error")
+                    self._stopping.wait(RETRY_SECONDS)
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
+
+    def _see_to_trainer(self) -> None:
+        self._judge_trainer()
+        self._assign_trainer()
+        self._end_if_it_hangs()
+
+    def _end_if_it_hangs(self) -> None:
+        if self._process is None or self._started_for is None or self._watch is None or self._hung:
+            return
+        if (fault := self._watch.fault()) is None or self._process.poll() is not None:
+            return
+        self._hung = True
+        for each in family(self._process.pid):
+            with contextlib.suppress(psutil.Error):
+                each.kill()
+        self._store.event(self._started_for.name, "stalled", f"the trainer hangs: {fault}. It was killed")
 
     def _assign_trainer(self) -> None:
         """Let the first run in the queue train. If none is queued, start a trainer for a run that is receiving."""
@@ -128,6 +149,7 @@ class Supervisor:
             if not self._knows_options_of(first):
                 self._end_trainer(signal.SIGKILL)  # it has only warmed up, for another run or with old options
                 self._spawn(first)
+            self._watch = self._new_watch(first)
             self._store.advance(first.name, RunState.TRAINING)
             return
         for run in receiving:
@@ -155,6 +177,12 @@ class Supervisor:
         self._started_for = run
         self._store.set_pid(run.name, self._process.pid)
 
+    def _new_watch(self, run: Run) -> Watch | None:
+        patience = run.configuration.options.trainer_stall_seconds
+        if not patience or self._process is None:
+            return None
+        return Watch(patience, partial(vitals, self._process.pid, self._store.workspace.beat_file(run.name)))
+
     def _judge_trainer(self) -> None:
         if self._process is None or self._started_for is None or self._process.poll() is None:
             return
@@ -177,13 +205,15 @@ class Supervisor:
             self._fail(run, self._store.progress(run.name).error or unwritable)
         elif code == TrainerExit.OUT_OF_MEMORY:
             self._resume(run, "ran out of memory", attempts=0)
+        elif self._hung:
+            self._resume_or_fail(run, "hung and was killed")
         elif code == -signal.SIGKILL and self._kernel_kills is not None and self._kernel_kills.grew():
             self._store.event(run.name, KILLED_FOR_MEMORY, "the kernel killed the trainer: no memory was left")
             # The next trainer reads this event and computes in parts half as large. That is progress, so the attempts
             # are counted anew.
             self._resume(run, "was killed by the kernel, which had no memory left", attempts=0)
         else:
-            self._resume_or_fail(run, code)
+            self._resume_or_fail(run, how_it_ended(code))
 
     def _succeed(self, run: Run) -> None:
         progress, served = self._store.progress(run.name), self._store.promoted()
@@ -204,11 +234,10 @@ class Supervisor:
             self._store.event(run.name, "error", f"its report does not say what became of the model: {failure}")
         self._trainers.prepare()
 
-    def _resume_or_fail(self, run: Run, code: int) -> None:
+    def _resume_or_fail(self, run: Run, death: str) -> None:
         progress = self._store.workspace.progress(run.name)
         before, attempts = self._fruitless.get(run.name, (progress, 0))
         attempts = 1 if progress > before else attempts + 1
-        death = how_it_ended(code)
         if attempts >= MAX_FRUITLESS_ATTEMPTS:
             log = self._end_of_log(run.name)
             self._store.event(run.name, "error", "the end of the trainer's log: " + " | ".join(log))
@@ -240,18 +269,22 @@ class Supervisor:
         """Stop the process if there is one, and wait until it is gone."""
         if self._process is None:
             return
+        children = family(self._process.pid)[:-1]
         self._process.send_signal(how)
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        for child in children:  # they end with it, unless they were stopped
+            with contextlib.suppress(psutil.Error):
+                child.kill()
         self._forget_trainer()
 
     def _forget_trainer(self) -> None:
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
-        self._process, self._started_for = None, None
+        self._process, self._started_for, self._watch, self._hung = None, None, None, False
         self._tries.reset()
 
 

@@ -3,6 +3,7 @@
 datasets.py      datasets with class labels, with sessions, or without labels
 samplers.py      choose the items of each batch
 content.py       load the content of an item from its document
+fetches.py       fetch remote images in threads of their own
 augmentation.py  augment images by albumentations, with a seed
 cache.py         keep decoded images and features on disk
 batches.py       turn contents into a batch, and a batch into model input

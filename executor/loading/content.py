@@ -10,6 +10,7 @@ from ..compute.memory import is_out_of_memory
 from ..errors import BadDocument, ConfigurationError, FinetunerError
 from ..images.policy import ImagePolicy
 from ..images.reading import image_of
+from ..images.uris import is_remote
 from ..models.model import EmbeddingModel
 from ..models.preprocessing import Preprocessing
 from ..parameters import ExecutorOptions
@@ -58,6 +59,10 @@ class ModelImages:
         return self.preprocessing.resize(
             image_of(doc, self.policy, min_size=DECODED_SIDES * self.preprocessing.shrunk_to)
         )
+
+    def remote(self, doc: Any) -> tuple[str, ImagePolicy] | None:
+        """Return the uri that loading `doc` would fetch, and by which policy, so that it can be fetched before."""
+        return (doc.uri, self.policy) if doc.blob is None and doc.uri and is_remote(doc.uri, self.policy) else None
 
 
 def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:

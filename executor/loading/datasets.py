@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from ..documents import Label, content_of, label_of
-from ..errors import BadDocument, MissingLabel, NotTrainable
+from ..documents import Label, check_ours, content_of, label_of
+from ..errors import BadDocument, MissingLabel, NotTrainable, brief
 from ..store.spool import label_rows, sorts_of
 
 PreprocessFn = Callable[[Any], np.ndarray]
 CollateFn = Callable[[list[Any]], Any]
 
+NO_DOCUMENTS = "There are no documents; send at least two."
 KINDS = ("class", "session", "unlabeled")
 
 
 class _Dataset:
-    """The base of the three kinds: holds the documents and loads an item's content."""
+    """The base of the three kinds: holds the documents and loads an item's content.
+
+    It may be empty; training refuses it then.
+    """
 
     kind: str
 
@@ -31,8 +35,8 @@ class _Dataset:
         self.docs = docs
         self.preprocess_fn = preprocess_fn
         self.collate_fn = collate_fn
-        if len(docs) == 0:
-            raise NotTrainable("There are no documents; send at least two.")
+        if len(docs):
+            check_ours(docs[0])
 
     def content(self, doc: Any) -> Any:
         """Return the content of `doc` as an item. Raises: BadDocument: it has none."""
@@ -41,7 +45,7 @@ class _Dataset:
         content = content_of(doc)
         if content is None:
             raise BadDocument(
-                f"Document {doc.id!r} has no content (blob, text or buffer); to load its uri when it is needed, "
+                f"Document {brief(doc.id)!r} has no content (blob, text or buffer); to load its uri when it is needed, "
                 "pass preprocess_fn=load_uri_to_image_blob."
             )
         return content
@@ -55,8 +59,7 @@ class ClassDataset(_Dataset):
     Args:
         docs: the documents. preprocess_fn: returns the content of a document. collate_fn: makes a list of contents
             into a batch of model input.
-    Raises: MissingLabel (a KeyError): a document has no label; the message names it and the tag. NotTrainable: there
-        are no documents.
+    Raises: MissingLabel (a KeyError): a document has no label; the message names it and the tag.
     """
 
     kind = "class"
@@ -104,6 +107,7 @@ class SessionDataset(_Dataset):
         kinds: list[int] = []
         members: list[int] = []  # position in the session; 0 is the root
         for number, doc in enumerate(docs):
+            check_ours(doc)
             if not doc.matches:
                 raise BadDocument(f"Document {doc.id!r} has no matches; a session needs matches labelled 1 or -1.")
             labels = [0, *(match_label(doc, match) for match in doc.matches)]
@@ -164,10 +168,11 @@ def match_label(root: Any, match: Any) -> int:
     try:
         label = label_of(match)
     except MissingLabel as error:
-        raise MissingLabel(f"Session {root.id!r}: {error} A match is labelled 1 or -1.") from None
+        raise MissingLabel(f"Session {brief(root.id)!r}: {error} A match is labelled 1 or -1.") from None
     if label not in (1, -1):
         raise BadDocument(
-            f"Session {root.id!r}: match {match.id!r} is labelled {reprlib.repr(label)}; it must be 1 or -1."
+            f"Session {brief(root.id)!r}: match {brief(match.id)!r} is labelled {reprlib.repr(label)}; "
+            "it must be 1 or -1."
         )
     return int(label)
 
@@ -197,12 +202,12 @@ def kind_of(docs: Sequence[Any]) -> str:
     counts = {"class": sorts.labelled, "session": sorts.sessions, "unlabeled": sorts.unlabelled}
     present = [kind for kind, count in counts.items() if count]
     if not present:
-        raise NotTrainable("There are no documents; send at least two.")
+        raise NotTrainable(NO_DOCUMENTS)
     if len(present) == 1:
         return present[0]
     names = {"class": "labelled", "session": "with matches", "unlabeled": "with neither label nor matches"}
     keys = {"class": "labelled", "session": "sessions", "unlabeled": "unlabelled"}
-    parts = [f"{counts[kind]} {names[kind]} (such as {sorts.examples[keys[kind]]!r})" for kind in present]
+    parts = [f"{counts[kind]} {names[kind]} (such as {brief(sorts.examples[keys[kind]])!r})" for kind in present]
     raise NotTrainable(
         f"The documents are a mixture: {', '.join(parts)}. Set kind to class, session or unlabeled, "
         "and send documents that fit it."

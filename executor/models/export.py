@@ -6,7 +6,6 @@ size into a constant; `_check_onnx` finds such mistakes.
 """
 
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import ConfigurationError, FinetunerError, UnknownModel, WorkspaceError
+from ..errors import ConfigurationError, UnknownModel, WorkspaceError
 from ..store.files import publish_folder
 from ..store.workspace import find_workspace
 from .backbones import found_in
@@ -34,16 +33,6 @@ CHECKED_BATCHES = (slice(0, 100), slice(0, 1), slice(1, 8))
 PIL_BILINEAR = 2  # of the filters that all image processors of transformers offer, the closest to ours
 
 
-def main(run: str, workspace: Path, form: str, output: Path) -> int:
-    """Export a version, print the folder, and return the exit code."""
-    try:
-        print(export(find_model(workspace, run), output, form))
-    except FinetunerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
 def find_model(folder: Path, version: str) -> Path:
     """Return the folder of a version (a run's name or `base`); the workspace is `folder` or lies below it.
 
@@ -56,13 +45,17 @@ def find_model(folder: Path, version: str) -> Path:
     return workspace.model_folder(version)
 
 
-def export(model_folder: Path, output: Path, form: str) -> Path:
+Card = Callable[[EmbeddingModel, str], str]
+
+
+def export(model_folder: Path, output: Path, form: str, *, card: Card = lambda model, loading: loading) -> Path:
     """Write the model saved in `model_folder` into a new folder `output`, with a README.md that says how to load it.
 
     Args:
         output: If the export fails, it stays as it was. Missing parents are made.
         form: `onnx`: model.onnx, from (B, S, S, 3) uint8 RGB to the embeddings (B, D) float32. `safetensors`: the files
             of `save_model`. `transformers`: a folder for the `from_pretrained` of a transformers model.
+        card: makes README.md of the model and of the page that says how to load it.
     Returns: `output`.
     Raises: ConfigurationError: `output` exists and is not empty, or this model has no such form. WorkspaceError: the
         model cannot be read, or the export cannot be written.
@@ -76,7 +69,7 @@ def export(model_folder: Path, output: Path, form: str) -> Path:
 
     def write(folder: Path) -> None:
         readme = folder / "README.md"
-        readme.write_text(FORMS[form](model, folder), encoding="utf-8")
+        readme.write_text(card(model, FORMS[form](model, folder)), encoding="utf-8")
         for file in folder.iterdir():
             file.chmod(readme.stat().st_mode)  # safetensors makes files that only their owner can read
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
-from ..errors import WorkspaceError
+from ..compute.memory import is_out_of_memory
+from ..errors import FinetunerError, WorkspaceError
 from ..store.files import publish_folder, unwritable
 from .backbones import Backbone, Reading
 from .building import build_backbone, channels_last, seeded
@@ -68,6 +69,22 @@ def load_model(
         model is not installed, or `freeze` names a part that the model does not have.
     """
     settings = read_settings(folder)
+    try:
+        return _built(folder, settings, freeze, embedding_dim)
+    except FinetunerError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise WorkspaceError(
+            f"{folder / 'model.json'} describes no model that can be built ({type(error).__name__}: {error}); restore "
+            "it, or train again."
+        ) from error
+
+
+def _built(
+    folder: Path, settings: dict[str, Any], freeze: bool | tuple[str, ...] | None, embedding_dim: int | None
+) -> EmbeddingModel:
     saved = _config(settings["config"])
     config = replace(
         saved,
@@ -98,13 +115,26 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises: WorkspaceError: the file is missing, damaged or of a newer format.
     """
     settings = _read_json(folder / "model.json")
+    if not isinstance(settings.get("config"), dict):
+        raise WorkspaceError(f"{folder / 'model.json'} lacks the config of the model; restore it, or train again.")
     if settings.get("format") not in (1, FORMAT):
         raise WorkspaceError(
             f"{folder / 'model.json'} has format {settings.get('format')}; this version reads up to {FORMAT}."
         )
-    if settings["format"] == 1 and settings["config"]["model"] == "default":
+    if settings["format"] == 1 and settings["config"].get("model") == "default":
         settings["config"]["model"] = "small"
     return settings
+
+
+def check_whole(folder: Path) -> None:
+    """Raise WorkspaceError if a file of a saved model is missing or was cut short. It reads no weights."""
+    read_settings(folder)
+    file = folder / "weights.safetensors"
+    try:
+        with safe_open(file, "pt"):  # compares the file's length with its header
+            pass
+    except (OSError, SafetensorError) as error:
+        raise WorkspaceError(f"{file} is missing or damaged ({error}); restore it, or train again.") from error
 
 
 def space_of(folder: Path) -> str:
@@ -115,7 +145,10 @@ def space_of(folder: Path) -> str:
     Raises: WorkspaceError: a file is missing or damaged.
     """
     settings = read_settings(folder)
-    seen = {name: settings[name] for name in ("preprocessing", "normalise")}
+    try:
+        seen = {name: settings[name] for name in ("preprocessing", "normalise")}
+    except KeyError as error:
+        raise WorkspaceError(f"{folder / 'model.json'} lacks {error}; restore it, or train again.") from error
     digest = hashlib.sha256(json.dumps(seen, sort_keys=True).encode())
     try:
         with open(folder / "weights.safetensors", "rb") as weights:
@@ -144,7 +177,9 @@ def _load_weights(model: EmbeddingModel, file: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise WorkspaceError(f"{file} is missing or damaged ({error}); restore it, or train again.") from error
     except RuntimeError as error:
-        raise WorkspaceError(f"{file} does not belong to the model beside it: {error}") from error
+        raise WorkspaceError(
+            f"{file} does not belong to the model beside it: {' '.join(str(error).split())[:300]}"
+        ) from error
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -27,7 +27,13 @@ Colour = tuple[float, float, float]
 
 
 def preprocessing_from(settings: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing that was saved as a mapping of its fields."""
+    """Return the preprocessing that was saved as a mapping of its fields.
+
+    Raises: ValueError: a field is impossible. KeyError, TypeError: one is missing or unknown.
+    """
+    for key, (read, expected) in _STATED.items():
+        if (key in NEEDED or settings.get(key) is not None) and read(settings[key]) is None:
+            raise ValueError(f"its preprocessing has {key}={settings[key]!r}, which must be {expected}")
     return Preprocessing(**{**settings, "mean": tuple(settings["mean"]), "std": tuple(settings["std"])})
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ..errors import UnknownModel
+from ..errors import UnknownModel, WorkspaceError
 from ..parameters import ExecutorOptions
 from ..store.files import remove_leftovers
 from ..store.workspace import Workspace
 from .building import build_model
 from .model import EmbeddingModel, ModelConfig
-from .saving import load_model, read_settings, save_model
+from .saving import check_whole, load_model, read_settings, save_model
 
 _log = logging.getLogger(__name__)
 
 
 def ensure_base(workspace: Workspace, options: ExecutorOptions, say: Callable[[str], None] = _log.warning) -> Path:
-    """Return the folder of the base version; build and save it if it is missing or the configuration has changed.
+    """Return the folder of the base version; build it if it is missing, damaged or of other options.
 
     The service and the trainer may call this at the same time: a lock lets one build while the other waits.
 
@@ -47,6 +47,25 @@ def load_version(workspace: Workspace, options: ExecutorOptions, version: str) -
     return load_model(workspace.model_folder(version))
 
 
+class WorkspaceVersions:
+    """The versions of a workspace as the embedder wants them: which one is served, and the model and files of each."""
+
+    def __init__(self, workspace: Workspace, options: ExecutorOptions, served: Callable[[], str]) -> None:
+        self._workspace = workspace
+        self._options = options
+        self.served = served
+
+    def load(self, version: str) -> EmbeddingModel:
+        """Return the model called `version`. Raises: UnknownModel: there is no such version."""
+        return load_version(self._workspace, self._options, version)
+
+    def folder(self, version: str) -> Path:
+        """Return the folder of a version that is there; `base` is built if it is not."""
+        if version == "base":
+            return ensure_base(self._workspace, self._options)
+        return self._workspace.model_folder(version)
+
+
 def check_version(workspace: Workspace, version: str) -> None:
     """Raise UnknownModel if there is no `version`; the message names those that exist."""
     if version == "base" or workspace.model_folder(version).is_dir():
@@ -56,4 +75,11 @@ def check_version(workspace: Workspace, version: str) -> None:
 
 
 def _saved_config(folder: Path) -> object:
-    return read_settings(folder)["config"] if folder.exists() else None
+    if not folder.exists():
+        return None
+    try:
+        check_whole(folder)
+    except WorkspaceError as error:
+        _log.warning("The base model is built anew: %s", error)
+        return None
+    return read_settings(folder)["config"]

@@ -9,6 +9,7 @@ classes.py            tell which classes got better or worse, and which are conf
 advice.py             what to try when the model was not better
 naming.py             what a document is called
 charts.py             lay out the line charts
+card.py               make the model card of an exported model
 pictures.py           make the small pictures in the file
 saving.py             write both files
 report.html.jinja     the template of the page

@@ -3,7 +3,6 @@
 Torch is not imported here, because the service uses `settle` and `read`.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import FinetunerError, NotFound
+from ..errors import NotFound
 from ..store.run import Run
 from ..store.runs import RunStore
-from ..store.workspace import find_workspace
+from ..store.workspace import Workspace
 from .classes import changes_by_class, confusions
 from .gallery import choose_queries, make_gallery, rank_sessions
 from .naming import label_of, name_of
@@ -115,15 +114,10 @@ def settle(store: RunStore, run: Run, *, promoted: bool) -> None:
     save(replace(load(folder), promoted=promoted, verdict=run.verdict or "", ended_at=run.ended_at), folder)
 
 
-def main(name: str, folder: Path) -> int:
-    """Write the report of a run again and print its path. Return the exit code."""
-    try:
-        place = find_workspace(folder).run_folder(name)
-        print(save(load(place), place))
-    except FinetunerError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+def rewrite(workspace: Workspace, name: str) -> Path:
+    """Write the report of a run again and return its path. Raises: NotFound: it has none."""
+    folder = workspace.run_folder(name)
+    return save(load(folder), folder)
 
 
 def read(store: RunStore, name: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..loading.forward import embed_batches
 from ..models.model import EmbeddingModel, WithNormalisation
-from ..store.files import publish_file
+from ..store.files import publish_file, remove_leftovers
 from ..training.precision import computes_in_bf16
 
 AGREEMENT = 0.999  # least cosine similarity between the served embedding and the fp32 one
@@ -57,6 +57,7 @@ def choose_path(
     with torch_threads(1 if light else torch.get_num_threads()):
         bf16 = agrees_and_is_faster(model, images, device)
         graph = faster_graph(model, images) if bf16 and device.type == "cpu" else None
+    remove_leftovers(folder)
     try:
         publish_file(chosen, b"graph" if graph is not None else b"bf16" if bf16 else b"fp32")
     except OSError as error:  # then the next start measures again

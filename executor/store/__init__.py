@@ -5,8 +5,12 @@ run.py         a run: its states, the one table of legal moves, its options, its
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
 database.py    the SQLite file of the runs: schema, transactions, readable errors
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
-spool_file.py  the SQLite file under it: connections that survive threads and forks
+proof_documents.py  the documents that prove the model of a run
+spool_rows.py  one document as a row of it, and what makes two documents the same
+spool_file.py  the SQLite file under it
+connections.py its connections, which survive threads and forks and are few
 sqlite.py      the one way to open a SQLite file
+published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder
 lock.py        one service per workspace
 

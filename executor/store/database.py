@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WorkspaceError
-from .sqlite import Schema, connect
+from .sqlite import Schema, connect, identity, is_damage
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -33,6 +33,16 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     ),
+    (  # a quarantined document is known by its place instead of its id, which several may have; see `Quarantined`
+        "ALTER TABLE problems RENAME TO problems_1",
+        """CREATE TABLE problems (
+            number INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, split TEXT NOT NULL, place TEXT NOT NULL,
+            document TEXT NOT NULL, reason TEXT NOT NULL, spooled INTEGER NOT NULL, UNIQUE (run, split, place)
+        )""",
+        """INSERT INTO problems SELECT number, run, split, document, document, reason, spooled FROM problems_1
+        WHERE NOT spooled OR run IN (SELECT name FROM runs WHERE ended_at IS NOT NULL)""",  # a trainer finds the rest
+        "DROP TABLE problems_1",
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 
@@ -47,6 +57,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.RLock()
+        self._file: tuple[int, int] | None = None
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -55,6 +66,7 @@ class Database:
             try:
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._migrate()
+                self._file = identity(path)
             except BaseException:
                 self._connection.close()
                 raise
@@ -86,6 +98,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Store everything that the block executes, or nothing if it raises. Do not nest."""
         with self._lock, self._explained():
+            self._check_in_place()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -94,6 +107,14 @@ class Database:
                 if self._connection.in_transaction:  # if the disk is full, SQLite has rolled it back already
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def _check_in_place(self) -> None:
+        """Raise WorkspaceError if the file was moved away: what is written to it now would be lost without a word."""
+        if self._file is not None and identity(self.path) != self._file:
+            raise WorkspaceError(
+                f"{self.path} was removed or replaced while it was in use, so nothing can be stored. Stop the service "
+                "and put the file back, from a backup if need be; the documents and models of the runs lie beside it."
+            )
 
     def rows(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return the rows that a query finds, with the changes of this thread's open transaction, if there is one."""
@@ -111,9 +132,16 @@ class Database:
             yield
         except (OSError, sqlite3.Error) as error:
             raise WorkspaceError(
-                f"The workspace {self.path.parent} cannot be used: {error}. {_remedy(str(error))}, then try again; "
-                "what was answered before is safe."
+                f"The workspace {self.path.parent} cannot be used: {error}. {self._advice(error)}"
             ) from error
+
+    def _advice(self, error: Exception) -> str:
+        if is_damage(error):
+            return (
+                f"{self.path} is damaged, and with it the states and histories of the runs; the documents and models "
+                f"in {self.path.parent / 'runs'} are other files, and not harmed by this. Restore it from a backup."
+            )
+        return f"{_remedy(str(error))}, then try again; what was answered before is safe."
 
 
 def _remedy(error: str) -> str:

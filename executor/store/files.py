@@ -1,5 +1,6 @@
 """The one way to publish a file or a folder: readers see it complete, or as it was before."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -58,9 +59,16 @@ def publish_file(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders that killed processes left in `folder`. Nobody may publish there meanwhile."""
+    """Remove the temporary files and folders that killed processes left in `folder`.
+
+    Nobody may publish there meanwhile.
+    """
     for place in folder.glob(".*-*"):
-        shutil.rmtree(place, ignore_errors=True)
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                place.unlink()
 
 
 def is_full(error: Exception) -> bool:

@@ -10,15 +10,19 @@ import logging
 import sqlite3
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..errors import Conflict, IllegalTransition, UnknownRun
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import Conflict, IllegalTransition, UnknownRun, brief
 from ..parameters import TrainingOptions
 from .database import Database
 from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
 SHOWN_PROBLEMS = 20
+MAX_MESSAGE = 2000  # characters of an event or an error, so that a history and a status stay small
+MAX_REASON = 500  # of the reason why a document is quarantined
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +31,19 @@ _RUN_COLUMNS = (
     "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
     "created_at, started_at, ended_at"
 )
+
+
+class Quarantined(NamedTuple):
+    """A document that cannot be used.
+
+    Attributes:
+        place: tells it from others of its split: its position in the spool, with the number of the match if it is one;
+            for documents outside it a digest.
+    """
+
+    place: str
+    document: str
+    reason: str
 
 
 # All runs are read many times a second, and their options hardly ever change.
@@ -38,6 +55,36 @@ def _options(text: str) -> TrainingOptions:
 @functools.lru_cache(maxsize=1024)
 def _configuration(text: str) -> Configuration:
     return Configuration.model_validate_json(text)
+
+
+def _run_of(row: tuple[Any, ...]) -> Run:
+    """Make a run of its row. One that cannot be read is shown as failed, so that it harms no other; its row stays."""
+    number, name, state, options, configuration, *rest = row
+    keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
+    columns: dict[str, Any] = {"number": number, "name": name, **dict(zip(keys, rest, strict=True))}
+    try:
+        return Run(
+            state=RunState(state), options=_options(options), configuration=_configuration(configuration), **columns
+        )
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        columns["error"] = (
+            f"The entry of run {name!r} in runs.sqlite cannot be read ({reason}). Use the release that wrote it, or "
+            "delete the run."
+        )
+        return Run(state=RunState.FAILED, options=TrainingOptions(), configuration=Configuration(), **columns)
+
+
+_progress = TypeAdapter(Progress)  # ignores what a newer release has added
+
+
+def _progress_of(fields: str) -> Progress:
+    try:
+        return _progress.validate_python(json.loads(fields))
+    except ValueError:
+        return Progress(
+            warnings=["What the trainer reported of this run is damaged in runs.sqlite, and left out here."]
+        )
 
 
 def now() -> str:
@@ -53,6 +100,7 @@ class RunStore:
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
+        workspace.check_database()
         self._database = Database(workspace.database)
         self._promoted = self.served_now()
 
@@ -98,7 +146,7 @@ class RunStore:
 
     def exists(self, name: str) -> bool:
         """Whether there is a run with that name."""
-        return bool(self._select("WHERE name = ?", name))
+        return bool(self._database.rows("SELECT 1 FROM runs WHERE name = ?", name))
 
     def all(self) -> list[Run]:
         """All runs, newest first."""
@@ -107,26 +155,13 @@ class RunStore:
     def in_state(self, *states: RunState) -> list[Run]:
         """The runs in one of `states`; queued ones in the order of the queue, the others oldest first."""
         marks = ", ".join("?" * len(states))
-        return self._select(
+        found = self._select(
             f"WHERE state IN ({marks}) ORDER BY queue_order IS NULL, queue_order, number", *(s.value for s in states)
         )
+        return [run for run in found if run.state in states]  # one that cannot be read is in none of its own
 
     def _select(self, where: str, *arguments: Any) -> list[Run]:
-        runs = []
-        for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments):
-            number, name, state, options, configuration, *rest = row
-            keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
-            runs.append(
-                Run(
-                    number=number,
-                    name=name,
-                    state=RunState(state),
-                    options=_options(options),
-                    configuration=_configuration(configuration),
-                    **dict(zip(keys, rest, strict=True)),
-                )
-            )
-        return runs
+        return [_run_of(row) for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments)]
 
     def advance(self, name: str, to: RunState, **changes: Any) -> Run:
         """Move a run to state `to`. States change only here.
@@ -139,6 +174,8 @@ class RunStore:
             if to not in LEGAL.get(run.state, set()):
                 raise IllegalTransition(f"Run {name!r} is {run.state.value}; it cannot become {to.value}.")
             changes["state"] = to.value
+            if changes.get("error"):
+                changes["error"] = brief(changes["error"], MAX_MESSAGE)
             if to is RunState.TRAINING:
                 changes |= {"attempts": run.attempts + 1, "started_at": run.started_at or now()}
             if to.ended:
@@ -236,23 +273,25 @@ class RunStore:
     def progress(self, name: str) -> Progress:
         """The last progress reported for a run."""
         rows = self._database.rows("SELECT fields FROM progress WHERE run = ?", name)
-        return Progress(**json.loads(rows[0][0])) if rows else Progress()
+        return _progress_of(rows[0][0]) if rows else Progress()
 
     # quarantine ---------------------------------------------------------------------------------------------------
 
-    def quarantine(self, name: str, split: str, problems: Iterable[tuple[str, str]], *, spooled: bool) -> None:
-        """Note documents that cannot be used, each `(id, reason)`. One that is noted already is ignored.
+    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> None:
+        """Note documents that cannot be used. One whose place is noted already is ignored.
 
         Args: spooled: whether they are in the spool.
         """
         with self._database.transaction() as db:
-            for document, reason in problems:
+            for place, document, reason in problems:
+                shown = brief(document), brief(reason, MAX_REASON)
                 cursor = db.execute(
-                    "INSERT OR IGNORE INTO problems (run, split, document, reason, spooled) VALUES (?, ?, ?, ?, ?)",
-                    (name, split, document, reason, int(spooled)),
+                    "INSERT OR IGNORE INTO problems (run, split, place, document, reason, spooled) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (name, split, place, *shown, int(spooled)),
                 )
                 if cursor.rowcount:
-                    self._append_event(db, name, "skipped", f"document {document!r}: {reason}")
+                    self._append_event(db, name, "skipped", f"document {shown[0]!r}: {reason}")
 
     def problems(self, name: str, limit: int = SHOWN_PROBLEMS) -> list[tuple[str, str]]:
         """The first quarantined documents of a run, each `(id, reason)`."""
@@ -275,9 +314,10 @@ class RunStore:
             sql = f"{sql} AND spooled = {int(spooled)}"
         return int(self._database.rows(sql, *arguments)[0][0])
 
-    def quarantined(self, name: str) -> set[str]:
-        """The ids of all quarantined documents of a run."""
-        return {document for (document,) in self._database.rows("SELECT document FROM problems WHERE run = ?", name)}
+    def is_quarantined(self, name: str, split: str, place: str) -> bool:
+        """Whether a document is noted as one that cannot be used."""
+        query = "SELECT 1 FROM problems WHERE run = ? AND split = ? AND place = ?"
+        return bool(self._database.rows(query, name, split, place))
 
     # events -------------------------------------------------------------------------------------------------------
 
@@ -304,7 +344,7 @@ class RunStore:
         db.execute(
             "INSERT INTO events (run, number, at, kind, message) "
             "SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM events WHERE run = ?",
-            (name, now(), kind, message, name),
+            (name, now(), kind, brief(message, MAX_MESSAGE), name),
         )
 
     # the promoted version -----------------------------------------------------------------------------------------

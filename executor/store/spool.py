@@ -1,72 +1,57 @@
 """`DocumentArrayMemmap`: documents on disk, in one SQLite file that can be read while documents are appended.
 
-The file, schema version 1: table `documents`, one row per document. `id` is unique in the whole file; `position`
-counts 0, 1, … without gaps within a `split`; `label` is normalised; `matches` is the number of matches; `document` is
-the document's protobuf (docarray's `DocProto`). The other columns can be read without decoding the document.
+The file, schema version 2: table `documents`, one row per document. `position` counts 0, 1, … without gaps within a
+`split`; `parts` is how many documents and matches the split has up to this row; `label` is normalised; `matches` is the
+number of matches; `content` and `said` are digests (see `spool_rows.py`), by which `id` and `content` are unique within
+a split; `document` is the document's protobuf (docarray's `DocProto`). The other columns can be read without decoding
+the document.
 """
 
 import operator
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
-import numpy as np
 from docarray import DocList
 from docarray.proto import DocProto
-from google.protobuf.message import DecodeError, EncodeError
-from pydantic import ValidationError
 from typing_extensions import Self
 
-from ..documents import LABEL_TAG, Document, DocumentArray, Label, Match, has_label, label_of, with_id
-from ..errors import BadDocument
-from .spool_file import Connections, create_file
+from ..documents import Document, DocumentArray, Label, check_ours, has_label, label_of
+from ..errors import BadDocument, brief
+from .spool_file import Connections, close_gaps, create_file
+from .spool_rows import Identity, LabelRow, Row, Sorts, identity_of, row_of
 
 _INSERT = """
-INSERT INTO documents (id, split, position, label, matches, document)
-VALUES (?1, ?2, (SELECT coalesce(max(position), -1) + 1 FROM documents WHERE split = ?2), ?3, ?4, ?5)
-ON CONFLICT (id) DO NOTHING"""
+INSERT INTO documents (id, split, position, parts, label, matches, content, said, document)
+VALUES (?1, ?2, (SELECT coalesce(max(position), -1) + 1 FROM documents WHERE split = ?2),
+        1 + ?4 + coalesce((SELECT parts FROM documents WHERE split = ?2 ORDER BY position DESC LIMIT 1), 0),
+        ?3, ?4, ?5, ?6, ?7)
+ON CONFLICT (split, id, content) DO NOTHING"""
+_FIRST_WITH_ID = "SELECT min(position) FROM documents WHERE split = ? AND id = ?"
 _CHUNK = 1000  # documents per transaction,
 _CHUNK_BYTES = 64 << 20  # or fewer if they are large, because a chunk is held in memory
-_MAX_BYTES = 999_000_000  # a row in SQLite may have 10**9 bytes at most
 _PAGE = 32  # documents read at a time; a page of 640×480 arrays is 28 MB
 _ROWS_PAGE = 2000  # rows read at a time without their documents
-_UNSTORABLE = (ValueError, TypeError, AttributeError, RecursionError, DecodeError, EncodeError)
-
-
-class LabelRow(NamedTuple):
-    """What can be read without decoding a document. `label` may be None; `matches` is the number of matches."""
-
-    id: str
-    label: Label | None
-    matches: int
-
-
-class Sorts(NamedTuple):
-    """How many documents of each sort there are.
-
-    Attributes:
-        labelled: those with a label and no matches. sessions: those with matches. unlabelled: those with neither.
-        examples: the id of the first document of each sort that occurs, under the names above.
-    """
-
-    labelled: int
-    sessions: int
-    unlabelled: int
-    examples: dict[str, str]
+FILE_IN_FOLDER = "documents.sqlite"  # where a folder is given
 
 
 class DocumentArrayMemmap(Sequence[Document]):
     """The documents of one split of a file: a sequence that may exceed memory, and can be read while it grows.
 
     Several threads and processes may read one file and append to it at once. Threads may share an instance. It can be
-    pickled, and used on both sides of a fork. A file stores each `id` once, whatever the split: a document whose `id`
-    is already there is ignored.
+    pickled, and used on both sides of a fork.
+
+    Within a split, a document with the id, the content and the labels of one that is there counts as sent again, and is
+    ignored. With other content it is another document, and both are kept. With the same content and another label,
+    group or other matches it is refused.
 
     Args:
-        path: The file. It is created, with its folders, if it does not exist.
+        path: The file, or a folder: then the file in it is called `documents.sqlite`. The file is created, with its
+            folders, if it does not exist.
         split: Which of the file's sequences this is, usually `train` or `eval`.
 
     Raises: WorkspaceError, here and from every method: the file is of another kind or version, or cannot be read or
@@ -75,8 +60,10 @@ class DocumentArrayMemmap(Sequence[Document]):
 
     def __init__(self, path: str | os.PathLike[str], *, split: str = "train") -> None:
         self.path = Path(path).absolute()
+        if self.path.is_dir():
+            self.path /= FILE_IN_FOLDER
         self.split = split
-        create_file(self.path)
+        create_file(self.path, _digests)
         self._connections = Connections(self.path)
 
     def append(self, doc: Any) -> bool:
@@ -89,46 +76,125 @@ class DocumentArrayMemmap(Sequence[Document]):
         Any object with the fields of `Document` is stored as a `Document`. A document without an id gets one. A
         transaction holds up to 1,000 documents or 64 MiB, so `docs` may be endless.
 
-        Raises: BadDocument: a document cannot be stored, or its label is neither an integer nor a string. Then nothing
-            of its transaction is stored.
+        Raises: BadDocument: a document cannot be stored, its label is neither an integer nor a string, or it
+            contradicts one that is there. Then nothing of its transaction is stored.
         """
-        return sum(self._insert(chunk) for chunk in _chunks(_row(doc, self.split) for doc in docs))
+        new = 0
+        for chunk in _chunks(row_of(doc, self.split) for doc in docs):
+            with self._transaction() as connection:
+                added, contradictions = self._insert(connection, chunk)
+                for number, reason in contradictions.items():
+                    raise BadDocument(f"Document {brief(chunk[number].id)!r}: {reason}")
+            new += added
+        return new
 
-    def _insert(self, rows: list["_Row"]) -> int:
+    def take(self, docs: Sequence[Any]) -> dict[int, str]:
+        """Store documents as `extend` does, but leave out those that contradict one that is there.
+
+        Returns: why each was left out, by its place in `docs`.
+        Raises: BadDocument: a document cannot be stored.
+        """
+        left_out: dict[int, str] = {}
+        seen = 0
+        for chunk in _chunks(row_of(doc, self.split) for doc in docs):
+            with self._transaction() as connection:
+                _, contradictions = self._insert(connection, chunk)
+            left_out |= {seen + number: reason for number, reason in contradictions.items()}
+            seen += len(chunk)
+        return left_out
+
+    def _insert(self, connection: sqlite3.Connection, rows: list[Row]) -> tuple[int, dict[int, str]]:
+        """Insert the rows that are new. Return how many, and why others cannot be, by their numbers."""
+        new = connection.executemany(_INSERT, rows).rowcount
+        contradictions: dict[int, str] = {}
+        for number, row in enumerate(rows if new < len(rows) else ()):
+            query = "SELECT said, label FROM documents WHERE split = ? AND id = ? AND content = ?"
+            ((said, label),) = connection.execute(query, (self.split, row.id, row.content))
+            if said != row.said:
+                contradictions[number] = _contradiction(label, row.label)
+        return new, contradictions
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._connections.use() as connection:
             connection.execute("BEGIN IMMEDIATE")  # take the write lock first: it protects the numbering of positions
             try:
-                new = connection.executemany(_INSERT, rows).rowcount
+                yield connection
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:  # a full disk has rolled it back already
                     connection.execute("ROLLBACK")
                 raise
-        return new
+
+    def __delitem__(self, index: int | str | slice) -> None:
+        """Delete a document by its index or id, or those of a slice; the later ones move up.
+
+        An id means the first document that has it. Nobody else should read this split meanwhile. It takes time in
+        proportion to the documents behind the deleted one.
+
+        Raises: IndexError, KeyError: there is none.
+        """
+        with self._transaction() as connection:
+            if isinstance(index, slice):
+                positions = range(*index.indices(self._count(connection)))
+            else:
+                positions = range(found := self._position(connection, index), found + 1)
+            if positions:
+                deleted = [(self.split, position) for position in positions]
+                connection.executemany("DELETE FROM documents WHERE split = ? AND position = ?", deleted)
+                close_gaps(connection, self.split, min(positions))
+
+    def clear(self) -> None:
+        """Delete all documents of this split. Nobody else should read it meanwhile."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM documents WHERE split = ?", (self.split,))
+
+    def _count(self, connection: sqlite3.Connection) -> int:
+        query = "SELECT coalesce(max(position), -1) + 1 FROM documents WHERE split = ?"
+        ((count,),) = connection.execute(query, (self.split,))
+        return int(count)
+
+    def _position(self, connection: sqlite3.Connection, index: Any) -> int:
+        """Return the position of a document by its index, from the end if negative, or by its id."""
+        if isinstance(index, str):
+            ((found,),) = connection.execute(_FIRST_WITH_ID, (self.split, index))
+            if found is None:
+                raise KeyError(f"There is no document {brief(index)!r} in split {self.split!r}.")
+            return int(found)
+        position, count = operator.index(index), self._count(connection)
+        if not -count <= position < count:
+            raise IndexError(f"Index {index} is out of range: split {self.split!r} has {count} documents.")
+        return position % count
 
     def __len__(self) -> int:
-        query = "SELECT position + 1 FROM documents WHERE split = ? ORDER BY position DESC LIMIT 1"
+        with self._connections.use() as connection:
+            return self._count(connection)
+
+    @property
+    def parts(self) -> int:
+        """How many documents and matches there are."""
+        query = "SELECT parts FROM documents WHERE split = ? ORDER BY position DESC LIMIT 1"
         rows = self._select(query, self.split)
         return int(rows[0][0]) if rows else 0
 
     @overload
-    def __getitem__(self, index: int) -> Document: ...
+    def __getitem__(self, index: int | str) -> Document: ...
     @overload
     def __getitem__(self, index: slice) -> "DocList[Document]": ...
     def __getitem__(self, index: Any) -> Any:
-        """Return a document, or a `DocumentArray` for a slice. Raises: IndexError."""
+        """Return a document by its index or id, or a `DocumentArray` for a slice. Raises: IndexError, KeyError.
+
+        An id means the first document that has it.
+        """
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step == 1:
                 return DocumentArray(self._documents(start, stop))
             return DocumentArray(self[position] for position in range(start, stop, step))
-        position = operator.index(index)
-        if position < 0:
-            position += len(self)
-        rows = self._select("SELECT document FROM documents WHERE split = ? AND position = ?", self.split, position)
-        if not rows:
-            raise IndexError(f"Index {index} is out of range: split {self.split!r} has {len(self)} documents.")
-        return Document.from_protobuf(DocProto.FromString(rows[0][0]))
+        query = "SELECT document FROM documents WHERE split = ? AND position = ?"
+        with self._connections.use() as connection:
+            ((document,),) = connection.execute(query, (self.split, self._position(connection, index)))
+        return Document.from_protobuf(DocProto.FromString(document))
 
     def __iter__(self) -> Iterator[Document]:
         """Iterate in order, in constant memory, over the documents that are there now."""
@@ -158,16 +224,18 @@ class DocumentArrayMemmap(Sequence[Document]):
             " AS sort, count(*), id, min(position) FROM documents WHERE split = ? GROUP BY sort",  # id of the minimum
             self.split,
         )
-        return _sorts({sort: count for sort, count, _, _ in rows}, {sort: id for sort, _, id, _ in rows})
+        return Sorts.of({sort: count for sort, count, _, _ in rows}, {sort: id for sort, _, id, _ in rows})
 
-    def known_ids(self, ids: Iterable[str]) -> set[str]:
-        """Return which of `ids` the file already has, in any split."""
-        wanted = iter(ids)
-        known: set[str] = set()
-        while chunk := list(islice(wanted, 500)):
-            marks = ",".join("?" * len(chunk))
-            known.update(id for (id,) in self._select(f"SELECT id FROM documents WHERE id IN ({marks})", *chunk))
-        return known
+    def has(self, identity: Identity) -> bool:
+        """Whether the very same document is there already: id, content, and what is said of it."""
+        query = "SELECT 1 FROM documents WHERE split = ? AND id = ? AND content = ? AND said = ?"
+        return bool(self._select(query, self.split, *identity))
+
+    def shared_ids(self) -> tuple[int, list[str]]:
+        """Return how many ids several documents have, and the first few of those ids."""
+        shared = "SELECT id FROM documents WHERE split = ? GROUP BY id HAVING count(*) > 1"
+        ((count,),) = self._select(f"SELECT count(*) FROM ({shared})", self.split)
+        return int(count), [id for (id,) in self._select(f"{shared} ORDER BY min(position) LIMIT 5", self.split)]
 
     def _select(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._connections.use() as connection:
@@ -206,7 +274,22 @@ def label_rows(docs: Iterable[Any]) -> Iterator[LabelRow]:
     """Iterate over the labels of any documents. Raises: BadDocument: a label is neither an integer nor a string."""
     if isinstance(docs, DocumentArrayMemmap):
         return docs.labels()
-    return (LabelRow(doc.id, label_of(doc) if has_label(doc) else None, len(doc.matches or ())) for doc in docs)
+    return map(_label_row, docs)
+
+
+def _label_row(doc: Any) -> LabelRow:
+    check_ours(doc)
+    return LabelRow(doc.id, label_of(doc) if has_label(doc) else None, len(doc.matches or ()))
+
+
+def _digests(document: bytes) -> tuple[bytes, bytes]:
+    identity = identity_of(Document.from_protobuf(DocProto.FromString(document)))
+    return identity.content, identity.said
+
+
+def _contradiction(before: Label | None, now: Label | None) -> str:
+    what = f"the label {brief(before)!r}, not {brief(now)!r}" if before != now else "another group or other matches"
+    return f"the same id and content came before with {what}; the first counts. Give another document an id of its own"
 
 
 def sorts_of(docs: Iterable[Any]) -> Sorts:
@@ -219,96 +302,17 @@ def sorts_of(docs: Iterable[Any]) -> Sorts:
         sort = "sessions" if matches else "unlabelled" if label is None else "labelled"
         counts[sort] = counts.get(sort, 0) + 1
         examples.setdefault(sort, id)
-    return _sorts(counts, examples)
+    return Sorts.of(counts, examples)
 
 
-def _sorts(counts: dict[str, int], examples: dict[str, str]) -> Sorts:
-    labelled, sessions, unlabelled = (counts.get(sort, 0) for sort in ("labelled", "sessions", "unlabelled"))
-    return Sorts(labelled, sessions, unlabelled, examples)
-
-
-_Row = tuple[str, str, Label | None, int, bytes]
-
-
-def _chunks(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
-    chunk: list[_Row] = []
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
     size = 0
     for row in rows:
         chunk.append(row)
-        size += len(row[-1])
+        size += len(row.document)
         if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def _row(doc: Any, split: str) -> _Row:
-    id = with_id(_document_like(doc)).id
-    try:
-        document = doc if _is_plain(doc) else _converted(doc)
-        label = label_of(document) if has_label(document) else None
-        if isinstance(label, int) and not -(2**63) <= label < 2**63:
-            raise BadDocument(f"tags[{LABEL_TAG!r}] is beyond 64 bits; write it as a string")
-        return str(id), split, label, len(document.matches), _payload(document)
-    except BadDocument as error:
-        raise BadDocument(f"Document {id!r}: {error}") from error
-
-
-def _document_like(doc: Any) -> Any:
-    if not hasattr(doc, "id"):
-        raise BadDocument(f"A {type(doc).__name__} is not a document; give objects with the fields of `Document`")
-    return doc
-
-
-def _is_plain(doc: Any) -> bool:
-    return isinstance(doc, Document) and all(type(match) is Match for match in doc.matches)
-
-
-def _converted(doc: Any) -> Document:
-    """Convert any document to a `Document`, its matches to `Match`es, and numpy's scalars in tags to Python's."""
-    try:
-        matches = DocList[Match](Match(**_fields(match)) for match in getattr(doc, "matches", None) or ())
-        return Document(**_fields(doc), matches=matches)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadDocument(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def _fields(doc: Any) -> dict[str, Any]:
-    fields = {name: getattr(_document_like(doc), name, None) for name in Match.model_fields}
-    return fields | {"tags": _plain_scalars(fields["tags"] or {})}
-
-
-def _plain_scalars(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        return {key: _plain_scalars(item) for key, item in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(map(_plain_scalars, value))
-    return value
-
-
-def _payload(document: Document) -> bytes:
-    try:
-        return _encoded(document)
-    except _UNSTORABLE:  # often a numpy scalar in the tags, which docarray does not encode
-        try:
-            return _encoded(_converted(document))
-        except _UNSTORABLE as error:
-            raise BadDocument(
-                f"it cannot be stored ({error.args[-1] if error.args else error}). Tags hold strings, numbers "
-                "(integers of 32 bits), booleans, arrays, and lists and dicts of those, up to 32 deep"
-            ) from error
-
-
-def _encoded(document: Document) -> bytes:
-    for part in (document, *document.matches):
-        if any(array is not None and array.dtype.hasobject for array in (part.blob, part.embedding)):
-            raise ValueError("an array of Python objects")
-    payload: bytes = document.to_protobuf().SerializeToString()
-    if len(payload) > _MAX_BYTES:
-        raise ValueError(f"{len(payload)} bytes; a document holds {_MAX_BYTES}")
-    DocProto.FromString(payload)  # protobuf writes deeper nesting than it can read: try it
-    return payload

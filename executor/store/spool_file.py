@@ -1,31 +1,46 @@
-"""The SQLite file under `DocumentArrayMemmap`: its schema, and connections that survive threads and forks."""
+"""The SQLite file under `DocumentArrayMemmap`: its schema, and readable errors."""
 
-import os
 import sqlite3
-import threading
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import WorkspaceError
-from .sqlite import Schema, connect
+from .connections import SharedConnections
+from .sqlite import Schema, connect, is_damage
 
 _APPLICATION_ID = 0x46544D44  # "FTMD", in the file's header
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE documents (
     row INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
+    id TEXT NOT NULL,
     split TEXT NOT NULL,
     position INTEGER NOT NULL,
+    parts INTEGER NOT NULL,
     label,  -- no type, so that 1 and '1' stay two labels
     matches INTEGER NOT NULL,
+    content BLOB NOT NULL,
+    said BLOB NOT NULL,
     document BLOB NOT NULL,  -- last, so that the other columns are read without it
-    UNIQUE (split, position)
+    UNIQUE (split, position),
+    UNIQUE (split, id, content)
 )"""
+_RENUMBER = (
+    """
+    WITH kept AS (
+        SELECT row, row_number() OVER (ORDER BY position) AS number, sum(1 + matches) OVER (ORDER BY position) AS parts
+        FROM documents WHERE split = ?1 AND position >= ?2
+    ), before AS (
+        SELECT coalesce((SELECT parts FROM documents WHERE split = ?1 AND position < ?2 AND position >= 0
+                         ORDER BY position DESC LIMIT 1), 0) AS parts
+    )
+    UPDATE documents SET position = -(?2 + kept.number), parts = before.parts + kept.parts
+    FROM kept, before WHERE documents.row = kept.row""",
+    "UPDATE documents SET position = -1 - position WHERE split = ?1 AND position < ?2 AND position < 0",
+)
 _HEADER = Schema(
-    versions=range(_SCHEMA_VERSION, _SCHEMA_VERSION + 1),
+    versions=range(1, _SCHEMA_VERSION + 1),  # 1 is brought to 2 when it is opened
     application_id=_APPLICATION_ID,
     elsewhere="file",
     refusal="{path} has schema version {version}; this program reads "
@@ -34,99 +49,17 @@ _HEADER = Schema(
 _BUSY_SECONDS = 60  # how long to wait for another process's transaction
 
 
-class _Connection(sqlite3.Connection):
-    """A connection that allows weak references, so that it closes when its thread ends."""
-
-
-class Connections:
-    """One connection per thread to one file, opened when first used. All are closed before a fork.
-
-    A forked child must not use, or even close, a connection that its parent opened. If the child opened another one
-    beside it, SQLite's locks would be wrong. So all connections are closed before a fork, and each thread that needs
-    one opens it again.
-    """
+class Connections(SharedConnections):
+    """The connections to one existing file of documents. Raises: WorkspaceError: what is wrong with the file."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._closed = False
-        self._local = threading.local()
-        self._open: weakref.WeakSet[_Connection] = weakref.WeakSet()
-        self._in_child()
-        with _forking:
-            _all_connections.add(self)
+        super().__init__(path, lambda: _connect(path, "rw"))
 
     @contextmanager
     def use(self) -> Iterator[sqlite3.Connection]:
-        """Lend this thread's connection. Do not nest: a fork would wait for the outer use and block the inner one."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._paused)
-            if self._closed:
-                raise WorkspaceError(f"This DocumentArrayMemmap of {self._path} was closed. Make another to go on.")
-            self._users += 1
-        try:
-            with _explained(self._path):
-                yield self._mine()
-        finally:
-            with self._changed:
-                self._users -= 1
-                self._changed.notify_all()
-
-    def _mine(self) -> sqlite3.Connection:
-        connection: _Connection | None = getattr(self._local, "connection", None)
-        if connection is None or connection not in self._open:
-            connection = self._local.connection = _connect(self._path, "rw")
-            self._open.add(connection)
-        return connection
-
-    def close(self) -> None:
-        self.pause()
-        self._closed = True
-        self.resume()
-
-    def pause(self) -> None:
-        """Lend no connections until `resume`. Wait until none is in use, then close them all."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._paused)
-            self._paused = True
-            self._changed.wait_for(lambda: not self._users)
-        for connection in list(self._open):
-            connection.close()
-        self._open.clear()
-
-    def resume(self) -> None:
-        with self._changed:
-            self._paused = False
-            self._changed.notify_all()
-
-    def _in_child(self) -> None:
-        self._changed = threading.Condition()  # a new one: a thread that exists only in the parent may hold the old
-        self._paused = False
-        self._users = 0
-
-
-_forking = threading.Lock()
-_all_connections: weakref.WeakSet[Connections] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    _forking.acquire()
-    for connections in list(_all_connections):
-        connections.pause()
-
-
-def _after_fork_in_parent() -> None:
-    for connections in list(_all_connections):
-        connections.resume()
-    _forking.release()
-
-
-def _after_fork_in_child() -> None:
-    for connections in list(_all_connections):
-        connections._in_child()
-    _forking.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+        """Lend a connection. Do not nest: a fork would wait for the outer use and block the inner one."""
+        with _explained(self._path), super().use() as connection:
+            yield connection
 
 
 @contextmanager
@@ -136,6 +69,8 @@ def _explained(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         if "not a database" in str(error):
             message = f"{path} is not a file of documents. Move it away, or name another."
+        elif is_damage(error):
+            message = f"{path} is damaged ({error}). Restore it from a backup, or send its documents again to another."
         else:
             message = (
                 f"{path} cannot be used ({error}). See that it and its folder can be written and the disk has room."
@@ -143,9 +78,9 @@ def _explained(path: Path) -> Iterator[None]:
         raise WorkspaceError(message) from error
 
 
-def _connect(path: Path, mode: str) -> _Connection:
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open an existing file (`mode` rw) or create it (rwc), and check that it is ours or empty."""
-    connection = connect(path, mode=mode, busy_seconds=_BUSY_SECONDS, factory=_Connection)
+    connection = connect(path, mode=mode, busy_seconds=_BUSY_SECONDS, factory=sqlite3.Connection)
     try:
         connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages, 16 MB
         connection.execute("PRAGMA journal_size_limit = 67108864")
@@ -156,8 +91,11 @@ def _connect(path: Path, mode: str) -> _Connection:
     return connection
 
 
-def create_file(path: Path) -> None:
-    """Create the file and its folders, unless it exists."""
+def create_file(path: Path, digests: Callable[[bytes], tuple[bytes, bytes]]) -> None:
+    """Create the file and its folders, unless it exists. A file of schema version 1 is brought to the present one.
+
+    Args: digests: returns the columns `content` and `said` of a document's protobuf.
+    """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = _connect(path, "rwc")
@@ -170,5 +108,29 @@ def create_file(path: Path) -> None:
                     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
                 connection.execute("COMMIT")
                 connection.execute("PRAGMA journal_mode = WAL")
+            if connection.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
+                _bring_up(connection, digests)
         finally:
             connection.close()
+
+
+def close_gaps(connection: sqlite3.Connection, split: str, start: int) -> None:
+    """Number the rows of a split anew from position `start` on."""
+    for statement in _RENUMBER:  # two, because no two rows may have one position meanwhile
+        connection.execute(statement, (split, start))
+
+
+def _bring_up(connection: sqlite3.Connection, digests: Callable[[bytes], tuple[bytes, bytes]]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    if connection.execute("PRAGMA user_version").fetchone() == (1,):  # else another process has done it meanwhile
+        connection.execute("ALTER TABLE documents RENAME TO documents_1")
+        connection.execute(_SCHEMA)
+        old = "SELECT row, id, split, position, label, matches, document FROM documents_1 ORDER BY split, position"
+        parts: dict[str, int] = {}
+        for row, id, split, position, label, matches, document in connection.execute(old):
+            parts[split] = parts.get(split, 0) + 1 + matches
+            values = (row, id, split, position, parts[split], label, matches, *digests(document), document)
+            connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        connection.execute("DROP TABLE documents_1")
+        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+    connection.execute("COMMIT")

@@ -27,15 +27,34 @@ class Schema:
 
     def check(self, connection: sqlite3.Connection, path: Path) -> None:
         """Raise WorkspaceError unless the file is empty, or of this kind and a version that this software reads."""
-        ((application,),) = connection.execute("PRAGMA application_id")
-        ((version,),) = connection.execute("PRAGMA user_version")
-        ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+        # One transaction, so that the three belong together: another process may be creating the file meanwhile.
+        connection.execute("BEGIN")
+        try:
+            ((tables,),) = connection.execute("SELECT count(*) FROM sqlite_master")
+            ((application,),) = connection.execute("PRAGMA application_id")
+            ((version,),) = connection.execute("PRAGMA user_version")
+        finally:
+            connection.execute("ROLLBACK")
         if tables and (application != self.application_id or not (application or version)):
             raise WorkspaceError(
                 f"{path} is another program's database. Move it away, or name another {self.elsewhere}."
             )
         if (tables or version) and version not in self.versions:
             raise WorkspaceError(self.refusal.format(folder=path.parent, path=path, version=version))
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error says that the content of a file is damaged, or not SQLite's at all."""
+    return any(saying in str(error) for saying in ("malformed", "not a database"))
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another that later has its name; None if there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def connect(path: Path, *, mode: str, busy_seconds: float, factory: type[C]) -> C:

@@ -53,6 +53,10 @@ class Workspace:
         """What the trainer of one run printed."""
         return self.run_folder(name) / "trainer.log"
 
+    def beat_file(self, name: str) -> Path:
+        """Empty; the trainer of one run touches it whenever it makes progress."""
+        return self.run_folder(name) / "alive"
+
     def checkpoint_folder(self, name: str) -> Path:
         """The checkpoints of one run: one folder each, named after the number of steps done."""
         return self.run_folder(name) / "checkpoints"
@@ -84,6 +88,22 @@ class Workspace:
             probe.write(bytes(_PROBE_BYTES))
             probe.flush()
             os.fsync(probe.fileno())
+
+    def check_database(self) -> None:
+        """Raise WorkspaceError if the database of the runs is gone and their folders are not.
+
+        A new one would forget them all, and give their folders to new runs.
+        """
+        if self.database.exists() and self.database.stat().st_size:
+            return
+        folders = self.root / "runs"
+        known = sum(1 for folder in folders.iterdir() if folder.is_dir()) if folders.is_dir() else 0
+        if known:
+            raise WorkspaceError(
+                f"{self.database} is missing or empty, but {folders} has the documents and models of {known} runs, "
+                "which are not harmed. Restore the file from a backup; to begin without these runs, move that folder "
+                "away."
+            )
 
     # what is removed ----------------------------------------------------------------------------------------------
 
@@ -121,7 +141,8 @@ class Workspace:
         """The runs whose folders were moved away and not yet removed, each (number, name)."""
         for place in sorted(self._discarded.iterdir()) if self._discarded.is_dir() else ():
             number, _, name = place.name.partition("-")
-            yield int(number), name
+            if _is_number(number) and name and place.is_dir():  # anything else is not ours: a file manager leaves some
+                yield int(number), name
 
     def remove_discarded(self, name: str, number: int) -> None:
         """Remove a folder that was moved away. Raises: OSError: something in it cannot be removed."""
@@ -153,8 +174,12 @@ def _disk_bytes(folder: Path) -> int:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    found = (place for place in folder.iterdir() if place.name.isdigit()) if folder.is_dir() else ()
+    found = (place for place in folder.iterdir() if _is_number(place.name)) if folder.is_dir() else ()
     return sorted(found, reverse=True)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def find_workspace(folder: Path) -> Workspace:

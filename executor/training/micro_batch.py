@@ -38,8 +38,9 @@ class MicroBatch:
     def reload(self) -> None:
         """Read the file again, if there is one."""
         if self._file is not None and self._file.exists():
-            lines = [line.split() for line in self._file.read_text().splitlines()]
-            self._halvings = [(int(step), int(items)) for step, items in lines]
+            numbers = [line.split() for line in self._file.read_text().splitlines()]
+            known = [each for each in numbers if len(each) == 2 and all(number.isdecimal() for number in each)]
+            self._halvings = [(int(step), int(items)) for step, items in known]  # what was spoilt is found out again
 
     def at(self, step: int) -> int | None:
         """Return the items in memory at a time after `step` steps; None: the whole batch, of any size."""

@@ -80,8 +80,11 @@ class KeptTrials:
     def _read(self) -> Trials:
         if self._file is None or not self._file.exists():
             return Trials()
-        found = json.loads(self._file.read_text())
-        return Trials([Trial.from_json(**tried) for tried in found["tried"]], found["chosen"])
+        try:
+            found = json.loads(self._file.read_text())
+            return Trials([Trial.from_json(**tried) for tried in found["tried"]], found["chosen"])
+        except (AttributeError, KeyError, TypeError, ValueError):  # it was edited, or cut short: try all again
+            return Trials()
 
     def trial(self, number: int, settings: Settings) -> Trial:
         """Return a trial, with the scores that are known already."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from ..documents import RunStatus
 from ..endpoints import table
 from ..endpoints.health import Readiness, readiness
+from ..endpoints.reader import Reader
 from ..endpoints.runs import watch
 from ..endpoints.service import Service
 
@@ -29,14 +30,14 @@ class Room(Protocol):
 class OwnRoom:
     """A service in this process, without Jina and docarray on the way."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service | Reader) -> None:
         self._service = service
 
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         return await table.call(self._service, path, docs, parameters)
 
     def watch(self, run: str | None) -> AsyncIterator[RunStatus]:
-        return watch(self._service, run)
+        return watch(table.writer_of(self._service, "/watch"), run)
 
     async def readiness(self) -> Readiness:
         return await readiness(self._service)

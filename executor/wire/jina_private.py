@@ -20,6 +20,9 @@ from jina.serve.runtimes.servers.websocket import WebSocketServer
 from jina.serve.stream import RequestStreamer
 from jina.types.request import Request as JinaRequest
 from jina.types.request.data import DataRequest
+from uvicorn.protocols.http import auto
+
+HttpProtocol: Any = auto.AutoHTTPProtocol  # before we put ours in its place
 
 __all__ = ["BaseGateway", "CompositeBaseServer", "GRPCServer", "HTTPServer", "WebSocketServer"]
 
@@ -54,6 +57,7 @@ PRIVATE = (
     Part(HTTPServer, "_request_handler", "Its streamer gets the refusals of the executors.", in_source=True),
     Part(GatewayStreamer, "_endpoints_models_map", "The classes that a Flow exchanges.", in_source=True),
     Part(RequestStreamer, "wait_floating_requests_end", "Jina's own waits for ever for a call that broke off."),
+    Part(auto, "AutoHTTPProtocol", "uvicorn waits for ever for a request, and Jina chooses its protocol."),
     Part(RequestStreamer, "total_num_floating_tasks_alive", "What it waits for; we reset it.", in_source=True),
 )
 
@@ -63,16 +67,24 @@ def extend_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
     jina.helper.extend_rest_interface = extend
 
 
-def set_grpc_interceptors(make: Callable[[list[Any]], list[Any]]) -> None:
+def set_grpc_interceptors(make: Callable[[list[Any]], list[Any]], options: dict[str, Any]) -> None:
     """Let `make` choose the interceptors of the gRPC servers in this process.
 
-    Args: make: takes Jina's own interceptors and returns those to use.
+    Args:
+        make: takes Jina's own interceptors and returns those to use.
+        options: of the servers; the operator's own have precedence.
     """
 
     def interceptors(server: GRPCServer) -> list[Any]:
+        server.grpc_server_options = {**options, **(server.grpc_server_options or {})}
         return make(InstrumentationMixin.aio_tracing_server_interceptors(server) or [])
 
     GRPCServer.aio_tracing_server_interceptors = interceptors
+
+
+def use_http_protocol(protocol: type[Any]) -> None:
+    """Let the HTTP servers that Jina is about to start in this process speak by `protocol`."""
+    auto.AutoHTTPProtocol = protocol
 
 
 def replace_exceptions(replaced: Callable[[Exception], Exception]) -> None:

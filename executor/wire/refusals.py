@@ -17,7 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from ..errors import BadDocument, BadRequest, FinetunerError, InternalError
-from .jina_private import extend_http_app, replace_exceptions, set_grpc_interceptors
+from .jina_private import extend_http_app, replace_exceptions, set_grpc_interceptors, use_http_protocol
+from .limits import BodyLimit, ImpatientProtocol, grpc_options
 from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
 
 MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents and is too costly to parse twice
@@ -122,18 +123,19 @@ async def malformed(_: Request, error: Exception) -> Response:
     return Response(detail, BadDocument.status, media_type="application/json")
 
 
-def extend_servers(token: str | None) -> None:
+def extend_servers(token: str | None, max_request_bytes: int) -> None:
     """Prepare the servers that Jina is about to start in this process.
 
     The HTTP server, if there is one, answers refusals with their own status and does not require `data`. With a token,
     the HTTP and gRPC servers ask for it. A request that Jina cannot decode is refused in one sentence, without Jina's
-    traceback.
+    traceback; so is one that is too large, before it is in memory.
     """
 
     def extended(app: FastAPI) -> FastAPI:
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OwnStatus)
         app.add_middleware(OptionalData)
+        app.add_middleware(BodyLimit, max_request_bytes=max_request_bytes)
         if token is not None:
             app.add_middleware(TokenRequired, token=token)
         return app
@@ -147,5 +149,6 @@ def extend_servers(token: str | None) -> None:
         return error if isinstance(error, Refusal) else Refusal.undecodable(error)
 
     extend_http_app(extended)
-    set_grpc_interceptors(interceptors)
+    use_http_protocol(ImpatientProtocol)
+    set_grpc_interceptors(interceptors, grpc_options(max_request_bytes))
     replace_exceptions(refusal)

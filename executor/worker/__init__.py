@@ -10,6 +10,8 @@ judgement.py      the proof against the served version, and what to know before 
 label_check.py    looks for wrong labels with the untrained and the tuned model
 reporting.py      writes the report, with what the options do not say: what `auto` became, which model it was
 progress.py       what a trainer reports about its run
+tracking.py       the history of a run for TensorBoard
+time_left.py      how long a run takes after its last step
 checkpoints.py    saves a training to a folder and loads it again
 command.py        the one way to start a process that trains
 other_ranks.py    the further processes of a run on several devices

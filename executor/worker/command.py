@@ -4,15 +4,19 @@ Standard input of the new process is a pipe from its parent. When the parent end
 trainer.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from ..parameters import TOKEN_VARIABLE
 
 PACKAGE = Path(__file__).resolve().parent.parent
+_BY_A_SERVICE = {"--tied", "standby"}  # words of a command line that only a service gives
 # OpenMP's threads spin while they wait for each other. On a machine with other work, such as this service's, they take
 # CPU time from the thread that they wait for: a step took 20 times as long. With this number of spins, training on an
 # idle machine is as fast as by default. With no spins (OMP_WAIT_POLICY=PASSIVE) it is a third slower.
@@ -44,6 +48,20 @@ def start_process(
         stdout=output,
         stderr=output,
     )
+
+
+def is_trainer_of(process: psutil.Process, workspace: Path) -> bool:
+    """Whether a service has started this process to train on a workspace. It may have named itself anew."""
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        if len(words) > 1:
+            place = words[words.index("--workspace") + 1] if "--workspace" in words[:-1] else ""
+            return PACKAGE.name in words and place == str(workspace.resolve()) and bool(_BY_A_SERVICE & set(words))
+        title = "".join(words).rstrip("\0 ")  # a trainer that had waited for its run
+        return (
+            title.endswith(" --tied") and f" -m {PACKAGE.name} train --workspace {workspace.resolve()} --run=" in title
+        )
+    return False
 
 
 def end_process(process: "subprocess.Popen[bytes]") -> None:

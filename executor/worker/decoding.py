@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,12 @@ import numpy as np
 from ..compute.memory import is_out_of_memory
 from ..errors import BadDocument
 from ..evaluation.fingerprints import Fingerprint
+from ..images.policy import ImagePolicy
+from ..images.remote import given
 from ..loading.cache import ImageCache
 from ..loading.datasets import DATASETS, Dataset
-from ..store.runs import RunStore
+from ..loading.fetches import Fetch, Fetches
+from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from .inspection import Inspection
 from .kinship import print_of
@@ -46,6 +49,7 @@ class Decoded:
         self._preprocess = preprocess
         self._with_matches = with_matches
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._fetches = Fetches()
         self.inspection = Inspection()
         self._next_doc = 0
         self._next_item = 0
@@ -59,10 +63,14 @@ class Decoded:
             return False
         for doc in docs:
             self.inspection.see(doc)
-        parts: list[tuple[Any, Any]] = [
-            (doc, part) for doc in docs for part in (doc, *(doc.matches if self._with_matches else ()))
-        ]
-        tried = list(self._pool.map(self._try, range(self._next_item, self._next_item + len(parts)), parts))
+        parts: list[tuple[Any, Any]] = []
+        places: list[str] = []
+        for position, doc in enumerate(docs, self._next_doc):
+            members = (doc, *(doc.matches if self._with_matches else ()))
+            parts += [(doc, part) for part in members]
+            places += [str(position), *(f"{position}.{number}" for number in range(1, len(members)))]
+        trying = [self._start(item, pair) for item, pair in enumerate(parts, self._next_item)]
+        tried = [each.result() for each in trying]
         faults = [found if isinstance(found, str) else None for found in tried]
         self.inspection.prints += [
             None if isinstance(found, str) else found
@@ -71,8 +79,8 @@ class Decoded:
         ]
         for split, bad in ((self._split, True), (f"{self._split} match", False)):
             problems = [
-                (part.id, fault)
-                for (root, part), fault in zip(parts, faults, strict=True)
+                Quarantined(place, part.id, fault)
+                for place, (root, part), fault in zip(places, parts, faults, strict=True)
                 if fault is not None and (part is root) is bad
             ]
             if problems:
@@ -82,6 +90,30 @@ class Decoded:
         self._next_doc += len(docs)
         self._next_item += len(parts)
         return True
+
+    def _start(self, item: int, pair: tuple[Any, Any]) -> Future[str | Fingerprint | None]:
+        """Try a document in another thread. What is remote is fetched before, so that no decoding waits for it."""
+        remote = getattr(self._preprocess, "remote", lambda _: None)(pair[1])
+        if remote is None or (self.cache is not None and self.cache.get(item) is not None):
+            return self._pool.submit(self._try, item, pair)
+        return self._fetch(item, pair, *remote)
+
+    def _fetch(
+        self, item: int, pair: tuple[Any, Any], uri: str, policy: ImagePolicy
+    ) -> Future[str | Fingerprint | None]:
+        outcome: Future[str | Fingerprint | None] = Future()
+
+        def decode(fetch: Fetch) -> None:
+            try:
+                with given(fetch.fetched):
+                    outcome.set_result(self._try(item, pair))
+            except Exception as error:
+                outcome.set_exception(error)
+            finally:
+                self._fetches.finish(fetch)
+
+        self._fetches.start(Fetch(self, uri, policy, lambda fetch: self._pool.submit(decode, fetch)))
+        return outcome
 
     def _try(self, item: int, pair: tuple[Any, Any]) -> str | Fingerprint | None:
         """Return why the document cannot be used, or its fingerprint; None for a match that can be used."""

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from ..documents import GROUP_TAG, LABEL_TAG, has_label
+from ..documents import LABEL_TAG, group_of, has_label
 from ..evaluation.fingerprints import Fingerprint
 
 # What people call a label where they do not know our tag.
@@ -22,8 +22,7 @@ class Inspection:
 
     def see(self, doc: Any) -> None:
         """Take in the next document."""
-        group = doc.tags.get(GROUP_TAG)
-        self.groups.append(None if group is None else repr(group))
+        self.groups.append(group_of(doc))
         if has_label(doc) or doc.matches:
             self.labelled += 1
             return

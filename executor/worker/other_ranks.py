@@ -53,7 +53,7 @@ def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
     }
     processes = [
         start_process(
-            "train", workspace, "--run", run, "--tied", environment={"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            "train", workspace, f"--run={run}", "--tied", environment={"RANK": str(rank), "LOCAL_RANK": str(rank)}
         )
         for rank in range(1, count)
     ]

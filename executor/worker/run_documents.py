@@ -5,12 +5,13 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..compute.ranks import Ranks
-from ..errors import NotTrainable
+from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
 from ..evaluation.hold_out import document_numbers, split_documents
 from ..loading.augmentation import Augmentation, load_augmentation
@@ -38,7 +39,9 @@ COPIES_TOLD = 1000
 class RunDocuments:
     """Both splits of a run's spool.
 
-    Args: check: called now and then; it raises an exception to stop the work. warn: adds a warning to the history.
+    Args:
+        check: called now and then; it raises an exception to stop the work. warn: adds a warning to the history.
+        beat: called for each document that is read.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class RunDocuments:
         *,
         check: Callable[[], None],
         warn: Callable[[str], None],
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._run = run
         self._ranks = ranks
         self._check = check
         self._warn = warn
+        self._beat = beat
         self._options = run.options
         self._configuration = run.configuration.options
         self._preprocessing = model.preprocessing
@@ -73,10 +78,17 @@ class RunDocuments:
             split,
             self._store,
             self._run.name,
-            make_preprocess(self._configuration, model),
+            self._beating(make_preprocess(self._configuration, model)),
             cache,
             with_matches=self._options.kind in ("auto", "session"),
         )
+
+    def _beating(self, preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def beat_and_preprocess(doc: Any) -> Any:
+            self._beat()
+            return preprocess(doc)
+
+        return beat_and_preprocess
 
     def receive(self) -> None:
         """Decode what arrives until the run is in training. Raises: Interrupted: the run has ended before that."""
@@ -97,7 +109,13 @@ class RunDocuments:
         for split in (self._train, self._eval):
             split.bad_items, split.inspection = self._ranks.agree(functools.partial(self._rest_of, split))
         if not len(self._train.docs):
-            raise NotTrainable("The run has no usable train documents; its problems say why.")
+            refused = self._store.count_problems(self._run.name)
+            only = (
+                f"only {len(self._eval.docs)} eval documents; send those to train on with split: train to another run"
+            )
+            raise NotTrainable(
+                f"The run has no usable train documents{'; its problems say why' if refused else f', {only}'}."
+            )
 
     def _rest_of(self, split: Decoded) -> tuple[set[int], Inspection]:
         """Decode the rest of a split. Return the items that cannot be used, and what was seen of all documents."""
@@ -188,12 +206,13 @@ class RunDocuments:
     def noticed(self) -> list[str]:
         """Warnings about the documents, most important first."""
         found = [*self._train.inspection.warnings(), *filter(None, (self._left_out, self._flattery))]
+        found += [warning for split in (self._train, self._eval) if (warning := _about_ids(split.docs))]
         run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
         arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
         if run.total is not None and arrived < run.total:
             found.append(
-                f"{arrived} of the {run.total} documents that `total` announced had arrived when the run began: no "
-                "more came for as long as receive_timeout. Train again with all of them."
+                f"{arrived} of the {run.total} documents that `total` announced had arrived when the run began: it was "
+                "started, or no more came for as long as receive_timeout. Train again with all of them."
             )
         return found
 
@@ -212,7 +231,7 @@ class RunDocuments:
         if not len(items):
             return
         numbers = np.unique(document_numbers(others)[items]).tolist()
-        some = ", ".join(repr(str(self._eval.docs[number].id)) for number in numbers[:SHOWN])
+        some = ", ".join(repr(brief(self._eval.docs[number].id)) for number in numbers[:SHOWN])
         self._left_out = (
             f"{len(numbers)} of {len(self._eval.docs)} eval documents were left out of the proof: they are copies of "
             f"train documents, or in a group with some ({some}{', …' if len(numbers) > SHOWN else ''}). Send others, "
@@ -237,6 +256,17 @@ class RunDocuments:
             return self._options.kind
         found = kind_of(docs)
         return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found
+
+
+def _about_ids(docs: DocumentArrayMemmap) -> str | None:
+    count, some = docs.shared_ids()
+    if not count:
+        return None
+    shown = ", ".join(repr(brief(id)) for id in some[:SHOWN]) + (", …" if count > SHOWN else "")
+    return (
+        f"{count} ids in the {docs.split} documents belong to several documents with other content each ({shown}). All "
+        "were kept. If that was meant, give each document an id of its own, so that reports name one."
+    )
 
 
 def _side(split: Decoded, dataset: Dataset) -> Side:

@@ -22,6 +22,7 @@ from ..compute.memory import is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
 from ..errors import FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
+from ..images.libtiff import silence_libtiff
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model
 from ..models.versions import ensure_base
@@ -41,8 +42,13 @@ from .conclusion import Conclusion, Trained
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
 from .run_documents import RunDocuments
+from .time_left import TimeLeft
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints within an epoch
+GONE = (
+    "The directory that the service was in when this run was created is gone: uris that are relative paths cannot be "
+    "read. Other documents can."
+)
 EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint; lost epochs are trained again, with the same result
 
 _log = logging.getLogger(__name__)
@@ -51,6 +57,7 @@ _log = logging.getLogger(__name__)
 def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
     """Train one run and return the exit code. Args: others: the ranks this process has started."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    silence_libtiff()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but the service says when to stop
     store = RunStore(Workspace(workspace))
     trainer = Trainer(store, name, ranks_of_environment(), others)
@@ -83,6 +90,8 @@ class Trainer(Watcher):
         self._interrupted = threading.Event()
         self._history: dict[str, list[float]] | None = None  # one list per value, one entry per epoch
         self._meter = Meter()
+        self._left: TimeLeft | None = None
+        self._evaluating = 0.0  # since when
         self._saved = time.monotonic()
         self._done = store.workspace.latest_step(name)
         self._micro_batch = MicroBatch(
@@ -124,7 +133,13 @@ class Trainer(Watcher):
         self._progress.report(error=None, better=None, verdict=None, device=str(device))
         model = self._load_model().to(device)
         data = RunDocuments(
-            self._store, self._run, model, self._ranks, check=self._check_interrupted, warn=self._progress.warn
+            self._store,
+            self._run,
+            model,
+            self._ranks,
+            check=self._check_interrupted,
+            warn=self._progress.warn,
+            beat=self._progress.beat,
         )
         data.receive()
         self._others.release_port()
@@ -135,6 +150,8 @@ class Trainer(Watcher):
         kind = data.kind()
         self._progress.report(kind=kind)
         task = data.task(kind, device, self._at_a_time(BATCH))
+        served_too = self._store.served_now() != self._options.base
+        self._left = TimeLeft(task, evaluations=1 + served_too)
         outcome = fine_tune(
             model,
             task,
@@ -160,7 +177,11 @@ class Trainer(Watcher):
 
     def _enter(self) -> None:
         """Use the working directory and search path of the service, and as many threads as are allowed."""
-        os.chdir(self._run.configuration.directory)
+        try:
+            os.chdir(self._run.configuration.directory)
+        except OSError:  # the workspace is served from elsewhere by now
+            if self._ranks.first:
+                self._note(GONE)
         sys.path[:0] = self._run.configuration.path
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(self._configuration.trainer_threads or max(1, (os.cpu_count() or 1) // here))
@@ -207,6 +228,9 @@ class Trainer(Watcher):
 
     def _check_together(self) -> None:
         """Stop all ranks if one is told to stop. They compute something together."""
+        self._progress.beat()
+        if self._progress.is_due:
+            self._progress.report()
         if self._ranks.any(self._interrupted.is_set()):
             raise Interrupted
 
@@ -216,23 +240,29 @@ class Trainer(Watcher):
         self._progress.warn(sentence)
 
     def evaluating(self) -> None:
+        self._evaluating = time.monotonic()
         self._progress.report(phase="evaluating")
 
     def begin(self, before: Measured | None, epochs: int, steps: int) -> None:
         self._meter = Meter()
+        if self._left is not None and before is not None:
+            self._left.evaluated(time.monotonic() - self._evaluating)
         metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
         self._progress.report(phase="training", metrics=metrics, epochs=epochs, steps=steps)
 
     def filled(self, filling: Filling) -> None:
+        self._progress.beat()
         self._check_interrupted()  # the features that are computed are kept on disk
         if filling.done == filling.total:
             self._progress.tell("features", str(filling))
         if self._progress.is_due:
             speed = filling.done / filling.seconds
             left = (filling.total - filling.done) / speed
+            left += self._after_steps(0.0)
             self._progress.report(phase="loading", images_per_second=speed, eta_seconds=left)
 
     def trying(self, number: int, count: int, images_per_second: float) -> None:
+        self._progress.beat()
         if self._progress.is_due:  # epoch, step and the time left are of the run itself, which has not begun
             self._progress.report(phase="training", images_per_second=images_per_second, eta_seconds=None)
 
@@ -240,6 +270,7 @@ class Trainer(Watcher):
         self._progress.tell("trial", sentence)
 
     def stepped(self, step: Step) -> None:
+        self._progress.beat()
         self._done = step.done
         self._history = step.history
         speed, left = self._meter.update(step)
@@ -250,12 +281,16 @@ class Trainer(Watcher):
                 step=step.done,
                 loss=step.loss,
                 images_per_second=speed,
-                eta_seconds=left,
+                eta_seconds=left + self._after_steps(speed),
                 history=step.history,
             )
 
     def ended(self, history: dict[str, list[float]]) -> None:
-        self._progress.report(phase="evaluating", history=history, eta_seconds=0.0)
+        self._progress.expect_end(self._after_steps(self._progress.now.images_per_second or 0.0))
+        self._progress.report(phase="evaluating", history=history)
+
+    def _after_steps(self, images_per_second: float) -> float:
+        return 0.0 if self._left is None else self._left.after_steps(images_per_second)
 
     def lost(self, sentence: str) -> None:
         self._progress.tell("error", sentence)

@@ -1,0 +1,146 @@
+"""The parts of an output, each complete or absent, and how they become one parquet file.
+
+Beside `FILE` is the folder `FILE.parts` until all is done: `plan.json` says what is embedded with what, and
+`00000000.parquet` and so on have the rows, equally many each, in the order of the source. A second start with the same
+plan makes the parts that are missing.
+"""
+
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from ..errors import ConfigurationError, WorkspaceError
+from ..store.files import publish_file, sync
+
+PART_ROWS = 2000
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "uri": pa.string(),
+        "embedding": pa.list_(pa.float32()),
+        "model": pa.string(),
+        "space": pa.string(),
+        "error": pa.string(),
+    }
+)
+
+
+@dataclass
+class Embedded:
+    """One row of the output. `embedding`: (D,) float32; None where there is an `error`."""
+
+    id: str
+    uri: str | None
+    embedding: np.ndarray | None = None
+    model: str | None = None
+    space: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What an output has: its rows, how many of them have an error, and the space of the others."""
+
+    rows: int
+    failed: int
+    space: str | None
+
+
+class Output:
+    """A parquet file in the making.
+
+    Args: plan: what is embedded, and with what; JSON values. part_rows: rows of a part.
+    Raises: ConfigurationError: the file exists, or was begun with another plan.
+    """
+
+    def __init__(self, file: Path, plan: dict[str, Any], part_rows: int = PART_ROWS) -> None:
+        self.file = file
+        self.part_rows = part_rows
+        self._folder = file.parent / f"{file.name}.parts"
+        if file.exists():
+            raise ConfigurationError(f"{file} exists already; name another file, or remove it.")
+        self._plan_file = self._folder / "plan.json"
+        self._plan = {**plan, "part_rows": part_rows}
+        begun = json.loads(self._plan_file.read_text(encoding="utf-8")) if self._plan_file.exists() else self._plan
+        if begun != self._plan:
+            raise ConfigurationError(
+                f"{file} was begun with another plan ({_difference(begun, self._plan)}). Start it again as it was "
+                f"begun, or remove {self._folder}."
+            )
+
+    def has(self, number: int) -> bool:
+        """Whether a part is complete."""
+        return self._part(number).exists()
+
+    def write(self, number: int, rows: list[Embedded]) -> None:
+        """Write a part; it is on the disk when this returns. Raises: WorkspaceError: it cannot be written."""
+        columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names]
+        buffer = io.BytesIO()
+        parquet.write_table(pa.table(columns, schema=SCHEMA), buffer)
+        try:
+            if not self._plan_file.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                publish_file(self._plan_file, json.dumps(self._plan, indent=1).encode())
+            publish_file(self._part(number), buffer.getvalue())
+        except OSError as error:
+            raise WorkspaceError(f"A part of {self.file} cannot be written: {error}.") from error
+
+    def join(self, count: int) -> Finished:
+        """Make the file of the first `count` parts, a part at a time, and remove them.
+
+        Its column `embedding` is of a fixed size, as vector databases want it, if any row has one.
+
+        Raises: WorkspaceError: the parts were embedded in different spaces, or the disk failed.
+        """
+        dim, spaces, rows, failed = 0, set(), 0, 0
+        for number in range(count):
+            table = parquet.read_table(self._part(number))
+            values = table["embedding"].combine_chunks()
+            dim = dim or max((len(value) for value in values[:].drop_null()[:1].to_pylist()), default=0)
+            spaces |= set(table["space"].drop_null().unique().to_pylist())
+            rows, failed = rows + len(table), failed + len(table) - table["error"].null_count
+        if len(spaces) > 1:
+            raise WorkspaceError(
+                f"The parts of {self.file} are of different spaces ({', '.join(sorted(spaces))}): the model was "
+                f"changed meanwhile. Remove {self._folder} and embed anew."
+            )
+        temporary = self._folder / "whole.parquet"
+        schema = SCHEMA.set(2, pa.field("embedding", pa.list_(pa.float32(), dim))) if dim else SCHEMA
+        try:
+            with parquet.ParquetWriter(temporary, schema) as writer:
+                for number in range(count):
+                    writer.write_table(_of_fixed_size(parquet.read_table(self._part(number)), schema, dim))
+            sync(temporary)
+            os.replace(temporary, self.file)
+            sync(self.file.parent)
+        except OSError as error:
+            raise WorkspaceError(f"{self.file} cannot be written: {error}.") from error
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return Finished(rows, failed, next(iter(spaces), None))
+
+    def _part(self, number: int) -> Path:
+        return self._folder / f"{number:08d}.parquet"
+
+
+def _of_fixed_size(table: pa.Table, schema: pa.Schema, dim: int) -> pa.Table:
+    if not dim:
+        return table
+    column = table["embedding"].combine_chunks()
+    absent = np.asarray(column.is_null())
+    values = np.zeros((len(column), dim), np.float32)
+    values[~absent] = np.asarray(column.flatten()).reshape(-1, dim)
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), dim, mask=pa.array(absent))
+    return table.set_column(2, schema.field(2), fixed)
+
+
+def _difference(begun: dict[str, Any], plan: dict[str, Any]) -> str:
+    changed = [name for name in plan if begun.get(name) != plan[name]]
+    return ", ".join(f"{name} {begun.get(name)!r}, now {plan[name]!r}" for name in changed)

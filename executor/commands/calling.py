@@ -1,0 +1,209 @@
+"""A service, called over gRPC or HTTP with the same functions."""
+
+import base64
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from ..documents import Document, Evaluation, Event, RunStatus
+from ..errors import BadRequest, ConfigurationError, Conflict, FinetunerError, InternalError, Unauthorized, Unreachable
+from ..parameters import TOKEN_VARIABLE
+
+REQUEST = 100  # documents: Jina's HTTP gateway answers with no more
+UNDERWAY = 4  # requests that a service is sent before it has answered the first
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
+RETURNS: dict[str, Any] = {"/embed": Document, "/evaluate": Evaluation, "/events": Event, "/report": Document}
+
+Documents = Iterable[Document]
+
+
+class Place(Protocol):
+    """A service, or a workspace without one."""
+
+    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+        """Call an endpoint with at most `REQUEST` documents. Raises: FinetunerError: in the service's own words."""
+
+    def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
+        """Call an endpoint with any number of documents, which are read as they are sent.
+
+        Args: answered: gets the answer to each request.
+        Raises: FinetunerError: the first refusal; the rest is not sent.
+        """
+
+    def close(self) -> None:
+        """End the connection."""
+
+
+def connect(url: str) -> Place:
+    """Return the service at `grpc://host:port`, `grpcs://`, `http://` or `https://`, with the environment's token.
+
+    Raises: ConfigurationError: it is not written so.
+    """
+    parts = urlsplit(url)
+    token = os.environ.get(TOKEN_VARIABLE, "").strip() or None
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if parts.scheme in ("http", "https") and host:
+        return OverHttp(url.rstrip("/"), token)
+    if parts.scheme in ("grpc", "grpcs") and host and port:
+        return OverGrpc(host, port, parts.scheme == "grpcs", token)
+    raise ConfigurationError(f"--service {url!r} must be grpc://host:port, grpcs://, http:// or https://.")
+
+
+def batched(docs: Documents, size: int = REQUEST) -> Iterator[list[Document]]:
+    """Yield the documents in lists of `size`; the last may be shorter."""
+    rest = iter(docs)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+class OverGrpc:
+    """A service over gRPC, by Jina's client. See `Place`."""
+
+    def __init__(self, host: str, port: int, tls: bool, token: str | None) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what Jina imports
+            from jina import Client
+
+        self._url = f"{host}:{port}"
+        self._client: Any = Client(host=host, port=port, protocol="grpc", tls=tls)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+        answers: list[Any] = []
+        self.stream(path, docs, answers.extend, **parameters)
+        return answers
+
+    def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
+        import grpc
+        from docarray import DocList
+
+        refused: list[FinetunerError] = []
+        returns = DocList[RETURNS.get(path, RunStatus)]
+
+        interrupted = docs != []
+
+        def until_refused() -> Iterator[Document]:
+            nonlocal interrupted
+            for doc in docs:
+                if refused:
+                    return
+                yield doc
+            interrupted = False
+
+        def done(response: Any) -> None:
+            response.document_array_cls = returns
+            answered(list(response.docs))
+
+        def failed(response: Any) -> None:
+            refused.append(_as_said(response.header.status.description))
+
+        # Not `results_in_order`: with it the gateway waits for ever if it has answered the last request before it has
+        # seen that no further one comes. A call with one request has its documents in order anyway.
+        try:
+            self._client.post(
+                path,
+                None if docs == [] else until_refused(),
+                parameters=parameters,
+                return_type=returns,
+                request_size=REQUEST,
+                prefetch=UNDERWAY,
+                on_done=done,
+                on_error=failed,
+                metadata=self._metadata,
+            )
+        except FinetunerError:
+            raise
+        except grpc.aio.AioRpcError as error:
+            raise self._broken(error) from error
+        except Exception as error:  # Jina wraps what grpc raised, in several ways
+            raise self._broken(error) from error
+        if refused:
+            raise refused[0]
+        if interrupted:  # Jina's client keeps the exception to itself
+            raise KeyboardInterrupt
+
+    def _broken(self, error: BaseException) -> FinetunerError:
+        import grpc
+
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, grpc.aio.AioRpcError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None and cause.code() is grpc.StatusCode.UNAUTHENTICATED:
+            return Unauthorized(_token_sentence(self._url))
+        if cause is not None or isinstance(error, ConnectionError):
+            return _unreachable(self._url, error if cause is None else cause.details())
+        return InternalError(f"The call to the service at {self._url} failed: {type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        pass
+
+
+class OverHttp:
+    """A service over HTTP: the executor's own door, or a Flow's gateway. See `Place`."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        import requests
+
+        self._url = url
+        self._session = requests.Session()
+        if token:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+        import requests
+
+        body = {"data": [_as_json(doc) for doc in docs], "parameters": parameters}
+        try:
+            answer = self._session.post(f"{self._url}{path}", json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+        except requests.RequestException as error:
+            raise _unreachable(self._url, error) from error
+        if answer.status_code in (401, 403):
+            raise Unauthorized(_token_sentence(self._url))
+        try:
+            content = answer.json()
+        except ValueError as error:
+            raise _unreachable(self._url, f"it answers {answer.status_code} without JSON") from error
+        if answer.status_code != 200:
+            raise _as_said(content.get("detail", content) if isinstance(content, dict) else content)
+        returns = RETURNS.get(path, RunStatus)
+        return [
+            returns(**{name: value for name, value in each.items() if value is not None}) for each in content["data"]
+        ]
+
+    def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
+        for batch in batched(docs):
+            answered(self.call(path, batch, **parameters))
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _as_json(doc: Document) -> dict[str, Any]:
+    """Return a document without fields that are not set; bytes become a `data:` uri, the only form JSON has."""
+    fields: dict[str, Any] = {"id": doc.id, "tags": doc.tags}
+    if doc.buffer:
+        fields["uri"] = f"data:application/octet-stream;base64,{base64.b64encode(doc.buffer).decode()}"
+    elif doc.uri:
+        fields["uri"] = doc.uri
+    return fields
+
+
+def _as_said(detail: Any) -> FinetunerError:
+    """Return the service's refusal: its sentence, which Jina may show as the `repr` of an exception."""
+    sentence = str(detail)
+    return Conflict(sentence) if "takes no more documents" in sentence else BadRequest(sentence)
+
+
+def _token_sentence(url: str) -> str:
+    return f"The service at {url} wants a token, and there was none or a wrong one: set {TOKEN_VARIABLE} to it."
+
+
+def _unreachable(url: str, reason: object) -> Unreachable:
+    first = str(reason).strip().partition("\n")[0][:200].rstrip(".")
+    return Unreachable(f"The service at {url} does not answer ({first}). See whether it runs, and its host and port.")

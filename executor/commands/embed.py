@@ -1,0 +1,123 @@
+"""Embed a corpus into a parquet file."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..documents import Document
+from ..errors import BadRequest
+from ..sources import Row, rows
+from .calling import Place, connect
+from .places import add_place, reading
+from .reading import add_source, columns_of, positive
+from .sending import embed_by_service
+from .showing import print_json, sending
+
+
+def add(commands: Any) -> None:
+    """Add the command and its arguments."""
+    embed = commands.add_parser("embed", help="embed a corpus into a parquet file; a second start goes on with it")
+    add_source(embed)
+    add_place(embed)
+    embed.add_argument("--to", type=Path, required=True, metavar="FILE.parquet", help="the file to write")
+    embed.add_argument("--model", metavar="VERSION", help="`base` or a run; by default the version served now")
+    embed.add_argument("--shard", default="1/1", metavar="I/N", help="embed only share I of N; each into its own file")
+    embed.add_argument(
+        "--part-rows",
+        type=positive,
+        default=2000,
+        metavar="N",
+        help="rows of a part: as many are embedded again after an interruption (default 2000)",
+    )
+    embed.add_argument("--engine", choices=("here", "ray"), default="here", help="`ray`: by actors of a Ray cluster")
+    embed.add_argument("--actors", type=positive, metavar="N", help="with `ray`: how many; by default one a node")
+    embed.add_argument(
+        "--send",
+        choices=("pictures", "uris"),
+        default="pictures",
+        help="to a service: the files themselves (the default), or their paths, which it must be able to read",
+    )
+    embed.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Embed each row; one that cannot be embedded has the reason in the column `error`."""
+    from ..bulk.embedding import Shard
+    from ..bulk.parts import Output
+
+    if arguments.engine == "ray" and arguments.service:
+        raise BadRequest("--engine ray embeds with a version of a workspace: name it with --workspace.")
+    shard = Shard.parse(arguments.shard)
+    first = next(rows(arguments.source, columns_of(arguments), labelled=False))  # a wrong source is refused at once
+    del first
+    place = reading(arguments)
+    try:
+        version = arguments.model or _served(place)
+        plan = {"source": str(arguments.source.resolve()), "model": version, "shard": str(shard)}
+        output = Output(arguments.to, plan, arguments.part_rows)
+        with sending(sys.stderr.isatty(), None) as bar:
+            task = bar.add_task("embedded", total=None)
+
+            def advance(count: int) -> None:
+                bar.advance(task, count)
+
+            source = shard.of(rows(arguments.source, columns_of(arguments), labelled=False))
+            parts = _ENGINES[arguments.engine](arguments, source, version, output, advance)
+            done = output.join(parts)
+    finally:
+        place.close()
+    if arguments.json:
+        print_json({"to": str(arguments.to), "model": version, **vars(done)})
+    else:
+        print(
+            f"{done.rows - done.failed} embedded with {version}, {done.failed} failed: {arguments.to}", file=sys.stderr
+        )
+    return 1 if done.failed else 0
+
+
+def _served(place: Place) -> str:
+    """The version served now: one for the whole corpus, also if another is promoted meanwhile."""
+    statuses = place.call("/status")
+    return str(statuses[0].model) if statuses else "base"
+
+
+def _here(
+    arguments: argparse.Namespace, source: Iterator[Row], version: str, output: Any, advance: Callable[[int], None]
+) -> int:
+    from ..bulk.embedding import VersionEmbedder, embed_rows
+
+    if arguments.service:
+        place = connect(arguments.service)
+        pictures = arguments.send == "pictures"
+
+        async def by_service(docs: list[Document]) -> list[Document]:
+            return await asyncio.to_thread(embed_by_service, place, docs, version, pictures)
+
+        return asyncio.run(embed_rows(source, by_service, output, advance))
+    from ..store.workspace import find_workspace
+    from .local import kept_options
+
+    workspace = find_workspace(arguments.workspace)
+    embedder = VersionEmbedder(workspace.root, kept_options(workspace, {}), version)
+    try:
+        return asyncio.run(embed_rows(source, embedder, output, advance))
+    finally:
+        embedder.close()
+
+
+def _on_ray(
+    arguments: argparse.Namespace, source: Iterator[Row], version: str, output: Any, advance: Callable[[int], None]
+) -> int:
+    from ..bulk.on_ray import embed_on_ray
+    from ..store.workspace import find_workspace
+    from .local import kept_options
+
+    workspace = find_workspace(arguments.workspace)
+    options = kept_options(workspace, {})
+    return embed_on_ray(source, workspace.root, options, version, output, advance, actors=arguments.actors)
+
+
+_ENGINES = {"here": _here, "ray": _on_ray}

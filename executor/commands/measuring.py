@@ -1,0 +1,125 @@
+"""Two versions, scored on the same documents."""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..documents import ERROR_TAG, GROUP_TAG, Document, DocumentArray
+from ..errors import BadRequest
+from ..sources import rows
+from .calling import batched, connect
+from .reading import SHOWN, columns_of, say_what_is_left_out
+from .sending import embed_by_service
+
+if TYPE_CHECKING:
+    from ..evaluation.metrics import Scores
+
+Embed = Callable[[list[Document]], Awaitable[list[Document]]]
+
+
+def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
+    """Return the scores of both versions on the same queries, and how many documents could not be embedded.
+
+    Raises: BadRequest: no set is named, or nothing in it can be scored.
+    """
+    from ..evaluation.eval_set import score_embeddings
+    from ..loading.datasets import DATASETS, kind_of
+
+    with _documents(arguments) as docs:
+        kind = kind_of(docs)
+        if kind == "unlabeled":
+            raise BadRequest("The documents have no labels, so nothing can be scored; name the column of the labels.")
+        dataset = DATASETS[kind](docs)
+        items = [dataset.document(item) for item in range(len(dataset))]
+        found = [_embeddings(arguments, version, items) for version in (arguments.first, arguments.second)]
+        groups = _numbers([item.tags.get(GROUP_TAG) for item in items])
+    good = np.array([one is not None and other is not None for one, other in zip(*found, strict=True)])
+    if kind == "session":  # one without its root, or with a part of its candidates, is another session
+        broken = set(dataset.labels[~good, 0].tolist())
+        good = np.array([session not in broken for session in dataset.labels[:, 0].tolist()])
+    if not good.any():
+        raise BadRequest(f"None of the {len(items)} documents could be embedded by both versions; /embed says why.")
+    labels, groups = dataset.labels[good], groups[good]
+    scores = [score_embeddings(kind, _stacked(each, good), labels, groups=groups) for each in found]
+    if not scores[0].queries:
+        raise BadRequest(f"None of the {len(items)} documents could be scored: each needs another one of its label.")
+    return scores[0], scores[1], int((~good).sum())
+
+
+def _stacked(embeddings: list[np.ndarray | None], good: np.ndarray) -> np.ndarray:
+    """Return those that are good, (M, D) float32."""
+    return np.stack([each for each, fits in zip(embeddings, good, strict=True) if each is not None and fits])
+
+
+@contextmanager
+def _documents(arguments: argparse.Namespace) -> Iterator[Sequence[Any]]:
+    if arguments.source is not None:
+        yield _from_source(arguments)
+        return
+    if arguments.service:
+        raise BadRequest("With --service the documents to measure on are named by --on SOURCE.")
+    from ..store.proof_documents import proof_documents
+    from ..store.workspace import find_workspace
+
+    run = arguments.run or (arguments.second if arguments.second != "base" else arguments.first)
+    if run == "base":
+        raise BadRequest("Name the documents to measure on, with --on SOURCE or --run RUN.")
+    with proof_documents(find_workspace(arguments.workspace), run) as docs:
+        yield docs
+
+
+def _from_source(arguments: argparse.Namespace) -> DocumentArray:
+    """Return the documents for evaluation, or all if none are marked so."""
+    every = list(rows(arguments.source, columns_of(arguments)))
+    problems = [row.problem for row in every if row.problem is not None]
+    say_what_is_left_out(len(problems), problems[:SHOWN])
+    usable = [row for row in every if row.problem is None]
+    chosen = [row for row in usable if row.split == "eval"] or usable
+    if not chosen:
+        raise BadRequest(f"{arguments.source} has no document that can be used.")
+    return DocumentArray(row.document for row in chosen)
+
+
+def _embeddings(arguments: argparse.Namespace, version: str, items: list[Any]) -> list[np.ndarray | None]:
+    """Return the embedding of each document by a version; None where it has none. The documents are not changed."""
+    if arguments.service:
+        place = connect(arguments.service)
+        found: list[np.ndarray | None] = []
+        for batch in batched(items):
+            answers = embed_by_service(place, [_copy(doc) for doc in batch], version, pictures=True)
+            found += [doc.embedding for doc in answers]
+        place.close()
+        return found
+    from ..bulk.embedding import VersionEmbedder
+    from ..store.workspace import find_workspace
+    from .local import kept_options
+
+    workspace = find_workspace(arguments.workspace)
+    embedder = VersionEmbedder(workspace.root, kept_options(workspace, {}), version, exact=True)
+    try:
+        return asyncio.run(_embed_all(embedder, items))
+    finally:
+        embedder.close()
+
+
+async def _embed_all(embed: Embed, items: list[Any]) -> list[np.ndarray | None]:
+    found: list[np.ndarray | None] = []
+    for batch in batched(items):
+        done = await embed([_copy(doc) for doc in batch])
+        found += [None if ERROR_TAG in doc.tags else doc.embedding for doc in done]
+    return found
+
+
+def _copy(doc: Any) -> Document:
+    """Return a document with the same picture: what is sent or embedded is changed by that."""
+    return Document(id=doc.id, uri=doc.uri, buffer=doc.buffer, blob=doc.blob, text=doc.text)
+
+
+def _numbers(groups: list[Any]) -> np.ndarray:
+    """Return a number for each group, (N,) int64; -1 for documents in none."""
+    numbers: dict[str, int] = {}
+    return np.array([-1 if group is None else numbers.setdefault(repr(group), len(numbers)) for group in groups])

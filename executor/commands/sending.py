@@ -1,0 +1,30 @@
+"""Documents on their way to a service."""
+
+import re
+
+from ..documents import ERROR_TAG, Document
+from ..errors import BadDocument
+from ..images.policy import DEFAULT_POLICY
+from ..images.uris import read_uri
+from .calling import Place
+
+REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # a uri that is no path of this machine
+
+
+def loaded(doc: Document) -> Document:
+    """Return the document with its file in place of a path of this machine. Raises: BadDocument: it cannot be read."""
+    if doc.uri and not REMOTE.match(doc.uri):
+        doc.buffer, doc.uri = read_uri(doc.uri, DEFAULT_POLICY), None
+    return doc
+
+
+def embed_by_service(place: Place, docs: list[Document], version: str, pictures: bool) -> list[Document]:
+    """Return the documents with what the service says of each; those that cannot be read here are not sent."""
+    sent = []
+    for doc in docs:
+        try:
+            sent.append(loaded(doc) if pictures else doc)
+        except BadDocument as error:
+            doc.tags[ERROR_TAG] = str(error)
+    answers = iter(place.call("/embed", sent, model=version) if sent else [])
+    return [doc if ERROR_TAG in doc.tags else next(answers) for doc in docs]

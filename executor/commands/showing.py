@@ -1,0 +1,154 @@
+"""What a command shows of runs: tables for people on standard output, JSON for programs, progress on standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Table
+
+from ..documents import RunStatus
+from .calling import Place
+
+MAP = "mean_average_precision_at_r"
+POLL_SECONDS = 0.5
+UNCHANGED = ("history", "problems")  # fields of a status that no table shows
+
+
+def as_json(doc: Any) -> Any:
+    """Return a document of an answer as `/status` and `/evaluate` give it over HTTP."""
+    return json.loads(doc.model_dump_json())
+
+
+def print_json(value: Any) -> None:
+    """Print a value on a line of its own, at once: a program may wait for it."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def console() -> Console:
+    """Standard output, as wide as it needs where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=False)
+
+
+def runs_table(statuses: Iterable[RunStatus]) -> Table:
+    """Return a table with a run in each row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "state", "epoch", "documents", "left out", "mAP@R before", "after", "served", "created"):
+        table.add_column(name, overflow="fold")
+    for status in statuses:
+        table.add_row(
+            status.run,
+            f"{status.state} ({status.phase})" if status.phase else status.state,
+            f"{status.epoch}/{status.epochs}" if status.epochs else "–",
+            str(status.train_documents + status.eval_documents),
+            str(status.skipped),
+            _figure(status.metrics.get(f"served/{MAP}", status.metrics.get(f"base/{MAP}"))),
+            _figure(status.metrics.get(f"tuned/{MAP}")),
+            "yes" if status.promoted else "",
+            (status.created_at or "")[:19].replace("T", " "),
+        )
+    return table
+
+
+def details(status: RunStatus) -> Table:
+    """Return a table with a field of one status in each row."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in as_json(status).items():
+        if name in (*UNCHANGED, "id") or value in (None, "", [], {}):
+            continue
+        if name == "metrics":
+            value = "\n".join(f"{metric} {figure:.3f}" for metric, figure in sorted(value.items()))
+        table.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
+    for problem in status.problems:
+        table.add_row("left out", f"{problem.id}: {problem.reason}")
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def follow(place: Place, run: str, *, show: bool, lines: bool) -> RunStatus:
+    """Follow a run until it ends, and return its last status.
+
+    Args: show: draw its progress on standard error. lines: print each status that differs from the one before, as JSON.
+    Raises: Conflict: it is receiving and nothing more comes.
+    """
+    with _Bar(visible=show) as bar:
+        last: Any = None
+        while True:
+            status: RunStatus = place.call("/status", run=run)[0]
+            bar.update(status)
+            now = as_json(status)
+            if lines and now != last:
+                print_json(now)
+            last = now
+            if status.ended_at is not None:
+                return status
+            time.sleep(POLL_SECONDS)
+
+
+class _Bar:
+    """The epoch, the loss, images per second and the time left, as `fit()` shows them."""
+
+    def __init__(self, *, visible: bool) -> None:
+        self._bar = Progress(
+            TextColumn("{task.fields[what]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rest]}"),
+            console=Console(stderr=True),
+            disable=not visible,
+        )
+        self._task = self._bar.add_task("", total=None, what="", rest="")
+
+    def __enter__(self) -> "_Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, status: RunStatus) -> None:
+        what = status.phase or status.state
+        rest = []
+        if status.phase == "training":
+            what = f"epoch {status.epoch}/{status.epochs}"
+        if status.loss is not None:
+            rest.append(f"loss {status.loss:.4f}")
+        if status.images_per_second:
+            rest.append(f"{status.images_per_second:.0f} images/s")
+        if status.eta_seconds is not None:
+            rest.append(f"{int(status.eta_seconds) // 60}:{int(status.eta_seconds) % 60:02d} left")
+        self._bar.update(self._task, total=status.steps or None, completed=status.step, what=what, rest="  ".join(rest))
+
+
+def sending(visible: bool, total: int | None) -> Progress:
+    """Return a bar for documents that are sent or embedded; `total` None: it is not known how many there are."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        console=Console(stderr=True),
+        disable=not visible,
+    )
+    return bar
+
+
+def end_of(status: RunStatus) -> int:
+    """Say in a sentence or two how a run ended, and return the exit code."""
+    out = Console(stderr=True, highlight=False, soft_wrap=True)
+    if status.skipped:
+        examples = [f"  {problem.id}: {problem.reason}" for problem in status.problems]
+        out.print("\n".join([f"{status.skipped} could not be used:", *examples]), markup=False)
+    if status.state == "succeeded":
+        out.print(status.verdict or "The run has succeeded.", markup=False)  # the warnings are in it
+        return 0
+    out.print(f"Run {status.run} is {status.state}{': ' + status.error if status.error else '.'}", markup=False)
+    return 1

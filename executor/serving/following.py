@@ -1,0 +1,153 @@
+"""Follow what a writer publishes: bring each newly served version here, load it, and only then serve it.
+
+Until a new version is whole, undamaged and loaded, the last good one is served.
+"""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import FinetunerError, NotReady, UnknownModel
+from ..models.model import EmbeddingModel
+from ..models.saving import load_model
+from ..store.published import Place, Pointer, is_whole
+
+LOOK_SECONDS = 1.0  # between two looks at the store
+LAST_RETRY_SECONDS = 15.0
+SILENT_SECONDS = 10.0  # without an answer of the store, until we say so
+KEPT_VERSIONS = 3  # folders of versions that stay on the disk: a rollback then fetches nothing
+
+_MEANWHILE = "The last version that came is served."
+
+_log = logging.getLogger(__name__)
+
+
+class FollowedVersions:
+    """The versions that a reader has: the one that is served, and the one that is about to be.
+
+    Args: place: where the versions are published. folder: where fetched ones are kept; readers may share it.
+    """
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self._place = place
+        self._folder = folder
+        self._known: dict[str, Pointer] = {}
+        self._served: Pointer | None = None
+
+    @property
+    def pointer(self) -> Pointer | None:
+        """What is served; None: nothing yet."""
+        return self._served
+
+    def served(self) -> str:
+        """Return the version that is served. Raises: NotReady: none was published yet, or none could be loaded."""
+        if self._served is None:
+            raise NotReady("Nothing has been published yet where `serve_from` looks; this reader answers when it is.")
+        return self._served.version
+
+    def folder(self, version: str) -> Path:
+        """Return the folder of a version that was fetched. Raises: UnknownModel: it was not."""
+        if version not in self._known:
+            raise UnknownModel(f"This reader serves {self.served()!r} only, and has no model {version!r}.")
+        return self._folder / self._known[version].space
+
+    def load(self, version: str) -> EmbeddingModel:
+        """Return the model of a version that was fetched. Raises: UnknownModel: it was not."""
+        return load_model(self.folder(version))
+
+    def bring(self, pointer: Pointer) -> None:
+        """Have the files of a version here, whole. Raises: OSError, WorkspaceError: as `Place.fetch`."""
+        folder = self._folder / pointer.space
+        if not is_whole(folder, pointer):
+            self._place.fetch(pointer, folder)
+        self._known[pointer.version] = pointer
+
+    def forget_unserved(self) -> None:
+        """Forget what was brought and could not be loaded."""
+        self._known = {} if self._served is None else {self._served.version: self._served}
+
+    def serve(self, pointer: Pointer) -> None:
+        """Serve a version from now on: it was brought and loaded."""
+        self._served = pointer
+        self._known = {pointer.version: pointer}
+        folders = sorted((place for place in self._folder.iterdir() if place.is_dir()), key=_age)
+        for place in [place for place in folders if place.name != pointer.space][KEPT_VERSIONS - 1 :]:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _age(folder: Path) -> float:
+    try:
+        return -folder.stat().st_mtime
+    except FileNotFoundError:  # another reader of this folder has removed it
+        return 0.0
+
+
+class Follower:
+    """Looks for a new version about once a second, in a thread of its own.
+
+    Args: load: loads a version that was brought, in place of another of its name; it may take long.
+    """
+
+    def __init__(self, place: Place, versions: FollowedVersions, load: Callable[[str], object]) -> None:
+        self._place = place
+        self._versions = versions
+        self._load = load
+        self._seen: Pointer | None = None
+        self._trouble: str | None = None
+        self._answered = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
+        self._thread.start()
+
+    def trouble(self) -> str | None:
+        """Why what is served may not be what the writer serves; None: it is."""
+        silent = time.monotonic() - self._answered
+        if self._trouble is None and silent > SILENT_SECONDS:
+            return f"The store that `serve_from` names has not answered for {silent:.0f} s. {_MEANWHILE}"
+        return self._trouble
+
+    def close(self) -> None:
+        """Stop following."""
+        self._ended.set()
+        self._thread.join(timeout=5)
+
+    def _work(self) -> None:
+        wait = LOOK_SECONDS
+        while not self._ended.is_set():
+            try:
+                self._look()
+            except Exception as error:  # a store may raise anything; the last good version stays
+                self._complain(error)
+                wait = min(2 * wait, LAST_RETRY_SECONDS)
+            else:
+                self._trouble, wait = None, LOOK_SECONDS
+            self._answered = time.monotonic()
+            self._ended.wait(wait)
+
+    def _look(self) -> None:
+        pointer = self._place.pointer()
+        if pointer is None:
+            if self._seen is not None:
+                raise FileNotFoundError("served.json is gone")
+            return
+        if pointer == self._seen:
+            return
+        try:
+            self._versions.bring(pointer)
+            self._load(pointer.version)
+        except BaseException:
+            self._versions.forget_unserved()
+            raise
+        self._versions.serve(pointer)
+        self._seen = pointer
+        _log.info("Version %s (space %s) is served now", pointer.version, pointer.space)
+
+    def _complain(self, error: Exception) -> None:
+        if self._trouble is None:
+            _log.warning("%s cannot be followed: %s", self._place.url, error)
+        why = "damaged" if isinstance(error, FinetunerError) else "out of reach"
+        kind = type(error).__name__
+        self._trouble = f"What `serve_from` names is {why} ({kind}; the log of this reader says more). {_MEANWHILE}"

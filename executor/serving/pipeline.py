@@ -1,0 +1,272 @@
+"""The way of documents to their embeddings: fetched where they are remote, decoded by all cores, embedded in batches.
+
+Each stage has threads of its own and a queue that serves callers in turn. So one caller's slow pictures delay
+another's by one picture at most, and slow servers delay nobody who decodes. Large pictures have threads of their own,
+one fewer than cores, so small ones do not even wait for one. Decoding waits for the model where it is ahead. An error
+affects only its own document.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..compute.turns import Turns
+from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
+from ..images.budget import LargePicture, abandoned_when, small_only
+from ..images.policy import ImagePolicy
+from ..images.remote import given
+from ..loading.fetches import Fetch, Fetches
+
+if TYPE_CHECKING:
+    from ..models.model import EmbeddingModel
+
+MAX_BATCH = 64  # images; on a CPU larger batches are no faster and make other requests wait longer
+BATCH_OF_A_THREAD = 16  # per thread, with many small requests: other cores decode the next batch meanwhile
+MOST_DECODED = 2 * MAX_BATCH  # images that wait for the model, before decoding waits too
+GATHER_SECONDS = 0.005  # a batch waits at most this long for its next image
+
+
+@dataclass(frozen=True)
+class Version:
+    """A loaded model version, the space of its embeddings, and its `preprocess`, from a document to model input."""
+
+    name: str
+    space: str
+    model: "EmbeddingModel"
+    preprocess: Callable[[Any], Any]
+    device: torch.device
+    bf16: bool = False
+    light: bool = False
+    graph: Any = None  # used in place of `model` if it is faster
+
+    @property
+    def loads_images(self) -> bool:
+        """Whether `preprocess` is the default image loading: it tells what it would fetch, and which image is large."""
+        return hasattr(self.preprocess, "remote")
+
+    def remote(self, doc: Any) -> tuple[str, ImagePolicy] | None:
+        """Return the uri that `preprocess` would fetch, and by which policy, as far as it tells."""
+        return self.preprocess.remote(doc) if self.loads_images else None  # type: ignore[attr-defined]
+
+
+class Request:
+    """The documents of one call that are not finished. `done` is set when all are.
+
+    Args: count: of documents. caller: whose they are. Callers take turns.
+    """
+
+    def __init__(self, count: int, version: Version, caller: Hashable) -> None:
+        self.version = version
+        self.caller = caller
+        self.done = asyncio.Event()
+        self.abandoned = False  # nobody waits for the answer any more
+        self._left = count
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.abandoned
+
+    def finished(self) -> None:
+        """Count one document as finished."""
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                self._loop.call_soon_threadsafe(self.done.set)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    doc: Any
+    request: Request
+    fetch: Fetch | None = None
+
+
+@dataclass(frozen=True)
+class _Item:
+    doc: Any
+    content: Any
+    request: Request
+
+    @property
+    def version(self) -> Version:
+        return self.request.version
+
+
+class Pipeline:
+    """Embeds what it is given. It has threads of its own.
+
+    Args: callers: returns how many of them wait now. batched: is told how many images each batch has.
+    """
+
+    def __init__(self, callers: Callable[[], int], batched: Callable[[int], None]) -> None:
+        self._callers = callers
+        self._batched = batched
+        self._fetches = Fetches()
+        self._pictures: Turns[_Picture] = Turns()
+        self._large: Turns[_Picture] = Turns()
+        self._items: Turns[_Item] = Turns(MOST_DECODED)
+        self._preparing = 0  # documents that are being decoded or wait for it, without large pictures
+        self._counting = threading.Lock()
+        self._threads = torch.get_num_threads()
+        cores = os.cpu_count() or 1
+        self._decoders = _started(cores, "decode", self._decode)
+        self._large_decoders = _started(max(1, cores - 1), "decode-large", self._decode_large)
+        (self._thread,) = _started(1, "embedder", self._work)
+
+    def put(self, docs: Sequence[Any], request: Request) -> None:
+        """Embed `docs` in place when it is their turn; `request.done` tells when that is done."""
+        pictures = []
+        for doc in docs:
+            remote = request.version.remote(doc)
+            if remote is None:
+                pictures.append(_Picture(doc, request))
+            else:
+                self._fetch(doc, request, *remote)
+        self._count(len(pictures))
+        self._pictures.put(request.caller, pictures)
+
+    def close(self) -> None:
+        """Embed what still waits, then end the threads."""
+        self._fetches.close()
+        for turns, threads in (
+            (self._pictures, self._decoders),
+            (self._large, self._large_decoders),
+            (self._items, [self._thread]),
+        ):
+            turns.close()
+            for thread in threads:
+                thread.join()
+
+    def _fetch(self, doc: Any, request: Request, uri: str, policy: ImagePolicy) -> None:
+        def decode(fetch: Fetch) -> None:
+            self._count(1)
+            self._pictures.put(request.caller, [_Picture(doc, request, fetch)])
+
+        self._fetches.start(Fetch(request.caller, uri, policy, decode, request.is_abandoned))
+
+    def _decode(self) -> None:
+        while (picture := self._pictures.take()) is not None:
+            try:
+                self._prepare(picture, small=picture.request.version.loads_images)
+            except LargePicture:
+                self._large.put(picture.request.caller, [picture])
+            else:
+                self._let_go_of(picture)
+            self._count(-1)  # no batch waits for a large one
+
+    def _decode_large(self) -> None:
+        while (picture := self._large.take()) is not None:
+            self._prepare(picture, small=False)
+            self._let_go_of(picture)
+
+    def _let_go_of(self, picture: _Picture) -> None:
+        if picture.fetch is not None:
+            self._fetches.finish(picture.fetch)
+
+    def _prepare(self, picture: _Picture, *, small: bool) -> None:
+        """Decode a document and pass it to the model's thread. Raises: LargePicture: it is one, and `small` is true."""
+        doc, request = picture.doc, picture.request
+        if request.abandoned:
+            return
+        try:
+            doc.embedding = None
+            for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG):
+                doc.tags.pop(tag, None)
+            with (
+                given({} if picture.fetch is None else picture.fetch.fetched),
+                abandoned_when(request.is_abandoned),
+                small_only(small),
+            ):
+                content = request.version.preprocess(doc)
+        except LargePicture:
+            raise
+        except Exception as error:  # an error of one document must not affect the others
+            doc.tags[ERROR_TAG] = str(error) or type(error).__name__
+            request.finished()
+        else:
+            self._items.put(request.caller, [_Item(doc, content, request)])
+
+    def _count(self, preparing: int) -> None:
+        with self._counting:
+            self._preparing += preparing
+
+    def _work(self) -> None:
+        """Embed what waits, in batches of the same version and shape.
+
+        A batch waits for images that are just being decoded: it takes little longer than a single image, and the cores
+        are busy decoding anyway. With several callers, Jina and decoding keep one core busy. A thread of a light model
+        would have to wait for that core, and the other threads for it. So the model then uses one thread less.
+        """
+        while (item := self._items.take()) is not None:
+            # Only here, because an item's model is imported already. If two threads import a package at once, one may
+            # see half of it; this thread would end, and `/embed` would never answer.
+            from .inference import torch_threads
+
+            shared = item.version.light and self._callers() > 1
+            threads = max(1, self._threads - 1) if shared else self._threads
+            with torch_threads(threads):
+                batch = self._batch(item, min(MAX_BATCH, BATCH_OF_A_THREAD * threads) if shared else MAX_BATCH)
+                wanted = [each for each in batch if not each.request.abandoned]
+                if wanted:
+                    self._batched(len(wanted))
+                    _embed(wanted)
+
+    def _batch(self, first: _Item, most: int) -> list[_Item]:
+        batch = [first]
+        while len(batch) < most:
+            following = self._items.take(
+                timeout=GATHER_SECONDS if self._preparing else 0, fits=lambda item: _alike(item, first)
+            )
+            if following is None:
+                break
+            batch.append(following)
+        return batch
+
+
+def _started(count: int, name: str, target: Callable[[], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=target, name=f"{name}-{number}", daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _alike(one: _Item, other: _Item) -> bool:
+    return one.version is other.version and getattr(one.content, "shape", None) == getattr(other.content, "shape", None)
+
+
+def _embed(batch: list[_Item]) -> None:
+    try:
+        embeddings = _forward(batch)
+    except Exception as error:  # try each alone, so that a bad one does not spoil the others
+        if len(batch) > 1:
+            for item in batch:
+                _embed([item])
+            return
+        batch[0].doc.tags[ERROR_TAG] = f"the model cannot embed it: {error}"
+    else:
+        for item, embedding in zip(batch, embeddings, strict=True):
+            item.doc.embedding = embedding
+            item.doc.tags[MODEL_TAG] = item.version.name
+            item.doc.tags[SPACE_TAG] = item.version.space
+    for item in batch:
+        item.request.finished()
+
+
+def _forward(batch: list[_Item]) -> np.ndarray:
+    from ..loading.batches import collate
+    from ..loading.forward import embed_batches
+    from .inference import embed_by_graph
+
+    version = batch[0].version
+    inputs = collate([item.content for item in batch])
+    if version.graph is not None:
+        return embed_by_graph(version.graph, inputs)
+    return embed_batches(version.model, [inputs], version.device, bf16=version.bf16)

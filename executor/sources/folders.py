@@ -1,0 +1,83 @@
+"""Pictures in folders: `SOURCE/<label>/…`, `SOURCE/train/<label>/…` beside `SOURCE/eval/<label>/…`, or no labels."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from ..documents import LABEL_TAG, Document
+from ..errors import ConfigurationError
+from .rows import SPLITS, Row
+
+ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
+    """Yield the pictures of a folder, by name; the id of each is its path from there.
+
+    Hidden files are passed over. Others that are no pictures, by their names, are rows with a problem if the pictures
+    are `labelled`; a corpus may have anything beside its pictures.
+
+    Args: labelled: the first folder on the way to a picture is its label.
+    Raises: ConfigurationError: there are no pictures, or `labelled` and no class folders.
+    """
+    splits = _splits(folder)
+    parts = [(folder / name, split) for name, split in splits.items()] or [(folder, "train")]
+    if labelled and not any(_folders(part) for part, _ in parts):
+        raise ConfigurationError(
+            f"{folder} has no folders in it. Put the pictures of each class into a folder named after it, or train "
+            "without labels: --kind unlabeled."
+        )
+    found = False
+    for part, split in parts:
+        for row in _read_part(folder, part, split, labelled):
+            found = found or row.problem is None
+            yield row
+    if not found:
+        raise ConfigurationError(f"{folder} has no pictures in it: no files that end in {', '.join(ENDINGS)}.")
+
+
+def _read_part(root: Path, part: Path, split: Literal["train", "eval"], labelled: bool) -> Iterator[Row]:
+    for path in _files(part):
+        name = os.path.relpath(path, root)
+        doc = Document(id=name, uri=os.path.abspath(path))
+        inside = Path(os.path.relpath(path, part)).parts
+        if not path.lower().endswith(ENDINGS):
+            if labelled:
+                yield Row(doc, split, f"{name} is no picture, by its name")
+        elif labelled and len(inside) == 1:
+            yield Row(doc, split, f"{name} lies in no class folder")
+        else:
+            doc.tags = {LABEL_TAG: inside[0]} if labelled else {}
+            yield Row(doc, split)
+
+
+def _splits(folder: Path) -> dict[str, Literal["train", "eval"]]:
+    """The folders that are parts of the data, if `folder` has `train` and nothing but such parts, each with folders."""
+    names = _folders(folder)
+    if "train" in names and len(names) > 1 and all(name in SPLITS and _folders(folder / name) for name in names):
+        return {name: SPLITS[name] for name in names}
+    return {}
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be read: {error.strerror}.") from error
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files at any depth, folder by folder; only one folder's names are in memory at a time."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise ConfigurationError(f"{folder} cannot be read: {error.strerror}.") from error
+    for name, is_folder in found:
+        path = os.path.join(folder, name)
+        if is_folder:
+            yield from _files(Path(path))
+        else:
+            yield path

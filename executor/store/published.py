@@ -1,0 +1,160 @@
+"""Where the served version is published for readers: a directory, or an fsspec url such as `s3://models/shop`.
+
+It holds `versions/<space>/`, the files of each published version, and `served.json`, which names the one served now.
+The files are complete before `served.json` names them, so a reader never sees half a version.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+import fsspec.core
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..errors import ConfigurationError, WorkspaceError
+from .files import publish_file, publish_folder
+
+POINTER = "served.json"
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NOT_PUBLISHED = ("serving",)  # what was measured to be fastest on the machine of the writer
+
+
+class Pointer(BaseModel):
+    """What `served.json` says.
+
+    Attributes:
+        version: `base` or a run. space: of its embeddings. sha256: the hexadecimal digest of each file.
+        published_at: ISO 8601 in UTC.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(min_length=1)
+    space: str = Field(pattern=r"^[0-9a-f]{12}$")
+    sha256: dict[str, str] = Field(min_length=1)
+    published_at: str = ""
+
+    @field_validator("sha256")
+    @classmethod
+    def _plain_names(cls, digests: dict[str, str]) -> dict[str, str]:
+        """Whoever can write `served.json` must not be able to write outside the folder of a version."""
+        for name in digests:
+            if not _FILE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a file")
+        return digests
+
+
+class Place:
+    """Where versions are published. Every method may take as long as the store does.
+
+    Args: url: a directory or an fsspec url.
+    Raises: ConfigurationError: there is no such scheme, or its package is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            # Listings are neither kept nor shared: another process writes what we read.
+            self._files, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"Nothing can be published at or read from {url!r}: {error}.") from None
+
+    def pointer(self) -> Pointer | None:
+        """Return what is served now; None: nothing was published yet.
+
+        Raises: OSError: the store does not answer. WorkspaceError: `served.json` is damaged.
+        """
+        try:
+            content = self._files.cat_file(f"{self._root}/{POINTER}")
+        except FileNotFoundError:
+            return None
+        try:
+            return Pointer.model_validate_json(content)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise WorkspaceError(
+                f"{POINTER} at {self.url} is damaged ({first['msg']}); restore it, or promote a version again."
+            ) from None
+
+    def publish(self, version: str, space: str, folder: Path, *, anew: bool = True) -> Pointer:
+        """Make the files in `folder` those that are served.
+
+        Args: anew: write them even if `served.json` names them already, which mends what was damaged there.
+        Raises: OSError: the store cannot be written, or does not answer.
+        """
+        files = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in _NOT_PUBLISHED)
+        digests = {file.name: digest_of(file) for file in files}
+        served = self._pointer_if_whole()
+        if (
+            not anew
+            and served is not None
+            and (served.version, served.space, served.sha256) == (version, space, digests)
+        ):
+            return served
+        self._write_version(space, files)
+        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        pointer = Pointer(version=version, space=space, sha256=digests, published_at=at)
+        self._write(POINTER, json.dumps(pointer.model_dump(), indent=2).encode())
+        return pointer
+
+    def fetch(self, pointer: Pointer, folder: Path) -> None:
+        """Bring the files of a version into `folder`, which appears only when they are complete and undamaged.
+
+        Raises: OSError: the store does not answer, or lacks a file. WorkspaceError: a file differs from its digest.
+        """
+
+        def write(place: Path) -> None:
+            for name, digest in pointer.sha256.items():
+                self._files.get_file(f"{self._root}/versions/{pointer.space}/{name}", str(place / name))
+                if digest_of(place / name) != digest:
+                    raise WorkspaceError(
+                        f"{name} of version {pointer.version!r} at {self.url} is damaged: it differs from its digest. "
+                        "Promote the version again, or another."
+                    )
+
+        publish_folder(folder, write)
+
+    def _pointer_if_whole(self) -> Pointer | None:
+        try:
+            return self.pointer()
+        except WorkspaceError:  # what is damaged is written anew
+            return None
+
+    def _write_version(self, space: str, files: list[Path]) -> None:
+        target = f"{self._root}/versions/{space}"
+        if isinstance(self._files, LocalFileSystem):
+            publish_folder(Path(target), lambda place: _copy(files, place))
+            return
+        for file in files:
+            self._files.put_file(str(file), f"{target}/{file.name}")
+
+    def _write(self, name: str, content: bytes) -> None:
+        if isinstance(self._files, LocalFileSystem):
+            publish_file(Path(self._root) / name, content)
+        else:
+            self._files.pipe_file(f"{self._root}/{name}", content)  # an object store replaces an object at once
+
+
+def is_whole(folder: Path, pointer: Pointer) -> bool:
+    """Whether `folder` holds the files of a version as they were published."""
+    return all(
+        (folder / name).is_file() and digest_of(folder / name) == digest for name, digest in pointer.sha256.items()
+    )
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as content:
+        while part := content.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _copy(files: list[Path], place: Path) -> None:
+    for file in files:
+        shutil.copyfile(file, place / file.name)

@@ -1,0 +1,186 @@
+"""`embed` writes a corpus into a parquet file, every row once, also after it was killed."""
+
+import asyncio
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from conftest import coloured, encoded
+from executor.__main__ import main
+from executor.bulk.embedding import Shard
+from executor.documents import Document
+from executor.errors import ConfigurationError
+from executor.models.versions import WorkspaceVersions, ensure_base
+from executor.parameters import parse_executor_options
+from executor.serving.embedder import Embedder
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
+from serving import ROOT, Service
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace as a service leaves it that has trained nothing yet."""
+    folder = tmp_path_factory.mktemp("workspace")
+    place = Workspace(folder / "FinetunerExecutor" / "0")
+    RunStore(place).close()
+    ensure_base(place, parse_executor_options({"model": "small", "input_size": 16}))
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Seven pictures, of which one is cut off."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(7):
+        (folder / f"{number}.png").write_bytes(encoded(coloured(number, number)))
+    (folder / "3.png").write_bytes(encoded(coloured(3))[:60])
+    return folder
+
+
+def embed(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["executor", "embed", *map(str, arguments)])
+    return main()
+
+
+def test_a_corpus_becomes_a_table_and_a_bad_picture_a_row_with_the_reason(
+    workspace, corpus, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out.parquet"
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out, "--json") == 1
+    told = json.loads(capsys.readouterr().out)
+    table = parquet.read_table(out)
+    assert table.column_names == ["id", "uri", "embedding", "model", "space", "error"]
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 128)
+    rows = table.to_pylist()
+    assert [row["id"] for row in rows] == [f"{number}.png" for number in range(7)]
+    assert [row["uri"] for row in rows] == [str(corpus / f"{number}.png") for number in range(7)]
+    assert [bool(row["error"]) for row in rows] == [number == 3 for number in range(7)]
+    assert (rows[3]["embedding"], rows[3]["model"], rows[3]["space"]) == (None, None, None)
+    assert {(row["model"], row["space"]) for row in rows if not row["error"]} == {("base", told["space"])}
+    assert told == {"to": str(out), "model": "base", "rows": 7, "failed": 1, "space": told["space"]}
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_the_embeddings_are_those_of_embed(workspace, corpus, tmp_path, monkeypatch):
+    embed(monkeypatch, corpus, "--workspace", workspace, "--to", tmp_path / "out.parquet")
+    place = Workspace(workspace / "FinetunerExecutor" / "0")
+    options = parse_executor_options({"model": "small", "input_size": 16})
+    embedder = Embedder(WorkspaceVersions(place, options, lambda: "base"), options)
+    doc = Document(uri=str(corpus / "5.png"))
+    asyncio.run(embedder.embed([doc]))
+    embedder.close()
+    found = parquet.read_table(tmp_path / "out.parquet").to_pylist()[5]["embedding"]
+    np.testing.assert_allclose(found, doc.embedding, atol=1e-2)  # it may be in bf16
+
+
+def test_uris_elsewhere_are_read_too_and_one_that_cannot_be_is_a_row_with_the_reason(
+    workspace, corpus, tmp_path, monkeypatch
+):
+    (tmp_path / "all.txt").write_text(f"s3://shop/1.png\nftp://h/1.png\n{corpus}/1.png\n")
+    assert embed(monkeypatch, tmp_path / "all.txt", "--workspace", workspace, "--to", tmp_path / "out.parquet") == 1
+    first, second, third = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert first["error"].startswith(
+        "s3://shop/1.png cannot be fetched: "
+    )  # there is no such package, or no such bucket
+    assert second["error"].startswith("ftp://h/1.png lies below none of the remote_prefixes (s3://, ")
+    assert (third["error"], third["id"]) == (None, f"{corpus}/1.png")
+
+
+def test_shards_share_the_rows(workspace, corpus, tmp_path, monkeypatch):
+    seen = []
+    for number in (1, 2, 3):
+        out = tmp_path / f"{number}.parquet"
+        embed(monkeypatch, corpus, "--workspace", workspace, "--to", out, "--shard", f"{number}/3")
+        seen.append(parquet.read_table(out)["id"].to_pylist())
+    assert seen == [["0.png", "3.png", "6.png"], ["1.png", "4.png"], ["2.png", "5.png"]]
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_shard_that_is_none_is_refused(text):
+    with pytest.raises(ConfigurationError, match="must be I/N, from 1/N to N/N"):
+        Shard.parse(text)
+
+
+def test_an_output_that_exists_is_refused_and_left_alone(workspace, corpus, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.parquet"
+    out.write_text("mine")
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out) == 2
+    assert capsys.readouterr().err == f"{out} exists already; name another file, or remove it.\n"
+    assert out.read_text() == "mine"
+
+
+def test_a_workspace_that_is_not_there_is_refused_and_not_made(corpus, tmp_path, monkeypatch, capsys):
+    nowhere = tmp_path / "nowhere"
+    assert embed(monkeypatch, corpus, "--workspace", nowhere, "--to", tmp_path / "out.parquet") == 2
+    assert "is no workspace" in capsys.readouterr().err
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus"]
+
+
+def test_a_version_that_is_not_there_leaves_nothing(workspace, corpus, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.parquet"
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out, "--model", "tuned") == 2
+    assert "There is no model 'tuned'" in capsys.readouterr().err
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["corpus"]
+
+
+def test_an_output_that_was_begun_with_another_plan_is_refused(workspace, corpus, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out.parquet"
+    (tmp_path / "out.parquet.parts").mkdir()
+    (tmp_path / "out.parquet.parts" / "plan.json").write_text('{"model": "base", "shard": "1/4"}')
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out) == 2
+    assert "was begun with another plan (" in (said := capsys.readouterr().err)
+    assert "shard '1/4', now '1/1'" in said
+
+
+@pytest.mark.process
+def test_after_a_kill_a_second_start_embeds_the_rest_and_every_row_is_there_once(workspace, tmp_path):
+    source = tmp_path / "all.parquet"
+    picture = io.BytesIO()
+    Image.fromarray(coloured(0, size=400)).save(picture, "PNG")  # it takes a while to decode
+    count = 1500
+    columns = {"id": [f"p{number}" for number in range(count)], "image": [picture.getvalue()] * count}
+    parquet.write_table(pa.table(columns), source, row_group_size=100)
+    out = tmp_path / "out.parquet"
+    command = [sys.executable, "-m", "executor", "embed", source, "--workspace", workspace, "--to", out]
+    command += ["--part-rows", "100"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    parts = tmp_path / "out.parquet.parts"
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as first:
+        deadline = time.monotonic() + 120
+        while len(list(parts.glob("0*.parquet"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGKILL)
+    done = {part.name: part.stat().st_mtime_ns for part in parts.glob("0*.parquet")}
+    assert 3 <= len(done) < 15
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as second:
+        while not out.exists() and second.poll() is None:
+            kept = {name: (parts / name).stat().st_mtime_ns for name in done if (parts / name).exists()}
+            assert kept.items() <= done.items()
+            time.sleep(0.01)
+        assert second.wait(120) == 0
+    assert parquet.read_table(out)["id"].to_pylist() == columns["id"]
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_service_embeds_what_it_is_sent(service: Service, corpus, tmp_path, monkeypatch, protocol):
+    url = f"{protocol}://127.0.0.1:{service.ports[protocol]}"
+    assert embed(monkeypatch, corpus, "--service", url, "--to", tmp_path / "out.parquet", "--model", "base") == 1
+    rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["id"], row["uri"]) for row in rows] == [
+        (f"{number}.png", str(corpus / f"{number}.png")) for number in range(7)
+    ]
+    assert [row["model"] for row in rows] == ["base" if number != 3 else None for number in range(7)]

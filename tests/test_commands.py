@@ -1,0 +1,325 @@
+"""The commands: one sentence and the right exit code for each mistake, tables for people and JSON for programs."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import coloured, encoded, images
+from executor.__main__ import main
+from executor.commands.estimate import Estimate, estimate
+from executor.commands.fit import free_name
+from executor.commands.local import Reader
+from executor.documents import Document, RunStatus
+from executor.models.versions import ensure_base
+from executor.parameters import TrainingOptions, parse_executor_options
+from executor.sources import documents
+from executor.store.run import RunState
+from executor.store.workspace import Workspace
+from serving import ROOT, Service, free_ports
+from workshop import Workshop
+
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run a command in this process and return its exit code."""
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["executor", *map(str, arguments)])
+        return main()
+
+    return call
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A workspace with a run that was cancelled and one that is receiving."""
+    folder = tmp_path / "workspace"
+    workshop = Workshop(folder / "FinetunerExecutor" / "0")
+    workshop.receive("first", images(3))
+    workshop.store.advance("first", RunState.CANCELLED, train_rows=3, eval_rows=0)
+    workshop.receive("second", images(5))
+    workshop.close()
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three class folders with six pictures each, one of them for evaluation, and one file that is no picture."""
+    folder = tmp_path / "photos"
+    for label in range(3):
+        for number in range(6):
+            place = folder / f"c{label}" / f"{number}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(encoded(coloured(label, number), "JPEG"))
+    (folder / "c0" / "notes.txt").write_text("of no use")
+    return folder
+
+
+def test_the_runs_are_listed_newest_first(command, workspace, capsys):
+    assert command("runs", "--workspace", workspace) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["second", "receiving"], ["first", "cancelled"]]
+    assert command("runs", "--workspace", workspace / "FinetunerExecutor" / "0", "--json") == 0
+    statuses = json.loads(capsys.readouterr().out)
+    assert [(status["run"], status["state"], status["train_documents"]) for status in statuses] == [
+        ("second", "receiving", 5),
+        ("first", "cancelled", 3),
+    ]
+
+
+def test_a_workspace_may_be_looked_at_while_a_service_works_in_it(command, workspace, capsys):
+    from executor.store.lock import WorkspaceLock
+
+    lock = WorkspaceLock(Workspace(workspace / "FinetunerExecutor" / "0"))
+    assert command("runs", "--workspace", workspace) == 0
+    lock.release()
+
+
+def test_the_status_of_a_run_is_shown_whole(command, workspace, capsys):
+    assert command("status", "first", "--workspace", workspace) == 0
+    shown = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines() if len(line.split()) > 1)
+    assert shown["state"].strip() == "cancelled"
+    assert shown["train_documents"].strip() == "3"
+    assert command("status", "--workspace", workspace, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "second"
+
+
+def test_watching_a_run_that_was_cancelled_ends_with_1(command, workspace, capsys):
+    assert command("watch", "first", "--workspace", workspace, "--json") == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["state"] == "cancelled"
+    assert said.err == "Run first is cancelled.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["watch", "third"], "There is no run 'third'; there are: second, first."),
+        (["status", "third"], "There is no run 'third'; there are: second, first."),
+        (["report", "third"], "There is no report in "),
+        (["compare", "base", "base"], "Name the documents to measure on, with --on SOURCE or --run RUN."),
+        (["compare", "base", "first"], "Run 'first' has no eval documents"),
+    ],
+)
+def test_what_is_not_there_is_named_and_ends_with_2(command, workspace, capsys, arguments, sentence):
+    assert command(*arguments, "--workspace", workspace) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(sentence)
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["runs"], ["status"], ["watch", "a"], ["report", "a"], ["compare", "a", "b"]])
+def test_no_command_makes_a_workspace_where_it_should_find_one(command, tmp_path, capsys, arguments):
+    assert command(*arguments, "--workspace", tmp_path / "nowhere") == 2
+    assert "is no workspace: there is no runs.sqlite in it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_makes_no_workspace_in_a_folder_that_is_used_for_something_else(command, photos, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("!")
+    assert command("fit", photos, "--workspace", tmp_path / "mine") == 2
+    assert "is no workspace" in capsys.readouterr().err
+    assert [place.name for place in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--epochs", "many"], "Parameter 'epochs' of /fit is 'many'"),
+        (["--option", "epoch=3"], "/fit has no parameter 'epoch'; it accepts: "),
+        (["--option", "epochs"], "--option 'epochs' must be NAME=VALUE."),
+        (["--kind", "sorted"], "Parameter 'kind' of /fit is 'sorted'"),
+        (["--label-column", "x"], ""),
+    ],
+)
+def test_a_wrong_option_is_refused_before_anything_is_made(command, photos, tmp_path, capsys, arguments, sentence):
+    if not sentence:
+        photos = tmp_path / "t.csv"
+        photos.write_text("uri,label\na.jpg,a\n")
+        sentence = f"{photos} has no column 'x' (--label-column); its columns are: uri, label."
+    assert command("fit", photos, "--workspace", tmp_path / "new", *arguments) == 2
+    assert capsys.readouterr().err.startswith(sentence)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda place: place.mkdir(), "has no folders in it."),
+        (lambda place: (place / "red").mkdir(parents=True), "has no pictures in it"),
+        (lambda place: place.write_text(""), "is neither a folder nor a file"),
+    ],
+)
+def test_a_source_with_nothing_to_train_on_is_refused_before_anything_is_made(
+    command, tmp_path, capsys, make, sentence
+):
+    make(tmp_path / "source")
+    assert command("fit", tmp_path / "source", "--workspace", tmp_path / "new") == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_table_of_which_no_row_can_be_used_is_refused_with_the_first_reason(command, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("uri,label\na.jpg,\nb.jpg,\n")
+    assert command("fit", tmp_path / "t.csv", "--workspace", tmp_path / "new") == 2
+    assert capsys.readouterr().err.endswith(
+        "has no documents to train on. Of 2 rows none can be used: row 1: the label in the column 'label' is empty.\n"
+    )
+
+
+def test_options_of_the_executor_are_not_for_a_service(command, photos, capsys):
+    assert command("fit", photos, "--service", "grpc://127.0.0.1:1", "--with", "model=small") == 2
+    assert "a service has its own" in capsys.readouterr().err
+
+
+def test_another_model_than_that_of_the_workspace_is_refused(command, workspace, photos, capsys):
+    place = Workspace(workspace / "FinetunerExecutor" / "0")
+    ensure_base(place, parse_executor_options({"model": "small", "input_size": 16}))
+    assert command("fit", photos, "--workspace", workspace, "--with", "input_size=32") == 2
+    assert "has a base model with input_size=16, not 32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_service_that_is_not_there_is_named_and_ends_with_2(command, scheme, capsys):
+    (port,) = free_ports(1)
+    assert command("runs", "--service", f"{scheme}://127.0.0.1:{port}") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"127.0.0.1:{port} does not answer (" in said
+    assert said.endswith("See whether it runs, and its host and port.")
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "grpc://localhost", "ftp://h:1", "grpc://h:port", "http://"])
+def test_a_service_that_is_not_named_by_its_url_is_refused(command, url, capsys):
+    assert command("runs", "--service", url) == 2
+    assert "must be grpc://host:port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs"], ["runs", "--service", "a", "--workspace", "b"], ["fly"]])
+def test_a_command_line_that_is_none_ends_with_2(command, arguments):
+    with pytest.raises(SystemExit) as ended:
+        command(*arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.process
+def test_a_trainer_waits_for_nothing_that_other_commands_need():
+    code = "import sys; sys.argv[1:] = ['train', '-h']; from executor.__main__ import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "print(sorted(set(sys.modules) & {'numpy', 'docarray', 'rich', 'pyarrow', 'requests', 'pydantic'}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_run_without_a_name_is_called_after_its_source(workspace):
+    reader = Reader(Workspace(workspace / "FinetunerExecutor" / "0"))
+    assert free_name(reader, "my photos (2)") == "my-photos-2"
+    assert free_name(reader, "second") == "second-2"
+    assert free_name(reader, "…") == "run"
+    reader.close()
+
+
+# with a service, and with a trainer -----------------------------------------------------------------------------------
+
+
+NAMES = ("photo", "what", "visit", "part")
+
+
+def table(folder: Path, photos: Path) -> Path:
+    """A table of the photos: one of each class is for evaluation, and two rows cannot be used."""
+    lines: list[list[Any]] = [[*NAMES]]
+    for place in sorted(photos.glob("*/*.jpg")):
+        part = "eval" if place.stem in "45" else "train"
+        lines.append([place, place.parent.name, f"{place.parent.name}-{place.stem}", part])
+    lines += [["", "c0", "", "train"], [photos / "c0" / "0.jpg", "", "", "train"]]
+    with open(folder / "photos.csv", "w", newline="") as file:
+        csv.writer(file).writerows(lines)
+    return folder / "photos.csv"
+
+
+def test_a_training_is_estimated_from_a_step(tmp_path, photos):
+    place, options = Workspace(tmp_path / "new"), parse_executor_options({"model": "small", "input_size": 32})
+    some = list(documents(photos))[:4]
+
+    def found(count: int, **wanted: Any) -> Estimate:
+        one = estimate(place, options, TrainingOptions(**wanted), count, some)
+        assert one is not None
+        return one
+
+    few, many = found(100, epochs=2), found(100_000, epochs=2, batch_size=512)
+    assert (few.epochs, found(1000).epochs) == (2, 10)  # by the number of documents
+    assert many.seconds > 100 * few.seconds
+    assert many.bytes > few.bytes
+    assert str(few).startswith("About ")
+    assert str(found(100, epochs=2, freeze=True)).startswith("At most ")
+    assert "are free, so set --option micro_batch=8." in str(
+        Estimate(epochs=1, seconds=9000.0, bytes=2.0**50, most=False)
+    )
+    assert estimate(place, options, TrainingOptions(), 100, [Document(uri="/nowhere.jpg")]) is None
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_table_is_sent_to_a_service_and_followed_to_the_verdict(
+    command, service: Service, photos, tmp_path, capsys, protocol
+):
+    url, run = f"{protocol}://127.0.0.1:{service.ports[protocol]}", f"table-{protocol}"
+    columns = [
+        f"--{name}-column={column}" for name, column in zip(("uri", "label", "group", "split"), NAMES, strict=True)
+    ]
+    options = ["--run", run, "--epochs", 1, "--option", "val_split=0", "--json"]
+    assert command("fit", table(tmp_path, photos), "--service", url, *columns, *options) == 0
+    said = capsys.readouterr()
+    status = json.loads(said.out)
+    assert (status["run"], status["state"], status["kind"]) == (run, "succeeded", "class")
+    assert (status["train_documents"], status["eval_documents"], status["skipped"]) == (12, 6, 0)
+    assert "12 documents to train on of 3 labels, 6 to evaluate with." in said.err
+    assert "2 left out:\n  row 19: there is no picture in the column 'photo'\n  row 20: the label" in said.err
+    assert command("watch", run, "--service", url, "--json") == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["state"] == "succeeded"
+    assert command("compare", "base", run, "--service", url, "--on", photos, "--json") == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert [(each["model"], each["queries"]) for each in compared["versions"]] == [("base", 18), (run, 18)]
+
+
+@pytest.mark.flow
+def test_a_run_that_takes_no_more_documents_is_named(command, service: Service, photos, run, capsys):
+    url = f"grpc://127.0.0.1:{service.ports['grpc']}"
+    service.post("/fit", images(4), returns=RunStatus, run=run)
+    service.cancel(run)
+    assert command("fit", photos, "--service", url, "--run", run) == 2
+    assert f"Run '{run}' is cancelled and takes no more documents" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_a_folder_is_trained_on_without_a_service_and_both_versions_are_compared(photos, tmp_path):
+    def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        line = [sys.executable, "-m", "executor", *map(str, arguments), "--workspace", str(tmp_path / "new")]
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=250)
+
+    quick = ["--with", "model=small", "--with", "input_size=16", "--epochs", "1", "--promote", "always"]
+    done = call("fit", photos, *quick, "--option", "val_split=0.3", "--json")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert (status["run"], status["state"], status["promoted"]) == ("photos", "succeeded", True)
+    assert status["train_documents"] == 18
+    assert "1 left out:\n  c0/notes.txt is no picture, by its name" in done.stderr
+    assert re.search(
+        r"^About \d+ s for 1 epochs, and [\d.]+ GiB of memory, as this machine is now\.$", done.stderr, re.M
+    )
+    assert (tmp_path / "new" / "FinetunerExecutor" / "0" / "runs.sqlite").is_file()
+    compared = call("compare", "base", "photos")
+    assert compared.returncode == 0, compared.stderr
+    assert "mAP@R of photos minus that of base: " in compared.stdout
+    again = call("fit", photos, *quick[4:], "--option", "val_split=0.3", "--run", "photos", "--json")
+    assert json.loads(again.stdout)["attempts"] == 1  # the documents are there already, and the run has ended

@@ -1,0 +1,295 @@
+"""Publishing versions and following them: a writer's place, and the readers of it, in one process."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import images
+from executor import DocumentArray
+from executor.documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
+from executor.endpoints.reader import Reader
+from executor.endpoints.table import call, open_service
+from executor.errors import ConfigurationError, Conflict, InvalidParameter, NotReady, UnknownModel, UnknownRun
+from executor.models.building import build_model
+from executor.models.model import ModelConfig
+from executor.models.saving import save_model, space_of
+from executor.parameters import ExecutorOptions, parse
+from executor.serving.publishing import Publisher
+from executor.store.published import Place, Pointer
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> dict[str, Path]:
+    """Folders of three versions with different weights."""
+    found = {}
+    for seed, name in enumerate(("base", "first", "second")):
+        found[name] = tmp_path / "writer" / name
+        save_model(build_model(ModelConfig(model="small", input_size=16, seed=seed)), found[name])
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(str(tmp_path / "shop"))
+
+
+@pytest.fixture
+def reader(tmp_path: Path, place: Place) -> Iterator[Reader]:
+    running = Reader(tmp_path / "reader", options(place))
+    yield running
+    running.close()
+
+
+def options(place: Place) -> ExecutorOptions:
+    return parse(
+        ExecutorOptions, {"role": "serve", "serve_from": place.url, "fast_inference": False}, where="the executor"
+    )
+
+
+def publish(place: Place, version: str, folder: Path) -> str:
+    space = space_of(folder)
+    place.publish(version, space, folder)
+    return space
+
+
+def until(found: Callable[[], Any]) -> None:
+    """Wait until something is so. The test's own timeout ends it otherwise."""
+    while not found():
+        time.sleep(0.02)
+
+
+def serves(reader: Reader, space: str) -> bool:
+    return reader.versions.pointer is not None and reader.versions.pointer.space == space
+
+
+def ask(reader: Reader, path: str, docs: DocumentArray | None = None, **parameters: Any) -> Any:
+    return asyncio.run(call(reader, path, docs or DocumentArray(), parameters))
+
+
+# --- the place -------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_version_lie_below_its_space_and_the_pointer_has_their_digests(
+    place: Place, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    (versions["first"] / "serving").write_text("graph")  # what this machine measured says nothing about a reader's
+    space = publish(place, "first", versions["first"])
+    said = json.loads((tmp_path / "shop" / "served.json").read_text())
+    assert (said["version"], said["space"]) == ("first", space)
+    assert said["published_at"].endswith("+00:00")
+    assert sorted(said["sha256"]) == ["model.json", "weights.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "shop" / "versions" / space).iterdir()) == sorted(said["sha256"])
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/etc/passwd", "a/b", "", ".hidden"])
+def test_a_pointer_that_names_a_file_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no name of a file"):
+        Pointer(version="first", space="0" * 12, sha256={name: "0" * 64})
+
+
+def test_a_scheme_that_nothing_can_read_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match="nowhere://models"):
+        Place("nowhere://models")
+
+
+def test_an_object_store_gets_and_gives_the_same_files(versions: dict[str, Path], tmp_path: Path) -> None:
+    place = Place("memory://shop/models")
+    publish(place, "first", versions["first"])
+    pointer = place.pointer()
+    assert pointer is not None
+    place.fetch(pointer, tmp_path / "fetched")
+    assert space_of(tmp_path / "fetched") == pointer.space == space_of(versions["first"])
+
+
+# --- a reader --------------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_waits_for_the_first_version_and_says_so(reader: Reader) -> None:
+    with pytest.raises(NotReady, match="Nothing has been published yet"):
+        ask(reader, "/embed", images(1))
+    with pytest.raises(NotReady):
+        ask(reader, "/status")
+
+
+def test_a_reader_embeds_as_the_writer_and_follows_promotions_and_rollbacks(
+    reader: Reader, place: Place, versions: dict[str, Path]
+) -> None:
+    shown = []
+    for version in ("base", "first", "base"):
+        space = publish(place, version, versions[version])
+        until(lambda space=space: serves(reader, space))
+        docs = ask(reader, "/embed", images(4))
+        assert {(doc.tags[MODEL_TAG], doc.tags[SPACE_TAG]) for doc in docs} == {(version, space)}
+        shown.append(np.stack([doc.embedding for doc in docs]))
+    np.testing.assert_array_equal(shown[0], shown[2])
+    assert not np.allclose(shown[0], shown[1])
+
+
+def test_a_name_that_is_used_again_is_another_version(reader: Reader, place: Place, versions: dict[str, Path]) -> None:
+    for folder in (versions["first"], versions["second"]):
+        space = publish(place, "again", folder)
+        until(lambda space=space: serves(reader, space))
+        (doc,) = ask(reader, "/embed", images(1))
+        assert doc.tags[SPACE_TAG] == space
+
+
+def test_no_answer_mixes_versions_while_they_change(reader: Reader, place: Place, versions: dict[str, Path]) -> None:
+    spaces = {name: publish(place, name, folder) for name, folder in versions.items()}
+    until(lambda: reader.versions.pointer is not None)
+    ended = threading.Event()
+
+    def promote() -> None:
+        for name in ("base", "first", "second", "base"):
+            publish(place, name, versions[name])
+            until(lambda name=name: serves(reader, spaces[name]))
+        ended.set()
+
+    promoting = threading.Thread(target=promote)
+    promoting.start()
+    seen = set()
+    while not ended.is_set():
+        docs = ask(reader, "/embed", images(12))
+        assert not any(ERROR_TAG in doc.tags for doc in docs)
+        ((version, space),) = {(doc.tags[MODEL_TAG], doc.tags[SPACE_TAG]) for doc in docs}
+        assert space == spaces[version]
+        seen.add(version)
+    promoting.join()
+    assert seen == set(versions)
+
+
+def damaged_weights(shop: Path, space: str) -> None:
+    weights = shop / "versions" / space / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+
+
+def weights_that_are_gone(shop: Path, space: str) -> None:
+    (shop / "versions" / space / "weights.safetensors").unlink()
+
+
+def half_a_pointer(shop: Path, space: str) -> None:
+    pointer = shop / "served.json"
+    pointer.write_bytes(pointer.read_bytes()[:100])
+
+
+def no_pointer(shop: Path, space: str) -> None:
+    (shop / "served.json").unlink()
+
+
+@pytest.mark.parametrize("harm", [damaged_weights, weights_that_are_gone, half_a_pointer, no_pointer])
+def test_the_last_good_version_is_served_while_the_place_is_damaged(
+    reader: Reader, place: Place, versions: dict[str, Path], tmp_path: Path, harm: Callable[[Path, str], None]
+) -> None:
+    good = publish(place, "first", versions["first"])
+    until(lambda: serves(reader, good))
+    elsewhere = Place(str(tmp_path / "damaged"))
+    harm(tmp_path / "damaged", publish(elsewhere, "second", versions["second"]))
+    (tmp_path / "shop").rename(tmp_path / "before")
+    (tmp_path / "damaged").rename(tmp_path / "shop")
+    until(reader.degraded)
+    assert "The last version that came is served" in reader.degraded()[0]
+    assert ask(reader, "/status")[0].warnings == reader.degraded()
+    assert {doc.tags[SPACE_TAG] for doc in ask(reader, "/embed", images(2))} == {good}
+    space = publish(place, "second", versions["second"])  # as a promotion does
+    until(lambda: serves(reader, space))
+    until(lambda: not reader.degraded())
+
+
+def test_what_was_fetched_is_kept_for_a_rollback_and_thinned(reader: Reader, place: Place, tmp_path: Path) -> None:
+    spaces = []
+    for seed in range(5):
+        folder = tmp_path / "writer" / f"run-{seed}"
+        save_model(build_model(ModelConfig(model="small", input_size=16, seed=seed)), folder)
+        spaces.append(publish(place, folder.name, folder))
+        until(lambda: serves(reader, spaces[-1]))
+    fetched = tmp_path / "reader" / "versions"
+    until(lambda: {folder.name for folder in fetched.iterdir()} == set(spaces[-3:]))
+
+
+def test_a_reader_refuses_what_only_a_writer_has(reader: Reader, place: Place, versions: dict[str, Path]) -> None:
+    space = publish(place, "first", versions["first"])
+    until(lambda: serves(reader, space))
+    for path in ("/fit", "/promote", "/cancel", "/delete", "/events", "/report"):
+        with pytest.raises(Conflict, match=f"role 'serve'.*{path}.*It has: /embed, /evaluate, /status"):
+            ask(reader, path)
+    with pytest.raises(Conflict, match="no documents of runs"):
+        ask(reader, "/evaluate", run="first")
+    with pytest.raises(UnknownModel, match="serves 'first' only"):
+        ask(reader, "/embed", images(1), model="base")
+    with pytest.raises(UnknownRun, match="serves 'first'"):
+        ask(reader, "/status", run="second")
+    (status,) = ask(reader, "/status", run="first")
+    assert (status.model, status.space, status.promoted) == ("first", space, True)
+    (evaluation,) = ask(reader, "/evaluate", images(24))
+    assert (evaluation.model, evaluation.queries) == ("first", 24)
+
+
+# --- a writer --------------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """What is served, and whether the folders of its versions can be read."""
+
+    def __init__(self, versions: dict[str, Path]) -> None:
+        self.version = "base"
+        self.folder_of = versions.__getitem__
+
+    def served(self) -> str:
+        return self.version
+
+
+def test_what_is_served_is_published_at_the_start_and_after_each_promotion(
+    place: Place, versions: dict[str, Path]
+) -> None:
+    writer = Writer(versions)
+    publisher = Publisher(place, writer.served, writer.folder_of)
+    for version in ("base", "first"):
+        writer.version = version
+        publisher.publish()
+        until(lambda version=version: (said := place.pointer()) is not None and said.version == version)
+    publisher.close()
+    assert publisher.trouble() is None
+
+
+def test_a_store_out_of_reach_is_said_and_tried_again(place: Place, versions: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "shop").write_text("a file where the folder should be")
+    writer = Writer(versions)
+    publisher = Publisher(place, writer.served, writer.folder_of)
+    until(publisher.trouble)
+    assert "'base' is served here, but could not be published" in (publisher.trouble() or "")
+    (tmp_path / "shop").unlink()
+    until(lambda: publisher.trouble() is None)
+    publisher.close()
+    said = place.pointer()
+    assert said is not None
+    assert said.version == "base"
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"role": "serve"}, "a reader needs both"),
+        ({"serve_from": "shop"}, "a reader needs both"),
+        ({"role": "serve", "serve_from": "shop", "publish_to": "shop"}, "publishes nothing"),
+        ({"role": "both"}, "role"),
+    ],
+)
+def test_roles_that_do_not_fit_are_refused(wrong: dict[str, str], sentence: str) -> None:
+    with pytest.raises(InvalidParameter, match=sentence):
+        parse(ExecutorOptions, wrong, where="the executor")
+
+
+@pytest.mark.parametrize("role", ["all", "train"])
+def test_a_service_that_trains_is_alone_on_its_workspace(tmp_path: Path, role: str) -> None:
+    with pytest.raises(ConfigurationError, match="2 replicas or shards"):
+        open_service(tmp_path, parse(ExecutorOptions, {"role": role}, where="the executor"), copies=2)
+    assert not list(tmp_path.iterdir())

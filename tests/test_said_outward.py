@@ -1,0 +1,188 @@
+"""What callers and operators are told: no places of the server, one line for a refusal, why it does not serve."""
+
+import inspect
+import io
+import logging
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conftest import coloured
+from executor import Document, FinetunerExecutor, RunStatus
+from executor.documents import ERROR_TAG, Problem
+from executor.endpoints.outward import outward, outward_documents, outward_error, outward_status
+from executor.errors import ConfigurationError, Conflict, WorkspaceError
+from executor.images.libtiff import silence_libtiff
+from executor.parameters import ExecutorOptions
+from executor.store.lock import WorkspaceLock
+from executor.store.workspace import Workspace
+from executor.wire.quiet import quieten
+from executor.wire.refusals import Refusal
+from serving import ROOT, Service, free_ports
+
+# --- no places of the server ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return Workspace(tmp_path / "workspace")
+
+
+def test_places_below_the_workspace_and_the_directory_become_relative(workspace: Workspace, tmp_path: Path) -> None:
+    said = f"{workspace.spool_file('a')} is damaged; {tmp_path}/cwd/p.png cannot be read; {workspace.root} is full"
+    expected = "runs/a/documents.sqlite is damaged; p.png cannot be read; the workspace is full"
+    assert outward(said, workspace.root) == expected
+    error = outward_error(WorkspaceError(said), workspace.root)
+    assert (type(error), str(error)) == (WorkspaceError, expected)
+    unchanged = Conflict("Run 'a' is queued.")
+    assert outward_error(unchanged, workspace.root) is unchanged
+
+
+def test_statuses_and_documents_name_no_place_of_the_server(workspace: Workspace) -> None:
+    place = str(workspace.log_file("a"))
+    status = RunStatus(run="a", state="failed", error=f"see {place}", warnings=[place], verdict=place)
+    status.problems.append(Problem(id="d", reason=f"{place} cannot be read"))
+    outward_status(status, workspace.root)
+    doc = Document(id="d", tags={ERROR_TAG: place})
+    outward_documents([doc], workspace.root)
+    assert str(workspace.root) not in f"{status.model_dump_json()} {doc.tags}"
+    assert status.error == "see runs/a/trainer.log"
+
+
+@pytest.mark.flow
+def test_a_client_reads_no_place_of_the_server_when_a_model_is_damaged(service: Service, run: str) -> None:
+    folder = next(service.workspace.glob("*/*/runs.sqlite")).parent / "runs" / run / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.json").write_text("{")
+    answer = service.http("/embed", [{"id": "x", "uri": "data:,x"}], model=run)
+    assert f"runs/{run}/model/model.json is missing or damaged" in answer.text
+    assert str(service.workspace) not in answer.text
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    made = logging.getLogRecordFactory()
+    quieten()
+    yield caplog
+    logging.setLogRecordFactory(made)
+
+
+def fail(error: Exception, *, starting: bool = False) -> None:
+    """Log as Jina does when an endpoint has failed, or a process could not start."""
+    try:
+        raise error
+    except Exception as caught:
+        logging.getLogger("jinas").error(
+            f'{caught!r}{" during initialization" * starting}\n add "--quiet-error" to suppress the details',
+            exc_info=True,
+        )
+
+
+def test_a_refusal_is_one_line_of_the_log(log: pytest.LogCaptureFixture) -> None:
+    fail(Refusal(Conflict("Run 'a' is queued: 100 %s.")))
+    (record,) = log.records
+    assert (record.getMessage(), record.exc_info) == ("Refused: Run 'a' is queued: 100 %s.", None)
+    assert "Traceback" not in log.text
+
+
+def test_a_request_that_jina_cannot_read_is_one_line_too_and_says_where(log: pytest.LogCaptureFixture) -> None:
+    fail(ValueError("no such\nfield"))
+    (record,) = log.records
+    assert record.getMessage().startswith("Refused: The request cannot be read (ValueError): 'no such\\nfield'. [")
+    assert f"{Path(__file__).name}:" in record.getMessage()
+
+
+def test_what_keeps_it_from_starting_is_one_line_if_a_person_can_mend_it(log: pytest.LogCaptureFixture) -> None:
+    fail(ConfigurationError("the executor has no parameter 'modle'."), starting=True)
+    fail(ValueError("a bug"), starting=True)
+    mendable, bug = log.records
+    assert (mendable.getMessage(), mendable.exc_info) == (
+        "The service cannot start: the executor has no parameter 'modle'.",
+        None,
+    )
+    assert bug.exc_info
+
+
+def test_other_errors_keep_their_traceback(log: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError("a bug")
+    except ValueError:
+        logging.getLogger("ours").exception("An endpoint failed")
+    assert "Traceback" in log.text
+
+
+def test_libtiff_says_nothing_of_a_damaged_file(capfd: pytest.CaptureFixture[str]) -> None:
+    file = io.BytesIO()
+    Image.fromarray(coloured(0, size=64)).save(file, "TIFF", compression="tiff_lzw")
+    damaged = bytearray(file.getvalue())
+    damaged[100:400] = bytes(300)
+    silence_libtiff()
+    with pytest.raises(OSError, match="decoder error"):
+        Image.open(io.BytesIO(bytes(damaged))).load()
+    assert capfd.readouterr().err == ""
+
+
+def test_jina_finds_every_option_in_the_signature() -> None:
+    named = inspect.signature(FinetunerExecutor.__init__).parameters
+    assert ExecutorOptions.model_fields.keys() <= named.keys()
+    assert named["standby_seconds"].default == ExecutorOptions().standby_seconds
+    assert next(iter(named)) == "self"
+
+
+# --- what keeps it from serving ---------------------------------------------------------------------------------------
+
+
+def serve(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run what `scripts/serve` runs, until it gives up."""
+    command = [sys.executable, "-m", "examples.serve", "--workspace", str(folder), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.process
+def test_what_keeps_it_from_serving_is_said_in_one_sentence(tmp_path: Path) -> None:
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ended = serve(tmp_path / "w", "--grpc", str(port))
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+    assert ended.stderr.startswith(
+        f"Port {port} of 127.0.0.1 cannot be used (Address already in use); end what uses it"
+    )
+    ended = serve(tmp_path / "w", "--option", "modle=small")
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "the executor has no parameter 'modle'; it accepts: model" in ended.stderr
+    lock = WorkspaceLock(Workspace(tmp_path / "w" / "FinetunerExecutor" / "0"))
+    ended = serve(tmp_path / "w")
+    lock.release()
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "is in use by another service" in ended.stderr
+    ended = serve(tmp_path / "w", "--option", "model")
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        2,
+        "scripts/serve: error: --option model lacks its value; write --option model=VALUE",
+    )
+
+
+@pytest.mark.flow
+def test_whether_a_service_is_well_is_asked_of_the_executor(service: Service) -> None:
+    def healthy(port: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, ROOT / "scripts" / "healthy", str(port)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    asked = healthy(service.ports["grpc"])
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
+    (nothing,) = free_ports(1)
+    asked = healthy(nothing)
+    assert (asked.returncode, asked.stderr.count("\n")) == (1, 1)
+    assert f"127.0.0.1:{nothing} is not well" in asked.stderr
