@@ -17,7 +17,7 @@ from conftest import coloured, encoded
 pytestmark = pytest.mark.flow
 PNG = encoded(coloured(0))
 URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-GATEWAY = {"uses": "executor.gateway.FinetunerGateway", "with": {"max_request_bytes": 8 << 20}}
+GATEWAY = {"uses": "executor.gateway.FinetunerGateway", "uses_with": {"max_request_bytes": 8 << 20}}
 OPTIONS = {"model": "small", "input_size": 16, "http_port": 0}
 
 
