@@ -408,6 +408,15 @@ class ExecutorOptions(_Parameters):
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
     )
+    http_port: Annotated[Whole, Field(ge=0, le=65_535)] | None = Field(
+        None,
+        description="port of the executor's own HTTP door; 0: a free one, which is printed; by default there is none",
+    )
+    http_host: Text = Field("127.0.0.1", description="address on which that door listens")
+    cors_origins: Names = Field(
+        (), description="web origins whose pages may call that door, such as `https://shop.example`"
+    )
+    metrics_token: Flag = Field(False, description="whether `/healthz`, `/readyz` and `/metrics` ask for the token too")
     tensorboard: Text | None = Field(
         None, description="folder that the history of each run is written to, for TensorBoard (extra `tracking`)"
     )

@@ -7,6 +7,7 @@ status.py    everything about a run
 watch.py     follow a run until it ends
 compare.py   measure two versions on the same documents
 suggest.py   say which pictures of a gallery to label next
+serve.py     serve over HTTP, without a Flow and without Jina
 train.py     train one run of a workspace or of a job's folder, in this process
 elsewhere.py have one run of a workspace trained by another command
 standby.py   import what a trainer needs, then wait for the name of a run
@@ -42,6 +43,7 @@ class Command(Protocol):
 
 
 COMMANDS = (
+    "serve",
     "fit",
     "embed",
     "runs",

@@ -18,10 +18,11 @@ async def embed(service: Service | Reader, docs: Sequence[Document], wanted: Emb
 
     Raises: InvalidParameter: there is no such space, dimensions or encoding. UnknownModel: there is no such version.
     """
-    if wanted.plain:
-        await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
-    else:
-        await _embed_otherwise(service, docs, wanted)
+    with service.measures.embed_seconds.time():
+        if wanted.plain:
+            await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
+        else:
+            await _embed_otherwise(service, docs, wanted)
     outward_documents(docs, service.folder)
     return docs
 

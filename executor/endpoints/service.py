@@ -23,6 +23,7 @@ from ..store.published import Place
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
+from .measures import Measures
 
 RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
@@ -42,8 +43,9 @@ class Service:
         self.store = RunStore(workspace)
         self.policy = options.image_policy()
         self.role = options.role
+        self.measures = Measures(self)
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
-        self.embedder = Embedder(self._versions, options)
+        self.embedder = Embedder(self._versions, options, self.measures.batch_images.observe)
         self.spaces = Spaces(self._folder_of, functools.partial(version_names, workspace))
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
@@ -58,7 +60,14 @@ class Service:
             command=options.train_command,
             jobs=options.train_jobs,
         )
-        self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
+        self.supervisor = Supervisor(
+            self.store,
+            self.receiver,
+            trainers,
+            promote=self.serve,
+            wake=wake,
+            judged=lambda outcome: self.measures.promotions.labels(outcome).inc(),
+        )
         self.retrainer = Retrainer(
             self.store,
             self.receiver.feedback,
