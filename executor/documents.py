@@ -25,6 +25,7 @@ _DEEPEST = 100  # levels of tags; deeper ones cannot be sent or stored
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
 SPACE_TAG = "finetuner_space"  # embeddings of equal spaces may be compared, others not
+MAPPED_TAG = "finetuner_mapped_from"  # the space that a mapped embedding came from
 ERROR_TAG = "finetuner_error"
 WITHDRAWN_TAG = "finetuner_withdrawn"  # in `/feedback`: true takes back what was said under this id
 SOURCE_TAG = "finetuner_source"  # `feedback`, on documents that came in by `/feedback`
@@ -73,7 +74,7 @@ class Match(BaseDoc):
         buffer: The encoded image file (JPEG, PNG, WebP, …).
         text: Content for a custom `preprocess_fn`.
         tags: Any values; `tags['finetuner_label']` is the label.
-        embedding: float32, shape (D,).
+        embedding: float32, shape (D,); int8, or uint8 with eight bits each, if that was asked for.
     """
 
     uri: Optional[str] = None
@@ -207,6 +208,9 @@ class RunStatus(BaseDoc):
         promoted: Whether this run's model is the one now served.
         model: The version now served: `base` or a run's name.
         space: What the embeddings of the run's own model have as `tags['finetuner_space']`; None: it has no model yet.
+        index_plan: What to do with an index of the vectors of the version `from`, which was served when the model was
+            measured: the mAP@R of `nothing`, `map queries`, `map index` and `embed anew`, each [mean, low, high], and
+            the `advice`. A way that is impossible has an empty list. All is empty without a proof.
         verdict: Why the model was promoted or not, in words.
         warnings: What a person should know before trusting the model, most important first.
         error: Why the run failed.
@@ -239,6 +243,7 @@ class RunStatus(BaseDoc):
     promoted: bool = False
     model: str = "base"
     space: Optional[str] = None
+    index_plan: Dict[str, Any] = {}
     verdict: Optional[str] = None
     warnings: List[str] = []
     error: Optional[str] = None

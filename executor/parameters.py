@@ -6,6 +6,7 @@ silently drop unknown keys.
 """
 
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -91,6 +92,22 @@ def _share(value: Any) -> Any:
     if not 0 <= share < 1:
         raise ValueError("must be auto, or a number from 0 to below 1")
     return share
+
+
+def _check_command(line: str) -> None:
+    """Raise ValueError unless `train_command` can be split into words, and its placeholders are known."""
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise ValueError(f"train_command cannot be split into words ({error}); close the quotation") from None
+    known = ("{python}", "{job}", "{run}")
+    unknown = sorted(set(re.findall(r"\{\w*\}", line)) - set(known))
+    if unknown:
+        raise ValueError(
+            f"train_command has the placeholder {unknown[0]}; it may have {', '.join(known)}, and no shell reads it"
+        )
+    if not any("{job}" in word for word in words):
+        raise ValueError("train_command must have {job}, the folder from which it trains and into which it writes")
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -251,6 +268,20 @@ class EmbedParameters(_Parameters):
 
     model: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
     matches: Flag = Field(False, description="embed the matches of the documents too")
+    space: RunName | None = Field(
+        None, description="a version: the vectors come in its space, by the map that was learned between the two"
+    )
+    dimensions: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
+        None, description="so many values: the first principal components; by default all, as the model gives them"
+    )
+    encoding: Literal["float", "int8", "binary"] = Field(
+        "float", description="`int8`: by a scale of the version; `binary`: bits, eight to a byte"
+    )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the vectors are wanted as the model gives them."""
+        return self.space is None and self.dimensions is None and self.encoding == "float"
 
 
 class CancelParameters(_Parameters):
@@ -377,6 +408,15 @@ class ExecutorOptions(_Parameters):
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
     )
+    http_port: Annotated[Whole, Field(ge=0, le=65_535)] | None = Field(
+        None,
+        description="port of the executor's own HTTP door; 0: a free one, which is printed; by default there is none",
+    )
+    http_host: Text = Field("127.0.0.1", description="address on which that door listens")
+    cors_origins: Names = Field(
+        (), description="web origins whose pages may call that door, such as `https://shop.example`"
+    )
+    metrics_token: Flag = Field(False, description="whether `/healthz`, `/readyz` and `/metrics` ask for the token too")
     tensorboard: Text | None = Field(
         None, description="folder that the history of each run is written to, for TensorBoard (extra `tracking`)"
     )
@@ -399,6 +439,17 @@ class ExecutorOptions(_Parameters):
         None, description="directory or fsspec url where each served version is published for readers"
     )
     serve_from: Text | None = Field(None, description="what a reader follows: the `publish_to` of the writer")
+    train_command: Text | None = Field(
+        None,
+        description="command line that trains in place of a process of this machine, with `{job}` for the folder of "
+        "the job, `{run}` for the run and `{python}` for this Python, such as "
+        "`{python} -m torch.distributed.run --nproc-per-node 2 -m executor train --job {job}`; no shell reads it",
+    )
+    train_jobs: Text | None = Field(
+        None,
+        description="directory for the folders of such jobs, under one path on all machines that train; by default "
+        "each lies in the folder of its run",
+    )
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
     max_decoding_bytes: Annotated[Whole, Field(ge=1)] = Field(
@@ -425,6 +476,9 @@ class ExecutorOptions(_Parameters):
         True,
         description="embed in bf16, by a traced graph, where that is measured to be faster and gives the same (the "
         "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
+    )
+    index_tolerance: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.02, description="loss of mAP@R for which an index need not be embedded anew: see `index_plan` in a status"
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
         4096,
@@ -454,6 +508,12 @@ class ExecutorOptions(_Parameters):
             raise ValueError("a reader needs both: role must be serve, and serve_from the place that it follows")
         if self.role == "serve" and self.publish_to is not None:
             raise ValueError("publish_to is for the service that trains; a reader (role: serve) publishes nothing")
+        if self.train_command is not None:
+            _check_command(self.train_command)
+        if self.role == "serve" and self.train_command is not None:
+            raise ValueError("train_command is for the service that trains; a reader (role: serve) trains nothing")
+        if self.train_jobs is not None and self.train_command is None:
+            raise ValueError("train_jobs is the place for the jobs of train_command, which is not set")
         if self.devices is not None:
             kinds = {name.split(":")[0] for name in self.devices}
             repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from executor.parameters import ExecutorOptions
+from executor.parameters import ExecutorOptions, parse_executor_options
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = ROOT / "deploy" / "kubernetes" / "base"
+TRAINING = ROOT / "deploy" / "kubernetes" / "training"
 MANIFESTS = sorted(file for file in BASE.glob("*.yaml") if file.name != "kustomization.yaml")
+WHOLE = [*MANIFESTS, TRAINING / "access.yaml", TRAINING / "jobs.yaml", TRAINING / "job.yaml"]  # the others are patches
 COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -107,8 +109,59 @@ def test_volumes_of_compose_can_be_written_by_the_user_of_the_image() -> None:
             assert re.search(rf"VOLUME .*{volume.split(':')[1]}", DOCKERFILE)
 
 
+def test_a_writer_whose_runs_are_trained_by_jobs_is_the_writer_with_two_options_more() -> None:
+    overlay = yaml.safe_load((TRAINING / "kustomization.yaml").read_text())
+    assert {*overlay["resources"]} == {"../base", "access.yaml", "jobs.yaml"}
+    assert all((TRAINING / file).exists() for file in overlay["configMapGenerator"][0]["files"])
+    patch = yaml.safe_load((TRAINING / "writer.yaml").read_text())
+    (writer,) = of_kind("StatefulSet")
+    assert patch["metadata"]["name"] == writer["metadata"]["name"]
+    (patched,), (container,) = (each["spec"]["template"]["spec"]["containers"] for each in (patch, writer))
+    assert patched["name"] == container["name"]
+    assert patched["args"][: len(container["args"])] == container["args"]
+    more = dict(argument.removeprefix("--").split("=", 1) for argument in patched["args"][len(container["args"]) :])
+    options = parse_executor_options({name.replace("-", "_"): value for name, value in more.items()})
+    assert options.train_jobs in {mount["mountPath"] for mount in patched["volumeMounts"]}
+    assert options.train_command is not None
+    assert options.train_command.split()[1] == "/training/launch.py"
+
+
+def test_the_job_of_a_run_fits_the_image_the_volume_and_the_other_manifests() -> None:
+    job = yaml.safe_load((TRAINING / "job.yaml").read_text())
+    spec = job["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    found = {resource["kind"]: resource for resource in yaml.safe_load_all((TRAINING / "jobs.yaml").read_text())}
+    assert spec["subdomain"] == found["Service"]["metadata"]["name"]
+    assert f"$(JOB_NAME)-0.{spec['subdomain']}:{found['Service']['spec']['ports'][0]['port']}" in " ".join(
+        container["args"]
+    )
+    claim = found["PersistentVolumeClaim"]["metadata"]["name"]
+    writer = yaml.safe_load((TRAINING / "writer.yaml").read_text())["spec"]["template"]["spec"]
+    for pod in (spec, writer):
+        assert [
+            each["name"] for each in pod["volumes"] if each.get("persistentVolumeClaim", {}).get("claimName") == claim
+        ]
+    paths = [
+        {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}["jobs"] for pod in (spec, writer)
+    ]
+    assert paths[0] == paths[1]  # the folder has one path on all machines
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        found["Service"]["spec"]["selector"],
+        found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        found["NetworkPolicy"]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"],
+    ):
+        assert selector.items() <= labels.items()
+    user = re.search(r"useradd .*--uid (\d+)", DOCKERFILE)
+    assert user is not None
+    assert spec["securityContext"]["runAsUser"] == int(user[1])
+    assert (
+        job["spec"]["completions"] == job["spec"]["parallelism"] == int(container["args"][0].removeprefix("--nnodes="))
+    )
+
+
 @pytest.mark.extra
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda file: file.name)
+@pytest.mark.parametrize("manifest", WHOLE, ids=lambda file: file.name)
 def test_manifests_are_valid_by_the_strict_schema(manifest: Path) -> None:
     validate = ROOT / ".venv-extra" / "bin" / "kubernetes-validate"
     checked = subprocess.run([validate, "--strict", manifest], capture_output=True, text=True)

@@ -10,12 +10,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
 from conftest import coloured
 from executor import Document, DocumentArray
 from executor.compute.ranks import Ranks
+from executor.errors import ConfigurationError
 from executor.store.run import RunState
 from executor.training.gradients import Gradients
 from executor.training.losses import build_loss
@@ -73,14 +75,19 @@ CASES = [
 def rank_main() -> None:
     """What each rank of `gradients_of_two` does: three steps of each case, all gradients into a file of its own."""
     ranks = Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    dist.init_process_group("gloo")  # as a program does that calls us; the runs below have groups of their own
     ranks.join(CPU)
     torch.save([three_steps(ranks, *case) for case in CASES], f"{sys.argv[1]}/{ranks.rank}")
     ranks.leave()
+    with pytest.raises(ConfigurationError, match="make them agree"):
+        Ranks(ranks.rank, 3).join(CPU)
+    Path(f"{sys.argv[1]}/{ranks.rank}.group").write_text(str(dist.is_initialized()))
+    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def gradients_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, torch.Tensor]]]:
-    """By rank and case."""
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two ranks have left what they found."""
     folder = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
         [*torchrun(), str(Path(__file__)), str(folder)],
@@ -91,7 +98,13 @@ def gradients_of_two(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [torch.load(folder / str(rank)) for rank in range(2)]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gradients_of_two(two: Path) -> list[list[dict[str, torch.Tensor]]]:
+    """By rank and case."""
+    return [torch.load(two / str(rank)) for rank in range(2)]
 
 
 def torchrun(*more: str) -> list[str]:
@@ -110,6 +123,11 @@ def test_the_gradient_of_two_processes_is_that_of_one_with_the_whole_batch(
         for name, gradient in alone.items():
             torch.testing.assert_close(together[name], gradient, rtol=1e-5, atol=1e-5, msg=name)
     assert all(torch.equal(*pair) for pair in zip(*(rank[number].values() for rank in gradients_of_two), strict=True))
+
+
+@pytest.mark.process
+def test_ranks_use_a_process_group_that_is_there_and_leave_it_as_it_is(two: Path) -> None:
+    assert [(two / f"{rank}.group").read_text() for rank in range(2)] == ["True"] * 2
 
 
 @pytest.mark.parametrize(("count", "items"), [(2, 11), (3, 2), (4, 1), (3, 9)])

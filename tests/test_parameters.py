@@ -200,6 +200,12 @@ def test_the_executor_has_defaults_for_everything():
         ("trainer_nice", 20),
         ("max_image_bytes", 0),
         ("augment", 3),
+        ("train_command", ""),
+        ("train_command", "python -m executor train"),
+        ("train_command", "{python} train --job {jobs} {job}"),
+        ("train_command", "sh -c 'train {job}"),
+        ("train_command", "train {job} > ${HOME}/log"),
+        ("train_jobs", "/jobs"),
     ],
 )
 def test_a_wrong_option_of_the_executor_is_a_configuration_error_that_names_it(name, value):

@@ -48,6 +48,7 @@ class Shells(TrainerProcesses):
     """Trainers that are shell commands, run in the folder of the run: one after the other, the last ever again."""
 
     def __init__(self, workspace: Workspace, *commands: str) -> None:
+        super().__init__(workspace, nice=0, yields=False, standby_seconds=0)
         self.workspace = workspace
         self.commands = list(commands)
         self.started: list[tuple[str, subprocess.Popen[bytes]]] = []

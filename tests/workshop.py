@@ -52,7 +52,14 @@ class Workshop:
     def supervised(self, *, standby_seconds: float = 0) -> Iterator[Supervisor]:
         """Train queued runs, as the service does."""
         receiver = self._receiver()  # it has received nothing, so it never starts a run
-        trainers = TrainerProcesses(self.store.workspace, nice=0, yields=False, standby_seconds=standby_seconds)
+        trainers = TrainerProcesses(
+            self.store.workspace,
+            nice=0,
+            yields=False,
+            standby_seconds=standby_seconds,
+            command=self.options.train_command,
+            jobs=self.options.train_jobs,
+        )
         self.supervisor = Supervisor(self.store, receiver, trainers, promote=self.store.promote, wake=threading.Event())
         self.supervisor.start()
         try:

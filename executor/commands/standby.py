@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     from setproctitle import setproctitle
 
     from ..compute.memory import be_killed_first, keep_freed_memory
+    from ..store.runs import RunStore
     from ..store.workspace import Workspace
     from ..training.loop import rehearse
     from ..worker.other_ranks import OtherRanks
@@ -41,4 +42,4 @@ def run(arguments: argparse.Namespace) -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.stderr.write(note)  # only now is there a log
-    return run_trainer(arguments.workspace, name, others=OtherRanks([]))
+    return run_trainer(RunStore(Workspace(arguments.workspace)), name, others=OtherRanks([]))

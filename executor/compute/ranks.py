@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ConfigurationError
+
 PATIENCE = datetime.timedelta(days=7)  # rank 0 may decode for hours; if a rank dies, its parent notices at once
 
 T = TypeVar("T")
@@ -30,6 +32,7 @@ class Ranks:
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank = rank
         self.count = count
+        self._joined = False
 
     @property
     def alone(self) -> bool:
@@ -42,17 +45,36 @@ class Ranks:
         return self.rank == 0
 
     def join(self, device: torch.device) -> None:
-        """Connect to the other ranks that the environment names (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
-        if not self.alone:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=PATIENCE)
+        """Connect to the other ranks that the environment names (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE).
+
+        A process group that is there already is used as it is, and `leave` lets it be.
+
+        Raises: ConfigurationError: this process has another place in that group.
+        """
+        if self.alone:
+            return
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        if dist.is_initialized():
+            self._check_group()
+            return
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
+        self._joined = True
+
+    def _check_group(self) -> None:
+        there = (dist.get_rank(), dist.get_world_size())
+        if there != (self.rank, self.count):
+            raise ConfigurationError(
+                f"This process is rank {self.rank} of {self.count} by its environment (RANK, WORLD_SIZE), but rank "
+                f"{there[0]} of {there[1]} in the process group that is there; make them agree."
+            )
 
     def leave(self) -> None:
         """Disconnect from the other ranks."""
-        if not self.alone and dist.is_initialized():
+        if self._joined:
             dist.destroy_process_group()
+            self._joined = False
 
     def share(self, count: int, rank: int | None = None) -> slice:
         """Return which of `count` items belong to a rank, by default this one: as even as can be, possibly none."""

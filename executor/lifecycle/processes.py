@@ -1,17 +1,20 @@
 """Starts trainer processes, one of them in advance, because the imports take longer than many runs.
 
-The process started in advance waits for the name of its run on its standard input.
+The process started in advance waits for the name of its run on its standard input. Where another command trains, the
+trainer process is one that looks after that command: `worker/elsewhere.py`.
 """
 
 import contextlib
+import signal
 import subprocess
 import time
 
 import psutil
 
+from ..store.job import job_of
 from ..store.run import Run
 from ..store.workspace import Workspace
-from ..worker.command import end_process, is_trainer_of, start_process
+from ..worker.command import end_process, is_trainer_of, on_workspace, start_process
 from .watchdog import is_stopped
 
 END_SECONDS = 10.0
@@ -23,10 +26,25 @@ class TrainerProcesses:
     Args:
         nice: the niceness of the trainers. yields: whether they compute only when no other process wants to.
         standby_seconds: how long a process started in advance waits for a run; 0: start none in advance.
+        command: what trains in place of a process of this machine, and `jobs` the directory for its folders.
+
+    Attributes: cancel_by: the signal that ends the trainer of a run that was cancelled.
     """
 
-    def __init__(self, workspace: Workspace, *, nice: int, yields: bool, standby_seconds: float) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        nice: int,
+        yields: bool,
+        standby_seconds: float,
+        command: str | None = None,
+        jobs: str | None = None,
+    ) -> None:
         self._workspace = workspace
+        self._command = command
+        self._jobs = jobs
+        self.cancel_by = signal.SIGKILL if command is None else signal.SIGTERM  # it must end the command, too
         self._priority = ("--nice", str(nice), *(["--yields"] if yields else []))
         self._standby_seconds = standby_seconds
         self._standby: subprocess.Popen[bytes] | None = None
@@ -45,8 +63,19 @@ class TrainerProcesses:
                     pass
             end_process(waiting)
         with open(self._workspace.log_file(run.name), "ab") as log:
-            arguments = (*self._priority, f"--run={run.name}", "--tied")  # a name may begin with a dash
-            return start_process("train", self._workspace.root, *arguments, output=log)
+            return start_process(*self._kind(), *self._priority, f"--run={run.name}", "--tied", output=log)
+
+    def _kind(self) -> tuple[str, ...]:
+        """The command of ours that trains, and its arguments for any run."""
+        here = on_workspace(self._workspace.root)
+        if self._command is None:
+            return "train", *here
+        jobs = [f"--train-jobs={self._jobs}"] if self._jobs is not None else []
+        return "elsewhere", *here, f"--train-command={self._command}", *jobs
+
+    def forget(self, run: Run) -> None:
+        """Remove the folder of a run's job, if it had one. The run has ended."""
+        job_of(self._workspace, run, self._jobs).remove()
 
     def end_leftovers(self) -> None:
         """End the trainers of an earlier service. They die with it by themselves, unless they were stopped.
@@ -61,8 +90,9 @@ class TrainerProcesses:
 
     def prepare(self) -> None:
         """Start a process in advance, unless one is waiting."""
-        if self._standby_seconds and self._standby is None:
-            self._standby = start_process("standby", self._workspace.root, *self._priority, output=subprocess.DEVNULL)
+        if self._standby_seconds and self._standby is None and self._command is None:
+            here = on_workspace(self._workspace.root)
+            self._standby = start_process("standby", *here, *self._priority, output=subprocess.DEVNULL)
             self._since = time.monotonic()
 
     def expire(self) -> None:

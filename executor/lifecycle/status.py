@@ -41,6 +41,7 @@ def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]
         promoted=promoted == run.name,
         model=promoted,
         space=progress.space,
+        index_plan=progress.index_plan,
         verdict=run.verdict,
         warnings=progress.warnings,
         error=run.error,

@@ -36,6 +36,8 @@ class Supervisor:
         trainers: starts trainer processes.
         promote: serves the model of a run; gets its name. The run is called succeeded only after that.
         wake: others set it when there is something to do before the next tick.
+        judged: is told what became of the model of each run that succeeds: `promoted`, `kept` (the served one was) or
+            `failed`.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Supervisor:
         *,
         promote: Callable[[str], None],
         wake: threading.Event,
+        judged: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         self._store = store
         self._receiver = receiver
         self._trainers = trainers
         self._promote = promote
         self._wake = wake
+        self._judged = judged
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,6 +76,11 @@ class Supervisor:
             self._store.event(run.name, "resumed", f"the service was started again; it goes on from step {step}")
         self._thread.start()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread looks after the runs."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End the thread, then the trainer. The trainer gets `STOP_SECONDS` to write a checkpoint."""
         self._stopping.set()
@@ -87,14 +96,17 @@ class Supervisor:
             if not self._store.get(run).state.ended:
                 self._store.advance(run, RunState.CANCELLED)
             if self._process_is_for(run):
-                self._end_trainer(signal.SIGKILL)
+                self._end_trainer(self._trainers.cancel_by)
             self._receiver.release(run)
-            if self._store.get(run).state is RunState.CANCELLED:
+            if (ended := self._store.get(run)).state is RunState.CANCELLED:
+                self._trainers.forget(ended)
                 self._store.workspace.prune(run, keep_checkpoints=False)
 
     def delete(self, run: str) -> None:
         """Delete a run that has ended. A new run with its name inherits nothing. Raises: as `RunStore.delete`."""
         with self._lock:
+            if (found := self._store.get(run)).state.ended:
+                self._trainers.forget(found)  # mostly it is gone already
             self._receiver.delete(run)
             self._fruitless.pop(run, None)
             self._warmed.discard(run)
@@ -213,11 +225,13 @@ class Supervisor:
             failure = self._tries.make(lambda: self._promote(run.name))
         words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
         ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
+        self._judged("failed" if failure else "promoted" if wanted else "kept")
         self._tries.reset()
         self._finish(ended)
 
     def _finish(self, run: Run) -> None:
         """Do what is left to do for a run that has succeeded."""
+        self._trainers.forget(run)
         self._store.workspace.prune(run.name, keep_checkpoints=False)
         promoted = self._store.promoted() == run.name
         if failure := self._tries.make(lambda: settle(self._store, run, promoted=promoted)):
@@ -249,6 +263,7 @@ class Supervisor:
 
     def _fail(self, run: Run, error: str) -> None:
         self._store.advance(run.name, RunState.FAILED, error=error)
+        self._trainers.forget(run)
         self._store.workspace.prune(run.name, keep_checkpoints=True)
 
     def _end_of_log(self, name: str) -> list[str]:

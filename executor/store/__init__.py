@@ -6,12 +6,14 @@ runs.py        the runs of a workspace: states, progress, quarantine, events, wh
 database.py    a SQLite file of a workspace: schema, transactions, readable errors
 feedback.py    what users said of documents: sessions and labels, the latest word of each id
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
-budget.py      the automatic runs, and what each has taken of their shared budget of false promotions
 proof_documents.py  the documents that prove the model of a run
+budget.py      the automatic runs, and what each has taken of their shared budget of false promotions
 spool_rows.py  one document as a row of it, and what makes two documents the same
 spool_file.py  the SQLite file under it
 connections.py its connections, which survive threads and forks and are few
 sqlite.py      the one way to open a SQLite file
+job.py         the folder of a run that another command trains: plain files, no SQLite file that is shared
+job_store.py   the store of a process that trains in such a folder
 published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder
 lock.py        one service per workspace

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +65,7 @@ class Progress:
     served: str | None = None  # the version that was served when the tuned model was measured
     warnings: list[str] = field(default_factory=list)
     space: str | None = None  # of the embeddings of the tuned model
+    index_plan: dict[str, Any] = field(default_factory=dict)  # what to do with an index; empty without a proof
     verdict: str | None = None
     error: str | None = None
     device: str | None = None

@@ -314,6 +314,13 @@ class RunStore:
             sql = f"{sql} AND spooled = {int(spooled)}"
         return int(self._database.rows(sql, *arguments)[0][0])
 
+    def problem_rows(self, name: str) -> list[tuple[str, str, str, str, bool]]:
+        """All quarantined documents of a run, each (split, place, id, reason, whether it is in the spool)."""
+        rows = self._database.rows(
+            "SELECT split, place, document, reason, spooled FROM problems WHERE run = ? ORDER BY number", name
+        )
+        return [(split, place, document, reason, bool(spooled)) for split, place, document, reason, spooled in rows]
+
     def is_quarantined(self, name: str, split: str, place: str) -> bool:
         """Whether a document is noted as one that cannot be used."""
         query = "SELECT 1 FROM problems WHERE run = ? AND split = ? AND place = ?"
@@ -325,6 +332,14 @@ class RunStore:
         """Append an event to the history of a run."""
         with self._database.transaction() as db:
             self._append_event(db, name, kind, message)
+
+    def take_events(self, name: str, events: Iterable[tuple[str, str, str]]) -> None:
+        """Append events of another store, each (time, kind, message), unless they were taken before."""
+        with self._database.transaction() as db:
+            known = {tuple(row) for row in db.execute("SELECT at, kind, message FROM events WHERE run = ?", (name,))}
+            for at, kind, message in events:
+                if (at, kind, brief(message, MAX_MESSAGE)) not in known:
+                    self._append_event(db, name, kind, message, at=at)
 
     def events(self, name: str, after: int = 0, limit: int = 100) -> list[tuple[int, str, str, str]]:
         """The history of a run, oldest first, each `(number, time, kind, message)`, numbered from 1.
@@ -340,11 +355,13 @@ class RunStore:
         """How many events a run has: the number of the latest."""
         return int(self._database.rows("SELECT COALESCE(MAX(number), 0) FROM events WHERE run = ?", name)[0][0])
 
-    def _append_event(self, db: sqlite3.Connection, name: str, kind: str, message: str) -> None:
+    def _append_event(
+        self, db: sqlite3.Connection, name: str, kind: str, message: str, *, at: str | None = None
+    ) -> None:
         db.execute(
             "INSERT INTO events (run, number, at, kind, message) "
             "SELECT ?, COALESCE(MAX(number), 0) + 1, ?, ?, ? FROM events WHERE run = ?",
-            (name, now(), kind, brief(message, MAX_MESSAGE), name),
+            (name, at or now(), kind, brief(message, MAX_MESSAGE), name),
         )
 
     # the promoted version -----------------------------------------------------------------------------------------

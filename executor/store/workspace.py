@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ..errors import WorkspaceError
 from .files import remove_leftovers, sync
 
 _RESERVE_BYTES = 2 << 20
+KEPT_CHECKPOINTS = 2  # the newest, and one more in case it is damaged
+_PROBE_BYTES = 64 << 10
 
 
 class Workspace:
@@ -68,6 +71,10 @@ class Workspace:
         """The checkpoints of one run: one folder each, named after the number of steps done."""
         return self.run_folder(name) / "checkpoints"
 
+    def image_folder(self, name: str) -> Path:
+        """The decoded images of one run, until it ends."""
+        return self.run_folder(name) / "images"
+
     def checkpoints(self, name: str) -> list[Path]:
         """The existing checkpoints of one run, newest first."""
         return newest_first(self.checkpoint_folder(name))
@@ -83,17 +90,18 @@ class Workspace:
 
     def disk_bytes(self, name: str) -> int:
         """How much disk the folder of one run takes, in bytes; holes in its files do not count."""
-        taken, folders = 0, [self.run_folder(name)]
-        while folders:
-            try:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(Path(entry.path))
-                        taken += entry.stat(follow_symlinks=False).st_blocks * 512
-            except FileNotFoundError:  # the trainer may rename or remove folders meanwhile
-                continue
-        return taken
+        return _disk_bytes(self.run_folder(name))
+
+    def total_bytes(self) -> int:
+        """How much disk the workspace takes, in bytes."""
+        return _disk_bytes(self.root)
+
+    def try_to_write(self) -> None:
+        """Write a little and remove it. Raises: OSError: the disk is full, read-only or broken."""
+        with tempfile.TemporaryFile(dir=self.root) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
 
     def check_database(self) -> None:
         """Raise WorkspaceError if the database of the runs is gone and their folders are not.
@@ -162,6 +170,20 @@ class Workspace:
             os.rename(source, target)
             sync(target.parent)
             sync(source.parent)
+
+
+def _disk_bytes(folder: Path) -> int:
+    taken, folders = 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+                    taken += entry.stat(follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:  # the trainer may rename or remove folders meanwhile
+            continue
+    return taken
 
 
 def newest_first(folder: Path) -> list[Path]:

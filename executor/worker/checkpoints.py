@@ -19,10 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..store.files import publish_folder, unwritable
-from ..store.workspace import newest_first
+from ..store.workspace import KEPT_CHECKPOINTS, newest_first
 from ..training.state import TrainState
 
-KEPT = 2  # the newest, and one more in case it is damaged
 _TENSORS = "tensors.safetensors"
 _STATE = "state.json"
 _log = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
         publish_folder(folder / f"{done:010d}", write)
     except (OSError, SafetensorError) as error:
         raise unwritable("the checkpoint", folder, error) from error
-    for old in newest_first(folder)[KEPT:]:
+    for old in newest_first(folder)[KEPT_CHECKPOINTS:]:
         shutil.rmtree(old)
 
 

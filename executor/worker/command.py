@@ -6,6 +6,7 @@ trainer.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,16 +25,16 @@ SPIN_BRIEFLY = {"GOMP_SPINCOUNT": "10000"}
 # The threads of numpy's and scipy's library wait in the same way, and cannot be told to give way: on two busy cores a
 # trainer that yields spent minutes in a decomposition that takes a third of a second. Torch has threads of its own.
 ONE_THREAD_IN_NUMPY = {"OPENBLAS_NUM_THREADS": "1"}
+_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)KEY", re.IGNORECASE)
 
 
 def start_process(
     command: str,
-    workspace: Path,
     *arguments: str,
     output: int | IO[bytes] | None = None,
     environment: dict[str, str] | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start `python -m executor COMMAND` on a workspace. It does not need the token, and does not get it.
+    """Start `python -m executor COMMAND`. It does not need the token, and does not get it.
 
     Args:
         output: where it prints; by default, where this process prints.
@@ -41,13 +42,23 @@ def start_process(
     """
     inherited = {name: value for name, value in os.environ.items() if name != TOKEN_VARIABLE}
     return subprocess.Popen(
-        [sys.executable, "-m", PACKAGE.name, command, "--workspace", str(workspace.resolve()), *arguments],
+        [sys.executable, "-m", PACKAGE.name, command, *arguments],
         cwd=PACKAGE.parent,
         env=SPIN_BRIEFLY | ONE_THREAD_IN_NUMPY | inherited | (environment or {}),
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,
     )
+
+
+def on_workspace(workspace: Path) -> tuple[str, str]:
+    """Return the arguments that name a workspace."""
+    return "--workspace", str(workspace.resolve())
+
+
+def public_environment() -> dict[str, str]:
+    """Return this process's environment without what looks like a secret, for a program that is not ours."""
+    return {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
 
 
 def is_trainer_of(process: psutil.Process, workspace: Path) -> bool:

@@ -13,11 +13,8 @@ import socket
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 from ..store.run import TrainerExit
-from ..store.runs import RunStore
-from ..store.workspace import Workspace
 from .command import start_process
 
 GRACE_SECONDS = 5.0  # the time that the failure of one rank takes to reach the others
@@ -27,17 +24,14 @@ _HARMLESS = (None, TrainerExit.SUCCEEDED, TrainerExit.INTERRUPTED)
 _log = logging.getLogger(__name__)
 
 
-def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
+def start_other_ranks(count: int, *arguments: str) -> "OtherRanks":
     """Start one process for each further device of a run, and make this process rank 0.
 
-    Start nothing if the run has one device, or if a launcher started this process as one of several.
+    Start nothing if a launcher started this process as one of several.
+
+    Args: count: how many devices the run has. arguments: those of the command `train` that name the run.
     """
-    if "RANK" in os.environ:
-        return OtherRanks([])
-    store = RunStore(Workspace(workspace))
-    count = store.get(run).ranks
-    store.close()
-    if count == 1:
+    if count == 1 or "RANK" in os.environ:
         return OtherRanks([])
     # A port that is bound but not listened to stays ours. A rank that connects too early is refused, and tries again.
     port = socket.socket()
@@ -52,9 +46,7 @@ def start_other_ranks(workspace: Path, run: str) -> "OtherRanks":
         "GLOO_SOCKET_IFNAME": "lo",
     }
     processes = [
-        start_process(
-            "train", workspace, f"--run={run}", "--tied", environment={"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        )
+        start_process("train", *arguments, "--tied", environment={"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(1, count)
     ]
     return OtherRanks(processes, port)

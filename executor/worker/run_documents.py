@@ -75,7 +75,7 @@ class RunDocuments:
         cache = None
         if self._configuration.preprocess_fn is None:  # another function may return something else each time
             size = model.preprocessing.size
-            path = self._store.workspace.run_folder(self._run.name) / "images" / f"{split}-{size}"
+            path = self._store.workspace.image_folder(self._run.name) / f"{split}-{size}"
             cache = ImageCache(size, path, max_bytes=self._configuration.max_cache_bytes, warn=self._warn)
         return Decoded(
             split,
@@ -184,6 +184,10 @@ class RunDocuments:
             same_content=self._train.cache is not None,
             augment=self._augmentation(kind),
         )
+
+    def trained_items(self, task: Task, device: torch.device, batch: int) -> EvalSet:
+        """The items that were trained on, to be embedded by several models."""
+        return EvalSet(task.dataset, task.items, device=device, cache=task.cache, batch=batch, ranks=self._ranks)
 
     def _with_hard_negatives(self, dataset: SessionDataset, train: EvalSet) -> tuple[SessionDataset, np.ndarray]:
         """Return the dataset with further negatives, and the items to train on. A resumed run finds the same ones."""

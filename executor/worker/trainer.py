@@ -1,4 +1,4 @@
-"""The trainer process: `python -m executor train --workspace FOLDER --run NAME`.
+"""The trainer process: `python -m executor train --workspace FOLDER --run NAME`, or `--job FOLDER` elsewhere.
 
 It starts while its run is still receiving. It loads the model, decodes the documents that have arrived, and begins to
 train when the service has moved the run to `training`. It writes progress, checkpoints and the model. The service then
@@ -29,7 +29,6 @@ from ..models.versions import ensure_base
 from ..store.files import is_full, unwritable
 from ..store.run import KILLED_FOR_MEMORY, TrainerExit
 from ..store.runs import RunStore
-from ..store.workspace import Workspace
 from ..training.features import Filling
 from ..training.loop import Interrupted, Meter, Step
 from ..training.micro_batch import TOO_LITTLE_MEMORY, MicroBatch
@@ -54,12 +53,11 @@ EPOCH_SECONDS = 5.0  # shorter epochs share a checkpoint; lost epochs are traine
 _log = logging.getLogger(__name__)
 
 
-def main(workspace: Path, name: str, *, others: OtherRanks) -> int:
+def main(store: RunStore, name: str, *, others: OtherRanks) -> int:
     """Train one run and return the exit code. Args: others: the ranks this process has started."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     silence_libtiff()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but the service says when to stop
-    store = RunStore(Workspace(workspace))
     trainer = Trainer(store, name, ranks_of_environment(), others)
     signal.signal(signal.SIGTERM, lambda *_: trainer.interrupt())
     try:

@@ -1,0 +1,129 @@
+"""Train one run as a Kubernetes Job: `launch.py FOLDER RUN`, run in the writer's pod as its `train_command`.
+
+It makes the Job of `job.yaml`, which lies beside it, through the API server, waits until that has ended, and deletes it
+when it is told to end itself. It may do so by the writer's service account. Exit code 0: the Job is complete.
+"""
+
+import json
+import os
+import re
+import signal
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ACCOUNT = Path(os.environ.get("SERVICE_ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
+POLL_SECONDS = 2.0
+PATIENCE_SECONDS = 300.0  # with an API server that does not answer: an upgrade of it takes minutes
+
+
+class Cluster:
+    """The API server, as far as this program uses it."""
+
+    def __init__(self) -> None:
+        host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+        self._context = ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
+        self._url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        self._namespace = (ACCOUNT / "namespace").read_text().strip()
+
+    def image(self) -> str:
+        """The image of this pod: the trainers run the same release."""
+        pod = self._call("GET", f"api/v1/namespaces/{self._namespace}/pods/{os.environ['HOSTNAME']}")
+        return str(pod["spec"]["containers"][0]["image"])
+
+    def create(self, job: dict[str, Any]) -> None:
+        self._call("POST", self._jobs(), job)
+
+    def status(self, name: str) -> dict[str, Any]:
+        """The conditions of a Job that are true, each with its message."""
+        status = self._call("GET", f"{self._jobs()}/{name}").get("status", {})
+        true = [each for each in status.get("conditions") or () if each["status"] == "True"]
+        return {each["type"]: each.get("message", "") for each in true}
+
+    def delete(self, name: str) -> None:
+        try:
+            self._call("DELETE", f"{self._jobs()}/{name}?propagationPolicy=Background")
+        except urllib.error.HTTPError as error:
+            if error.code != 404:
+                raise
+
+    def _jobs(self) -> str:
+        return f"apis/batch/v1/namespaces/{self._namespace}/jobs"
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        token = (ACCOUNT / "token").read_text().strip()  # read anew: it is renewed every hour
+        content = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self._url}/{path}", content, headers, method=method)
+        with urllib.request.urlopen(request, context=self._context, timeout=30) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def job_for(folder: str, run: str, image: str) -> dict[str, Any]:
+    """Return the Job of a run. Each attempt has a name of its own: the Job of an earlier one may be ending still."""
+    job: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "job.yaml").read_text())
+    plain = re.sub(r"[^a-z0-9]+", "-", run.lower())[:30].strip("-")
+    name = f"finetuner-{plain}-{uuid.uuid4().hex[:8]}".replace("--", "-")
+    job["metadata"]["name"] = name
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    container["image"] = image
+    values = {"JOB_NAME": name, "JOB_FOLDER": folder}
+    for variable in container["env"]:
+        variable["value"] = values.get(variable["name"], variable["value"])
+    return job
+
+
+def wait(cluster: Cluster, name: str) -> int:
+    """Wait until a Job has ended and return the exit code."""
+    answered = time.monotonic()
+    while True:
+        try:
+            conditions = cluster.status(name)
+            answered = time.monotonic()
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                print(f"The Job {name} is gone: somebody has deleted it.")
+                return 1
+            if error.code < 500:
+                raise
+            conditions = {}
+        except OSError as error:
+            if time.monotonic() - answered > PATIENCE_SECONDS:
+                raise
+            print(f"The API server does not answer: {error}", flush=True)
+            conditions = {}
+        if "Complete" in conditions:
+            return 0
+        if "Failed" in conditions:
+            print(f"The Job {name} has failed: {conditions['Failed']} See the logs of its pods.")
+            return 1
+        time.sleep(POLL_SECONDS)
+
+
+def main() -> int:
+    folder, run = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    cluster = Cluster()
+    job = job_for(folder, run, cluster.image())
+    name = job["metadata"]["name"]
+    code = 1
+    try:
+        cluster.create(job)
+        print(f"Made the Job {name}", flush=True)
+        code = wait(cluster, name)
+    finally:
+        if code:  # else it is kept for its logs, for as long as ttlSecondsAfterFinished says
+            cluster.delete(name)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
