@@ -118,14 +118,19 @@ def test_a_caller_s_mistake_is_a_4xx_with_one_sentence(door, path, parameters, s
     assert_plain(detail(door.post(path, **parameters), status), words)
 
 
+def test_an_integer_beyond_64_bits_is_not_taken_for_another(door):
+    answer = door.post("/embed", [{"uri": URI, "tags": {"a": [2**70]}}])
+    assert_plain(detail(answer, 400), "An integer in tags is larger than", "send it as text")
+
+
 def test_nan_which_is_no_json_is_taken_where_clients_write_it_and_its_document_is_refused(door):
     bad, good = door.send(
         "/embed",
-        json.dumps({"data": [{"blob": [[float("nan")]]}, {"uri": URI, "tags": {"n": 2**200}}]}),
+        json.dumps({"data": [{"blob": [[float("nan")]]}, {"uri": URI, "tags": {"n": 1e30}}]}),
         "application/json",
     ).json()["data"]
     assert "nan" in bad["tags"]["finetuner_error"]
-    assert (len(good["embedding"]), good["tags"]["n"]) == (DIM, float(2**200))
+    assert (len(good["embedding"]), good["tags"]["n"]) == (DIM, 1e30)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from ..docarray_private import LARGEST_INTEGER
 from ..documents import LABEL_TAG
 from ..errors import BadDocument, BadRequest, LimitExceeded, WrongType
 from .bounds import Body
@@ -64,8 +65,33 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
 
 async def _call_of_text(text: bytes) -> Call:
     if len(text) < LARGE:
-        return call_of(loads(text, "The body"))
-    return await asyncio.to_thread(lambda: call_of(loads(text, "The body")))  # the loop answers others meanwhile
+        return _exact_call(text)
+    return await asyncio.to_thread(_exact_call, text)  # the loop answers others meanwhile
+
+
+def _exact_call(text: bytes) -> Call:
+    call = call_of(loads(text, "The body"))
+    _check_integers(text, call.docs)
+    return call
+
+
+def _check_integers(text: bytes, docs: list[Picture]) -> None:
+    """Raise BadRequest if tags have an integer beyond 64 bits, which orjson has turned into a float."""
+    if any(_enormous(part.tags) for doc in docs for part in (doc, *doc.matches)):
+        json.loads(text, parse_int=_within)
+
+
+def _enormous(value: Any) -> bool:
+    if isinstance(value, float):
+        return abs(value) >= 2**63
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(_enormous(each) for each in inner)
+
+
+def _within(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise BadRequest(f"An integer in tags is larger than {LARGEST_INTEGER:.4g}; send it as text.")
+    return int(digits)
 
 
 def loads(text: bytes, what: str) -> Any:
@@ -129,6 +155,7 @@ async def lines(body: Body, *, kept: bool = True) -> AsyncIterator[list[Picture]
             continue
         try:
             doc = picture_of(loads(line, "It"), "it")
+            _check_integers(line, [doc])
         except BadDocument as error:
             if part:
                 yield part
