@@ -271,8 +271,8 @@ os.environ["JOB"] = job
 def node():
     return subprocess.Popen([
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
-        f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=one", "--max-restarts=3",
-        "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3", "-m", "executor", "train", "--job", job,
+        f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=one", "--max-restarts=9",
+        "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=10", "-m", "executor", "train", "--job", job,
     ])
 
 first = node()
