@@ -20,6 +20,7 @@ from executor.serving.inference import (
     is_light,
     sample_images,
     torch_threads,
+    way_of,
 )
 from executor.training.precision import computes_in_bf16
 
@@ -52,6 +53,24 @@ def test_a_network_embeds_alike_in_bf16_and_no_image_depends_on_its_neighbours(m
 
 def test_a_network_that_loses_too_much_in_bf16_serves_in_fp32() -> None:
     assert not agrees_and_is_faster(Cancelling(), sample_images(16), CPU)
+
+
+@in_hardware
+@pytest.mark.parametrize("like", ["graph", "bf16", "fp32"])
+def test_another_version_of_a_network_is_served_like_the_first(
+    like: str, model: EmbeddingModel, tmp_path: Path
+) -> None:
+    bf16, graph = choose_path(model, 64, CPU, tmp_path, light=True, like=like)
+    assert way_of(bf16, graph) == like == (tmp_path / "serving").read_text()
+
+
+@in_hardware
+@pytest.mark.parametrize("like", ["graph", "bf16"])
+def test_a_version_that_does_not_agree_is_measured(like: str, tmp_path: Path) -> None:
+    model = build_model(ModelConfig(model="small", input_size=16))
+    model.backbone, model.head = Cancelling(), None
+    bf16, graph = choose_path(model, 16, CPU, tmp_path, light=True, like=like)
+    assert (way_of(bf16, graph), (tmp_path / "serving").read_text()) == ("fp32", "fp32")
 
 
 @in_hardware

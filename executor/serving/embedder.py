@@ -57,6 +57,7 @@ class Embedder:
         self.load_error: str | None = None
         self._warming: threading.Thread | None = None
         self._versions: OrderedDict[str, Version] = OrderedDict()
+        self._ways: dict[int, str] = {}  # how versions of a network are served, by a hash of its parameters' shapes
         self._loading = threading.Lock()
         self._waiting: Counter[Hashable] = Counter()  # images of each caller; changed only in the event loop
         self._counted = 0  # of all callers, of each at most `COUNTED_OF_A_CALLER`
@@ -182,14 +183,18 @@ class Embedder:
         from ..compute.device import choose_device
         from ..loading.content import make_preprocess
         from ..models.saving import space_of
-        from .inference import choose_path, is_light
+        from .inference import choose_path, is_light, way_of
 
         device = choose_device(self._options)
         model = self._source.load(name).to(device).eval()
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
         size, folder = model.preprocessing.size, self._source.folder(name)
         light = not plain and is_light(model, size, device)
-        bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light)
+        network = hash((size, *((each, value.shape) for each, value in model.named_parameters())))
+        like = self._ways.get(network)
+        bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light, like=like)
+        if not plain:
+            self._ways[network] = way_of(bf16, graph)
         space = space_of(folder)
         return Version(name, space, model, make_preprocess(self._options, model), device, bf16, light, graph)
 

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,13 +40,16 @@ _log = logging.getLogger(__name__)
 
 
 def choose_path(
-    model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, light: bool
+    model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, light: bool, like: str | None = None
 ) -> tuple[bool, torch.jit.ScriptModule | None]:
     """Return whether to serve `model` in bf16, and a graph if that is even faster.
 
     A version is measured once; the choice is kept in its `folder`.
 
-    Args: model: takes images of `size` × `size`. light: the answer of `is_light`.
+    Args:
+        model: takes images of `size` × `size`. light: the answer of `is_light`.
+        like: the way (`way_of`) of another version of the same network on this machine. It is as fast here, so it is
+            taken if it gives the same embeddings here too, and a promotion need not wait until that is measured again.
     """
     if not computes_in_bf16(device):
         return False, None
@@ -54,15 +58,35 @@ def choose_path(
     if kept in ("fp32", "bf16", "graph"):
         return kept in ("bf16", "graph"), _graph_of(model, sample_images(size)) if kept == "graph" else None
     images = sample_images(size)
-    with torch_threads(1 if light else torch.get_num_threads()):
-        bf16 = agrees_and_is_faster(model, images, device)
-        graph = faster_graph(model, images) if bf16 and device.type == "cpu" else None
+    found = _way_like(like, model, images, device)
+    if found is None:
+        with torch_threads(1 if light else torch.get_num_threads()):
+            bf16 = agrees_and_is_faster(model, images, device)
+            found = bf16, faster_graph(model, images) if bf16 and device.type == "cpu" else None
     remove_leftovers(folder)
     try:
-        publish_file(chosen, b"graph" if graph is not None else b"bf16" if bf16 else b"fp32")
+        publish_file(chosen, way_of(*found).encode())
     except OSError as error:  # then the next start measures again
         _log.warning("The precision of %s cannot be kept: %s", folder, error)
-    return bf16, graph
+    return found
+
+
+def way_of(bf16: bool, graph: Any) -> str:
+    """Return the name of a way to serve: `fp32`, `bf16` or `graph`."""
+    return "graph" if graph is not None else "bf16" if bf16 else "fp32"
+
+
+def _way_like(
+    like: str | None, model: EmbeddingModel, images: Tensor, device: torch.device
+) -> tuple[bool, torch.jit.ScriptModule | None] | None:
+    """Return the way called `like` if `model` gives the same embeddings by it, else None."""
+    if like in (None, "fp32"):
+        return None if like is None else (False, None)
+    graph = _graph_of(model, images) if like == "graph" else None
+    if like == "graph" and graph is None:
+        return None
+    embed = _eager(model, device, bf16=True) if graph is None else functools.partial(embed_by_graph, graph)
+    return (True, graph) if _agrees(embed, _eager(model, device), images) else None
 
 
 @torch.inference_mode()
