@@ -6,6 +6,10 @@ Measured: images per second, and p50 and p99 of the latency of a request. One as
 requests with one image, 1, 8 and 32 at a time, and requests with 100 images, one at a time. Images are JPEG buffers of
 640×480 or 224×224 uint8 blobs.
 
+The same images go to our own HTTP door, one as a raw body and a hundred as JSON, by a client that costs little; and to
+that door with nothing behind it. Its limit is what decoding, the fastest admitted forward, and the way there (the
+no-op's and the client's processor time) allow on all cores together.
+
 The limit is the bare model: its forward pass on batches in memory, in evaluation mode, with the same number of threads.
 The cost of Jina is the round trip to an Executor that does nothing. The peer is an Executor as people usually write it:
 it decodes and embeds one document after the other, with the same model and image loading.
@@ -18,9 +22,11 @@ cell.
 
 import contextlib
 import os
+import socket
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +36,30 @@ from docarray import DocList
 from jina import Client
 
 from benchmarks.clients import ClientProcess
-from benchmarks.common import median, options, print_headline, print_machine, print_table, seconds_of, write_jpegs
+from benchmarks.common import (
+    jpeg,
+    median,
+    options,
+    print_headline,
+    print_machine,
+    print_table,
+    seconds_of,
+    textured,
+    write_jpegs,
+)
+from benchmarks.door_noop import ServedNoOp
+from benchmarks.door_noop import served as served_noop
+from benchmarks.http_clients import client as http_client
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
+from executor.loading.batches import collate
+from executor.loading.forward import embed_batches
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
+from executor.parameters import parse_executor_options
+from executor.serving.embedder import Embedder
+from executor.serving.inference import embed_by_graph
+from executor.store.workspace import Workspace
 
 CLASSES = 16
 SIZES = {"small": 128, "default": 160}
@@ -170,6 +195,64 @@ def measure_training(
     return cells, trained
 
 
+def arithmetic(workspace: Path, model: str, size: int) -> tuple[float, int]:
+    """Return the processor seconds an image that decoding and the fastest admitted forward take, and the dimensions."""
+    options = parse_executor_options({"model": model, "input_size": size, "allowed_roots": [str(workspace)]})
+    embedder = Embedder(Workspace(workspace), options, lambda: "base")
+    version = embedder.version("base")
+    docs = [Document(buffer=jpeg(textured(number % CLASSES, number))) for number in range(BATCH)]
+    decoded: list[Any] = []
+    decoding = cpu_of(lambda: decoded.extend(version.preprocess(doc) for doc in docs)) / BATCH
+    inputs = collate(decoded[:BATCH])
+
+    def forward() -> np.ndarray:
+        if version.graph is not None:
+            return embed_by_graph(version.graph, inputs)
+        return embed_batches(version.model, [inputs], version.device, bf16=version.bf16)
+
+    dimensions = int(forward().shape[1])
+    taken = min(cpu_of(forward) for _ in range(3)) / BATCH
+    embedder.close()
+    return decoding + taken, dimensions
+
+
+def cpu_of(work: Callable[[], object]) -> float:
+    """Return the processor time of this process that something takes, in seconds."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def measure_door(
+    client: ClientProcess, door: int, noop: ServedNoOp, traffics: list[Traffic], seconds: float, rounds: int
+) -> tuple[Cells, dict[Traffic, float]]:
+    """Measure our door and its no-op in turns; also return the no-op's processor seconds an image, the client's too."""
+    cells: Cells = defaultdict(Cell)
+    taken: dict[Traffic, list[float]] = defaultdict(list)
+    for round_number in range(rounds + 1):
+        for traffic in traffics:
+            window = seconds if round_number else 0.01  # the first round loads the model and connects
+            measured = client.measure(door, **traffic._asdict(), seconds=window)
+            before = noop.cpu()
+            of_noop = client.measure(noop.port, **traffic._asdict(), seconds=window)
+            if round_number:
+                cells["our door", traffic].add(*measured)
+                cells["our door, no-op", traffic].add(*of_noop)
+                images = traffic.images * len(of_noop[1])
+                taken[traffic].append((noop.cpu() - before) / images + client.cpu)
+    return cells, {traffic: median(values) for traffic, values in taken.items()}
+
+
+def print_limits(cells: Cells, computing: float, ways: dict[Traffic, float]) -> None:
+    """Print what our door reaches of what decoding, the forward and the way allow on all cores together."""
+    cores = os.cpu_count() or 1
+    rows = []
+    for traffic, way in ways.items():
+        allowed, cell = cores / (computing + way), cells["our door", traffic]
+        rows.append((str(traffic), median(cell.rates), allowed, median(cell.rates) / allowed, cell.percentile(50)))
+    print_table(("our door", "images/s", "allowed", "of it", "p50 ms"), rows)
+
+
 def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
     """Return a table row for each cell."""
     return [
@@ -211,7 +294,10 @@ def main() -> None:
         files = write_jpegs(folder / "images", images, CLASSES)
         forward: dict[int, list[float]] = defaultdict(list)
         paused: list[float] = []
-        ours = Served("ours", folder, model=model_name, input_size=size, allowed_roots=[str(folder)], **settings)
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            door_port = int(probe.getsockname()[1])
+        settings_of_ours = {"allowed_roots": [str(folder)], "http_port": door_port, **settings}
+        ours = Served("ours", folder, model=model_name, input_size=size, **settings_of_ours)
         targets = {
             "/embed": ours,
             "sequential": Served("sequential", folder, model=model_name, input_size=size),
@@ -229,6 +315,12 @@ def main() -> None:
                 for key, cell in measure_idle(client, targets, traffics, seconds, 1).items():
                     cells[key].rates += cell.rates
                     cells[key].latencies += cell.latencies
+            computing, dimensions = arithmetic(folder / "limit", model_name, size)
+            noop = running.enter_context(served_noop(dimensions))
+            over_http = running.enter_context(http_client())
+            jpegs = [traffic for traffic in traffics if traffic.form == "jpeg"]  # arrays as JSON are no way to send one
+            at_door, ways = measure_door(over_http, door_port, noop, jpegs, seconds, rounds)
+            cells |= at_door
             trainer = Trainer(ours.port, files)
             busy, trained = measure_training(client, ours, trainer, traffics, seconds, rounds)
             trainer.cancel()
@@ -240,6 +332,7 @@ def main() -> None:
     print(f"Options: {settings or 'the defaults'}; windows of {seconds} s, {rounds} rounds\n")
     columns = ("traffic", "target", "images/s", "of the bare forward", "p50 ms", "p99 ms")
     print_table(columns, rows_of(cells | busy, limit))
+    print_limits(cells, computing, ways)
     alone = median(trained["no traffic"])
     rows = [(traffic, median(values), median(values) / alone) for traffic, values in trained.items()]
     print_table(("the trainer beside", "images/s", "of that without traffic"), rows)

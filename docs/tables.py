@@ -4,6 +4,7 @@ A table stands between `<!-- table: CLASS -->`, or `<!-- table: CLASS NAME NAME 
 `<!-- end -->`. Instead of a class it may be one of `OTHERS`. A test says when one is out of date.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,13 @@ def values(schema: dict[str, Any]) -> str:
     """What a parameter accepts, in words."""
     if "anyOf" in schema:
         return " or ".join(values(each) for each in schema["anyOf"] if each.get("type") != "null")
+    if "allOf" in schema:
+        return values(schema["allOf"][0])
     if "const" in schema:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
-    return TYPES[schema["type"]]
+    return TYPES[schema.get("type", "object")]  # a reference is to a model of its own
 
 
 def shown(default: Any) -> str:
@@ -91,6 +94,8 @@ def shown(default: Any) -> str:
         return ""
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
+    if isinstance(default, BaseModel):
+        return f"`{json.dumps(default.model_dump())}`"
     if isinstance(default, (int, float)):
         return f"{default:,}"
     return f"`{default}`"

@@ -16,8 +16,17 @@ from .images.reading import load_uri_to_image_blob
 from .loading.augmentation import Augmentation, default_augmentation
 from .loading.batches import collate, is_image
 from .loading.content import fit_to_model, item_content
-from .loading.datasets import NO_DOCUMENTS, CollateFn, Dataset, InstanceDataset, PreprocessFn, make_dataset
+from .loading.datasets import (
+    NO_DOCUMENTS,
+    CollateFn,
+    Dataset,
+    InstanceDataset,
+    PreprocessFn,
+    SessionDataset,
+    make_dataset,
+)
 from .loading.forward import embed_batches
+from .loading.hard_negatives import HarderSessions, find_hard_negatives
 from .models.model import EmbeddingModel
 from .parameters import ExecutorOptions, TrainingOptions, parse
 from .store.spool import DocumentArrayMemmap
@@ -26,7 +35,8 @@ from .training.parts import prepare_model
 from .training.progress_bar import ProgressBar
 from .training.recipe import Task, fine_tune
 
-SERVICE_OPTIONS = {"base", "embedding_dim", "promote", "promote_by"}  # callers of `fit` do these things themselves
+# Callers of `fit` do these things themselves.
+SERVICE_OPTIONS = {"base", "documents_from", "embedding_dim", "feedback", "promote", "promote_by"}
 
 
 def fit(
@@ -79,6 +89,10 @@ def fit(
         items, choose_set = parts.train, EvalSet(dataset, parts.choose, device=where)
     elif len(parts.proof):
         items = np.setdiff1d(items, parts.proof)
+    if wanted.hard_negatives and isinstance(dataset, SessionDataset):
+        embeddings = EvalSet(dataset, items, device=where).embed(model)
+        harder = HarderSessions(dataset, *find_hard_negatives(dataset, items, embeddings, wanted.hard_negatives))
+        items, dataset = np.concatenate([items, np.arange(len(dataset), len(harder))]), harder
     task = Task(
         dataset=dataset,
         items=items,

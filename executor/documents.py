@@ -25,7 +25,11 @@ _DEEPEST = 100  # levels of tags; deeper ones cannot be sent or stored
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
 SPACE_TAG = "finetuner_space"  # embeddings of equal spaces may be compared, others not
+MAPPED_TAG = "finetuner_mapped_from"  # the space that a mapped embedding came from
 ERROR_TAG = "finetuner_error"
+WITHDRAWN_TAG = "finetuner_withdrawn"  # in `/feedback`: true takes back what was said under this id
+SOURCE_TAG = "finetuner_source"  # `feedback`, on documents that came in by `/feedback`
+REASON_TAG = "finetuner_reason"  # why `/suggest` suggests a document
 GROUP_TAG = "finetuner_group"  # documents of one group never prove what others of it have taught
 
 _BESIDE = {"label", "labels", "class", "category", "target"}  # where people put a label by mistake
@@ -70,7 +74,7 @@ class Match(BaseDoc):
         buffer: The encoded image file (JPEG, PNG, WebP, …).
         text: Content for a custom `preprocess_fn`.
         tags: Any values; `tags['finetuner_label']` is the label.
-        embedding: float32, shape (D,).
+        embedding: float32, shape (D,); int8, or uint8 with eight bits each, if that was asked for.
     """
 
     uri: Optional[str] = None
@@ -204,12 +208,18 @@ class RunStatus(BaseDoc):
         promoted: Whether this run's model is the one now served.
         model: The version now served: `base` or a run's name.
         space: What the embeddings of the run's own model have as `tags['finetuner_space']`; None: it has no model yet.
+        index_plan: What to do with an index of the vectors of the version `from`, which was served when the model was
+            measured: the mAP@R of `nothing`, `map queries`, `map index` and `embed anew`, each [mean, low, high], and
+            the `advice`. A way that is impossible has an empty list. All is empty without a proof.
         verdict: Why the model was promoted or not, in words.
         warnings: What a person should know before trusting the model, most important first.
         error: Why the run failed.
         attempts: How often a trainer was started for it.
         disk_bytes: How much disk the run's folder takes: documents, images, checkpoints, model, report. A whole number,
             but a float, because docarray's integers end at 2 GiB.
+        sources: How many train documents came from elsewhere than `/fit`: `feedback`, or the name of an earlier run.
+        automatic: The number of this automatic run among those that were judged; 0: a caller started the run.
+        level: The chance with which this automatic run may be promoted though it is no better.
         events: How many events its history has: `/events` with `after` set to an earlier count returns the new ones.
     """
 
@@ -233,16 +243,51 @@ class RunStatus(BaseDoc):
     promoted: bool = False
     model: str = "base"
     space: Optional[str] = None
+    index_plan: Dict[str, Any] = {}
     verdict: Optional[str] = None
     warnings: List[str] = []
     error: Optional[str] = None
     attempts: int = 0
     device: Optional[str] = None
     disk_bytes: float = 0.0
+    sources: Dict[str, float] = {}
+    automatic: int = 0
+    level: Optional[float] = None
     events: int = 0
     created_at: Optional[str] = None
     started_at: Optional[str] = None
     ended_at: Optional[str] = None
+
+
+class FeedbackStatus(BaseDoc):
+    """What one request of `/feedback` has stored, and what is kept in all. Times are ISO 8601 in UTC.
+
+    Attributes:
+        stored: Documents of this request whose word counts now, withdrawals included.
+        total: Documents kept, withdrawn ones not counted: `sessions` and `labelled` ones.
+        since_last_run: Words that say something new since the last run that was trained on feedback.
+        last_run: That run.
+        skipped: Documents of this request that cannot be used; `problems` lists the first 20 of them.
+        disk_bytes: How much disk the documents take; a whole number, as in `RunStatus`.
+        oldest: When the oldest word that is kept was said.
+        thinned: Documents that were removed so far because `keep_feedback` allows no more or no older ones.
+        next_run: When an automatic run begins, in words.
+        budget_spent: How much of the chance of a false promotion the automatic runs have spent; the budget is 0.025.
+    """
+
+    stored: int = 0
+    total: int = 0
+    since_last_run: int = 0
+    sessions: int = 0
+    labelled: int = 0
+    last_run: Optional[str] = None
+    skipped: int = 0
+    problems: DocList[Problem] = DocList[Problem]()
+    disk_bytes: float = 0.0
+    oldest: Optional[str] = None
+    thinned: int = 0
+    next_run: str = ""
+    budget_spent: float = 0.0
 
 
 class Evaluation(BaseDoc):

@@ -8,9 +8,12 @@ FinetunerError
 ├── NotFound              404
 │   ├── UnknownRun        404
 │   └── UnknownModel      404
+├── ForeignOrigin         403  a page of another site calls our HTTP door
+├── TooSlow               408  the body of a request trickles
 ├── Conflict              409  right call, wrong moment: the run's state forbids it
 │   └── IllegalTransition 409
 ├── LimitExceeded         413  one of the configured limits
+├── WrongType             415  a content type that the route does not take
 ├── Overloaded            429  the embedding queue is full
 ├── BadDocument           422  one document cannot be used; its neighbours can
 │   └── MissingLabel      422  also a KeyError: it names the tag `finetuner_label`
@@ -18,7 +21,7 @@ FinetunerError
 ├── OutOfMemory           500  not even one image at a time fits into memory
 ├── NotReady              503  a reader has no version yet
 ├── WorkspaceError        503  the workspace is held by another service, full, read-only or of another version
-├── Unreachable           503  the service that a command was to call does not answer
+├── Unreachable           503  the service that a command calls, or any executor of a Flow, does not answer
 └── InternalError         500  our fault: the service's log has the traceback
 
 Each message is one or two sentences: what was wrong, and what to do about it.
@@ -75,6 +78,18 @@ class UnknownModel(NotFound):
     """There is no model version with that name."""
 
 
+class ForeignOrigin(FinetunerError):
+    """A page of another site calls, and the operator has not named it."""
+
+    status = 403
+
+
+class TooSlow(FinetunerError):
+    """The body of a request comes too slowly."""
+
+    status = 408
+
+
 class Conflict(FinetunerError):
     """The call is right, but the state of the run forbids it now."""
 
@@ -89,6 +104,12 @@ class LimitExceeded(FinetunerError):
     """A configured limit was reached; the message names the option that raises it."""
 
     status = 413
+
+
+class WrongType(FinetunerError):
+    """The content type of a request is none that the route takes."""
+
+    status = 415
 
 
 class Overloaded(FinetunerError):
@@ -125,7 +146,7 @@ class WorkspaceError(FinetunerError):
 
 
 class Unreachable(FinetunerError):
-    """The service that a command was to call does not answer."""
+    """Nothing answers: the service that a command calls, or the executors of the Flow behind a gateway."""
 
     status = 503
 
@@ -138,3 +159,8 @@ class NotReady(FinetunerError):
 
 class InternalError(FinetunerError):
     """A bug in the service; its log has the traceback."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "InternalError":
+        """Return what a caller is told of an error that is our fault."""
+        return cls(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")

@@ -1,8 +1,9 @@
 """A gateway for a Flow, over any of Jina's protocols, that knows our refusals and our token.
 
-Over HTTP it answers a caller's mistake with the right 4xx instead of Jina's 500, and accepts a body without `data` if
-there are no documents to send. If there is a token, in the environment or in a `token_file`, it asks every client for
-it, over HTTP, websocket and gRPC, and sends it to the executors of the Flow. In Python:
+Over HTTP it has the routes of our own door (see `web/`), over all executors of the Flow: a call is one call however
+many documents it has, and a caller's mistake is the right 4xx instead of Jina's 500. If there is a token, in the
+environment or in a `token_file`, it asks every client for it, over HTTP, websocket and gRPC, and sends it to the
+executors of the Flow. In Python:
 
     Flow(protocol="http").config_gateway(uses=FinetunerGateway).add(uses="config.yml")
 
@@ -18,7 +19,7 @@ Flow with `PYTHONPATH` naming the directory that holds the package (`PYTHONPATH=
 
 import math
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
@@ -26,7 +27,9 @@ from fastapi.exceptions import RequestValidationError
 
 from . import errors
 from .docarray_private import LARGEST_INTEGER
-from .parameters import DEFAULT_MAX_REQUEST_BYTES
+from .flow_room import FlowRoom
+from .parameters import DEFAULT_MAX_REQUEST_BYTES, ExecutorOptions, parse_executor_options
+from .web.app import DoorFirst, make_app
 from .wire.ending import answer_before_the_end
 from .wire.jina_private import (
     BaseGateway,
@@ -47,29 +50,37 @@ from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, r
 
 
 class FinetunerGateway(CompositeBaseServer, BaseGateway):
-    """Jina's gateway, with our status for refused requests, our token, and bodies that may leave out `data`.
+    """Jina's gateway, with our token, and over HTTP with the routes and statuses of our own door.
 
     Args:
         token_file: a file that holds the token, if it is not in the environment.
         max_request_bytes: the largest request it takes, as the executor's option of this name.
+        cors_origins, metrics_token: of its HTTP door, as the executor's options of these names.
 
-    Raises: ConfigurationError: the token cannot be used, or the limit is none.
+    Raises: ConfigurationError: the token cannot be used, or an option is wrong.
     """
 
     def __init__(
-        self, token_file: str | None = None, max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES, **kwargs: Any
+        self,
+        token_file: str | None = None,
+        cors_origins: Sequence[str] | None = None,
+        metrics_token: bool | None = None,
+        max_request_bytes: int = DEFAULT_MAX_REQUEST_BYTES,
+        **kwargs: Any,
     ) -> None:
         self._token = read_token(token_file)
         if type(max_request_bytes) is not int or max_request_bytes < 1:
             raise errors.ConfigurationError(
                 f"max_request_bytes of the gateway is {max_request_bytes!r}; give a whole number of bytes, 1 or more."
             )
+        door = {"cors_origins": cors_origins, "metrics_token": metrics_token, "max_request_bytes": max_request_bytes}
+        options = parse_executor_options(door)  # None: the default
         answer_before_the_end()
         quieten()
         use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)
         self.servers = [
-            _SERVERS[protocol](token=self._token, max_request_bytes=max_request_bytes, **settings)
+            _SERVERS[protocol](token=self._token, options=options, **settings)
             for protocol, settings in settings_of_servers(self)
         ]
 
@@ -90,18 +101,18 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
 class _Guarded:
     """What the servers have in common: the token, if there is one, and the limit of a request."""
 
-    def __init__(self, token: str | None, max_request_bytes: int, **kwargs: Any) -> None:
+    def __init__(self, token: str | None, options: ExecutorOptions, **kwargs: Any) -> None:
         self._token = token
-        self._max_request_bytes = max_request_bytes
+        self._options = options
         super().__init__(**kwargs)
 
 
 class _OverGrpc(_Guarded, GRPCServer):
     def __init__(
-        self, max_request_bytes: int, grpc_server_options: dict[str, Any] | None = None, **kwargs: Any
+        self, options: ExecutorOptions, grpc_server_options: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        options = {**grpc_options(max_request_bytes), **(grpc_server_options or {})}
-        super().__init__(max_request_bytes=max_request_bytes, grpc_server_options=options, **kwargs)
+        of_server = {**grpc_options(options.max_request_bytes), **(grpc_server_options or {})}
+        super().__init__(options=options, grpc_server_options=of_server, **kwargs)
 
     def aio_tracing_server_interceptors(self) -> list[Any]:
         tracing = super().aio_tracing_server_interceptors() or []
@@ -112,13 +123,14 @@ class _OverHttp(_Guarded, HTTPServer):
     @property
     def app(self) -> FastAPI:
         """Jina's app, with its streamer watched for refusals."""
-        wrap_streamer(self, _Watched)
+        streamer = wrap_streamer(self, _Watched)
         app: FastAPI = super().app
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
-        app.add_middleware(BodyLimit, max_request_bytes=self._max_request_bytes)
+        app.add_middleware(BodyLimit, max_request_bytes=self._options.max_request_bytes)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)
+        app.add_middleware(DoorFirst, door=make_app(FlowRoom(streamer), self._options, self._token))
         return app
 
 

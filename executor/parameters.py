@@ -9,7 +9,7 @@ import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
@@ -119,6 +119,7 @@ NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
 Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
 Split = Literal["train", "eval"]
 
@@ -132,6 +133,10 @@ class TrainingOptions(_Parameters):
 
     kind: Kind = Field("auto", description="`class`, `session` or `unlabeled`; `auto` looks at the whole set")
     base: RunName = Field("base", description="the version to start from: `base`, `promoted`, or a run")
+    documents_from: RunNames = Field(
+        (), description="earlier runs whose train documents are trained on too, without sending them again"
+    )
+    feedback: Flag = Field(False, description="whether all feedback so far is trained on too; see `/feedback`")
     epochs: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(
         None,
         description="passes over the train documents; by default 10 for 1,000 of them, more for fewer (up to 30), and "
@@ -189,6 +194,11 @@ class TrainingOptions(_Parameters):
     embedding_dim: Annotated[Whole, Field(ge=2, le=16_384)] | None = Field(
         None, description="size of the embedding; a changed one puts a new projection head on the model"
     )
+    hard_negatives: Annotated[Whole, Field(ge=0, le=100)] = Field(
+        0,
+        description="of session data: how many further negatives each session gets: the nearest pictures of other "
+        "sessions that nobody has judged for it, as far as they are not likely to fit",
+    )
     val_split: Share = Field(
         "auto",
         description="share of the train documents to hold out for the proof when no eval documents are given; `auto`: "
@@ -243,6 +253,10 @@ class FitParameters(TrainingOptions):
         return {name: getattr(self, name) for name in self.model_fields_set & TrainingOptions.model_fields.keys()}
 
 
+class FeedbackParameters(_Parameters):
+    """Parameters of `/feedback`: none."""
+
+
 class StatusParameters(_Parameters):
     """Parameters of `/status`."""
 
@@ -254,6 +268,20 @@ class EmbedParameters(_Parameters):
 
     model: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
     matches: Flag = Field(False, description="embed the matches of the documents too")
+    space: RunName | None = Field(
+        None, description="a version: the vectors come in its space, by the map that was learned between the two"
+    )
+    dimensions: Annotated[Whole, Field(ge=1, le=16_384)] | None = Field(
+        None, description="so many values: the first principal components; by default all, as the model gives them"
+    )
+    encoding: Literal["float", "int8", "binary"] = Field(
+        "float", description="`int8`: by a scale of the version; `binary`: bits, eight to a byte"
+    )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the vectors are wanted as the model gives them."""
+        return self.space is None and self.dimensions is None and self.encoding == "float"
 
 
 class CancelParameters(_Parameters):
@@ -266,6 +294,17 @@ class DeleteParameters(_Parameters):
     """Parameters of `/delete`."""
 
     run: RunName = Field(description="the run to delete, with its model and all its files")
+
+
+class SuggestParameters(_Parameters):
+    """Parameters of `/suggest`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
+    gallery: Text | None = Field(
+        None,
+        description="instead of documents: a folder of pictures below `allowed_roots`, or a parquet file with the "
+        "columns `id`, `uri`, `embedding`, `space` and `error`",
+    )
 
 
 class EventsParameters(_Parameters):
@@ -298,6 +337,37 @@ class EvaluateParameters(_Parameters):
     total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
         None, description="documents in the set, where it arrives in several requests: scored as one when all are there"
     )
+
+
+class KeepFeedback(_Parameters):
+    """The rule by which feedback is thinned: what is more, or older, is removed, the oldest first."""
+
+    documents: Annotated[Whole, Field(ge=1)] = Field(200_000, description="at most so many documents")
+    bytes: Annotated[Whole, Field(ge=1)] = Field(20 * 2**30, description="of all documents together")
+    days: Annotated[Number, Field(gt=0)] = Field(730.0, description="since it was said")
+
+
+class Retrain(_Parameters):
+    """When runs start by themselves, and whether they are undone by themselves."""
+
+    every_documents: Annotated[Whole, Field(ge=1)] | None = Field(
+        None, description="as soon as so many documents of feedback are new since the last run"
+    )
+    every_hours: Annotated[Number, Field(gt=0)] | None = Field(
+        None, description="so long after the last run, if there is any new feedback"
+    )
+    retry_minutes: Annotated[Number, Field(gt=0)] = Field(
+        10.0, description="the wait after a run that failed; it doubles with each further one, up to a day"
+    )
+    rollback: Flag = Field(
+        True, description="serve the version before again, if later feedback proves the promoted one worse"
+    )
+
+    @model_validator(mode="after")
+    def _due_at_some_time(self) -> "Retrain":
+        if self.every_documents is None and self.every_hours is None:
+            raise ValueError("give every_documents, every_hours, or both")
+        return self
 
 
 class ExecutorOptions(_Parameters):
@@ -338,6 +408,15 @@ class ExecutorOptions(_Parameters):
     token_file: Text | None = Field(
         None, description="file with the token that every call must present; or set `FINETUNER_TOKEN`"
     )
+    http_port: Annotated[Whole, Field(ge=0, le=65_535)] | None = Field(
+        None,
+        description="port of the executor's own HTTP door; 0: a free one, which is printed; by default there is none",
+    )
+    http_host: Text = Field("127.0.0.1", description="address on which that door listens")
+    cors_origins: Names = Field(
+        (), description="web origins whose pages may call that door, such as `https://shop.example`"
+    )
+    metrics_token: Flag = Field(False, description="whether `/healthz`, `/readyz` and `/metrics` ask for the token too")
     tensorboard: Text | None = Field(
         None, description="folder that the history of each run is written to, for TensorBoard (extra `tracking`)"
     )
@@ -345,6 +424,12 @@ class ExecutorOptions(_Parameters):
         5.0, description="seconds without a new train document after which a run starts"
     )
     fit_defaults: dict[str, Any] = Field({}, description="defaults of the options of `/fit`")
+    keep_feedback: KeepFeedback = Field(
+        KeepFeedback(), description="how much feedback is kept: `documents`, `bytes`, `days`"
+    )
+    retrain: Retrain | None = Field(
+        None, description="runs that start by themselves: `every_documents`, `every_hours`; by default none do"
+    )
     role: Literal["all", "train", "serve"] = Field(
         "all",
         description="`train`: everything but `/embed`; `serve`: a reader, which embeds with what a writer publishes, "
@@ -391,6 +476,9 @@ class ExecutorOptions(_Parameters):
         True,
         description="embed in bf16, by a traced graph, where that is measured to be faster and gives the same (the "
         "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
+    )
+    index_tolerance: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.02, description="loss of mAP@R for which an index need not be embedded anew: see `index_plan` in a status"
     )
     max_queued_images: Annotated[Whole, Field(ge=1)] = Field(
         4096,
@@ -489,16 +577,20 @@ _PLAINER = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object of names and values",
+    " or instance of Retrain": "",
+    " or instance of KeepFeedback": "",
     "a valid string": "a string",
     "String should have at least 1 character": "must not be empty",
 }
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
-    accepted = ", ".join(model.model_fields)
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])  # likely a misspelt name
-    name = str(first["loc"][0]) if first["loc"] else ""
+    path = [str(part) for part in first["loc"]]
+    below = _accepted_below(model, path[0]) if len(path) > 1 else []
+    name = ".".join(path) if below else "".join(path[:1])
+    accepted = ", ".join(below or model.model_fields)
     if first["type"] == "extra_forbidden":
         return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."
     if first["type"] == "missing":
@@ -509,6 +601,13 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     if not name:
         return f"{where}: {reason}"
     return f"Parameter {name!r} of {where} is {_shown(first['input'])}, but {reason}. It accepts: {accepted}."
+
+
+def _accepted_below(model: type[BaseModel], name: str) -> list[str]:
+    """The fields of the model that is the value of field `name`; none if the value is no model."""
+    annotation = model.model_fields[name].annotation
+    inner = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type))
+    return [field for each in inner if issubclass(each, BaseModel) for field in each.model_fields]
 
 
 def _shown(value: Any) -> str:

@@ -4,20 +4,26 @@ No `from __future__ import annotations` here: Jina reads these annotations at ru
 because Jina runs plain functions one at a time. Blocking work goes to threads.
 """
 
+import json
 import logging
+from dataclasses import asdict, replace
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Awaitable, Callable, Dict, Optional, Sequence
 
 from docarray import DocList
 from jina import Executor, requests
 
 from .compute.memory import keep_freed_memory
-from .documents import DocumentArray, Evaluation, Event, RunQuery, RunStatus
+from .documents import Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
+from .endpoints.health import readiness
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
 from .errors import FinetunerError
 from .parameters import ExecutorOptions, parse_executor_options
+from .web.app import make_app
+from .web.room import OwnRoom
+from .web.server import Door
 from .wire.ending import answer_before_the_end
 from .wire.quiet import quieten
 from .wire.refusals import Refusal, extend_servers
@@ -45,8 +51,12 @@ class FinetunerExecutor(Executor):
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
+        door = None if options.http_port is None else Door(options.http_host, options.http_port)
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
-        answer_before_the_end()
+        if door is not None:
+            door.open(make_app(OwnRoom(self._service), options, self._token))  # in Jina's event loop
+            print(f"FinetunerExecutor serves HTTP on {door.address}", flush=True)
+        answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token, options.max_request_bytes)
 
     def _copies(self) -> int:
@@ -105,6 +115,16 @@ class FinetunerExecutor(Executor):
         """Return the history of a run, oldest first."""
         return DocList[Event](await self._call("/events", docs, parameters))
 
+    @requests(on="/feedback")
+    async def feedback(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[FeedbackStatus]:
+        """Store durably what users say of documents; the answer says what is kept in all."""
+        return DocList[FeedbackStatus](await self._call("/feedback", docs, parameters))
+
+    @requests(on="/suggest")
+    async def suggest(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the documents, or those of a gallery, whose labels would teach most, best first."""
+        return DocumentArray(await self._call("/suggest", docs, parameters))
+
     @requests(on="/report")
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
         """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
@@ -125,6 +145,31 @@ class FinetunerExecutor(Executor):
         except Exception as error:
             _log.exception("/watch failed")
             yield RunStatus(run=doc.run or "", state="failed", error=str(Refusal.internal(error)))
+
+    @requests(on="/readyz")
+    async def readyz(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Tell the gateway how this executor stands."""
+        return await self._tell(lambda: readiness(self._service))
+
+    @requests(on="/metrics")
+    async def metrics(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Tell the gateway the figures of this executor."""
+        return await self._tell(self._service.measures.exposition)
+
+    async def _tell(self, ask: Callable[[], Awaitable[Any]]) -> DocumentArray:
+        """Return one document: its id is the executor's name, its `text` what was asked for."""
+        try:
+            require(self._token)
+            told = await ask()
+        except FinetunerError as error:
+            raise Refusal(error) from None
+        text = told.decode() if isinstance(told, bytes) else json.dumps(asdict(replace(told, executor=self._name)))
+        return DocumentArray([Document(id=self._name, text=text)])
+
+    @property
+    def _name(self) -> str:
+        """The name of this executor in its Flow; of replicas each has its own."""
+        return str(getattr(self.runtime_args, "name", type(self).__name__))
 
     def close(self) -> None:
         """End the trainer and the threads. Jina calls it when the service ends."""

@@ -22,7 +22,6 @@ def run_with_extras(program: str, *arguments: object, cwd: Path = ROOT) -> str:
         env=extras_environment(),
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

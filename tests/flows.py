@@ -18,9 +18,16 @@ ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "10000", "PYTHONUNBUFFERED": "1"}
 
 @contextlib.contextmanager
 def served_by(
-    command: Sequence[str | Path], folder: Path, http_port: int, environment: dict[str, str] | None = None
+    command: Sequence[str | Path],
+    folder: Path,
+    http_port: int,
+    environment: dict[str, str] | None = None,
+    health: str = "/dry_run",
 ) -> Iterator[None]:
-    """Start a command in a folder, wait until its Flow is ready, and end it at last as Ctrl-C would."""
+    """Start a command in a folder, wait until its Flow is ready, and end it at last as Ctrl-C would.
+
+    Args: health: the path at `http_port` that says whether it is; by default that of Jina's gateway.
+    """
     needs.serving()
     log_file = folder / "flow.log"
     with open(log_file, "w") as log:
@@ -33,7 +40,7 @@ def served_by(
             start_new_session=True,
         )
     try:
-        wait_until_served(http_port, process)
+        wait_until_served(http_port, process, health=health)
         while "ready to serve" not in log_file.read_text():  # Jina does not survive Ctrl-C while it starts
             time.sleep(0.05)
         yield
@@ -48,12 +55,14 @@ def served_by(
             raise
 
 
-def wait_until_served(http_port: int, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+def wait_until_served(
+    http_port: int, process: subprocess.Popen[bytes], seconds: float = 120.0, health: str = "/dry_run"
+) -> None:
     """Wait until a Flow answers over HTTP. Raises: ChildProcessError: its process has ended. TimeoutError: too late."""
     deadline = time.monotonic() + seconds
     while True:
         with contextlib.suppress(requests.ConnectionError):
-            if requests.get(f"http://127.0.0.1:{http_port}/dry_run", timeout=60).ok:
+            if requests.get(f"http://127.0.0.1:{http_port}{health}", timeout=60).ok:
                 return
         if process.poll() is not None:
             raise ChildProcessError(f"it ended with exit code {process.returncode}")

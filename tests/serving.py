@@ -1,5 +1,6 @@
 """A real Flow in its own process, for the tests. `Service` starts it as `python serving.py SETTINGS`."""
 
+import base64
 import contextlib
 import json
 import os
@@ -18,7 +19,9 @@ import psutil
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOCOLS = ("grpc", "http", "websocket")
+PROTOCOLS = ("grpc", "http", "websocket")  # of Jina's gateway
+DOOR = "door"  # the executor's own over HTTP
+DOORS = (*PROTOCOLS, DOOR)
 # A small model and short waits, because we test the service and not the quality of the model.
 QUICK = {
     "model": "small",
@@ -63,13 +66,13 @@ class Service:
         import needs  # only here, because the service runs this file too
 
         needs.serving()
-        self.ports = dict(zip(PROTOCOLS, free_ports(len(PROTOCOLS)), strict=True))
+        self.ports = dict(zip(DOORS, free_ports(len(DOORS)), strict=True))
         self.directory.mkdir(parents=True, exist_ok=True)
         settings = {
             "workspace": str(self.workspace),
-            "ports": self.ports,
+            "ports": {protocol: self.ports[protocol] for protocol in PROTOCOLS},
             "gateway": self.gateway,
-            "options": self.options,
+            "options": {"http_port": self.ports[DOOR], **self.options},
             "replicas": self.replicas,
         }
         environment = os.environ | {
@@ -133,17 +136,21 @@ class Service:
     # calls ----------------------------------------------------------------------------------------------------------
 
     def post(self, endpoint: str, docs: Any = None, *, protocol: str = "grpc", returns: Any, **parameters: Any) -> Any:
-        """Call with Jina's client; `returns` is the class of the documents in the answer."""
+        """Call with Jina's client, or as plain JSON; `returns` is the class of the documents in the answer."""
         from docarray import DocList
         from jina import Client
 
+        if protocol == DOOR:
+            answer = self.http(endpoint, map(as_json, docs or ()), protocol=DOOR, **parameters)
+            answer.raise_for_status()
+            return DocList[returns](returns(**doc) for doc in answer.json()["data"])
         client = Client(host="127.0.0.1", port=self.ports[protocol], protocol=protocol)
         return client.post(endpoint, docs, parameters=parameters, return_type=DocList[returns])
 
-    def http(self, endpoint: str, data: Any = (), **parameters: Any) -> requests.Response:
+    def http(self, endpoint: str, data: Any = (), *, protocol: str = "http", **parameters: Any) -> requests.Response:
         """POST plain JSON, as `curl` would."""
         body = {"data": list(data), "parameters": parameters}
-        return requests.post(f"http://127.0.0.1:{self.ports['http']}{endpoint}", json=body, timeout=60)
+        return requests.post(f"http://127.0.0.1:{self.ports[protocol]}{endpoint}", json=body, timeout=60)
 
     def status(self, run: str) -> Any:
         """Return the status of one run, over gRPC."""
@@ -177,6 +184,17 @@ class Service:
     def run_folder(self, run: str) -> Path:
         """Return the folder of a run in the workspace."""
         return next(self.workspace.glob(f"*/*/runs/{run}"))
+
+
+def as_json(doc: Any) -> dict[str, Any]:
+    """A document as an HTTP client writes it."""
+    value: dict[str, Any] = {"id": doc.id, "tags": doc.tags, "uri": doc.uri, "text": doc.text}
+    if doc.blob is not None:
+        value["blob"] = doc.blob.tolist()
+    if doc.buffer is not None:
+        value["buffer"] = base64.b64encode(doc.buffer).decode()
+    value["matches"] = [as_json(match) for match in getattr(doc, "matches", ())]
+    return value
 
 
 @contextlib.contextmanager

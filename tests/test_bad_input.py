@@ -28,7 +28,7 @@ from executor.parameters import (
     StatusParameters,
 )
 from sentences import assert_plain
-from serving import PROTOCOLS, Service
+from serving import DOOR, DOORS, Service, as_json
 
 PARAMETERS = {
     "/fit": FitParameters,
@@ -38,15 +38,16 @@ PARAMETERS = {
     "/promote": PromoteParameters,
     "/evaluate": EvaluateParameters,
 }
-GRPC_AND_HTTP = ("grpc", "http")
+DIFFERENT = ("grpc", "http", DOOR)
 pytestmark = pytest.mark.flow
 
 
 def refused(service: Service, protocol: str, endpoint: str, docs: Any = (), **parameters: Any) -> str:
     """Make a call that is refused, check that the service goes on, and return the message."""
-    if protocol == "http":
-        answer = service.http(endpoint, [as_json(doc) for doc in docs], **parameters)
-        assert (answer.status_code, list(answer.json())) == (500, ["detail"]), answer.text
+    if protocol in ("http", DOOR):
+        answer = service.http(endpoint, [as_json(doc) for doc in docs], protocol=protocol, **parameters)
+        assert list(answer.json()) == ["detail"], answer.text
+        assert answer.status_code == 500 if protocol == "http" else 400 <= answer.status_code < 500
         message = answer.json()["detail"]
     else:
         status = refused_by_client(service, protocol, endpoint, docs, parameters)
@@ -71,31 +72,19 @@ def refused_by_client(service: Service, protocol: str, endpoint: str, docs: Any,
     return caught.value.args[0].status
 
 
-def as_json(doc: Document) -> dict[str, Any]:
-    """A document as an HTTP client writes it."""
-    value: dict[str, Any] = {"id": doc.id, "tags": doc.tags, "uri": doc.uri, "text": doc.text}
-    if doc.blob is not None:
-        value["blob"] = np.asarray(doc.blob).tolist()
-    if doc.buffer is not None:
-        value["buffer"] = base64.b64encode(doc.buffer).decode()
-    if len(doc.matches):
-        value["matches"] = [{"uri": match.uri, "tags": match.tags} for match in doc.matches]
-    return value
-
-
 def send(service: Service, protocol: str, endpoint: str, docs: Any, returns: Any = RunStatus, **parameters: Any) -> Any:
     """Make a call that is not refused. Over HTTP as plain JSON, in which Python writes NaN as it is."""
     if protocol == "grpc":
         return service.post(endpoint, DocumentArray(docs), returns=returns, **parameters)
     body = json.dumps({"data": [as_json(doc) for doc in docs], "parameters": parameters})
-    answer = post_body(service, endpoint, body)
+    answer = post_body(service, endpoint, body, protocol)
     assert answer.status_code == 200, answer.text
     return [returns(**doc) for doc in answer.json()["data"]]
 
 
-def post_body(service: Service, endpoint: str, body: str) -> requests.Response:
+def post_body(service: Service, endpoint: str, body: str, protocol: str = "http") -> requests.Response:
     headers = {"Content-Type": "application/json"}
-    return requests.post(f"http://127.0.0.1:{service.ports['http']}{endpoint}", body, headers=headers, timeout=60)
+    return requests.post(f"http://127.0.0.1:{service.ports[protocol]}{endpoint}", body, headers=headers, timeout=60)
 
 
 # documents --------------------------------------------------------------------------------------------------------
@@ -168,7 +157,7 @@ def labelled_image(name: str, label: int) -> Document:
 
 @pytest.mark.parametrize(
     ("endpoint", "protocol"),
-    [*(("/fit", protocol) for protocol in PROTOCOLS), *((endpoint, "http") for endpoint in list(PARAMETERS)[1:])],
+    [*(("/fit", protocol) for protocol in DOORS), *((endpoint, "http") for endpoint in list(PARAMETERS)[1:])],
 )
 def test_an_unknown_parameter_is_named_and_the_known_are_listed(service, endpoint, protocol):
     message = refused(service, protocol, endpoint, epoch=3)
@@ -246,7 +235,7 @@ def test_an_unknown_base_is_named_and_no_run_is_created(service):
 
 
 def test_an_empty_request_for_a_new_run_is_refused(service):
-    message = refused(service, "websocket", "/fit", run="empty")
+    message = refused(service, DOOR, "/fit", run="empty")
     assert_plain(message, "Run 'empty' has no documents", "post labelled documents to /fit first")
 
 
@@ -255,7 +244,7 @@ def test_a_missing_parameter_is_named(service):
 
 
 def test_evaluating_nothing_says_what_to_send(service):
-    assert_plain(refused(service, "grpc", "/evaluate"), "/evaluate got no documents", "send labelled ones")
+    assert_plain(refused(service, DOOR, "/evaluate"), "/evaluate got no documents", "send labelled ones")
 
 
 def test_watching_an_unknown_run_ends_with_the_reason(service):
@@ -332,7 +321,7 @@ def runs(service: Service) -> dict[str, RunStatus]:
     return {name: service.wait(name, seconds=240) for name in names}
 
 
-@pytest.fixture(params=GRPC_AND_HTTP)
+@pytest.fixture(params=DIFFERENT)
 def read(request, service: Service, runs: dict[str, RunStatus]) -> Iterator[Any]:
     """Read a run's status over either protocol, and see that the service answers afterwards."""
 
@@ -413,7 +402,7 @@ def test_a_changed_option_is_refused_with_the_one_the_run_has(service):
 # embedding ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", GRPC_AND_HTTP)
+@pytest.mark.parametrize("protocol", DIFFERENT)
 def test_a_document_that_cannot_be_embedded_says_why_and_harms_no_neighbour(service, protocol):
     bad = [Document(id=name, **fields) for name, (fields, _) in BAD_IMAGES.items()]
     good = [Document(id=f"good{number}", uri=data_uri(number)) for number in range(3)]

@@ -11,7 +11,7 @@ from jina.excepts import BadServer
 from conftest import coloured, images
 from executor import Document
 from executor.documents import RunStatus
-from serving import PROTOCOLS, Service
+from serving import DOORS, Service
 
 pytestmark = pytest.mark.flow
 
@@ -84,7 +84,7 @@ def test_cancelling_an_ended_run_leaves_it_as_it_is(cancelled: Cancelled) -> Non
     assert cancelled.of_the_ended.state == "succeeded"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DOORS)
 def test_a_receiving_run_is_cancelled_and_takes_no_more_documents(service: Service, run: str, protocol: str) -> None:
     service.post("/fit", images(3), returns=RunStatus, run=run)
     (status,) = service.post("/cancel", protocol=protocol, returns=RunStatus, run=run)

@@ -3,8 +3,10 @@
 import csv
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -301,25 +303,42 @@ def test_a_run_that_takes_no_more_documents_is_named(command, service: Service, 
     assert f"Run '{run}' is cancelled and takes no more documents" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(600)  # two trainers and three commands, one after the other
 @pytest.mark.process
-def test_a_folder_is_trained_on_without_a_service_and_both_versions_are_compared(photos, tmp_path):
-    def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        line = [sys.executable, "-m", "executor", *map(str, arguments), "--workspace", str(tmp_path / "new")]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=250)
+def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_and_both_versions_are_compared(
+    photos, tmp_path
+):
+    def line(*arguments: object) -> list[str]:
+        return [sys.executable, "-m", "executor", *map(str, arguments), "--workspace", str(tmp_path / "new")]
 
-    quick = ["--with", "model=small", "--with", "input_size=16", "--epochs", "1", "--promote", "always"]
-    done = call("fit", photos, *quick, "--option", "val_split=0.3", "--json")
+    def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(line(*arguments), cwd=ROOT, capture_output=True, text=True)
+
+    (photos / "c1" / "broken.jpg").write_bytes(b"no picture")
+    quick = ["--with", "model=small", "--with", "input_size=16", "--epochs", "40", "--promote", "always"]
+    fit = ["fit", photos, *quick, "--option", "batch_size=8", "--option", "val_split=0.3", "--run", "shop", "--json"]
+    place = Workspace(tmp_path / "new" / "FinetunerExecutor" / "0")
+    with subprocess.Popen(line(*fit), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        while first.poll() is None and not (place.database.exists() and training(place, "shop")):
+            time.sleep(0.1)
+        first.send_signal(signal.SIGINT)
+        printed, said = first.communicate(timeout=60)
+    assert (first.returncode, printed) == (130, "")
+    assert said.endswith("Interrupted. The same command goes on where it was, given the same --run.\n")
+    assert re.search(r"^About \d+ s for 40 epochs, and [\d.]+ GiB of memory, as this machine is now\.$", said, re.M)
+
+    done = call(*fit)
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
-    assert (status["run"], status["state"], status["promoted"]) == ("photos", "succeeded", True)
-    assert status["train_documents"] == 18
+    assert (status["run"], status["state"], status["promoted"], status["epoch"]) == ("shop", "succeeded", True, 40)
+    assert (status["train_documents"], status["attempts"]) == (18, 2)
     assert "1 left out:\n  c0/notes.txt is no picture, by its name" in done.stderr
-    assert re.search(
-        r"^About \d+ s for 1 epochs, and [\d.]+ GiB of memory, as this machine is now\.$", done.stderr, re.M
-    )
-    assert (tmp_path / "new" / "FinetunerExecutor" / "0" / "runs.sqlite").is_file()
-    compared = call("compare", "base", "photos")
+    assert "1 could not be used:\n  c1/broken.jpg: " in done.stderr
+    compared = call("compare", "base", "shop")
     assert compared.returncode == 0, compared.stderr
-    assert "mAP@R of photos minus that of base: " in compared.stdout
-    again = call("fit", photos, *quick[4:], "--option", "val_split=0.3", "--run", "photos", "--json")
-    assert json.loads(again.stdout)["attempts"] == 1  # the documents are there already, and the run has ended
+    assert "mAP@R of shop minus that of base: " in compared.stdout
+
+
+def training(place: Workspace, run: str) -> bool:
+    """Whether a run has made a few steps."""
+    return any(status.run == run and status.step > 3 for status in Reader(place).call("/status"))

@@ -18,7 +18,6 @@ from executor.models.versions import ensure_base, load_version
 from executor.parameters import parse_executor_options
 from executor.store.run import Progress, RunState
 from executor.store.runs import RunStore
-from executor.store.spool_file import create_file
 from executor.store.sqlite import Schema, connect
 from executor.store.workspace import Workspace
 from executor.training.micro_batch import MicroBatch
@@ -150,7 +149,7 @@ def test_documents_are_not_written_to_a_file_that_was_moved_away(tmp_path: Path)
         docs.path.rename(tmp_path / "elsewhere")
         with pytest.raises(WorkspaceError, match="was removed or replaced"):
             docs.extend(images(1, prefix="more"))
-        create_file(docs.path)
+        DocumentArrayMemmap(docs.path).close()
         with pytest.raises(WorkspaceError, match="was removed or replaced"):
             docs.extend(images(1, prefix="more"))
 

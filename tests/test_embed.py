@@ -16,7 +16,7 @@ from jina import Client
 from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
-from serving import PROTOCOLS, Service
+from serving import DOORS, Service
 
 DIM = 128  # of the default model
 pytestmark = pytest.mark.flow
@@ -58,7 +58,7 @@ def inline(count: int) -> DocumentArray:
 # --- what comes back -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DOORS)
 def test_the_same_documents_come_back_in_order_over_every_protocol(service: Service, base: str, protocol: str) -> None:
     docs = inline(20)
     answer = embed(service, docs, protocol=protocol)
@@ -75,7 +75,7 @@ def test_embeddings_are_float32_vectors_of_unit_length(service: Service, base: s
     np.testing.assert_allclose(norms, 1.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("protocol", ["http", "websocket"])
+@pytest.mark.parametrize("protocol", ["http", "websocket", "door"])
 def test_all_protocols_give_the_same_embeddings(service: Service, base: str, protocol: str) -> None:
     expected = embed(service, inline(4))
     for one, other in zip(embed(service, inline(4), protocol=protocol), expected, strict=True):

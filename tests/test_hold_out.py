@@ -6,7 +6,7 @@ import pytest
 from executor import ClassDataset, Document, DocumentArray, InstanceDataset, SessionDataset
 from executor.documents import Match
 from executor.errors import NotTrainable
-from executor.evaluation.hold_out import Parts, automatic_share, split_documents
+from executor.evaluation.hold_out import Parts, automatic_share, document_numbers, split_documents
 
 
 def labelled(*sizes: int) -> ClassDataset:
@@ -126,3 +126,16 @@ def test_the_same_seed_holds_out_the_same():
     dataset = labelled(*[20] * 10)
     assert parts_of(dataset).proof.tolist() == parts_of(dataset).proof.tolist()
     assert split_documents(dataset, np.arange(200), "auto", seed=1).proof.tolist() != parts_of(dataset).proof.tolist()
+
+
+# --- after an earlier training ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", [labelled(*[40] * 5), sessions(200)], ids=["class", "session"])
+def test_what_the_base_was_trained_on_proves_nothing_and_what_proved_it_does_first(dataset):
+    numbers = document_numbers(dataset) % 40  # of each forty, 26 taught the base, 4 proved it, and 10 are new
+    parts = parts_of(dataset, taught=numbers < 26, proved=(numbers >= 26) & (numbers < 30))
+    proof = np.unique(document_numbers(dataset)[parts.proof]) % 40
+    assert not (proof < 26).any()
+    assert (proof < 30).sum() == 20
+    assert 5 <= (proof >= 30).sum() <= 50 // 3

@@ -86,7 +86,8 @@ from executor.errors import BadDocument
 from executor.images.policy import ImagePolicy
 from executor.images.uris import check_uri, read_uri
 
-policy = ImagePolicy(max_image_bytes=2**20, remote_prefixes=("s3://shop/photos/",))
+# The first request loads botocore, which takes long where the machine is busy.
+policy = ImagePolicy(max_image_bytes=2**20, remote_prefixes=("s3://shop/photos/",), remote_timeout=100.0)
 
 def read(uri, policy=policy):
     try:

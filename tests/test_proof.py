@@ -10,7 +10,7 @@ from conftest import images
 from executor import Document, DocumentArray
 from executor.documents import Evaluation, RunStatus
 from executor.evaluation.metrics import METRICS
-from serving import PROTOCOLS, Service
+from serving import DOORS, Service
 
 pytestmark = pytest.mark.flow
 
@@ -143,7 +143,7 @@ def test_the_report_of_a_run_without_one_says_what_state_it_is_in(service: Servi
 # --- /promote --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", DOORS)
 def test_promoting_a_run_serves_it_and_promoting_base_rolls_back(
     service: Service, never: RunStatus, protocol: str
 ) -> None:

@@ -16,7 +16,7 @@ from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 from extras import run_with_extras
 
-pytestmark = [pytest.mark.extra, pytest.mark.process]
+pytestmark = [pytest.mark.extra, pytest.mark.process, pytest.mark.timeout(900)]  # a cluster takes a while to start
 
 ROWS, PART = 2400, 200
 CLUSTER = """

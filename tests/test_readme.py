@@ -36,6 +36,7 @@ ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 DOCUMENTS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", *DOCUMENTS]
 SERVE = "jina flow --uses flow.yml"
+SERVE_ALONE = "python -m executor serve --workspace workspace"  # tests/test_serve.py runs it
 PORTS = ("54321", "8080")  # in the README: gRPC, HTTP
 
 
@@ -93,7 +94,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         if block.language in ("yaml", "json") and named:
             (folder / named[1]).write_text(reader.own(block.code))
     command = [Path(sys.executable).with_name("jina"), *SERVE.split()[1:]]
-    with served_by(command, folder, int(ports[1])):
+    with served_by(command, folder, int(ports[1]), health="/readyz"):
         yield reader
 
 
@@ -117,7 +118,7 @@ def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
     steps: list[tuple[str, str]] = [
         (block.language, reader.own(block.code))
         for block in blocks()[1:]
-        if block.language in ("python", "bash") and block.code.strip() != SERVE
+        if block.language in ("python", "bash") and block.code.strip() not in (SERVE, SERVE_ALONE)
     ]
     program = "import subprocess\n"
     for language, code in steps:
@@ -125,13 +126,14 @@ def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
         program += "print('\\n--- block ends', flush=True)\n"
     printed = reader.run([sys.executable, "-c", program]).split("\n--- block ends\n")[:-1]
     assert len(printed) == len(steps)
-    posted, embedded, watched, embedded_by_curl, by_commands, _, trained = printed
+    posted, embedded, watched, sent, embedded_by_curl, by_commands, _, trained = printed
 
     assert posted.split()[-1] in ("receiving", "queued", "training")
     assert followed(watched)["state"] == "succeeded"
     status = json.loads(watched[watched.rindex('{"data"') :])["data"][0]
     assert (status["state"], status["train_documents"], status["skipped"]) == ("succeeded", 30, 0)
     assert embedded.startswith("(1280,) ")
+    assert len(json.loads(sent)["data"][0]["embedding"]) == 1280
     (query,) = json.loads(embedded_by_curl)["data"]
     assert (query["id"], len(query["embedding"]), query["tags"]["finetuner_model"]) == ("query", 1280, "base")
     assert re.search(r"^shop +succeeded +", by_commands, re.MULTILINE)

@@ -148,7 +148,7 @@ def three_runs(service: Service) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket", "door"])
 def test_all_runs_are_listed_newest_first(service: Service, three_runs: list[str], protocol: str) -> None:
     listed = [status.run for status in service.post("/status", protocol=protocol, returns=RunStatus)]
     assert [name for name in listed if name in three_runs] == three_runs[::-1]

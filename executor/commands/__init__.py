@@ -6,10 +6,13 @@ runs.py      list the runs
 status.py    everything about a run
 watch.py     follow a run until it ends
 compare.py   measure two versions on the same documents
+suggest.py   say which pictures of a gallery to label next
+serve.py     serve over HTTP, without a Flow and without Jina
 train.py     train one run of a workspace or of a job's folder, in this process
 elsewhere.py have one run of a workspace trained by another command
 standby.py   import what a trainer needs, then wait for the name of a run
 report.py    write the report of a run again
+map.py       map stored vectors into the space of another version
 export.py    write a model version as files that other programs read
 priority.py  how a trainer lets others go first, and ends with its service
 reading.py   the arguments that name a source, and the count of what it has
@@ -40,12 +43,15 @@ class Command(Protocol):
 
 
 COMMANDS = (
+    "serve",
     "fit",
     "embed",
     "runs",
     "status",
     "watch",
     "compare",
+    "map",
+    "suggest",
     "report",
     "export",
     "train",

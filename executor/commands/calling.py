@@ -15,7 +15,13 @@ from ..parameters import TOKEN_VARIABLE
 REQUEST = 100  # documents: Jina's HTTP gateway answers with no more
 UNDERWAY = 4  # requests that a service is sent before it has answered the first
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
-RETURNS: dict[str, Any] = {"/embed": Document, "/evaluate": Evaluation, "/events": Event, "/report": Document}
+RETURNS: dict[str, Any] = {
+    "/embed": Document,
+    "/evaluate": Evaluation,
+    "/events": Event,
+    "/report": Document,
+    "/suggest": Document,
+}
 
 Documents = Iterable[Document]
 

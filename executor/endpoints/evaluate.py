@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from docarray import DocList
 
 from ..compute.threads import in_brief_thread
-from ..documents import ERROR_TAG, DocumentArray, Evaluation
+from ..documents import ERROR_TAG, Evaluation
 from ..errors import BadRequest, Conflict
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
@@ -22,7 +23,7 @@ JINAS_REQUEST = 100  # documents; Jina cuts a longer call into requests of so ma
 class _Embedded(NamedTuple):
     """Documents with embeddings and without images, and how many more could not be embedded."""
 
-    docs: DocumentArray
+    docs: list[Any]
     failed: int
 
 
@@ -45,7 +46,7 @@ async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: Evalu
     if not len(docs):
         raise BadRequest("/evaluate got no documents; send labelled ones, or name a run with the parameter 'run'.")
     if wanted.total is None:
-        if len(docs) == JINAS_REQUEST:
+        if len(docs) == JINAS_REQUEST and isinstance(docs, DocList):  # as they come through Jina
             raise BadRequest(
                 f"/evaluate got {len(docs)} documents. Jina cuts longer calls into requests of that size, and figures "
                 "of a part would mislead: say with the parameter 'total' how many documents there are."
@@ -71,7 +72,7 @@ async def _evaluate_alone(service: Service | Reader, docs: Sequence[Any], versio
 
 
 async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -> _Embedded:
-    good = DocumentArray()
+    good = list[Any]()
     failed = 0
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
@@ -88,7 +89,7 @@ async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -
 
 async def _score(version: str, parts: list[_Embedded]) -> Evaluation:
     """What takes long goes to a thread: the event loop answers `/embed` meanwhile."""
-    docs = DocumentArray(doc for part in parts for doc in part.docs)
+    docs = [doc for part in parts for doc in part.docs]
     failed = sum(part.failed for part in parts)
     if not docs:
         raise BadRequest(f"None of the {failed} documents could be embedded; /embed says of each why.")
@@ -102,7 +103,7 @@ async def _kind_of(docs: Sequence[Any]) -> str:
     return kind
 
 
-def _scored(version: str, kind: str, docs: DocumentArray, failed: int) -> Evaluation:
+def _scored(version: str, kind: str, docs: list[Any], failed: int) -> Evaluation:
     from ..evaluation.eval_set import score_embeddings
 
     dataset = DATASETS[kind](docs)

@@ -10,8 +10,10 @@ from ..images.libtiff import silence_libtiff
 from ..parameters import ExecutorOptions, StatusParameters
 from ..serving.embedder import Embedder
 from ..serving.following import FollowedVersions, Follower
+from ..serving.spaces import Spaces
 from ..store.published import Place
 from .gathering import Gatherings
+from .measures import Measures
 
 
 class Reader:
@@ -29,7 +31,9 @@ class Reader:
         self.folder = folder
         place = Place(options.serve_from or "")
         self.versions = FollowedVersions(place, folder / "versions")
-        self.embedder = Embedder(self.versions, options)
+        self.measures = Measures(self)
+        self.embedder = Embedder(self.versions, options, self.measures.batch_images.observe)
+        self.spaces = Spaces(self.versions.folder, lambda: [self.versions.served()], elsewhere=True)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self._follower = Follower(place, self.versions, self.embedder.renew)
 

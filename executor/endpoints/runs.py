@@ -26,7 +26,9 @@ WATCH_SECONDS = 0.2
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
     """Store documents durably in a run, and return its status."""
     receive = functools.partial(service.receiver.receive, docs, wanted)
-    return await _statuses(service, await asyncio.wrap_future(service.receiving.submit(wanted.run or "", receive)))
+    run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", receive))
+    service.measures.documents.labels(wanted.split).inc(len(docs))
+    return await _statuses(service, run)
 
 
 async def status(service: Service, docs: Sequence[Document], wanted: StatusParameters) -> list[RunStatus]:
@@ -51,6 +53,7 @@ async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParam
 async def promote(service: Service, docs: Sequence[Document], wanted: PromoteParameters) -> list[RunStatus]:
     """Serve another version from now on; the answer is the status of that run, or of all for `base`."""
     await asyncio.to_thread(service.serve, wanted.run)
+    service.measures.promotions.labels("by_hand").inc()
     return await _statuses(service, None if wanted.run == "base" else wanted.run)
 
 

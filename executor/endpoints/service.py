@@ -1,23 +1,29 @@
 """What every door serves: a workspace, and everything that works on it."""
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
 
 from ..compute.threads import Lanes
 from ..images.libtiff import silence_libtiff
+from ..lifecycle.feedback import Feedback
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
+from ..lifecycle.retraining import Retrainer
 from ..lifecycle.supervisor import Supervisor
-from ..models.versions import WorkspaceVersions, check_version
+from ..models.versions import WorkspaceVersions, check_version, version_folder, version_names
 from ..parameters import ExecutorOptions
+from ..serving.comparing import is_worse
 from ..serving.embedder import Embedder
 from ..serving.publishing import Publisher
+from ..serving.spaces import Spaces
 from ..store.lock import WorkspaceLock
 from ..store.published import Place
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
+from .measures import Measures
 
 RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
@@ -35,13 +41,17 @@ class Service:
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
+        self.policy = options.image_policy()
         self.role = options.role
+        self.measures = Measures(self)
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
-        self.embedder = Embedder(self._versions, options)
+        self.embedder = Embedder(self._versions, options, self.measures.batch_images.observe)
+        self.spaces = Spaces(self._folder_of, functools.partial(version_names, workspace))
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
+        self.feedback = Feedback(self.store, self.receiver.feedback, options, self.receiver.fault)
         trainers = TrainerProcesses(
             workspace,
             nice=options.trainer_nice,
@@ -50,14 +60,37 @@ class Service:
             command=options.train_command,
             jobs=options.train_jobs,
         )
-        self.supervisor = Supervisor(self.store, self.receiver, trainers, promote=self.serve, wake=wake)
+        self.supervisor = Supervisor(
+            self.store,
+            self.receiver,
+            trainers,
+            promote=self.serve,
+            wake=wake,
+            judged=lambda outcome: self.measures.promotions.labels(outcome).inc(),
+        )
+        self.retrainer = Retrainer(
+            self.store,
+            self.receiver.feedback,
+            self.receiver,
+            options,
+            is_worse=functools.partial(is_worse, self.embedder),
+            serve=self.serve,
+        )
         self.store.finish_deletes()
         trainers.end_leftovers()
         self.receiver.go_on()
         self.supervisor.start()
+        self.retrainer.start()
         self._publisher = self._start_publisher(options.publish_to)
         if self.role == "all":
             self.embedder.warm()
+
+    def _folder_of(self, version: str) -> Path:
+        """Return the folder of a version, without a look at whether it is whole. Raises: UnknownModel."""
+        workspace = self.store.workspace
+        if version == "base" and not workspace.base.is_dir():
+            return self._versions.folder(version)
+        return version_folder(workspace, version)
 
     def _start_publisher(self, place: str | None) -> Publisher | None:
         return None if place is None else Publisher(Place(place), self.store.promoted, self._versions.folder)
@@ -85,6 +118,7 @@ class Service:
 
     def close(self) -> None:
         """End the trainer and the threads, and let another service use the workspace."""
+        self.retrainer.close()
         if self._publisher is not None:
             self._publisher.close()
         self.supervisor.close()

@@ -12,9 +12,11 @@ from ..errors import ConfigurationError, Conflict, FinetunerError
 from . import reader, runs
 from .embed import embed
 from .evaluate import evaluate
+from .feedback import feedback
 from .outward import outward_error
 from .reader import Reader
 from .service import Service
+from .suggest import suggest
 
 
 class Endpoint(NamedTuple):
@@ -33,6 +35,8 @@ ENDPOINTS = {
     "/cancel": Endpoint(runs.cancel, of.CancelParameters),
     "/delete": Endpoint(runs.delete, of.DeleteParameters),
     "/events": Endpoint(runs.events, of.EventsParameters),
+    "/feedback": Endpoint(feedback, of.FeedbackParameters),
+    "/suggest": Endpoint(suggest, of.SuggestParameters),
     "/report": Endpoint(runs.report, of.ReportParameters),
 }
 

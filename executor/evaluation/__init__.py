@@ -8,6 +8,9 @@ copies.py        which of them are copies of one another
 intervals.py     how sure a mean over queries is, where queries rise and fall together
 proof.py         the interval of a difference, and the verdict
 label_errors.py  which documents probably have a wrong label, by their neighbours
+map_fitting.py   the map between the spaces of two versions, learned from documents that both have embedded
+index_plan.py    what to do with an index when the model changes
+small_vector_scores.py  what shortened and encoded vectors lose
 
 May import loading and what lies below it.
 """

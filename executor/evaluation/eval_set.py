@@ -16,17 +16,28 @@ from ..loading.content import item_content
 from ..loading.datasets import Dataset
 from ..loading.forward import embed_batches
 from ..loading.loader import ahead
-from .metrics import Scores, check_embeddings, score_classes, score_instances, score_sessions
+from .metrics import Nearness, Scores, check_embeddings, score_classes, score_instances, score_sessions
 
 BATCH = 64
+AT_ONCE = 1000  # items embedded between two looks at whether to stop
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model did on an eval set: the scores, and the embeddings of the items, (N, D) float32."""
+    """What a model did on an eval set: the scores, and the embeddings of the items, (N, D) float32.
+
+    Attributes:
+        second: (N, D) float32, of a second view of each item, where there are no labels: queries are compared with it.
+    """
 
     scores: Scores
     embeddings: np.ndarray
+    second: np.ndarray | None = None
+
+    @property
+    def stored(self) -> np.ndarray:
+        """What an index of the items holds, and the queries, which are `embeddings`, are compared with: (N, D)."""
+        return self.embeddings if self.second is None else self.second
 
 
 class EvalSet:
@@ -108,12 +119,24 @@ class EvalSet:
         if self.dataset.kind == "unlabeled":
             first = self._embed(model, view=1)
             second = self._embed(model, view=2)
-            return Measured(self._ranks.agree(lambda: _grouped(score_instances(first, second), self._groups)), first)
+            scores = self._ranks.agree(lambda: _grouped(score_instances(first, second), self._groups))
+            return Measured(scores, first, second)
         embeddings = self._embed(model)
         scores = self._ranks.agree(
             lambda: score_embeddings(self.dataset.kind, embeddings, self.labels, groups=self._groups)
         )
         return Measured(scores, embeddings)
+
+    def search(self, queries: np.ndarray, stored: np.ndarray) -> Scores:
+        """Score vectors (N, D) of the items as queries against other vectors of theirs, which an index holds."""
+        if self.dataset.kind == "unlabeled":
+            return _grouped(score_instances(queries, stored), self._groups)
+        return score_embeddings(self.dataset.kind, queries, self.labels, groups=self._groups, stored=stored)
+
+    def score_by(self, nearness: Nearness) -> Scores:
+        """Score the items of class data by another measure of nearness than the cosine of embeddings."""
+        nothing = np.zeros((len(self.items), 1), np.float32)
+        return _grouped(score_classes(nothing, self.labels.tolist(), nearness=nearness), self._groups)
 
     def embed(self, model: nn.Module) -> np.ndarray:
         """Return the embeddings of the items, (N, D) float32. `model` is in evaluation mode afterwards."""
@@ -140,19 +163,34 @@ class EvalSet:
         return embeddings
 
 
+def embed_in_steps(model: nn.Module, items: EvalSet, check: Callable[[], None]) -> np.ndarray:
+    """Return the embeddings of the items, (N, D) float32. Args: check: called now and then; it raises to stop."""
+    found = []
+    for start in range(0, len(items.items), AT_ONCE):
+        check()
+        found.append(items.part(np.arange(start, min(start + AT_ONCE, len(items.items)))).embed(model))
+    return np.concatenate(found)
+
+
 def score_embeddings(
-    kind: str, embeddings: np.ndarray, labels: np.ndarray, *, groups: np.ndarray | None = None
+    kind: str,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    *,
+    groups: np.ndarray | None = None,
+    stored: np.ndarray | None = None,
 ) -> Scores:
     """Score the embeddings (N, D) of items with the labels of a class or session dataset.
 
-    Args: groups: as for an `EvalSet`.
+    Args: groups: as for an `EvalSet`. stored: (N, D), what the queries are compared with; by default `embeddings`.
     """
+    stored = embeddings if stored is None else stored
     if kind == "class":
-        return _grouped(score_classes(embeddings, labels.tolist()), groups)
+        return _grouped(score_classes(embeddings, labels.tolist(), candidates=stored), groups)
     root = labels[:, 1] == 0
     numbers = {session: number for number, session in enumerate(labels[root, 0].tolist())}
     sessions = [numbers[session] for session in labels[~root, 0].tolist()]
-    scores = score_sessions(embeddings[root], embeddings[~root], sessions, labels[~root, 1].tolist())
+    scores = score_sessions(embeddings[root], stored[~root], sessions, labels[~root, 1].tolist())
     return _grouped(scores, None if groups is None else np.asarray(groups)[root])
 
 

@@ -20,6 +20,7 @@ LARGEST_SHARE = 1 / 3
 MANY_CLASSES = 40  # from so many on, some classes are held out whole
 WHOLE_CLASSES = 20  # one class in so many
 CHOOSING_SHARE = 0.1
+NEVER = 2  # the rank of items that are not held out
 LEAST_CHOOSING = 200  # train documents; if fewer are left, none of them choose the epoch
 MOST_CHOOSING = 2000  # documents that choose the epoch; more take time, and choose no better
 
@@ -42,7 +43,14 @@ class Parts:
 
 
 def split_documents(
-    dataset: Dataset, items: np.ndarray, share: float | str, *, seed: int, units: np.ndarray | None = None
+    dataset: Dataset,
+    items: np.ndarray,
+    share: float | str,
+    *,
+    seed: int,
+    units: np.ndarray | None = None,
+    taught: np.ndarray | None = None,
+    proved: np.ndarray | None = None,
 ) -> Parts:
     """Divide `items` into parts.
 
@@ -53,18 +61,22 @@ def split_documents(
         share: of the documents (or sessions) for the proof: a number, 0 for none, or `auto`.
         units: (N,) int64, a number for each item of `dataset`. Items with equal numbers stay together. By default these
             are the items of a session; other items are alone.
+        taught: (N,) bool, the items of `dataset` that the model was trained on before: they prove nothing.
+        proved: (N,) bool, those that proved it then: they are the first to prove it now. Of the new ones at most a
+            third are held out. None: there is no model from before.
     Raises: NotTrainable: `share` is a number, but nothing could be held out.
     """
     units = own_units(dataset) if units is None else units
     random = np.random.default_rng([seed, 1])
     wanted = automatic_share(dataset, items) if share == "auto" else float(share)
-    whole = _whole_classes(dataset, items, units, random) if share == "auto" and wanted else ()
+    ranks = _ranks(units, taught, proved, random)
+    whole = _whole_classes(dataset, items[ranks[items] < NEVER], units, random) if share == "auto" and wanted else ()
     proof = np.zeros(len(items), bool)
     if wanted:
         if whole:
             proof = np.isin(units[items], units[items][np.isin(dataset.labels[items], whole)])
         rest = np.flatnonzero(~proof)
-        proof[rest[_part(dataset, items[rest], units, wanted, random)]] = True
+        proof[rest[_part(dataset, items[rest], units, wanted, random, ranks)]] = True
     if share != "auto" and wanted and not proof.any():
         raise NotTrainable(
             f"val_split={wanted:g} holds out none of the {len(items)} documents; send more, or a larger val_split."
@@ -73,7 +85,8 @@ def split_documents(
     count = documents(dataset, left)
     choose = np.zeros(len(left), bool)
     if count >= LEAST_CHOOSING:
-        choose = _part(dataset, left, units, min(CHOOSING_SHARE, MOST_CHOOSING / count), random)
+        anything = np.zeros(len(dataset), np.int64)
+        choose = _part(dataset, left, units, min(CHOOSING_SHARE, MOST_CHOOSING / count), random, anything)
     return Parts(left[~choose], items[proof], left[choose], whole)
 
 
@@ -125,6 +138,21 @@ def together(units: np.ndarray, groups: list[str | None], pairs: list[tuple[int,
     return found
 
 
+def _ranks(
+    units: np.ndarray, taught: np.ndarray | None, proved: np.ndarray | None, random: np.random.Generator
+) -> np.ndarray:
+    """Say of each item, (N,) int64, how soon it is held out: the lower the sooner, and from `NEVER` on never."""
+    ranks = np.zeros(len(units), np.int64)
+    if taught is None or proved is None:
+        return ranks
+    stale = np.isin(units, units[taught])
+    first = np.isin(units, units[proved]) & ~stale
+    new = np.unique(units[~stale & ~first])
+    some = random.permutation(new)[: int(LARGEST_SHARE * len(new))]
+    ranks[:] = np.where(first, 0, np.where(np.isin(units, some), 1, NEVER))
+    return ranks
+
+
 def _whole_classes(
     dataset: Dataset, items: np.ndarray, units: np.ndarray, random: np.random.Generator
 ) -> tuple[int, ...]:
@@ -143,17 +171,32 @@ def _whole_classes(
 
 
 def _part(
-    dataset: Dataset, items: np.ndarray, units: np.ndarray, share: float, random: np.random.Generator
+    dataset: Dataset,
+    items: np.ndarray,
+    units: np.ndarray,
+    share: float,
+    random: np.random.Generator,
+    ranks: np.ndarray,
 ) -> np.ndarray:
-    """Choose a share of `items`, (N,) bool: of each label if there are labels, else of the sessions or documents."""
+    """Choose a share of `items`, (N,) bool: of each label if there are labels, else of the sessions or documents.
+
+    Args: ranks: as `_ranks` says, for each item of `dataset`.
+    """
     own = units[items]
+    names, first = np.unique(own, return_index=True)
+    rank_of = ranks[items][first]  # all items of a unit have the same
     if not isinstance(dataset, ClassDataset):
-        found = random.permutation(np.unique(own))
-        return np.isin(own, found[: round(share * len(found))])
-    return _part_of_labels(dataset.labels[items], own, share, random)
+        order = random.permutation(len(names))
+        order = order[np.argsort(rank_of[order], kind="stable")]
+        chosen = order[: round(share * len(names))]
+        return np.isin(own, names[chosen[rank_of[chosen] < NEVER]])
+    return _part_of_labels(dataset.labels[items], own, share, random, rank_of)
 
 
-def _part_of_labels(labels: np.ndarray, units: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+def _part_of_labels(
+    labels: np.ndarray, units: np.ndarray, share: float, random: np.random.Generator, rank_of: np.ndarray
+) -> np.ndarray:
+    """Args: rank_of: the rank of each unit, in the order of the units' numbers."""
     _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.argsort(units, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)  # the items of each unit
@@ -165,7 +208,10 @@ def _part_of_labels(labels: np.ndarray, units: np.ndarray, share: float, random:
     taken = np.zeros(len(members), bool)
     given = np.zeros(len(sizes), int)
     for label in random.permutation(len(sizes)):
-        for number in random.permutation(of_label[label]):
+        waiting = random.permutation(of_label[label])
+        for number in waiting[np.argsort(rank_of[waiting], kind="stable")]:
+            if rank_of[number] >= NEVER:
+                break
             here = np.bincount(labels[members[number]], minlength=len(sizes)) if len(members[number]) > 1 else None
             if taken[number] or given[label] >= wanted[label]:
                 continue

@@ -27,7 +27,7 @@ it would be measured worse than it is. In float64 the measurement also does not 
 float32 matmul precision, which training may have lowered.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,9 @@ METRICS = (
     "mrr",
 )
 DECIDING = "mean_average_precision_at_r"  # decides whether a model is better
+
+# How near every document is to some of them: (their positions (Q,), relevant documents of each) -> (Q, N) float64.
+Nearness = Callable[[np.ndarray, int], np.ndarray]
 
 _NDCG_DEPTH = 10
 _TIE = 1e-12  # cosines closer than this count as equal; products of the same vectors differ by about 1e-16
@@ -125,7 +128,13 @@ class Scores:
         return max(low, 0.0), min(high, 1.0)
 
 
-def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores:
+def score_classes(
+    embeddings: np.ndarray,
+    labels: Sequence[int | str],
+    *,
+    candidates: np.ndarray | None = None,
+    nearness: Nearness | None = None,
+) -> Scores:
     """Score every document as a query against all others. Those with its label are relevant.
 
     If a document is the only one with its label, it is no query and is counted in `skipped`. It remains a candidate.
@@ -133,13 +142,18 @@ def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores
     Args:
         embeddings: (N, D) float32.
         labels: N labels; `1` and `'1'` are different ones.
+        candidates: (N, D) float32, the vectors of the same documents that the queries are compared with; by default
+            these are `embeddings`, too.
+        nearness: in place of the cosine.
 
     Raises: ValueError: embeddings are not finite, or their shape does not fit the labels.
     """
     import torch
 
-    check_embeddings(embeddings=embeddings)
+    stored = embeddings if candidates is None else candidates
+    check_embeddings(embeddings=embeddings, candidates=stored)
     _check_length("labels", labels, len(embeddings))
+    _check_length("candidates", stored, len(embeddings))
     codes = _numbered(labels)
     sizes = np.bincount(codes)[codes]  # (N,) documents in each document's class
     # Sorted by class size, then class: the queries of a chunk have equally many relevant items, in adjacent columns.
@@ -147,6 +161,7 @@ def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores
     positions = np.arange(len(order))
     class_starts = np.maximum.accumulate(np.where(np.diff(codes[order], prepend=-1) != 0, positions, 0))
     unit = torch.from_numpy(_unit(embeddings[order]))  # (N, D)
+    others = unit if candidates is None else torch.from_numpy(_unit(candidates[order]))
 
     table = np.empty((len(METRICS), len(order)))
     sorted_sizes = sizes[order]
@@ -156,7 +171,10 @@ def score_classes(embeddings: np.ndarray, labels: Sequence[int | str]) -> Scores
             queries = positions[rows, None]  # (Q, 1)
             starts = class_starts[rows, None]
             relevant = starts + (queries - starts + np.arange(1, size)) % size  # (Q, R): its class but for itself
-            similarity = unit[rows] @ unit.T  # (Q, N)
+            if nearness is None:
+                similarity = unit[rows] @ others.T  # (Q, N)
+            else:
+                similarity = torch.from_numpy(nearness(order[rows], int(size) - 1)[:, order])
             similarity.scatter_(1, torch.from_numpy(queries), -torch.inf)
             table[:, order[rows]] = _score(similarity, torch.from_numpy(relevant))
     return _scores(table, scored=sizes > 1, clusters=codes, unit="class")

@@ -5,13 +5,14 @@ import numpy as np
 from .intervals import cluster_interval
 from .metrics import DECIDING, Scores
 
+USUAL_LEVEL = 0.95  # of confidence: a model that is no better is called better with a chance of 2.5 %
 ENOUGH = 20  # clusters; with so many the 95 % interval was seen to cover the truth in 93 to 97 % of the cases
 
 _PLURALS = {"class": "classes", "query": "queries"}
 
 
 def paired_difference(
-    before: Scores, after: Scores, name: str = DECIDING, *, level: float = 0.95
+    before: Scores, after: Scores, name: str = DECIDING, *, level: float = USUAL_LEVEL
 ) -> tuple[float, float, float]:
     """Return the mean of after - before over the queries, and its confidence interval: (mean, low, high).
 
@@ -28,20 +29,20 @@ def paired_difference(
     return float(difference.mean()), max(low, -1.0), min(high, 1.0)
 
 
-def verdict(base: Scores, tuned: Scores, *, by: str = "interval") -> tuple[bool, str]:
+def verdict(base: Scores, tuned: Scores, *, by: str = "interval", level: float = USUAL_LEVEL) -> tuple[bool, str]:
     """Return whether `tuned` is better than `base` in mAP@R, and a sentence that says so and names how many queries.
 
-    By `interval`, better means proven: the 95 % interval of the paired difference lies above zero. By `mean`, it means
-    that the mean is higher.
+    By `interval`, better means proven: the interval (of 95 %, or of another `level`) of the paired difference lies
+    above zero. By `mean`, it means that the mean is higher.
 
     Raises: ValueError: the two scores are of different queries, or there are none.
     """
     before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
-    difference, low, high = paired_difference(base, tuned)
+    difference, low, high = paired_difference(base, tuned, level=level)
     better = low > 0 if by == "interval" else difference > 0
     return better, (
         f"mAP@R went from {before:.3f} to {after:.3f} on {_extent(tuned)}: "
-        f"{difference:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, "
+        f"{difference:+.3f}, {100 * level:.5g} % interval {low:+.3f} to {high:+.3f}, "
         + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
     )
 

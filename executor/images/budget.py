@@ -40,20 +40,23 @@ class Memory:
 
         Args: limit: of all reservations together; one that is larger is made when there is no other.
         """
-        turn = object()
         with self._changed:
-            self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._waiting[0] is turn and self._fits(size, limit))
-            self._waiting.popleft()
+            if self._waiting or not self._fits(size, limit):
+                self._wait(size, limit)
             self._taken += size
-            if self._waiting:
-                self._changed.notify_all()  # the next may fit as well
         try:
             yield
         finally:
             with self._changed:
                 self._taken -= size
                 self._changed.notify_all()
+
+    def _wait(self, size: int, limit: int) -> None:
+        turn = object()
+        self._waiting.append(turn)
+        self._changed.wait_for(lambda: self._waiting[0] is turn and self._fits(size, limit))
+        self._waiting.popleft()
+        self._changed.notify_all()  # the next may fit as well
 
     def _fits(self, size: int, limit: int) -> bool:
         return self._taken == 0 or self._taken + size <= limit

@@ -2,6 +2,9 @@
 
 receiving.py   takes documents into a run, and knows when it is complete
 sizes.py       what a document takes, in documents and bytes
+sources.py     copies documents of earlier runs, and feedback, into a run
+feedback.py    takes in what users say of documents
+retraining.py  starts runs by itself, and undoes promotions that were wrong
 deadlines.py   when a run has waited long enough for further documents
 supervisor.py  one trainer at a time: start, watch, resume, cancel, judge
 watchdog.py    notices a trainer that hangs

@@ -1,5 +1,6 @@
 """Takes documents into a run: finds the run, settles its options, checks the documents, sees when it is complete."""
 
+import logging
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from ..errors import (
     BadDocument,
     BadRequest,
     Conflict,
+    FinetunerError,
     InvalidParameter,
     LimitExceeded,
     UnknownModel,
@@ -22,12 +24,16 @@ from ..errors import (
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
+from ..store.feedback import FeedbackStore
 from ..store.run import Configuration, Run, RunState
 from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from ..store.spool_rows import identity_of
 from .deadlines import Deadlines
 from .sizes import bytes_of, parts_of
+from .sources import Sources, are_wanted, copied
+
+_log = logging.getLogger(__name__)
 
 
 class Receiver:
@@ -47,10 +53,15 @@ class Receiver:
         self._locks: dict[str, threading.RLock] = {}  # of a run: keeps its state and its spool in step
         self._counted: dict[str, tuple[int, int]] = {}  # documents of a receiving run: (train, eval)
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
+        self.feedback = FeedbackStore(store.workspace.feedback)
+        self._sources = Sources(store, self.feedback, options, self._append_copies)
 
-    def receive(self, docs: Sequence[Document], parameters: FitParameters) -> str:
+    def receive(
+        self, docs: Sequence[Document], parameters: FitParameters, *, automatic: tuple[int, float] | None = None
+    ) -> str:
         """Store the documents of one request and return the name of their run. Stored means synced to disk.
 
+        Args: automatic: the number and the level of a run that starts by itself; see `Configuration`.
         Raises: BadRequest, InvalidParameter: the request is wrong. Conflict: the run takes no more documents.
             LimitExceeded: the message names the limit.
         """
@@ -58,7 +69,7 @@ class Receiver:
             for part in (doc, *doc.matches):
                 with_id(part)
         with self._choosing:
-            name = (self._present_run(parameters) or self._new_run(docs, parameters)).name
+            name = (self._present_run(parameters) or self._new_run(docs, parameters, automatic or (0, None))).name
         with self._lock_of(name):  # it may wait for the run's file; other runs go on
             run = self._store.get(name)
             if run.state is not RunState.RECEIVING:
@@ -67,6 +78,11 @@ class Receiver:
             self._settle_options(run, parameters)
             if parameters.total is not None and run.total is None:
                 self._store.set_total(run.name, parameters.total)
+        self._sources.gather(name)  # without the lock, because it may take long
+        with self._lock_of(name):
+            run = self._store.get(name)
+            if run.state is not RunState.RECEIVING:
+                return self._repeated(run, docs, parameters.split)
             if docs:
                 self._append(run, docs, parameters.split)
                 self._check_not_cancelled(name)
@@ -81,12 +97,22 @@ class Receiver:
             with self._lock_of(run.name):
                 self._count_or_explain(run.name)
             self._deadlines.arrived(run.name, train=bool(self._arrived(run.name)))
+            if not self._sources.are_complete(run):
+                threading.Thread(target=self._gather_again, args=(run.name,), name="sources", daemon=True).start()
+
+    def _gather_again(self, name: str) -> None:
+        """Copy what an earlier service had not copied. Then the run starts as if its last documents had arrived."""
+        try:
+            self._sources.gather(name)
+            self._deadlines.arrived(name, train=True)
+        except FinetunerError:
+            _log.exception("The documents of run %s could not be copied; a further request for it tries again", name)
 
     def queue_due(self) -> None:
         """Queue the runs that were asked to start, or for which no document has arrived for `receive_timeout`."""
         for run in self._deadlines.due():
             with self._if_free(run) as free:  # else it is receiving just now; it stays due
-                if free:
+                if free and (not self._store.exists(run) or self._sources.are_complete(self._store.get(run))):
                     self.queue(run)
 
     def queue(self, name: str) -> None:
@@ -141,14 +167,20 @@ class Receiver:
         with self._choosing, self._if_free(name) as free:
             if not free:
                 raise Conflict(f"Documents of run {name!r} are just being stored; delete it in a moment.")
+            if borrower := self._sources.borrower(name):
+                raise Conflict(f"Run {borrower!r} is just copying the documents of run {name!r}; try again soon.")
+            run = self._store.get(name)
             self._store.delete(name)
             self.release(name)
+            if run.options.feedback and run.state is not RunState.SUCCEEDED:
+                self.feedback.give_back(run.number)
 
     def close(self) -> None:
         """Close the spools."""
         for name in list(self._spools):
             with self._lock_of(name):
                 self._drop_spool(name)
+        self.feedback.close()
 
     def is_busy(self, name: str) -> bool:
         """Whether documents of a run are being stored just now."""
@@ -178,14 +210,21 @@ class Receiver:
         receiving = self._store.in_state(RunState.RECEIVING)
         return receiving[-1] if receiving else None
 
-    def _new_run(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
+    def _new_run(self, docs: Sequence[Document], parameters: FitParameters, automatic: tuple[int, float | None]) -> Run:
         self._check_room(None, docs, parameters.split)
-        run = self._create(docs, parameters)
+        run = self._create(docs, parameters, automatic)
         self._counted[run.name] = 0, 0
         return run
 
-    def _create(self, docs: Sequence[Document], parameters: FitParameters) -> Run:
-        if not docs:
+    def _create(self, docs: Sequence[Document], parameters: FitParameters, automatic: tuple[int, float | None]) -> Run:
+        asked = parameters.training_options()
+        options = parse(
+            TrainingOptions, {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}, where="/fit"
+        )
+        copies = self._sources.check(options)
+        if not docs and are_wanted(options) and not copies:
+            raise BadRequest("The sources of this run have no documents yet; post some to /feedback, or to /fit.")
+        if not docs and not copies:
             what = f"Run {parameters.run!r} has no documents" if parameters.run else "No run is receiving documents"
             raise BadRequest(f"{what}, so there is nothing to start; post labelled documents to /fit first.")
         open_runs = len(self._store.in_state(RunState.RECEIVING, RunState.QUEUED, RunState.TRAINING))
@@ -194,13 +233,11 @@ class Receiver:
                 f"{open_runs} runs are open, as many as max_open_runs allows; wait for one to end, cancel one, "
                 "or raise that option of the executor."
             )
-        asked = parameters.training_options()
-        options = parse(
-            TrainingOptions, {"freeze": self._options.freeze, **self._options.fit_defaults, **asked}, where="/fit"
-        )
         configuration = Configuration(
             options=self._options,
             given=tuple(sorted(asked)),
+            automatic=automatic[0],
+            level=automatic[1],
             directory=self._directory,
             path=tuple(entry or self._directory for entry in sys.path),
         )
@@ -237,6 +274,8 @@ class Receiver:
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
         named = tuple(name for name in asked if name not in given)
+        if not {"documents_from", "feedback"}.isdisjoint(changed):
+            self._sources.check(run.options.model_copy(update=changed))
         if named:  # unchanged ones, too: from now on they are fixed
             options = self._on_version(parse(TrainingOptions, present | changed, where="/fit"))
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
@@ -287,11 +326,21 @@ class Receiver:
                 new[identity] = parts_of(doc)
         return sum(new.values())
 
+    def _append_copies(self, name: str, docs: Sequence[Document]) -> int | None:
+        """Add train documents to a run and return how many are new; None: it is not receiving any more."""
+        with self._lock_of(name):
+            if not self._store.exists(name) or self._store.get(name).state is not RunState.RECEIVING:
+                self._drop_spool(name)
+                return None
+            before, _ = self._count(name)
+            self._append(self._store.get(name), docs, "train")
+            return self._count(name)[0] - before
+
     def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
         fit: list[Document] = []
         problems: list[tuple[Document, str]] = []
         for doc in docs:
-            fault = self._fault(doc, run.options.kind, split)
+            fault = self.fault(doc, run.options.kind, split)
             if fault is None:
                 fit.append(doc)
             else:
@@ -308,7 +357,7 @@ class Receiver:
             self._drop_spool(name)
             raise Conflict(f"Run {name!r} was cancelled while these documents were stored; send them to another run.")
 
-    def _fault(self, doc: Document, kind: str, split: str) -> str | None:
+    def fault(self, doc: Document, kind: str, split: str) -> str | None:
         """Return why a document cannot be used, or None. No file or URL is opened to find out."""
         if kind == "unlabeled" and split == "eval":
             kind = "auto"  # such a run may have labelled eval documents
@@ -349,8 +398,9 @@ class Receiver:
             self._deadlines.start_soon(run.name)
 
     def _arrived(self, name: str) -> int:
-        """How many train documents have arrived, quarantined ones included."""
-        return self.counts(name)[0] + self._store.count_problems(name, "train", spooled=False)
+        """How many train documents have arrived, quarantined ones included, copied ones not."""
+        arrived = self.counts(name)[0] + self._store.count_problems(name, "train", spooled=False)
+        return arrived - sum(copied(self._store, name).values())
 
     def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
         splits = self._spools.setdefault(name, {})

@@ -7,6 +7,7 @@ from docarray import DocList
 from ..documents import Problem, RunStatus
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
+from .sources import are_wanted, copied
 
 
 def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]]) -> RunStatus:
@@ -40,12 +41,16 @@ def status_of(store: RunStore, run: Run, counts: Callable[[str], tuple[int, int]
         promoted=promoted == run.name,
         model=promoted,
         space=progress.space,
+        index_plan=progress.index_plan,
         verdict=run.verdict,
         warnings=progress.warnings,
         error=run.error,
         attempts=run.attempts,
         device=progress.device,
         disk_bytes=store.workspace.disk_bytes(run.name),
+        automatic=run.configuration.automatic,
+        level=run.configuration.level,
+        sources=copied(store, run.name) if are_wanted(run.options) else {},
         events=store.count_events(run.name),
         created_at=run.created_at,
         started_at=run.started_at,

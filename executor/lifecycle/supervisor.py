@@ -36,6 +36,8 @@ class Supervisor:
         trainers: starts trainer processes.
         promote: serves the model of a run; gets its name. The run is called succeeded only after that.
         wake: others set it when there is something to do before the next tick.
+        judged: is told what became of the model of each run that succeeds: `promoted`, `kept` (the served one was) or
+            `failed`.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Supervisor:
         *,
         promote: Callable[[str], None],
         wake: threading.Event,
+        judged: Callable[[str], None] = lambda outcome: None,
     ) -> None:
         self._store = store
         self._receiver = receiver
         self._trainers = trainers
         self._promote = promote
         self._wake = wake
+        self._judged = judged
         self._lock = threading.RLock()
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,6 +75,11 @@ class Supervisor:
             step = self._store.workspace.latest_step(run.name)
             self._store.event(run.name, "resumed", f"the service was started again; it goes on from step {step}")
         self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread looks after the runs."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """End the thread, then the trainer. The trainer gets `STOP_SECONDS` to write a checkpoint."""
@@ -216,6 +225,7 @@ class Supervisor:
             failure = self._tries.make(lambda: self._promote(run.name))
         words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
         ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
+        self._judged("failed" if failure else "promoted" if wanted else "kept")
         self._tries.reset()
         self._finish(ended)
 

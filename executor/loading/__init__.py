@@ -1,6 +1,7 @@
 """Turn documents into batches of model input.
 
 datasets.py      datasets with class labels, with sessions, or without labels
+hard_negatives.py further negatives for sessions, from what the model takes for similar
 samplers.py      choose the items of each batch
 content.py       load the content of an item from its document
 fetches.py       fetch remote images in threads of their own

@@ -70,6 +70,7 @@ def item_content(dataset: Dataset, item: int, cache: ImageCache | None) -> Any:
 
     Raises: BadDocument: the document cannot be loaded; the message names it.
     """
+    item = dataset.place(item)
     content = None if cache is None else cache.get(item)
     if content is None:
         doc = dataset.document(item)

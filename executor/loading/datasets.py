@@ -38,6 +38,10 @@ class _Dataset:
         if len(docs):
             check_ours(docs[0])
 
+    def place(self, index: int) -> int:
+        """Return the item under which the content of item `index` is kept."""
+        return index
+
     def content(self, doc: Any) -> Any:
         """Return the content of `doc` as an item. Raises: BadDocument: it has none."""
         if self.preprocess_fn is not None:

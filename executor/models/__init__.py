@@ -10,6 +10,8 @@ pretrained.py     vision models of transformers
 building.py       build a model from its name
 saving.py         save a model to a folder and load it
 versions.py       the versions in a workspace: `base`, and one for each succeeded run
+space_map.py      the map between the spaces of two versions, which lies beside the weights
+small_vectors.py  shorten and encode embeddings
 lora.py           low-rank updates of a transformers backbone
 export.py         export a version as ONNX, safetensors or a transformers folder
 

@@ -7,7 +7,7 @@ only a model from a factory needs that factory to be importable.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from .stated import preprocessing_from
 FORMAT = 2  # 1 was written when `default` was the network that is now `small`
 
 
-def save_model(model: EmbeddingModel, folder: Path) -> None:
+def save_model(model: EmbeddingModel, folder: Path, *, beside: Callable[[Path], None] | None = None) -> None:
     """Save the model into `folder`. It replaces an old one there, and only when it is complete.
 
+    Args: beside: writes further files into a folder that has the weights already; they appear together with them.
     Raises: WorkspaceError: the disk is full or cannot be written.
     """
     settings = {
@@ -50,6 +51,8 @@ def save_model(model: EmbeddingModel, folder: Path) -> None:
         _write_json(place / "model.json", settings)
         if model.description:
             _write_json(place / "backbone_config.json", model.description)
+        if beside is not None:
+            beside(place)
 
     try:
         publish_folder(folder, write)

@@ -70,8 +70,21 @@ def check_version(workspace: Workspace, version: str) -> None:
     """Raise UnknownModel if there is no `version`; the message names those that exist."""
     if version == "base" or workspace.model_folder(version).is_dir():
         return
-    known = sorted(folder.parent.name for folder in workspace.root.glob("runs/*/model"))
-    raise UnknownModel(f"There is no model {version!r}; there are: {', '.join(['base', *known])}.")
+    raise UnknownModel(f"There is no model {version!r}; there are: {', '.join(version_names(workspace))}.")
+
+
+def version_names(workspace: Workspace) -> list[str]:
+    """Return the names of all versions, `base` first."""
+    return ["base", *sorted(folder.parent.name for folder in workspace.root.glob("runs/*/model"))]
+
+
+def version_folder(workspace: Workspace, version: str) -> Path:
+    """Return the folder of a version. Raises: UnknownModel: there is none, or `base` was not made yet."""
+    check_version(workspace, version)
+    folder = workspace.model_folder(version)
+    if not folder.is_dir():
+        raise UnknownModel(f"{workspace.root} has no base model yet; the service makes it at its first run or /embed.")
+    return folder
 
 
 def _saved_config(folder: Path) -> object:

@@ -14,6 +14,7 @@ pictures.py           make the small pictures in the file
 saving.py             write both files
 report.html.jinja     the template of the page
 macros.html.jinja     the parts of it that occur often
+index.html.jinja      its sections on what to do with an index, and on small vectors
 documents.html.jinja  its sections on classes, labels and copies
 style.css.jinja       its style
 

@@ -18,7 +18,20 @@ from .classes import changes_by_class, confusions
 from .gallery import choose_queries, make_gallery, rank_sessions
 from .naming import label_of, name_of
 from .page import render
-from .parts import Change, ClassChange, Confusion, Interval, LabelErrors, ModelFacts, Neighbour, Outcomes, Query, Tried
+from .parts import (
+    Change,
+    ClassChange,
+    Confusion,
+    IndexWay,
+    Interval,
+    LabelErrors,
+    ModelFacts,
+    Neighbour,
+    Outcomes,
+    Query,
+    SmallVectorForm,
+    Tried,
+)
 from .report import Report, compare, load
 from .saving import save
 
@@ -48,13 +61,16 @@ def write(
     label_errors: LabelErrors | None,
     copies: Sequence[tuple[str, str, str]] = (),
     tried: Sequence[Tried] = (),
+    ways: Sequence[IndexWay] = (),
+    small_vectors: Sequence[SmallVectorForm] = (),
 ) -> None:
     """Write the report of a run that has been trained.
 
     Args:
         counts: train, eval and held out documents. choosing: how many train documents were kept to choose the epoch by.
         before: what the version did on the eval set that was `served` when the training ended.
-        after: what the tuned model did. used, model, label_errors, copies, tried: as in the `Report`.
+        after: what the tuned model did. used, model, label_errors, copies, tried, ways, small_vectors: as
+            in the `Report`.
     """
     metrics: dict[str, Change] = {}
     difference: Interval | None = None
@@ -104,6 +120,8 @@ def write(
         label_errors=label_errors,
         copies=list(copies),
         tried=list(tried),
+        ways=list(ways),
+        small_vectors=list(small_vectors),
     )
     save(report, store.workspace.run_folder(run.name))
 

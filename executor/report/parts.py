@@ -165,6 +165,42 @@ class Tried:
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
+class IndexWay:
+    """What can be done with an index of the vectors of the version served before.
+
+    Attributes:
+        name: `nothing`, `map queries`, `map index` or `embed anew`.
+        value: mAP@R; None: it is impossible, because the vectors have another size.
+        loss: against `embed anew`, query by query. unseen: mAP@R on the classes held out whole, if there are any.
+    """
+
+    name: str
+    value: Interval | None
+    loss: Interval | None
+    unseen: Interval | None
+    advised: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
+class SmallVectorForm:
+    """A form of the tuned version's vectors, and what it loses.
+
+    Attributes:
+        size: bytes a vector. value: mAP@R. difference, low, high: against plain vectors, query by query.
+        rescored: whether what the bits found is ordered by plain vectors.
+    """
+
+    dimensions: int
+    encoding: str
+    size: int
+    value: float
+    difference: float
+    low: float
+    high: float
+    rescored: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=CONFIG)
 class ModelFacts:
     """The model. Sizes in pixels; `image_side` is the usual shorter side of the images that were sent, if known."""
 

@@ -16,12 +16,14 @@ from .parts import (
     Change,
     ClassChange,
     Confusion,
+    IndexWay,
     Interval,
     LabelErrors,
     Measurement,
     ModelFacts,
     Outcomes,
     Query,
+    SmallVectorForm,
     Text,
     Tried,
 )
@@ -60,6 +62,8 @@ class Report:
         label_errors: None: the labels were not checked.
         copies: Copies found, as (document, its copy, what was done).
         tried: The settings that were tried, by the option `trials`, the defaults first.
+        ways: What can be done with an index of the vectors of `served`, the cheapest first; empty without a proof.
+        small_vectors: What shortened and encoded vectors of the tuned version lose; empty without a proof.
     """
 
     run: Text
@@ -95,6 +99,8 @@ class Report:
     label_errors: LabelErrors | None = None
     copies: list[tuple[Text, Text, Text]] = Field(default_factory=list)
     tried: list[Tried] = Field(default_factory=list)
+    ways: list[IndexWay] = Field(default_factory=list)
+    small_vectors: list[SmallVectorForm] = Field(default_factory=list)
 
 
 def compare(before: Scores, after: Scores) -> tuple[dict[str, Change], Interval, Outcomes]:

@@ -4,7 +4,12 @@ embedder.py   load versions, let callers in
 pipeline.py   fetch, decode, embed in batches, callers in turn
 publishing.py keep what is published for readers equal to what is served
 following.py  bring, load and serve what a writer publishes
+comparing.py  compare two versions on later feedback
+gallery.py    a folder or a parquet file of pictures to choose from
+suggesting.py which documents to label next
 inference.py  measure whether a version is served in fp32, in bf16 or by a graph
+stored.py     map a parquet file of stored vectors into the space of another version
+spaces.py     convert embeddings: into the space of another version, shortened, encoded
 
-May import training's `precision.py`, loading, models and the packages below them, but not Jina.
+May import training's `precision.py`, evaluation, loading, models and the packages below them, but not Jina.
 """

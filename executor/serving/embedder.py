@@ -7,7 +7,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,30 +42,53 @@ class Versions(Protocol):
 
 
 class Embedder:
-    """Loads versions when they are asked for and embeds with them."""
+    """Loads versions when they are asked for and embeds with them.
 
-    def __init__(self, versions: Versions, options: ExecutorOptions) -> None:
+    Args: batched: is told how many images each batch has.
+    Attributes: load_error: why the version now served could not be loaded, the last time that was tried.
+    """
+
+    def __init__(
+        self, versions: Versions, options: ExecutorOptions, batched: Callable[[int], None] = lambda images: None
+    ) -> None:
         self._source = versions
         self._options = options
         self._promoted = versions.served
+        self.load_error: str | None = None
+        self._warming: threading.Thread | None = None
         self._versions: OrderedDict[str, Version] = OrderedDict()
         self._loading = threading.Lock()
         self._waiting: Counter[Hashable] = Counter()  # images of each caller; changed only in the event loop
         self._counted = 0  # of all callers, of each at most `COUNTED_OF_A_CALLER`
-        self._pipeline = Pipeline(callers=lambda: len(self._waiting))
+        self._pipeline = Pipeline(callers=lambda: len(self._waiting), batched=batched)
 
     def warm(self) -> None:
         """Load the promoted version in the background, so that the first request need not wait for it."""
-        threading.Thread(target=self._warm, name="warm-up", daemon=True).start()
+        if self._warming is None or not self._warming.is_alive():
+            self._warming = threading.Thread(target=self._warm, name="warm-up", daemon=True)
+            self._warming.start()
 
     def _warm(self) -> None:
         try:
             self.version(self._promoted())
-        except Exception:  # the first request will raise the same error, and its caller sees it
-            _log.exception("The model cannot be loaded")
+        except Exception as error:  # the first request will raise the same error, and its caller sees it
+            before, self.load_error = self.load_error, str(error) or type(error).__name__
+            if self.load_error != before:  # it is tried again and again
+                _log.exception("The model cannot be loaded")
+
+    @property
+    def waiting(self) -> int:
+        """How many images are in calls that have not been answered yet."""
+        return sum(self._waiting.values())
+
+    def loaded(self, name: str) -> Version | None:
+        """Return a version if it is loaded."""
+        return self._versions.get(name)
 
     def close(self) -> None:
         """Embed what still waits, then end the threads."""
+        if self._warming is not None:
+            self._warming.join()  # a thread that computes when Python ends takes the process with it
         self._pipeline.close()
 
     async def embed(

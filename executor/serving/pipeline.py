@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..compute.turns import Turns
-from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
+from ..documents import ERROR_TAG, MAPPED_TAG, MODEL_TAG, SPACE_TAG
 from ..images.budget import LargePicture, abandoned_when, small_only
 from ..images.policy import ImagePolicy
 from ..images.remote import given
@@ -103,11 +103,12 @@ class _Item:
 class Pipeline:
     """Embeds what it is given. It has threads of its own.
 
-    Args: callers: returns how many of them wait now.
+    Args: callers: returns how many of them wait now. batched: is told how many images each batch has.
     """
 
-    def __init__(self, callers: Callable[[], int]) -> None:
+    def __init__(self, callers: Callable[[], int], batched: Callable[[int], None]) -> None:
         self._callers = callers
+        self._batched = batched
         self._fetches = Fetches()
         self._pictures: Turns[_Picture] = Turns()
         self._large: Turns[_Picture] = Turns()
@@ -177,7 +178,7 @@ class Pipeline:
             return
         try:
             doc.embedding = None
-            for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG):
+            for tag in (ERROR_TAG, MODEL_TAG, SPACE_TAG, MAPPED_TAG):
                 doc.tags.pop(tag, None)
             with (
                 given({} if picture.fetch is None else picture.fetch.fetched),
@@ -213,7 +214,10 @@ class Pipeline:
             threads = max(1, self._threads - 1) if shared else self._threads
             with torch_threads(threads):
                 batch = self._batch(item, min(MAX_BATCH, BATCH_OF_A_THREAD * threads) if shared else MAX_BATCH)
-                _embed([each for each in batch if not each.request.abandoned])
+                wanted = [each for each in batch if not each.request.abandoned]
+                if wanted:
+                    self._batched(len(wanted))
+                    _embed(wanted)
 
     def _batch(self, first: _Item, most: int) -> list[_Item]:
         batch = [first]
@@ -239,8 +243,6 @@ def _alike(one: _Item, other: _Item) -> bool:
 
 
 def _embed(batch: list[_Item]) -> None:
-    if not batch:
-        return
     try:
         embeddings = _forward(batch)
     except Exception as error:  # try each alone, so that a bad one does not spoil the others

@@ -3,9 +3,11 @@
 workspace.py   where each file of a workspace is, and when it is removed
 run.py         a run: its states, the one table of legal moves, its options, its progress
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
-database.py    the SQLite file of the runs: schema, transactions, readable errors
+database.py    a SQLite file of a workspace: schema, transactions, readable errors
+feedback.py    what users said of documents: sessions and labels, the latest word of each id
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 proof_documents.py  the documents that prove the model of a run
+budget.py      the automatic runs, and what each has taken of their shared budget of false promotions
 spool_rows.py  one document as a row of it, and what makes two documents the same
 spool_file.py  the SQLite file under it
 connections.py its connections, which survive threads and forks and are few

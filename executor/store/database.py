@@ -1,4 +1,4 @@
-"""The SQLite file of a workspace: its schema, the steps from older schemas, transactions, and readable errors."""
+"""A SQLite file of a workspace: its schema, the steps from older schemas, transactions, and readable errors."""
 
 import contextlib
 import sqlite3
@@ -50,12 +50,14 @@ SCHEMA_VERSION = len(STEPS)
 class Database:
     """One SQLite file that several threads and several processes use. A committed transaction is on the disk.
 
+    Args: steps: the statements that bring an empty file to version 1, then to 2, …; by default those of the runs.
     Raises: WorkspaceError, here and from every method: the file cannot be opened, read or written, belongs to another
         program, or was written by a newer version of this software. A file of the last two sorts is left unchanged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, steps: tuple[tuple[str, ...], ...] | None = None) -> None:
         self.path = path
+        self._steps = STEPS if steps is None else steps
         self._lock = threading.RLock()
         self._file: tuple[int, int] | None = None
         with self._explained():
@@ -78,21 +80,21 @@ class Database:
         """Check the file before it is opened for writing, because even that may change it."""
         with contextlib.closing(self._connect("ro")) as reader:
             Schema(
-                versions=range(1, len(STEPS) + 1),
+                versions=range(1, len(self._steps) + 1),
                 application_id=0,
                 elsewhere="workspace",
                 refusal="The workspace {folder} is of schema version {version}, this software knows "
-                f"{len(STEPS)}; use the newer release that wrote it, or another workspace.",
+                f"{len(self._steps)}; use the newer release that wrote it, or another workspace.",
             ).check(reader, self.path)
 
     def _migrate(self) -> None:
         with self.transaction() as connection:
             ((version,),) = connection.execute("PRAGMA user_version")
-            for step in STEPS[version:]:
+            for step in self._steps[version:]:
                 for statement in step:
                     connection.execute(statement)
-            if version < len(STEPS):
-                connection.execute(f"PRAGMA user_version={len(STEPS)}")
+            if version < len(self._steps):
+                connection.execute(f"PRAGMA user_version={len(self._steps)}")
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -141,12 +143,12 @@ class Database:
                 f"{self.path} is damaged, and with it the states and histories of the runs; the documents and models "
                 f"in {self.path.parent / 'runs'} are other files, and not harmed by this. Restore it from a backup."
             )
-        return f"{_remedy(str(error))}, then try again; what was answered before is safe."
+        return f"{_remedy(str(error), self.path.name)}, then try again; what was answered before is safe."
 
 
-def _remedy(error: str) -> str:
+def _remedy(error: str, name: str) -> str:
     if "locked" in error:
-        return f"Another process has held its runs.sqlite for {BUSY_SECONDS:g} s: end that one"
+        return f"Another process has held its {name} for {BUSY_SECONDS:g} s: end that one"
     if "full" in error:
         return "Free space on its disk"
     return "See that it can be written and that its disk has room"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,6 +65,7 @@ class Progress:
     served: str | None = None  # the version that was served when the tuned model was measured
     warnings: list[str] = field(default_factory=list)
     space: str | None = None  # of the embeddings of the tuned model
+    index_plan: dict[str, Any] = field(default_factory=dict)  # what to do with an index; empty without a proof
     verdict: str | None = None
     error: str | None = None
     device: str | None = None
@@ -74,6 +76,8 @@ class Configuration(BaseModel):
 
     Attributes:
         options: the executor's. given: the names of the training options that requests have set.
+        automatic: 0, or which of the automatic runs that are judged it is. level: the chance of a false promotion that
+            it was given then; see `store/budget.py`.
         directory: the service's working directory. path: its Python search path; the trainer imports from there, too.
     """
 
@@ -81,6 +85,8 @@ class Configuration(BaseModel):
 
     options: ExecutorOptions = ExecutorOptions()
     given: tuple[str, ...] = ()
+    automatic: int = 0
+    level: float | None = None
     directory: str = "."
     path: tuple[str, ...] = ()
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from docarray import DocList
 from docarray.proto import DocProto
@@ -268,6 +268,27 @@ class DocumentArrayMemmap(Sequence[Document]):
 
     def __repr__(self) -> str:
         return f"DocumentArrayMemmap({str(self.path)!r}, split={self.split!r})"
+
+
+class StoredForm(NamedTuple):
+    """A document as files of ours keep it. `payload`: its protobuf; `matches`: how many it has."""
+
+    id: str
+    label: Label | None
+    matches: int
+    payload: bytes
+
+
+def stored_form(doc: Any) -> StoredForm:
+    """Return how a document is kept. Raises: BadDocument: it cannot be stored."""
+    row = row_of(doc, "")
+    return StoredForm(row.id, row.label, row.matches, row.document)
+
+
+def restored(payload: bytes) -> Document:
+    """Return the document of a `StoredForm`."""
+    document: Document = Document.from_protobuf(DocProto.FromString(payload))
+    return document
 
 
 def label_rows(docs: Iterable[Any]) -> Iterator[LabelRow]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from .files import remove_leftovers, sync
 
 _RESERVE_BYTES = 2 << 20
 KEPT_CHECKPOINTS = 2  # the newest, and one more in case it is damaged
+_PROBE_BYTES = 64 << 10
 
 
 class Workspace:
@@ -19,6 +21,7 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.database = root / "runs.sqlite"
+        self.feedback = root / "feedback.sqlite"
         self.base = root / "base"
         self.lock = root / "service.lock"
         self._discarded = root / "deleted"
@@ -47,6 +50,14 @@ class Workspace:
     def proof_file(self, name: str) -> Path:
         """JSON: for each split, the positions of the documents that prove the model of one run."""
         return self.run_folder(name) / "proof.json"
+
+    def sources_file(self, name: str) -> Path:
+        """JSON: from where documents were copied into one run; see `lifecycle/sources.py`."""
+        return self.run_folder(name) / "sources.json"
+
+    def negatives_file(self, name: str) -> Path:
+        """JSON: the negatives that one run has added to its sessions: their sessions, and the items they are of."""
+        return self.run_folder(name) / "negatives.json"
 
     def log_file(self, name: str) -> Path:
         """What the trainer of one run printed."""
@@ -79,17 +90,18 @@ class Workspace:
 
     def disk_bytes(self, name: str) -> int:
         """How much disk the folder of one run takes, in bytes; holes in its files do not count."""
-        taken, folders = 0, [self.run_folder(name)]
-        while folders:
-            try:
-                with os.scandir(folders.pop()) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(Path(entry.path))
-                        taken += entry.stat(follow_symlinks=False).st_blocks * 512
-            except FileNotFoundError:  # the trainer may rename or remove folders meanwhile
-                continue
-        return taken
+        return _disk_bytes(self.run_folder(name))
+
+    def total_bytes(self) -> int:
+        """How much disk the workspace takes, in bytes."""
+        return _disk_bytes(self.root)
+
+    def try_to_write(self) -> None:
+        """Write a little and remove it. Raises: OSError: the disk is full, read-only or broken."""
+        with tempfile.TemporaryFile(dir=self.root) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
 
     def check_database(self) -> None:
         """Raise WorkspaceError if the database of the runs is gone and their folders are not.
@@ -158,6 +170,20 @@ class Workspace:
             os.rename(source, target)
             sync(target.parent)
             sync(source.parent)
+
+
+def _disk_bytes(folder: Path) -> int:
+    taken, folders = 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+                    taken += entry.stat(follow_symlinks=False).st_blocks * 512
+        except FileNotFoundError:  # the trainer may rename or remove folders meanwhile
+            continue
+    return taken
 
 
 def newest_first(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 token.py         the bearer token
 refusals.py      errors on the wire
+answering.py     how a server of HTTP ends, without Jina
 quiet.py         a refusal is one line of the log
 limits.py        how much a client may send at a time, and how long it may take
 ending.py        answers the requests under way when a process is told to end

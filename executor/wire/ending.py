@@ -7,25 +7,27 @@ for a call whose requests broke off.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from grpc.aio import Server as GrpcServer
 from uvicorn import Server as HttpServer
 
+from .answering import GRACE_SECONDS, answer_before_end
 from .jina_private import WebSocketServer, before_teardown, library_server, replace_wait_for_floating_requests
 
-GRACE_SECONDS = 5.0  # for the requests under way; new ones are refused meanwhile
 
+def answer_before_the_end(*also: Callable[[], Awaitable[None]]) -> None:
+    """Make the servers of this process answer their requests before they close, within `GRACE_SECONDS`.
 
-def answer_before_the_end() -> None:
-    """Make the servers of this process answer their requests before they close, within `GRACE_SECONDS`."""
-    before_teardown(_answer_all)
+    Args: also: what ends other servers of this process, at the same time.
+    """
+
+    async def answer_all(servers: list[Any]) -> None:
+        await asyncio.gather(*map(_answer, servers), *(end() for end in also))
+
+    before_teardown(answer_all)
     replace_wait_for_floating_requests(_wait_a_little)
-
-
-async def _answer_all(servers: list[Any]) -> None:
-    await asyncio.gather(*map(_answer, servers))
 
 
 async def _answer(server: Any) -> None:
@@ -34,19 +36,7 @@ async def _answer(server: Any) -> None:
     if isinstance(library, GrpcServer):
         await library.stop(GRACE_SECONDS)
     elif isinstance(library, HttpServer):
-        await _answer_http(library, websockets=isinstance(server, WebSocketServer))
-
-
-async def _answer_http(server: HttpServer, websockets: bool) -> None:
-    for listener in server.servers:
-        listener.close()
-    if not websockets:  # closes idle HTTP connections; it would cut off the answers of a websocket
-        for connection in list(server.server_state.connections):
-            connection.shutdown()
-    if tasks := list(server.server_state.tasks):
-        _, late = await asyncio.wait(tasks, timeout=GRACE_SECONDS)
-        for task in late:  # otherwise Jina waits for ever for a client that watches a run
-            task.cancel()
+        await answer_before_end(library, websockets=isinstance(server, WebSocketServer))
 
 
 async def _wait_a_little(some_are_left: Callable[[], bool]) -> None:

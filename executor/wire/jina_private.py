@@ -12,6 +12,7 @@ from jina.proto import jina_pb2
 from jina.serve.instrumentation import InstrumentationMixin
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 from jina.serve.runtimes.gateway.gateway import BaseGateway
+from jina.serve.runtimes.gateway.streamer import GatewayStreamer
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import HTTPServer
@@ -54,6 +55,7 @@ PRIVATE = (
     Part(CompositeBaseServer, "_should_exit", "Jina's own tells a gateway that serves only gRPC to end."),
     Part(GRPCServer, "server", "The library's server, which knows how to end gracefully.", in_source=True),
     Part(HTTPServer, "_request_handler", "Its streamer gets the refusals of the executors.", in_source=True),
+    Part(GatewayStreamer, "_endpoints_models_map", "The classes that a Flow exchanges.", in_source=True),
     Part(RequestStreamer, "wait_floating_requests_end", "Jina's own waits for ever for a call that broke off."),
     Part(auto, "AutoHTTPProtocol", "uvicorn waits for ever for a request, and Jina chooses its protocol."),
     Part(RequestStreamer, "total_num_floating_tasks_alive", "What it waits for; we reset it.", in_source=True),
@@ -133,9 +135,23 @@ def settings_of_servers(gateway: CompositeBaseServer) -> list[tuple[str, dict[st
     return [(str(settings["runtime_args"]["protocol"]).lower(), settings) for settings in gateway._server_kwargs]
 
 
-def wrap_streamer(server: HTTPServer, wrap: Callable[[Any], Any]) -> None:
-    """Wrap the streamer with which a gateway's HTTP server calls the executors."""
+def wrap_streamer(server: HTTPServer, wrap: Callable[[Any], Any]) -> Any:
+    """Wrap the streamer with which a gateway's HTTP server calls the executors, and return it."""
     server._request_handler.streamer = wrap(server._request_handler.streamer)
+    return server._request_handler.streamer
+
+
+class Models(NamedTuple):
+    """The classes of the documents that an endpoint of a Flow takes and returns."""
+
+    given: Any
+    returned: Any
+
+
+def models_of(streamer: Any, path: str) -> Models | None:
+    """Return the classes of an endpoint of a Flow; None: no executor has it."""
+    found = (streamer._endpoints_models_map or {}).get(path)
+    return None if found is None else Models(found["input"], found["output"])
 
 
 def refusal_in(response: Any) -> tuple[list[str], str] | None:

@@ -47,9 +47,7 @@ class Refusal(Exception):
     @classmethod
     def internal(cls, error: Exception) -> "Refusal":
         """Wrap an error that is our fault."""
-        return cls(
-            InternalError(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")
-        )
+        return cls(InternalError.of(error))
 
     def __str__(self) -> str:
         return self.sentence

@@ -11,7 +11,7 @@ import hmac
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,18 @@ def require(token: str | None) -> None:
 
 
 class TokenRequired:
-    """Answers 401 to a request and 403 to a websocket without the token; health needs none (ASGI middleware)."""
+    """Answers 401 to a request and 403 to a websocket without the token (ASGI middleware).
 
-    def __init__(self, app: App, token: str) -> None:
+    Args: free: the paths that need no token: health.
+    """
+
+    def __init__(self, app: App, token: str, free: Collection[str] = ("/",)) -> None:
         self._app = app
         self._token = token
+        self._free = free
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] == "/"):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in self._free):
             return await self._app(scope, receive, send)
         if presents(self._token, scope["headers"]):
             before = _passed.set(True)
@@ -112,11 +116,15 @@ class TokenRequired:
                 _passed.reset(before)
         if scope["type"] == "websocket":  # it is not accepted yet, so the handshake fails
             return await send({"type": "websocket.close", "code": 1008})
-        body = json.dumps({"detail": REFUSED}).encode()
+        body = json.dumps(self.refusal(scope["path"])).encode()
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": Unauthorized.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def refusal(self, path: str) -> dict[str, object]:
+        """Return what the body of a 401 says."""
+        return {"detail": REFUSED}
 
 
 class TokenRequiredByServer(grpc.aio.ServerInterceptor):

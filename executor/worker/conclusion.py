@@ -1,15 +1,14 @@
-"""What follows a training: the tuned model is measured, judged and saved, and the report is written.
+"""What follows a training: the tuned model is measured, judged and saved with its map, and the report is written.
 
 The service then decides what becomes of the model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..compute.ranks import Ranks
-from ..evaluation.eval_set import Measured
 from ..models.model import EmbeddingModel
 from ..models.saving import save_model, space_of
 from ..models.versions import load_version
@@ -17,6 +16,7 @@ from ..report.parts import LabelErrors
 from ..store.run import Run
 from ..store.runs import RunStore
 from ..training.recipe import Outcome, Task
+from .index_learning import LearnedIndex, Served, learn_index, measure_index
 from .judgement import Judgement, judge, why_unproven
 from .label_check import check_labels
 from .progress import ProgressWriter
@@ -50,17 +50,20 @@ class Conclusion:
 
     def draw(self, trained: Trained) -> None:
         """Do it all. Every rank calls this; only the first judges and writes. Raises: what `check` raises."""
-        version = self._ranks.agree(self._store.served_now)
-        served = self._measure_served(version, trained)
+        served = self._load_served(self._ranks.agree(self._store.served_now), trained)
         self._progress.report(phase="evaluating")
         label_errors = self._check_labels(trained)
+        index = self._learn_index(trained, served)
         if not self._ranks.first:
             return
-        judgement = self._judge(trained, served, version)
-        self._tell(judgement, version)
+        judgement = self._judge(trained, served)
+        if index is not None and index.plan is not None:
+            judgement = replace(judgement, verdict=f"{judgement.verdict} {index.plan.sentence()}")
+        self._tell(judgement, served.version)
         folder = self._store.workspace.model_folder(self._run.name)
-        save_model(trained.model, folder)
-        self._progress.report(space=space_of(folder))
+        save_model(trained.model, folder, beside=None if index is None else index.write)
+        plan = {} if index is None or index.plan is None else index.plan.as_status()
+        self._progress.report(space=space_of(folder), index_plan=plan)
         write_report(
             self._store,
             self._run,
@@ -70,20 +73,45 @@ class Conclusion:
             judgement,
             counts=trained.data.counts(trained.task),
             device=str(trained.device),
-            served=version,
-            before=served,
+            served=served.version,
+            before=served.measured,
             label_errors=label_errors,
             copies=trained.data.copies(),
+            index=index,
         )
         self._progress.conclude()
 
-    def _measure_served(self, version: str, trained: Trained) -> Measured | None:
-        """Measure the version that is served now on the documents of the proof; None if there are none."""
-        eval_set = trained.task.eval_set
-        if eval_set is None or version == self._run.options.base:
-            return trained.outcome.before
-        model = load_version(self._store.workspace, self._run.configuration.options, version).to(trained.device)
-        return trained.data.eval_set_for(model, eval_set).measure(model)
+    def _load_served(self, version: str, trained: Trained) -> Served:
+        """Load the version that is served now, and measure it on the documents of the proof, if there are any."""
+        workspace, eval_set = self._store.workspace, trained.task.eval_set
+        model = load_version(workspace, self._run.configuration.options, version).to(trained.device)
+        measured = trained.outcome.before
+        if eval_set is not None and version != self._run.options.base:
+            measured = trained.data.eval_set_for(model, eval_set).measure(model)
+        return Served(version=version, space=space_of(workspace.model_folder(version)), model=model, measured=measured)
+
+    def _learn_index(self, trained: Trained, served: Served) -> LearnedIndex | None:
+        task, after = trained.task, trained.outcome.after
+        learned = learn_index(
+            trained.data.trained_items(task, trained.device, trained.batch),
+            task.choose_set,
+            served,
+            trained.model,
+            prepared_for=trained.data.eval_set_for,
+            check=self._check,
+            alone=self._ranks.alone,
+            first=self._ranks.first,
+        )
+        if learned is None or task.eval_set is None or served.measured is None or after is None:
+            return learned
+        return measure_index(
+            learned,
+            task.eval_set,
+            served.measured,
+            after,
+            tolerance=self._run.configuration.options.index_tolerance,
+            unseen=trained.data.parts.whole_classes,
+        )
 
     def _check_labels(self, trained: Trained) -> LabelErrors | None:
         return check_labels(
@@ -96,16 +124,17 @@ class Conclusion:
             ranks=self._ranks,
         )
 
-    def _judge(self, trained: Trained, served: Measured | None, version: str) -> Judgement:
+    def _judge(self, trained: Trained, served: Served) -> Judgement:
         options, task = self._run.options, trained.task
         documents, given, _ = trained.data.counts(task)
         return judge(
             task,
             trained.outcome,
-            served,
-            served_version=version,
+            served.measured,
+            served_version=served.version,
             whole_classes=trained.data.parts.whole_classes,
             promote_by=options.promote_by,
+            chance=self._run.configuration.level,
             unproven=why_unproven(task, options.val_split, documents, given=given > 0),
             noticed=trained.data.noticed(),
         )

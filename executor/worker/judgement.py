@@ -8,7 +8,7 @@ import numpy as np
 from ..evaluation.eval_set import Measured
 from ..evaluation.hold_out import LEAST_DOCUMENTS
 from ..evaluation.metrics import DECIDING
-from ..evaluation.proof import caution, paired_difference, verdict
+from ..evaluation.proof import USUAL_LEVEL, caution, paired_difference, verdict
 from ..loading.datasets import ClassDataset
 from ..training.recipe import Outcome, Task
 
@@ -42,6 +42,7 @@ def judge(
     served_version: str,
     whole_classes: tuple[int, ...],
     promote_by: str,
+    chance: float | None = None,
     unproven: str,
     noticed: list[str],
 ) -> Judgement:
@@ -49,6 +50,7 @@ def judge(
 
     Args:
         served: what the version served now did on the eval set; None: there is no eval set.
+        chance: of calling a model better that is not; None: the usual one.
         whole_classes: the classes held out whole. unproven: why there is no eval set.
         noticed: warnings about the documents.
     """
@@ -56,7 +58,8 @@ def judge(
     weights = _about_weights(outcome)
     if outcome.after is None or served is None:
         return Judgement(better=None, verdict=f"{unproven} {weights} {ALL_THE_SAME}", warnings=warnings)
-    better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by)
+    level = USUAL_LEVEL if chance is None else 1 - 2 * chance
+    better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by, level=level)
     metrics = {f"served/{name}": value for name, value in served.scores.mean().items()}
     metrics |= {f"tuned/{name}": value for name, value in outcome.after.scores.mean().items()}
     sentence = f"Against the version served ({served_version}), {sentence}"
@@ -68,7 +71,7 @@ def judge(
         better = better and not worse
     if little := caution(outcome.after.scores):
         warnings.append(little)
-    difference, low, high = paired_difference(served.scores, outcome.after.scores)
+    difference, low, high = paired_difference(served.scores, outcome.after.scores, level=level)
     if difference > 0 and low <= 0:
         warnings.append(
             f"The eval documents are too few to prove the gain that was measured ({difference:+.3f}): with "
@@ -94,7 +97,10 @@ def why_unproven(task: Task, val_split: float | str, documents: int, *, given: b
             "documents."
         )
     elif val_split == "auto":
-        reason = "No label has enough documents that do not belong together to hold some out; send eval documents."
+        reason = (
+            "No label has enough documents to hold some out that do not belong together and that its base was not "
+            "trained on; send eval documents."
+        )
     else:
         reason = "val_split is 0 and there are no eval documents."
     return f"The model is unproven: {reason}"

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..compute.ranks import Ranks
 from ..errors import BadDocument
-from ..evaluation.eval_set import EvalSet
+from ..evaluation.eval_set import EvalSet, embed_in_steps
 from ..evaluation.label_errors import LabelCheck, find_label_errors
 from ..loading.datasets import ClassDataset
 from ..models.backbones import Backbone
@@ -19,7 +19,6 @@ from ..report.parts import LabelErrors, Suspect
 
 MOST = 20_000  # documents that are checked; if there are more, a random choice of them
 SHOWN = 20
-AT_ONCE = 1000  # documents embedded between two calls of `check`
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,9 @@ def check_labels(
     parts = _sampled(parts)
     try:
         features = [
-            np.concatenate([_embed(features_of(model), prepared_for(model, part.items), check) for part in parts])
+            np.concatenate(
+                [embed_in_steps(features_of(model), prepared_for(model, part.items), check) for part in parts]
+            )
             for model in (untrained.to(device), tuned)
         ]
     except BadDocument:  # an image has disappeared since the training; the report does without the check
@@ -94,14 +95,6 @@ def _sampled(parts: list[Part]) -> list[Part]:
         kept = np.sort(random.permutation(count)[: count * MOST // total])
         sampled.append(Part(part.name, part.items.part(kept), part.units[kept]))
     return sampled
-
-
-def _embed(model: nn.Module, items: EvalSet, check: Callable[[], None]) -> np.ndarray:
-    found = []
-    for start in range(0, len(items.items), AT_ONCE):
-        check()
-        found.append(items.part(np.arange(start, min(start + AT_ONCE, len(items.items)))).embed(model))
-    return np.concatenate(found)
 
 
 def _joined_labels(parts: list[Part]) -> tuple[np.ndarray, list[str]]:

@@ -6,16 +6,18 @@ import numpy as np
 
 from ..errors import FinetunerError
 from ..evaluation.eval_set import Measured
+from ..evaluation.index_plan import Figure, IndexPlan
 from ..images.reading import image_of
 from ..loading.datasets import ClassDataset
 from ..models.model import EmbeddingModel
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..report import contents
-from ..report.parts import LabelErrors, ModelFacts, Tried
+from ..report.parts import IndexWay, Interval, LabelErrors, ModelFacts, SmallVectorForm, Tried
 from ..store.run import Run
 from ..store.runs import RunStore
 from ..training.recipe import Outcome, Task
 from ..training.tried import Trials
+from .index_learning import LearnedIndex
 from .judgement import Judgement
 
 SAMPLED = 16  # images whose size is measured
@@ -35,11 +37,12 @@ def write_report(
     before: Measured | None,
     label_errors: LabelErrors | None,
     copies: list[tuple[str, str, str]],
+    index: LearnedIndex | None = None,
 ) -> None:
     """Write the report of a run that has been trained. The service later adds what became of the model.
 
     Args: counts: train, eval and held out documents. served: the version served now. before: what that one did on the
-            eval set.
+            eval set. index: the map from that one, and what was measured of it.
     """
     contents.write(
         store,
@@ -60,7 +63,27 @@ def write_report(
         label_errors=label_errors,
         copies=copies,
         tried=tried_settings(outcome.trials),
+        ways=[] if index is None or index.plan is None else index_ways(index.plan),
+        small_vectors=[] if index is None else [SmallVectorForm(**vars(score)) for score in index.scores],
     )
+
+
+def index_ways(plan: IndexPlan) -> list[IndexWay]:
+    """Return what can be done with an index, as the report has it, the cheapest first."""
+
+    def interval(figure: Figure | None) -> Interval | None:
+        return None if figure is None else Interval(mean=figure[0], low=figure[1], high=figure[2])
+
+    return [
+        IndexWay(
+            name=way,
+            value=interval(figure),
+            loss=interval(plan.losses.get(way)),
+            unseen=interval(plan.unseen_figures.get(way)),
+            advised=way == plan.advice,
+        )
+        for way, figure in plan.figures.items()
+    ]
 
 
 def used_settings(

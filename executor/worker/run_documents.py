@@ -17,7 +17,8 @@ from ..evaluation.hold_out import document_numbers, split_documents
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import item_content, make_preprocess
-from ..loading.datasets import Dataset, kind_of
+from ..loading.datasets import Dataset, SessionDataset, kind_of
+from ..loading.hard_negatives import HarderSessions, find_hard_negatives
 from ..models.model import EmbeddingModel
 from ..report.naming import name_of
 from ..store.files import publish_file
@@ -30,6 +31,7 @@ from .decoding import Decoded
 from .inspection import Inspection
 from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
+from .lineage import lineage_of
 
 POLL_SECONDS = 0.05
 SHOWN = 5  # documents that a sentence names
@@ -64,6 +66,7 @@ class RunDocuments:
         self._options = run.options
         self._configuration = run.configuration.options
         self._preprocessing = model.preprocessing
+        self._model = model  # of the version that the run starts from
         self._left_out: str | None = None
         self._flattery: str | None = None
         self._train, self._eval = self._decoded("train", model), self._decoded("eval", model)
@@ -138,7 +141,17 @@ class RunDocuments:
         share = 0.0 if given else self._options.val_split
         others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
         kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
-        parts = split_documents(dataset, items, share, seed=self._options.seed, units=kin.train)
+        before = self._ranks.agree(lambda: lineage_of(self._store, self._run, self._train.docs))
+        numbers = document_numbers(dataset)
+        parts = split_documents(
+            dataset,
+            items,
+            share,
+            seed=self._options.seed,
+            units=kin.train,
+            taught=None if before is None else before.taught[numbers],
+            proved=None if before is None else before.proved[numbers],
+        )
         eval_set = None
         if others is not None:
             self._leave_out(others, those[kin.related[those]])
@@ -159,9 +172,12 @@ class RunDocuments:
                 for split, (docs, items) in of.items()
             }
             publish_file(self._store.workspace.proof_file(self._run.name), json.dumps(proof).encode())
+        learned, items = dataset, parts.train
+        if self._options.hard_negatives and isinstance(dataset, SessionDataset):
+            learned, items = self._with_hard_negatives(dataset, make_eval(dataset, items, cache=self._train.cache))
         return Task(
-            dataset=dataset,
-            items=parts.train,
+            dataset=learned,
+            items=items,
             eval_set=eval_set,
             choose_set=make_eval(dataset, parts.choose, cache=self._train.cache) if len(parts.choose) else None,
             cache=self._train.cache,
@@ -169,11 +185,35 @@ class RunDocuments:
             augment=self._augmentation(kind),
         )
 
+    def trained_items(self, task: Task, device: torch.device, batch: int) -> EvalSet:
+        """The items that were trained on, to be embedded by several models."""
+        return EvalSet(task.dataset, task.items, device=device, cache=task.cache, batch=batch, ranks=self._ranks)
+
+    def _with_hard_negatives(self, dataset: SessionDataset, train: EvalSet) -> tuple[SessionDataset, np.ndarray]:
+        """Return the dataset with further negatives, and the items to train on. A resumed run finds the same ones."""
+        file = self._store.workspace.negatives_file(self._run.name)
+
+        def find() -> list[list[int]]:
+            found = find_hard_negatives(dataset, train.items, embeddings, self._options.hard_negatives)
+            return [part.tolist() for part in found]
+
+        if self._ranks.agree(file.exists):
+            pairs = self._ranks.agree(lambda: json.loads(file.read_text()))
+        else:
+            embeddings = train.embed(self._model)
+            pairs = self._ranks.agree(find)
+            if self._ranks.first:
+                publish_file(file, json.dumps(pairs).encode())
+                told = f"{len(pairs[0])} hard negatives were added to {len(set(pairs[0]))} sessions"
+                self._store.event(self._run.name, "negatives", told)
+        harder = HarderSessions(dataset, *(np.asarray(part, np.int64) for part in pairs))
+        return harder, np.concatenate([train.items, np.arange(len(dataset), len(harder))])
+
     def labelled_parts(self, task: Task, device: torch.device, batch: int) -> list[Part]:
         """All usable documents in their parts, to look for wrong labels."""
         held_out = np.concatenate([self.parts.proof, self.parts.choose])
         found = []
-        for name, items in (("train", task.items), ("held out", held_out)):
+        for name, items in (("train", self.parts.train), ("held out", held_out)):
             eval_set = EvalSet(task.dataset, items, device=device, cache=task.cache, batch=batch, ranks=self._ranks)
             found.append(Part(name, eval_set, self._kin.train[items]))
         if task.eval_set is not None and task.eval_set.dataset is not task.dataset:

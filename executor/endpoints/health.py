@@ -1,0 +1,98 @@
+"""Whether a service can answer, and what else is wrong with it."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import psutil
+
+from ..errors import FinetunerError, NotReady
+from ..store.run import Run, RunState
+
+if TYPE_CHECKING:
+    from .reader import Reader
+    from .service import Service
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether `/embed` can answer.
+
+    Attributes:
+        served: the version now served. space: of its embeddings; None while it is not loaded.
+        degraded: what is wrong besides, in sentences.
+        executor: of which executor of a Flow this is said; None where there is only one.
+    """
+
+    ready: bool
+    served: str
+    space: str | None
+    degraded: list[str]
+    executor: str | None = None
+
+
+async def readiness(service: "Service | Reader") -> Readiness:
+    """Return how a service stands. A model that is not loaded is loaded, in the background."""
+    return await asyncio.to_thread(_readiness, service)
+
+
+def _readiness(service: "Service | Reader") -> Readiness:
+    try:
+        served = service.served()
+    except NotReady as error:
+        return Readiness(False, "", None, [str(error)])
+    version = service.embedder.loaded(served)
+    ready = version is not None or service.role == "train"  # which embeds nothing
+    degraded = [] if ready else [_not_loaded(service, served)]
+    degraded += service.degraded()
+    if service.role != "serve":
+        writer = cast("Service", service)
+        degraded += [*_store_faults(writer), *_training_faults(writer)]
+    return Readiness(ready, served, None if version is None else version.space, degraded)
+
+
+def _not_loaded(service: "Service | Reader", served: str) -> str:
+    why = service.embedder.load_error
+    service.embedder.warm()
+    return f"The model {served!r} cannot be loaded: {why}" if why else f"The model {served!r} is being loaded."
+
+
+def _store_faults(service: "Service") -> list[str]:
+    workspace, faults = service.store.workspace, []
+    try:
+        workspace.try_to_write()
+    except OSError as error:
+        faults.append(
+            f"The workspace {workspace.root} cannot be written ({error.strerror or error}), so /fit refuses documents. "
+            "See to its disk."
+        )
+    try:
+        service.store.served_now()
+    except FinetunerError as error:
+        faults.append(f"The store of the runs is out of reach: {error}")
+    return faults
+
+
+def _training_faults(service: "Service") -> list[str]:
+    if not service.supervisor.is_running:
+        return ["Nothing looks after the runs any more: they wait until the service is started again."]
+    try:
+        training = service.store.in_state(RunState.TRAINING)
+    except FinetunerError:  # it is among the faults of the store
+        return []
+    return [
+        f"The trainer of run {run.name!r} is stopped: process {run.pid} computes nothing until it is continued "
+        "(SIGCONT), or the run cancelled."
+        for run in training
+        if is_stopped(run)
+    ]
+
+
+def is_stopped(run: Run) -> bool:
+    """Whether the trainer of a run is stopped by a signal or a debugger."""
+    if run.pid is None:
+        return False
+    try:
+        return psutil.Process(run.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:  # it has ended; the supervisor sees to that
+        return False

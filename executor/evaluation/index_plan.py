@@ -1,0 +1,126 @@
+"""What to do with an index when a model changes: four ways, measured on the eval set, and which of them to take."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..models.space_map import SpaceMap
+from .eval_set import EvalSet, Measured
+from .metrics import DECIDING, Scores
+from .proof import paired_difference
+
+NOTHING, QUERIES, INDEX, ANEW = "nothing", "map queries", "map index", "embed anew"  # the cheapest first
+Figure = tuple[float, float, float]  # mean, and the ends of the 95 % interval
+
+_DONE = {
+    NOTHING: "leave the index and the queries as they are",
+    QUERIES: "leave the index, and ask /embed for queries in its space",
+    INDEX: "map the stored vectors with `python -m executor map`",
+    ANEW: "embed the whole index anew",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexPlan:
+    """What was measured.
+
+    Attributes:
+        version: the version whose vectors the index has.
+        figures: mAP@R of each way; None: it is impossible, since the vectors have another size.
+        losses: of each way but `embed anew`, what it loses against that, query by query: positive is worse.
+        advice: the cheapest way whose loss is within the tolerance, at the unfavourable end of the interval.
+        unseen: classes held out whole; the advice was checked on these, too. 0: there are none.
+    """
+
+    version: str
+    figures: dict[str, Figure | None]
+    losses: dict[str, Figure | None]
+    advice: str
+    tolerance: float
+    unseen: int = 0
+    unseen_figures: dict[str, Figure | None] = field(default_factory=dict)
+
+    def as_status(self) -> dict[str, Any]:
+        """As `index_plan` of a `RunStatus`; a way that is impossible has an empty list."""
+        found = {way: [] if figure is None else list(figure) for way, figure in self.figures.items()}
+        return {"from": self.version, "advice": self.advice, **found}
+
+    def sentence(self) -> str:
+        """Say it in words."""
+        told = ", ".join(
+            f"{way}: " + ("impossible, as the sizes differ" if figure is None else f"{figure[0]:.3f}")
+            for way, figure in self.figures.items()
+        )
+        seen = self.unseen_figures
+        apart = ", ".join(f"{way} {figure[0]:.3f}" for way, figure in seen.items() if figure is not None)
+        words = f" On the {self.unseen} classes never seen: {apart}." if seen else ""
+        loss = self.losses.get(self.advice)
+        why = (
+            "no cheaper way is proven to lose at most "
+            if loss is None
+            else f"it loses {loss[0]:.3f} ({loss[1]:.3f} to {loss[2]:.3f}), and may lose "
+        )
+        return (
+            f"An index of {self.version!r} vectors would have mAP@R {told}.{words} Advice: {_DONE[self.advice]} "
+            f"({self.advice}): {why}{self.tolerance:g}."
+        )
+
+
+def measure_plan(
+    eval_set: EvalSet,
+    old: Measured,
+    new: Measured,
+    *,
+    version: str,
+    forward: SpaceMap,
+    backward: SpaceMap,
+    tolerance: float,
+    unseen: tuple[int, ...] = (),
+) -> IndexPlan:
+    """Measure the four ways on the eval set.
+
+    Args:
+        old, new: what the version served and the tuned one did. version: the name of the former.
+        forward, backward: the maps from the old space to the new one and back; learned without the eval set.
+        tolerance: the loss of mAP@R that is accepted. unseen: the classes held out whole.
+    """
+    same_size = old.stored.shape[1] == new.embeddings.shape[1]
+    scores: dict[str, Scores | None] = {
+        NOTHING: eval_set.search(new.embeddings, old.stored) if same_size else None,
+        QUERIES: eval_set.search(backward(new.embeddings), old.stored),
+        INDEX: eval_set.search(new.embeddings, forward(old.stored)),
+        ANEW: new.scores,
+    }
+    apart: dict[str, Scores | None] = {}
+    if unseen:
+        theirs = np.isin(eval_set.labels, unseen)
+        apart = {way: None if found is None else found.of(theirs) for way, found in scores.items()}
+    losses = {way: _loss(found, new.scores) for way, found in scores.items() if way != ANEW}
+    advice = next((way for way, loss in losses.items() if _accepted(way, loss, apart, tolerance)), ANEW)
+    return IndexPlan(
+        version=version,
+        figures={way: _figure(found) for way, found in scores.items()},
+        losses=losses,
+        advice=advice,
+        tolerance=tolerance,
+        unseen=len(unseen),
+        unseen_figures={way: _figure(found) for way, found in apart.items()},
+    )
+
+
+def _accepted(way: str, loss: Figure | None, apart: dict[str, Scores | None], tolerance: float) -> bool:
+    """Whether the loss is proven to be within the tolerance, and not proven to exceed it on classes never seen."""
+    if loss is None or loss[2] > tolerance:
+        return False
+    anew = apart.get(ANEW)
+    unseen = None if anew is None else _loss(apart[way], anew)
+    return unseen is None or unseen[1] <= tolerance
+
+
+def _loss(found: Scores | None, anew: Scores) -> Figure | None:
+    return None if found is None else paired_difference(found, anew)
+
+
+def _figure(found: Scores | None) -> Figure | None:
+    return None if found is None else (found.mean()[DECIDING], *found.interval(DECIDING))

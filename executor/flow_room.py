@@ -1,0 +1,103 @@
+"""What is behind our HTTP door in a gateway: all executors of a Flow, each with its turn."""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from docarray import DocList
+from fastapi import HTTPException
+from jina.excepts import InternalNetworkError
+
+from . import errors
+from .documents import DocumentArray, RunStatus
+from .endpoints.health import Readiness
+from .web.pictures import Picture, fields_of
+from .wire.jina_private import Models, models_of
+
+UNREACHABLE = "No executor of this Flow answers: it has ended, or is being started. Try again, or start the Flow anew."
+_CLASSES = (
+    errors.BadRequest,
+    errors.Unauthorized,
+    errors.NotFound,
+    errors.Conflict,
+    errors.LimitExceeded,
+    errors.BadDocument,
+    errors.Overloaded,
+    errors.WorkspaceError,
+)
+_BY_STATUS: dict[int, type[errors.FinetunerError]] = {each.status: each for each in _CLASSES}
+
+
+class FlowRoom:
+    """Calls the executors of a Flow.
+
+    Args: streamer: the gateway's, which raises refusals as HTTPException.
+    """
+
+    def __init__(self, streamer: Any) -> None:
+        self._streamer = streamer
+
+    async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
+        """Call the endpoint of all executors that have it, in one request. Raises: FinetunerError."""
+        models = self._models(path)
+        if path == "/evaluate" and docs and "run" not in parameters:
+            parameters = {"total": len(docs), **parameters}  # this is all of them
+        sent = DocList[models.given](models.given(**_given(doc)) for doc in docs)
+        calling = self._streamer.stream_docs(
+            sent,
+            exec_endpoint=path,
+            parameters=parameters,
+            request_size=max(1, len(sent)),
+            return_results=True,
+            return_type=DocList[models.returned],
+        )
+        try:
+            async for response in calling:
+                return list(response.docs)
+        except HTTPException as refused:
+            raise _BY_STATUS.get(refused.status_code, errors.InternalError)(str(refused.detail)) from None
+        except InternalNetworkError as error:
+            raise errors.Unreachable(UNREACHABLE) from error
+        raise errors.Unreachable(UNREACHABLE)
+
+    def _models(self, path: str) -> Models:
+        models = models_of(self._streamer, path)
+        if models is None:
+            raise errors.NotFound(f"No executor of this Flow has an endpoint {path}.")
+        return models
+
+    async def watch(self, run: str | None) -> AsyncIterator[RunStatus]:
+        """Yield the status of a run whenever it changes. An unknown run has one status, which says so."""
+        given = self._models("/watch").given
+        try:
+            async for status, error in self._streamer.stream_doc(doc=given(run=run), exec_endpoint="/watch"):
+                if error:
+                    raise errors.InternalError(str(error))
+                yield status
+        except InternalNetworkError as error:
+            raise errors.Unreachable(UNREACHABLE) from error
+
+    async def readiness(self) -> Readiness:
+        """Ask an executor, and say which; a Flow with replicas asks them in turn."""
+        try:
+            (answer,) = await self.call("/readyz", DocumentArray(), {})
+        except errors.FinetunerError as error:
+            return Readiness(False, "", None, [str(error)])
+        return Readiness(**json.loads(answer.text))
+
+    async def metrics(self) -> bytes:
+        """Ask an executor for its figures; the first line says which."""
+        (answer,) = await self.call("/metrics", DocumentArray(), {})
+        return f"# executor: {answer.id}\n{answer.text}".encode()
+
+
+def _given(doc: Picture) -> dict[str, Any]:
+    """Return the fields of a document that are set: the classes of a Flow have defaults for the others.
+
+    Those classes take bytes for text, so a file is written in base64, as in JSON.
+    """
+    fields = {name: value for name, value in fields_of(doc).items() if value is not None}
+    if doc.buffer is not None and not doc.buffer.isascii():
+        fields["buffer"] = base64.b64encode(doc.buffer)
+    return fields

@@ -1,0 +1,110 @@
+"""Takes in what users say of documents, and tells what is kept."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from docarray import DocList
+
+from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Problem, has_label
+from ..errors import BadDocument
+from ..parameters import ExecutorOptions
+from ..store.feedback import FeedbackStore, Taker, canonical, iso
+from ..store.run import RunState
+from ..store.runs import SHOWN_PROBLEMS, RunStore
+from ..store.spool import StoredForm, stored_form
+from .sources import FEEDBACK, rule_of
+
+Word = tuple[str, StoredForm | None]
+
+
+class Feedback:
+    """What users have said, durably.
+
+    Args: kept: where it is kept. fault: says why a document cannot be trained on, as for `/fit`.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        kept: FeedbackStore,
+        options: ExecutorOptions,
+        fault: Callable[[Document, str, str], str | None],
+    ) -> None:
+        self._store = store
+        self._kept = kept
+        self._rule = rule_of(options)
+        self._fault = fault
+
+    def receive(self, docs: Sequence[Document]) -> FeedbackStatus:
+        """Store the words of one request. What the answer counts as stored is on the disk.
+
+        Raises: WorkspaceError: nothing of it could be stored.
+        """
+        words: list[Word] = []
+        problems: list[tuple[str, str]] = []
+        for doc in docs:
+            try:
+                words.append(self._word(doc))
+            except BadDocument as error:
+                problems.append((str(doc.id or ""), str(error)))
+        if words:
+            self._kept.put(words, self._rule)
+        return self._answer(len(words), problems)
+
+    def _answer(self, stored: int, problems: list[tuple[str, str]]) -> FeedbackStatus:
+        last = last_taker(self._store, self._kept)
+        kept = self._kept.kept(after=last.upto if last else 0)
+        return FeedbackStatus(
+            id=FEEDBACK,
+            stored=stored,
+            total=kept.total,
+            since_last_run=kept.since,
+            sessions=kept.sessions,
+            labelled=kept.labelled,
+            last_run=last and last.name,
+            skipped=len(problems),
+            problems=DocList[Problem](Problem(id=id, reason=reason) for id, reason in problems[:SHOWN_PROBLEMS]),
+            disk_bytes=kept.bytes,
+            oldest=None if kept.oldest is None else iso(kept.oldest),
+            thinned=kept.thinned,
+        )
+
+    def _word(self, doc: Document) -> Word:
+        """Return what a document says. Raises: BadDocument: it cannot be used."""
+        withdrawn = doc.tags.get(WITHDRAWN_TAG)
+        if withdrawn:
+            if not doc.id:
+                raise BadDocument(f"it has tags['{WITHDRAWN_TAG}'] and no id; give it the id of what it takes back")
+            return str(doc.id), None
+        if not doc.matches and not has_label(doc):
+            raise BadDocument(
+                "it has neither matches nor tags['finetuner_label'], so it says nothing; send a query with matches "
+                "labelled 1 or -1, or a document with its label"
+            )
+        if fault := self._fault(doc, "auto", "train"):
+            raise BadDocument(fault)
+        _name(doc)
+        doc.tags = {**doc.tags, SOURCE_TAG: FEEDBACK}
+        form = stored_form(doc)
+        return form.id, form
+
+
+def last_taker(store: RunStore, kept: FeedbackStore) -> Taker | None:
+    """The latest run that was trained on feedback. One that failed or was cancelled has come to nothing."""
+    for taker in kept.takers():
+        run = store.get(taker.name) if store.exists(taker.name) else None
+        if run is None or run.number != taker.run or run.state not in (RunState.FAILED, RunState.CANCELLED):
+            return taker
+    return None
+
+
+def _name(doc: Any) -> None:
+    """Give a document and its matches ids if they came without: always the same for the same content.
+
+    So a request that is sent again counts once, and with another label a match is still the same match.
+    """
+    if not doc.id:
+        doc.id = f"{FEEDBACK}-{hashlib.sha256(canonical(doc.to_protobuf())).hexdigest()[:24]}"
+    for number, match in enumerate(doc.matches):
+        match.id = match.id or f"{doc.id}-{number}"

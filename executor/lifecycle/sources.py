@@ -1,0 +1,165 @@
+"""Documents that a run is trained on without being sent to it: those of earlier runs, and feedback.
+
+They are copied into the run's own spool before it is queued, so nothing that is deleted later is missing. They pass the
+same checks as documents that are posted. `sources.json` in the run's folder says what was copied, and whether all was.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from ..documents import SOURCE_TAG, Document
+from ..errors import Conflict, LimitExceeded, UnknownRun
+from ..parameters import ExecutorOptions, TrainingOptions
+from ..store.feedback import FeedbackStore, Rule
+from ..store.files import publish_file
+from ..store.run import Run, RunState
+from ..store.runs import RunStore
+from ..store.spool import DocumentArrayMemmap
+
+FEEDBACK = "feedback"
+_CHUNK = 100  # documents copied at a time; between two chunks others may use the run
+
+
+def are_wanted(options: TrainingOptions) -> bool:
+    """Whether a run with these options gets documents that are not sent to it."""
+    return options.feedback or bool(options.documents_from)
+
+
+def copied(store: RunStore, name: str) -> dict[str, int]:
+    """How many documents of a run came from each source; empty: from none, or they are not all copied yet."""
+    found = _read(store, name)
+    return dict(found["from"]) if found.get("complete") else {}
+
+
+def _read(store: RunStore, name: str) -> dict[str, Any]:
+    file = store.workspace.sources_file(name)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+class Sources:
+    """Copies documents into runs.
+
+    Args: append: adds documents to the train documents of a receiving run and returns how many are new; None: the run
+        is not receiving any more.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        feedback: FeedbackStore,
+        options: ExecutorOptions,
+        append: Callable[[str, Sequence[Document]], int | None],
+    ) -> None:
+        self._store = store
+        self._feedback = feedback
+        self._limit = options.max_documents_per_run
+        self._rule = rule_of(options)
+        self._append = append
+        self._one_at_a_time = threading.Lock()
+
+    def check(self, options: TrainingOptions) -> int:
+        """Return how many documents the sources have that the options name.
+
+        Raises: UnknownRun: there is no such run (any more). Conflict: it is still receiving. LimitExceeded.
+        """
+        count = self._feedback.kept().total if options.feedback else 0
+        for name in options.documents_from:
+            if not self._store.exists(name):
+                raise UnknownRun(
+                    f"documents_from names run {name!r}, and there is no such run. If it was deleted, its documents "
+                    "are gone with it: leave it out, or post them again."
+                )
+            run = self._store.get(name)
+            if run.state is RunState.RECEIVING:
+                raise Conflict(
+                    f"documents_from names run {name!r}, which is still receiving documents; start it, or wait until "
+                    "it is queued."
+                )
+            count += run.train_rows or 0
+        if count > self._limit:
+            raise LimitExceeded(
+                f"The sources of this run have {count} documents and max_documents_per_run is {self._limit}; name "
+                "fewer runs, or raise that option of the executor."
+            )
+        return count
+
+    def are_complete(self, run: Run) -> bool:
+        """Whether a run has all documents that are not sent to it."""
+        return not are_wanted(run.options) or bool(_read(self._store, run.name).get("complete"))
+
+    def borrower(self, name: str) -> str | None:
+        """The run that is copying documents of run `name` now, if there is one."""
+        for run in self._store.in_state(RunState.RECEIVING):
+            if name in run.options.documents_from and not self.are_complete(run):
+                return run.name
+        return None
+
+    def gather(self, name: str) -> None:
+        """Copy the documents of all sources into a run, unless that was done. A killed service goes on where it was."""
+        with self._one_at_a_time:
+            run = self._store.get(name)
+            if self.are_complete(run) or run.state is not RunState.RECEIVING:
+                return
+            upto = self._begin(run)
+            counts: dict[str, int] = {}
+            for source, docs in self._sources(run, upto):
+                counts[source] = 0
+                while chunk := list(islice(docs, _CHUNK)):
+                    new = self._append(name, chunk)
+                    if new is None:  # it was cancelled meanwhile
+                        return
+                    counts[source] += new
+            if run.options.feedback:
+                self._feedback.take(run.number, name, upto)
+            self._write(name, {"complete": True, "upto": upto, "from": counts})
+            self._store.event(name, "gathered", _told(counts))
+
+    def _begin(self, run: Run) -> int:
+        """Return the number of the last word of feedback for the run. It stays the same if the service is killed."""
+        begun = _read(self._store, run.name)
+        if not begun:
+            if run.options.feedback:
+                self._feedback.thin(self._rule)
+            begun = {"complete": False, "upto": self._feedback.last() if run.options.feedback else 0}
+            self._write(run.name, begun)
+        return int(begun["upto"])
+
+    def _sources(self, run: Run, upto: int) -> Iterator[tuple[str, Iterator[Document]]]:
+        """Feedback first: it is the latest word, and a document that is there already is not replaced."""
+        if run.options.feedback:
+            yield FEEDBACK, self._feedback.documents(0, upto)
+        for name in run.options.documents_from:
+            with DocumentArrayMemmap(self._store.workspace.spool_file(name)) as docs:
+                yield name, self._of_run(docs, with_feedback=not run.options.feedback)
+
+    def _of_run(self, docs: DocumentArrayMemmap, *, with_feedback: bool) -> Iterator[Document]:
+        """The documents of an earlier run. Where they came from feedback, the latest word counts, not that of then."""
+        for doc in docs:
+            if doc.tags.get(SOURCE_TAG) != FEEDBACK:
+                yield doc
+            elif with_feedback:
+                known, latest = self._feedback.latest(str(doc.id))
+                if latest is not None or not known:
+                    yield latest or doc
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        file = self._store.workspace.sources_file(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        publish_file(file, json.dumps(content).encode())
+
+
+def rule_of(options: ExecutorOptions) -> Rule:
+    """The rule by which feedback is thinned."""
+    keep = options.keep_feedback
+    return Rule(keep.documents, keep.bytes, keep.days)
+
+
+def _told(counts: dict[str, int]) -> str:
+    parts = [
+        f"{count} documents of feedback" if source == FEEDBACK else f"{count} documents of run {source!r}"
+        for source, count in counts.items()
+    ]
+    return f"it is trained on {', '.join(parts)} too, copied into it"

@@ -1,0 +1,190 @@
+"""Shortened and encoded embeddings: fewer values, whole numbers of 8 bits, or bits.
+
+A version keeps what this needs beside its weights, in `small_vectors.safetensors`, learned from its run's documents.
+The file never changes, because vectors that were made by it are kept elsewhere. A version without such a file, such as
+`base`, gets what can be had without any documents: a random rotation from a fixed seed in place of the components, and
+a scale that fits vectors of unit length. Both are the same on every machine.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..errors import InvalidParameter, WorkspaceError
+from .space_map import unit_length
+
+FILE = "small_vectors.safetensors"
+FORMAT = "1"
+WHOLE_BASIS = 4096  # values; of longer vectors only `MOST_OF_LONGER` components are kept
+MOST_OF_LONGER = 1024
+LARGEST = 127  # of an int8 value
+FEW = 0.1  # a value that is negative, or positive, in fewer of the documents has a sign that says little
+ROOM = 1.25  # how much larger than in the documents a value may be before it is cut off
+USUAL_RANGE = 12.0  # a value of a unit vector is rarely so many times the root of their mean square
+RANGE_OF_TURNED = 8.0  # the same after a random rotation
+Encoding = Literal["float", "int8", "binary"]
+
+
+@dataclass(frozen=True, eq=False)
+class SmallVectors:
+    """Shortens and encodes the embeddings of one space.
+
+    A shortened vector is the first `dimensions` principal components, turned by a random rotation from a fixed seed.
+    That changes no cosine, and spreads what the first components know over all values: bits of components that differ
+    in size lose much more (Gong & Lazebnik 2011, "Iterative quantization", start from it).
+
+    Attributes:
+        rotation: (D, K) float32, orthonormal columns, the most important first.
+        scale: what 1 stands for in an int8 vector of all D values. lengths: (K,) float32, the root mean square length
+            of shortened vectors, by their dimensions, if they are not scaled to unit length. None: not known, since
+            nothing was learned.
+        two_sided: whether the values are of both signs, so that bits of all D values are their signs; else they are
+            those of the rotated values.
+        unit: whether a shortened vector is scaled to unit length.
+    """
+
+    rotation: np.ndarray
+    scale: float | None
+    lengths: np.ndarray | None
+    two_sided: bool
+    unit: bool
+    _turned: dict[int, np.ndarray] = field(default_factory=dict)  # (D, dimensions) by dimensions
+
+    def check(self, dimensions: int | None, encoding: Encoding) -> None:
+        """Raise InvalidParameter if there are no such vectors; the message says which there are."""
+        size, most = self.rotation.shape
+        if dimensions is not None and dimensions != size and dimensions > most:
+            some = f" (shortened: at most {most})" if most < size else ""
+            raise InvalidParameter(
+                f"Parameter 'dimensions' is {dimensions}, but the embeddings have {size} values{some}; ask for fewer."
+            )
+        if encoding == "int8" and self.scale is None:
+            raise InvalidParameter(
+                "Parameter 'encoding' is 'int8', but this version has no scale for it: it learned from no documents, "
+                "and its embeddings are not of unit length. There are: float, binary."
+            )
+
+    def suffix(self, dimensions: int | None, encoding: Encoding) -> str:
+        """What the name of the space gets, such as `/64/int8`; empty for plain embeddings."""
+        shorter = dimensions is not None and dimensions != len(self.rotation)
+        return (f"/{dimensions}" if shorter else "") + ("" if encoding == "float" else f"/{encoding}")
+
+    def __call__(self, vectors: np.ndarray, dimensions: int | None, encoding: Encoding) -> np.ndarray:
+        """Return vectors (N, D) float32 as (N, d) float32 or int8, or as (N, ⌈d / 8⌉) uint8 with eight bits each."""
+        self.check(dimensions, encoding)
+        if dimensions == len(self.rotation):
+            dimensions = None
+        values = vectors if dimensions is None else self.shortened(vectors, dimensions)
+        if encoding == "int8":
+            return self.quantised(values, dimensions)
+        if encoding == "binary":
+            return np.packbits(self.bits(values, dimensions), axis=1)
+        return values
+
+    def shortened(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
+        """The first principal components, turned: (N, dimensions) float32."""
+        turned = self._turned.get(dimensions)
+        if turned is None:
+            turned = (self.rotation[:, :dimensions] @ _random_rotation(dimensions, dimensions)).astype(np.float32)
+            self._turned[dimensions] = turned
+        values: np.ndarray = vectors @ turned
+        return unit_length(values) if self.unit else values
+
+    def quantised(self, values: np.ndarray, dimensions: int | None) -> np.ndarray:
+        """The nearest whole multiples of the scale, (N, d) int8."""
+        assert self.scale is not None
+        scale = self.scale
+        if dimensions is not None:
+            length = 1.0 if self.lengths is None else float(self.lengths[dimensions - 1])
+            scale = length * min(1.0, RANGE_OF_TURNED / dimensions**0.5) / LARGEST
+        return np.clip(np.rint(values / scale), -LARGEST, LARGEST).astype(np.int8)
+
+    def bits(self, values: np.ndarray, dimensions: int | None) -> np.ndarray:
+        """Which values are positive, (N, d) bool."""
+        if dimensions is None and not self.two_sided:
+            values = self.shortened(values, self.rotation.shape[1])
+        return values > 0
+
+
+def learn_small_vectors(embeddings: np.ndarray, *, unit: bool) -> SmallVectors:
+    """Learn from embeddings (N, D) float32 of a version how to shorten and encode its embeddings.
+
+    The components are those of the vectors as they are, not of their deviations from the mean: so the shortened ones
+    keep as much of the dot products as that many values can (Eckart & Young 1936).
+    """
+    rotation = _components(embeddings.astype(np.float64)).astype(np.float32)
+    squares = np.cumsum((embeddings @ rotation) ** 2, axis=1).mean(axis=0)
+    largest = max(float(np.abs(embeddings).max()) * ROOM, 1e-12)
+    return SmallVectors(
+        rotation=rotation,
+        scale=(min(largest, 1.0) if unit else largest) / LARGEST,
+        lengths=None if unit else np.sqrt(np.maximum(squares, 1e-24)).astype(np.float32),
+        two_sided=bool(FEW < np.median((embeddings < 0).mean(axis=0)) < 1 - FEW),
+        unit=unit,
+    )
+
+
+def without_documents(size: int, *, unit: bool, two_sided: bool) -> SmallVectors:
+    """Shorten and encode embeddings of `size` values, of a version that has learned nothing about them.
+
+    Args: two_sided: whether the values are of both signs; where none is negative, their signs say nothing.
+    """
+    return SmallVectors(
+        rotation=_random_rotation(size, size if size <= WHOLE_BASIS else MOST_OF_LONGER).astype(np.float32),
+        scale=min(1.0, USUAL_RANGE / size**0.5) / LARGEST if unit else None,
+        lengths=None,
+        two_sided=two_sided,
+        unit=unit,
+    )
+
+
+def write_small_vectors(folder: Path, found: SmallVectors) -> None:
+    """Write it into the folder of its version. Raises: OSError, SafetensorError: it cannot be written."""
+    tensors = {"rotation": found.rotation, "lengths": found.lengths}
+    settings = {"scale": found.scale, "two_sided": found.two_sided, "unit": found.unit}
+    metadata = {"format": FORMAT, "settings": json.dumps(settings)}
+    present = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
+    save_file(present, str(folder / FILE), metadata=metadata)
+
+
+def read_small_vectors(folder: Path) -> SmallVectors | None:
+    """Return what lies beside a version's weights, or None. Raises: WorkspaceError: damaged, or of a newer format."""
+    file = folder / FILE
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(str(file), "np") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
+        if metadata.get("format") != FORMAT:
+            raise WorkspaceError(f"{file} has format {metadata.get('format')}; this version reads {FORMAT}.")
+        return SmallVectors(
+            rotation=tensors["rotation"],
+            lengths=tensors.get("lengths"),
+            **json.loads(metadata["settings"]),
+        )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise WorkspaceError(f"{file} is damaged ({error}); restore it.") from error
+
+
+def _random_rotation(size: int, count: int) -> np.ndarray:
+    """Orthonormal columns (size, count) float64, the same on every machine: the signs of a QR decomposition are not."""
+    columns, triangle = np.linalg.qr(np.random.default_rng([size, count]).standard_normal((size, count)))
+    signed: np.ndarray = columns * np.sign(np.diag(triangle))
+    return signed
+
+
+def _components(vectors: np.ndarray) -> np.ndarray:
+    """Orthonormal columns, (D, K) float64: the principal components, then any others."""
+    count, size = vectors.shape
+    if size <= WHOLE_BASIS:
+        return np.linalg.eigh(vectors.T @ vectors)[1][:, ::-1]
+    _, found = np.linalg.eigh(vectors @ vectors.T)
+    wanted = min(count, MOST_OF_LONGER)
+    others = np.random.default_rng(0).standard_normal((size, MOST_OF_LONGER - wanted))
+    return np.linalg.qr(np.hstack([vectors.T @ found[:, ::-1][:, :wanted], others]))[0]

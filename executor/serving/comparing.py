@@ -1,0 +1,65 @@
+"""Compares two versions on documents that are at hand, such as feedback that came after one of them was trained."""
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ..compute.threads import in_brief_thread
+from ..documents import Document, DocumentArray
+from ..loading.datasets import DATASETS, fault_of
+from .embedder import Embedder
+from .pipeline import Version
+
+MOST = 2000  # documents compared on
+BATCH = 16
+
+
+def is_worse(
+    embedder: Embedder, before: str, after: str, kind: str, docs: Iterator[Document], chance: float
+) -> str | None:
+    """Return a sentence if version `after` is proven worse than `before` in mAP@R on documents; else None.
+
+    Args: docs: of `kind`; others, and those that cannot be embedded, are left out. chance: of a false answer.
+    """
+    return in_brief_thread(_is_worse, embedder, before, after, kind, docs, chance)
+
+
+def _is_worse(
+    embedder: Embedder, before: str, after: str, kind: str, docs: Iterator[Document], chance: float
+) -> str | None:
+    from ..evaluation.eval_set import score_embeddings
+    from ..evaluation.proof import verdict
+
+    versions = [embedder.version(before), embedder.version(after)]
+    usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
+    usable = [doc for doc in usable if all(_can_prepare(doc, kind, version) for version in versions)]
+    if not usable:
+        return None
+    dataset = DATASETS[kind](DocumentArray(usable))
+    parts = [dataset.document(item) for item in range(len(dataset))]
+    old, new = (score_embeddings(kind, _embed(version, parts), dataset.labels) for version in versions)
+    if not old.queries:
+        return None
+    worse, sentence = verdict(new, old, level=1 - 2 * chance)
+    return f"From {after!r} to {before!r} on feedback that came later, {sentence}" if worse else None
+
+
+def _can_prepare(doc: Document, kind: str, version: Version) -> bool:
+    try:
+        for part in (doc, *(doc.matches if kind == "session" else ())):
+            version.preprocess(part)
+    except Exception:  # whatever it is, the document proves nothing
+        return False
+    return True
+
+
+def _embed(version: Version, parts: list[Any]) -> np.ndarray:
+    """(N, D) float32, in fp32."""
+    from ..loading.batches import collate
+    from ..loading.forward import embed_batches
+
+    starts = range(0, len(parts), BATCH)
+    batches = (collate([version.preprocess(part) for part in parts[start : start + BATCH]]) for start in starts)
+    return embed_batches(version.model, batches, version.device)

@@ -1,0 +1,121 @@
+"""Which documents to label next: those that stand for most of what is not labelled yet, the uncertain ones first.
+
+The order is that of greedy facility location. Every document of the gallery is covered as well as the most similar one
+that is labelled or suggested. Each suggestion is the one that adds most to the sum of all covers: however many are
+taken, the sum is at least 1 - 1/e of the best possible one (Nemhauser et al. 1978). So a suggestion is typical, not an
+outlier, and unlike those before it. Documents of which the model is unsure count more.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..documents import Label
+
+UNSURE = 1.0  # the most unsure document counts 1 + so much, the surest one 1
+MOST_CANDIDATES = 20_000  # a larger gallery is sampled
+MOST_COVERED = 4_000
+UNSURE_FROM = 2 / 3  # mean rank from which on the reason says so
+
+
+class Suggestion(NamedTuple):
+    """Attributes: position: in the gallery. reason: why, in words."""
+
+    position: int
+    reason: str
+
+
+def suggest(
+    embeddings: np.ndarray,
+    limit: int,
+    *,
+    known: np.ndarray | None = None,
+    labels: Sequence[Label] = (),
+    seed: int = 0,
+) -> list[Suggestion]:
+    """Return the documents whose labels would teach most, best first.
+
+    Args:
+        embeddings: (N, D) float32, of the gallery.
+        limit: at most so many.
+        known: (M, D) those of documents that are labelled already. labels: theirs.
+    """
+    random = np.random.default_rng(seed)
+    unit = _unit(embeddings)
+    candidates = _sample(len(unit), MOST_CANDIDATES, random)
+    covered = _sample(len(unit), MOST_COVERED, random)
+    similarity = unit[covered] @ unit[candidates].T  # (C, N)
+    to_labels = _to_labels(unit[covered], known, labels)
+    unsure = uncertainty(to_labels)
+    weights = (1 + UNSURE * unsure).astype(np.float32)
+    chosen = _greedy(similarity, weights, to_labels.max(1), limit)
+    nearest = similarity[:, chosen].argmax(1)  # (C,): which suggestion stands for each document
+    nearest[similarity[:, chosen].max(1) <= to_labels.max(1)] = -1  # a labelled one does
+    scale = len(unit) / len(covered)
+    return [
+        Suggestion(int(candidates[place]), _reason(unsure[nearest == number], scale))
+        for number, place in enumerate(chosen)
+    ]
+
+
+def _greedy(similarity: np.ndarray, weights: np.ndarray, cover: np.ndarray, limit: int) -> list[int]:
+    """Return the candidates that raise the weighted sum of the covers most, each after those before it.
+
+    Args: similarity: (C, N). weights, cover: (C,).
+    """
+    chosen: list[int] = []
+    left = np.ones(similarity.shape[1], bool)
+    while len(chosen) < min(limit, len(left)):
+        gains = weights @ np.maximum(similarity - cover[:, None], 0)
+        best = int(np.where(left, gains, -1).argmax())
+        left[best] = False
+        chosen.append(best)
+        cover = np.maximum(cover, similarity[:, best])
+    return chosen
+
+
+def uncertainty(to_labels: np.ndarray) -> np.ndarray:
+    """Return how unsure the model is of each document, (C,) in [0, 1], as a rank among them; 0 without two labels.
+
+    It is unsure of a document that is about as near to one label as to another.
+
+    Args: to_labels: (C, L) the similarity of each document to the nearest of each label.
+    """
+    if to_labels.shape[1] < 2:
+        return np.zeros(len(to_labels))
+    nearest = np.partition(to_labels, -2, axis=1)
+    margin = nearest[:, -1] - nearest[:, -2]
+    return 1 - margin.argsort().argsort() / max(1, len(margin) - 1)
+
+
+def _to_labels(unit: np.ndarray, known: np.ndarray | None, labels: Sequence[Label]) -> np.ndarray:
+    """The similarity of each document to the nearest of each label, (C, L); one column of -1 where none is known."""
+    if known is None or not len(known):
+        return np.full((len(unit), 1), -1.0, np.float32)
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    found = np.full((len(unit), len(numbers)), -1.0, np.float32)
+    similarity = unit @ _unit(known).T
+    for label, column in zip(labels, similarity.T, strict=True):
+        np.maximum(found[:, numbers[label]], column, out=found[:, numbers[label]])
+    return found
+
+
+def _reason(unsure: np.ndarray, scale: float) -> str:
+    """Args: unsure: of the documents that a suggestion stands for. scale: how many there are for each covered one."""
+    count = round(scale * len(unsure))
+    words = f"is the nearest suggestion to about {count} pictures, and no labelled one is nearer"
+    if not count:
+        return "is unlike what is labelled, and stands for itself"
+    if unsure.mean() > UNSURE_FROM:
+        return f"{words}; the model is unsure of them: they are about as near to one label as to another"
+    return words
+
+
+def _sample(count: int, most: int, random: np.random.Generator) -> np.ndarray:
+    return np.arange(count) if count <= most else np.sort(random.permutation(count)[:most])
+
+
+def _unit(embeddings: np.ndarray) -> np.ndarray:
+    found: np.ndarray = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    return found.astype(np.float32)

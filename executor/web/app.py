@@ -1,0 +1,116 @@
+"""The application: its routes, and who may use them."""
+
+import asyncio
+from collections.abc import Collection
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..endpoints.table import ENDPOINTS
+from ..errors import ForeignOrigin, Unauthorized
+from ..parameters import ExecutorOptions
+from ..wire.token import REFUSED, App, Message, Receive, Send, TokenRequired
+from . import answers, embeddings, routes
+from .bounds import Bodies
+from .openapi import description
+from .room import Room
+
+HEALTH = ("/healthz", "/readyz", "/metrics")
+
+
+PATHS = frozenset([*ENDPOINTS, "/watch", embeddings.PATH, *HEALTH, "/openapi.json"])
+
+
+def make_app(room: Room, options: ExecutorOptions, token: str | None) -> App:
+    """Return the application.
+
+    Args: options: those of the executor, of which this door has a few. token: what every call must present, if any.
+    """
+    app: App = Starlette(routes=_routes(room, Bodies(options.max_request_bytes)), exception_handlers=_HANDLERS)
+    if token is not None:
+        app = _TokenRequired(app, token, () if options.metrics_token else HEALTH)
+    app = _OwnOrigin(app, options.cors_origins)
+    if options.cors_origins:
+        app = CORSMiddleware(
+            app,
+            allow_origins=options.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("Authorization", "Content-Type"),
+            expose_headers=("Retry-After",),
+        )
+    return app
+
+
+def _routes(room: Room, bodies: Bodies) -> list[Route]:
+    return [
+        *(Route(path, routes.endpoint(room, bodies, path), methods=["POST"]) for path in ENDPOINTS),
+        Route("/watch", routes.watch(room), methods=["GET"]),
+        Route(embeddings.PATH, embeddings.embeddings(room, bodies), methods=["POST"]),
+        Route("/healthz", routes.healthz, methods=["GET"]),
+        Route("/readyz", routes.readyz(room), methods=["GET"]),
+        Route("/metrics", routes.metrics(room), methods=["GET"]),
+        Route("/openapi.json", _openapi, methods=["GET"]),
+    ]
+
+
+async def _openapi(_: Request) -> Response:
+    return answers.answer(await asyncio.to_thread(description))
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Answer 404 and 405, which Starlette raises."""
+    assert isinstance(error, HTTPException)
+    what = "There is nothing here" if error.status_code == 404 else f"{request.method} is not for this path"
+    detail = f"{what}: {request.url.path[:200]}. GET /openapi.json has all routes."
+    return answers.answer({"detail": detail}, error.status_code, error.headers)
+
+
+_HANDLERS = {HTTPException: _no_route}
+
+
+class _TokenRequired(TokenRequired):
+    """The token, refused at `/v1/embeddings` in the form of its callers."""
+
+    def refusal(self, path: str) -> dict[str, object]:
+        if path == embeddings.PATH:
+            return {"error": embeddings.as_error(Unauthorized(REFUSED))}
+        return super().refusal(path)
+
+
+class DoorFirst:
+    """Answers the paths of our door by it, and all others by another application (ASGI middleware)."""
+
+    def __init__(self, app: App, door: App) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        ours = scope["type"] == "http" and scope["path"] in PATHS
+        await (self._door if ours else self._app)(scope, receive, send)
+
+
+class _OwnOrigin:
+    """Refuses pages of other sites than those named (ASGI middleware).
+
+    Browsers send some requests, forms among them, to any address before they ask whether they may.
+    """
+
+    def __init__(self, app: App, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        origin = host = None
+        for name, value in scope.get("headers", ()):
+            if name == b"origin":
+                origin = value.decode("latin-1")
+            elif name == b"host":
+                host = value.decode("latin-1")
+        if origin is None or origin.partition("://")[2] == host or origin in self._origins:
+            return await self._app(scope, receive, send)
+        sentence = f"Pages of {origin[:100]} may not call this service; the operator can name them in cors_origins."
+        await answers.refusal(ForeignOrigin(sentence))(scope, receive, send)

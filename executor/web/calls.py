@@ -1,0 +1,218 @@
+"""The documents and parameters of a request, from JSON, JSON lines, a form with files, or a raw image."""
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic import BaseModel
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from ..documents import LABEL_TAG
+from ..errors import BadDocument, BadRequest, LimitExceeded, WrongType
+from .bounds import Body
+from .pictures import Picture, picture_of, pictures_of
+
+JSON = "application/json"
+LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
+FORM = "multipart/form-data"
+LABELLED = "label:"  # how the name of a form's file begins whose label is the rest of the name
+LARGE = 256 * 1024  # bytes of JSON: from here on it is read in a thread
+MAX_FILES = 100_000  # of one form
+MAX_LINE_BYTES = 64 << 20
+LINES_TOGETHER = 1000  # lines in one part of a call,
+LINES_TOGETHER_BYTES = 8 << 20  # or fewer if they are long
+
+
+class Call(NamedTuple):
+    """What a request brought."""
+
+    docs: list[Picture]
+    parameters: dict[str, Any]
+
+
+def media_type(request: Request) -> str:
+    """Return the content type of a request, without its arguments."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+async def read_call(request: Request, body: Body, parameters: type[BaseModel], *, pictures: bool) -> Call:
+    """Read all of a request.
+
+    Args: parameters: the model of the endpoint's parameters. pictures: whether it takes forms and raw images, too.
+    Raises: WrongType, BadDocument, BadRequest: it cannot be read. Whatever `Body.chunks` raises.
+    """
+    kind, query = media_type(request), query_of(request, parameters)
+    if kind in (JSON, ""):
+        call = await _call_of_text(await body.read() or b"{}")
+        return Call(call.docs, query | call.parameters)
+    if pictures and kind in LINES:
+        return Call([doc async for part in lines(body) for doc in part], query)
+    if pictures and kind == FORM:
+        call = await _form(request, body)
+        return Call(call.docs, query | call.parameters)
+    if pictures and (kind.startswith("image/") or kind == "application/octet-stream"):
+        return Call([Picture(buffer=await body.read())], query)
+    accepted = [JSON, LINES[0], FORM, "image/*"] if pictures else [JSON]
+    raise WrongType(f"{kind[:60]} is not taken here; send {', '.join(accepted)}.")
+
+
+async def _call_of_text(text: bytes) -> Call:
+    if len(text) < LARGE:
+        return call_of(loads(text, "The body"))
+    return await asyncio.to_thread(lambda: call_of(loads(text, "The body")))  # the loop answers others meanwhile
+
+
+def loads(text: bytes, what: str) -> Any:
+    """Parse JSON. Raises: BadDocument: it is none."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        refusal = BadDocument(f"{what} is not JSON: {error}.")
+    if re.search(rb"NaN|Infinity", text) and b"\\u" not in text:  # no JSON, but Python and others write it for arrays
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text, parse_int=orjson.loads)  # which keeps whole numbers within 64 bits
+    raise refusal
+
+
+def call_of(value: Any) -> Call:
+    """Return the call that a JSON body makes. Raises: BadDocument: it has the wrong form."""
+    if not isinstance(value, dict):
+        raise BadDocument('The body must be an object: {"data": [documents], "parameters": {…}}.')
+    data, parameters = value.get("data"), value.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise BadDocument("parameters must be an object of names and values.")
+    docs = [] if data is None else pictures_of([data] if isinstance(data, dict) else data)
+    return Call(docs, parameters or {})
+
+
+# parameters in the query -------------------------------------------------------------------------------------------
+
+
+def query_of(request: Request, model: type[BaseModel]) -> dict[str, Any]:
+    """Return the parameters in the query, each with the type that the model wants, as far as the text allows."""
+    if not request.scope["query_string"]:
+        return {}
+    return {name: typed(model, name, text) for name, text in request.query_params.items()}
+
+
+def typed(model: type[BaseModel], name: str, text: str) -> Any:
+    """Return the value that a text stands for: the text itself if that is what the parameter wants, else JSON."""
+    schema = model.model_json_schema()["properties"].get(name, {})
+    kinds = {each.get("type") for each in schema.get("anyOf", [schema])} - {"null"}
+    if kinds == {"string"}:
+        return text
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+# JSON lines --------------------------------------------------------------------------------------------------------
+
+
+async def lines(body: Body, *, kept: bool = True) -> AsyncIterator[list[Picture]]:
+    """Yield the documents of a body of JSON lines, some at a time.
+
+    Args: kept: whether the caller keeps them all.
+    Raises: BadDocument: a line is wrong; those before it were yielded.
+    """
+    number, part, size = 0, list[Picture](), 0
+    async for line in _split(body.chunks(kept=kept)):
+        number += 1
+        if not line.strip():
+            continue
+        try:
+            doc = picture_of(loads(line, "It"), "it")
+        except BadDocument as error:
+            if part:
+                yield part
+            raise BadDocument(f"Line {number} is no document: {error}") from None
+        part.append(doc)
+        size += len(line)
+        if len(part) == LINES_TOGETHER or size >= LINES_TOGETHER_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
+
+
+async def _split(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    rest = bytearray()
+    async for chunk in chunks:
+        head, newline, tail = chunk.partition(b"\n")
+        rest += head
+        if len(rest) > MAX_LINE_BYTES:
+            raise LimitExceeded(f"A line has more than {MAX_LINE_BYTES} bytes; send its image by a path, or smaller.")
+        if newline:
+            yield bytes(rest)
+            *whole, last = tail.split(b"\n")
+            for line in whole:
+                yield line
+            rest = bytearray(last)
+    if rest:
+        yield bytes(rest)
+
+
+# forms -------------------------------------------------------------------------------------------------------------
+
+
+class _Form(MultiPartParser):
+    spool_max_size = 1 << 40  # in memory: the body is bounded, and a disk would be slower
+
+
+async def _form(request: Request, body: Body) -> Call:
+    """Read a form: each file is the image of a document.
+
+    A field `parameters` has the parameters as JSON, and a field `data` the other fields of the documents, as a list in
+    the order of the files. A file whose name in the form is `label:NAME` has that label.
+    """
+    parser = _Form(
+        Headers(raw=request.headers.raw),
+        body.chunks(),  # type: ignore[arg-type]  # it only iterates
+        max_files=MAX_FILES,
+        max_fields=100,
+        max_part_size=64 << 20,
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise BadRequest(f"The form cannot be read: {error.message.rstrip('.')}.") from None
+    try:
+        return await _call_of_form(form)
+    finally:
+        await form.close()
+
+
+async def _call_of_form(form: FormData) -> Call:
+    files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
+    fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    call = call_of({name: loads(value.encode(), f"The field {name}") for name, value in _known(fields)})
+    if call.docs and len(call.docs) != len(files):
+        raise BadRequest(f"data has {len(call.docs)} documents and the form {len(files)} files; send one for each.")
+    docs = call.docs or [Picture() for _ in files]
+    for doc, (name, file) in zip(docs, files, strict=True):
+        doc.buffer = await file.read()
+        _describe(doc, name, file.filename or None)
+    return Call(docs, call.parameters)
+
+
+def _known(fields: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for name, value in fields.items():
+        if name not in ("data", "parameters"):
+            raise BadRequest(f"The form has a field {name[:60]!r}; it may have data, parameters, and files.")
+        yield name, value
+
+
+def _describe(doc: Picture, name: str, filename: str | None) -> None:
+    """Give a document what the form's own names say of it, unless `data` has said it."""
+    if name.startswith(LABELLED):
+        label = name.removeprefix(LABELLED)
+        doc.tags.setdefault(LABEL_TAG, label)
+        filename = f"{label}/{filename}"
+    doc.id = doc.id or filename

@@ -1,0 +1,51 @@
+"""Which documents of a run were there before: those that its base version was trained on, and those that proved it.
+
+A version looks good on documents that it was trained on. So a run that starts from another run's model is not proven by
+them. It is proven by what proved that model, and by some of what is new.
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..store.run import Run
+from ..store.runs import RunStore
+from ..store.spool import DocumentArrayMemmap
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Attributes: taught, proved: (D,) bool, for each train document of the run."""
+
+    taught: np.ndarray
+    proved: np.ndarray
+
+
+def lineage_of(store: RunStore, run: Run, docs: DocumentArrayMemmap) -> Lineage | None:
+    """Look through the runs that the base version of a run comes from; None: it comes from none that is there."""
+    taught: set[str] = set()
+    proved: set[str] = set()
+    version = run.options.base
+    while version != "base" and store.exists(version):
+        held_out, others = _parts(store, version)
+        taught |= others
+        proved |= held_out
+        version = store.get(version).options.base
+    if not taught:
+        return None
+    ids = list(docs.ids())
+    known = np.fromiter((id in taught for id in ids), bool, len(ids))
+    return Lineage(known, ~known & np.fromiter((id in proved for id in ids), bool, len(ids)))
+
+
+def _parts(store: RunStore, version: str) -> tuple[set[str], set[str]]:
+    """The ids of the train documents of a run: those that proved it, and the others."""
+    file = store.workspace.proof_file(version)
+    proof = set(json.loads(file.read_text())["train"]) if file.exists() else set()
+    held_out: set[str] = set()
+    others: set[str] = set()
+    with DocumentArrayMemmap(store.workspace.spool_file(version)) as docs:
+        for number, id in enumerate(docs.ids()):
+            (held_out if number in proof else others).add(id)
+    return held_out, others

@@ -1,0 +1,70 @@
+"""Two versions are compared on documents that came later."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from conftest import coloured, images
+from executor import Document
+from executor.documents import Match
+from executor.models.saving import save_model
+from executor.models.versions import WorkspaceVersions, load_version
+from executor.parameters import parse_executor_options
+from executor.serving.comparing import is_worse
+from executor.serving.embedder import Embedder
+from executor.store.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
+    """It has two versions: `base`, which tells colours apart, and `blind`, which sees nothing but noise."""
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    options = parse_executor_options({"model": "small", "input_size": 16}).with_roots()
+    blind = load_version(workspace, options, "base")
+    with torch.no_grad():
+        for parameter in blind.parameters():
+            parameter.mul_(0.0)
+        for name, parameter in blind.named_parameters():
+            if name.endswith("bias"):
+                parameter.add_(1.0)
+    save_model(blind, workspace.model_folder("blind"))
+    embedder = Embedder(WorkspaceVersions(workspace, options, lambda: "base"), options)
+    yield embedder
+    embedder.close()
+
+
+def labelled() -> Iterator[Document]:
+    """Some have a wrong label: where all queries of few classes do alike, nothing is proven."""
+    for number, doc in enumerate(images(40, classes=4)):
+        if number % 7 == 0:
+            doc.tags["finetuner_label"] = number % 3
+        yield doc
+
+
+def sessions(count: int) -> Iterator[Document]:
+    for number in range(count):
+        matches = [
+            Match(blob=coloured(number + off, 100 * number + off), tags={"finetuner_label": 1 if off == 0 else -1})
+            for off in (0, 1)
+        ]
+        yield Document(id=f"q{number}", blob=coloured(number, number), matches=matches)
+
+
+@pytest.mark.parametrize("kind", ["class", "session"])
+def test_a_version_that_is_worse_is_said_to_be_and_one_that_is_not_is_not(embedder: Embedder, kind: str):
+    def docs() -> Iterator[Document]:
+        yield Document(id="broken", uri="data:,x", tags={"finetuner_label": 1})
+        yield from labelled() if kind == "class" else sessions(40)
+
+    sentence = is_worse(embedder, "base", "blind", kind, docs(), 0.1)
+    assert sentence is not None
+    assert "From 'blind' to 'base' on feedback that came later, mAP@R went from" in sentence
+    assert "80 % interval" in sentence
+    assert is_worse(embedder, "blind", "base", kind, docs(), 0.1) is None
+    assert is_worse(embedder, "base", "base", kind, docs(), 0.1) is None
+
+
+def test_too_little_feedback_proves_nothing(embedder: Embedder):
+    assert is_worse(embedder, "base", "blind", "class", iter(()), 0.01) is None
+    assert is_worse(embedder, "base", "blind", "class", iter(images(2, classes=2)), 0.01) is None

@@ -1,0 +1,90 @@
+"""Our HTTP door in a Flow: by `FinetunerGateway` over all its executors, and beside them by `http_port`."""
+
+import base64
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+
+import fronts
+from conftest import coloured, encoded
+
+pytestmark = pytest.mark.flow
+PNG = encoded(coloured(0))
+URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+GATEWAY = {"uses": "executor.gateway.FinetunerGateway", "uses_with": {"max_request_bytes": 8 << 20}}
+OPTIONS = {"model": "small", "input_size": 16, "http_port": 0}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[fronts.Served]:
+    folder, ports = tmp_path_factory.mktemp("doors"), fronts.ports_for("http", "grpc")
+    with fronts.serving(folder, ports, fronts.flow(folder, ports, GATEWAY, OPTIONS)) as running:
+        yield running
+
+
+def own_door(served: fronts.Served) -> str:
+    """The address that the executor printed: its port was a free one."""
+    (address,) = re.findall(r"FinetunerExecutor serves HTTP on (\S+)", served.log)
+    return str(address)
+
+
+def test_both_doors_give_a_raw_image_the_same_embedding_and_do_not_send_it_back(served):
+    vectors = []
+    for address in (served.url, own_door(served)):
+        answer = requests.post(f"{address}/embed", PNG, headers={"Content-Type": "image/png"}, timeout=60)
+        (doc,) = answer.json()["data"]
+        assert doc["buffer"] is None
+        vectors.append(doc["embedding"])
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+
+
+def test_one_call_of_many_documents_is_answered_whole_and_in_order_by_the_gateway(served):
+    docs = [{"id": str(number), "uri": URI} for number in range(250)]
+    answer = served.post("/embed", data=docs).json()["data"]
+    assert [doc["id"] for doc in answer] == [doc["id"] for doc in docs]
+    assert all(doc["embedding"] for doc in answer)
+
+
+def test_a_hundred_documents_are_all_that_is_evaluated(served):
+    docs = [{"uri": URI, "tags": {"finetuner_label": number % 2}} for number in range(100)]
+    for address in (served.url, own_door(served)):
+        answer = requests.post(f"{address}/evaluate", json={"data": docs}, timeout=60)
+        assert (answer.status_code, answer.json()["data"][0]["queries"]) == (200, 100), answer.text
+
+
+def test_the_gateway_answers_openai_s_client_with_its_errors(served):
+    body = {"model": "promoted", "input": [URI, {"image": URI}], "encoding_format": "base64"}
+    answer = requests.post(f"{served.url}/v1/embeddings", json=body, timeout=60).json()
+    assert (answer["model"], len(answer["data"]), answer["usage"]["total_tokens"]) == ("base", 2, 2)
+    refused = requests.post(f"{served.url}/v1/embeddings", json=body | {"model": "nowhere"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_the_options_of_the_gateway_are_those_of_its_door(served):
+    answer = requests.post(f"{served.url}/embed", b"x" * (9 << 20), headers={"Content-Type": "image/png"}, timeout=60)
+    assert answer.status_code == 413
+
+
+def test_health_and_figures_say_of_which_executor_they_are(served):
+    ready = served.get("/readyz")
+    assert (ready.status_code, ready.json()["served"], ready.json()["executor"]) == (200, "base", "executor0/rep-0")
+    first, *figures = served.get("/metrics").text.splitlines()
+    assert first == "# executor: executor0/rep-0"
+    assert 'finetuner_runs{state="queued"} 0.0' in figures
+    assert "executor" not in requests.get(f"{own_door(served)}/readyz", timeout=60).json()
+
+
+def test_a_dead_executor_is_told_at_once(served):
+    lock = next((served.folder / "workspace").rglob("service.lock"))
+    os.kill(int(Path(lock).read_text()), signal.SIGKILL)
+    assert served.get("/healthz").status_code == 200
+    for answer in (served.get("/readyz"), served.get("/metrics"), served.post("/status"), served.post("/embed")):
+        assert answer.status_code == 503
+        assert "No executor of this Flow answers" in answer.text
+    assert served.get("/readyz").json()["ready"] is False

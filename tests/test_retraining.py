@@ -1,0 +1,277 @@
+"""Runs that start by themselves: when, on what, with which share of the budget, and how a promotion is undone."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import images
+from executor.documents import FeedbackStatus, RunStatus
+from executor.lifecycle import retraining
+from executor.lifecycle.retraining import Retrainer
+from executor.parameters import Retrain
+from executor.store import budget, feedback
+from executor.store.budget import BUDGET, level_of
+from executor.store.run import Progress, Run, RunState
+from serving import served
+from test_feedback import Desk, click, labelled, withdrawal
+
+QUEUED, TRAINING, SUCCEEDED, FAILED, CANCELLED = list(RunState)[1:]
+HOUR = 3600.0
+
+
+class Shop(Desk):
+    """A service with automatic runs, a clock that is set by hand, and no trainer."""
+
+    def __init__(self, folder: Path, clock: list[float], **options: Any) -> None:
+        super().__init__(folder, retrain=options)
+        self.clock = clock
+        self.compared: list[tuple[str, str, str, list[str], float]] = []
+        self.worse: str | None = None
+        self.said = 0
+        self.retrainer = Retrainer(
+            self.store,
+            self.receiver.feedback,
+            self.receiver,
+            self.options,
+            is_worse=self._is_worse,
+            serve=self.store.promote,
+        )
+
+    def _is_worse(self, before: str, after: str, kind: str, docs: Any, chance: float) -> str | None:
+        self.compared.append((before, after, kind, [doc.id for doc in docs], chance))
+        return self.worse
+
+    def talk(self, count: int) -> None:
+        self.say(*(labelled(f"d{self.said + n}", n % 2) for n in range(count)))
+        self.said += count
+
+    def runs(self) -> list[Run]:
+        self.retrainer.look()
+        return self.store.all()[::-1]
+
+    def words(self) -> str:
+        return self.retrainer.plan().words
+
+    def conclude(self, run: str, *, better: bool | None, kind: str = "class") -> None:
+        """Let a queued run have been trained and judged."""
+        served = self.store.promoted()
+        self.store.report(run, Progress(better=better, served=served, kind=kind))
+        self.store.workspace.model_folder(run).mkdir(parents=True)
+        self.store.advance(run, TRAINING)
+        if better:
+            self.store.promote(run)
+        self.store.advance(run, SUCCEEDED)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    time = [1_800_000_000.0]
+    for module in (feedback, budget, retraining):
+        monkeypatch.setattr(module, "now", lambda: time[0])
+    return time
+
+
+@pytest.fixture
+def open_shop(tmp_path: Path, clock: list[float]) -> Iterator[Callable[..., Shop]]:
+    made: list[Shop] = []
+
+    def make(**options: Any) -> Shop:
+        made.append(Shop(tmp_path / "workspace", clock, **options))
+        return made[-1]
+
+    yield make
+    for shop in made:
+        shop.close()
+
+
+def test_a_run_starts_after_so_many_documents_and_the_next_after_as_many_more(open_shop):
+    shop = open_shop(every_documents=4)
+    shop.talk(3)
+    assert shop.runs() == []
+    assert shop.words() == "after 1 more new documents"
+    shop.talk(1)
+    (run,) = shop.runs()
+    assert (run.state, run.train_rows, run.options.base, run.options.kind) == (QUEUED, 4, "base", "class")
+    assert (run.configuration.automatic, run.configuration.level) == (1, level_of(1))
+    shop.conclude(run.name, better=False)
+    shop.talk(3)
+    assert len(shop.runs()) == 1
+    shop.talk(1)
+    assert [each.train_rows for each in shop.runs()] == [4, 8]
+
+
+def test_a_run_starts_by_the_hour_and_never_without_news(open_shop, clock):
+    shop = open_shop(every_hours=2)
+    assert shop.runs() == []
+    shop.talk(2)
+    clock[0] += 1.9 * HOUR
+    assert shop.runs() == []
+    clock[0] += 0.2 * HOUR
+    (run,) = shop.runs()
+    shop.conclude(run.name, better=False)
+    clock[0] += 100 * HOUR
+    assert len(shop.runs()) == 1
+    assert shop.words() == "as soon as there is new feedback that suffices"
+    shop.say(withdrawal("d0"))
+    assert len(shop.runs()) == 2
+
+
+def test_there_are_never_two_at_once_nor_one_beside_a_callers(open_shop):
+    shop = open_shop(every_documents=2)
+    shop.talk(2)
+    shop.fit(labelled("mine"), run="mine", total=1)
+    assert [run.name for run in shop.runs()] == ["mine"]
+    assert "'mine' has ended" in shop.words()
+    shop.end("mine")
+    assert [run.name for run in shop.runs()] == ["mine", "auto-1"]
+    shop.talk(5)
+    assert len(shop.runs()) == 2
+    assert "'auto-1' is under way" in shop.words()
+
+
+def test_the_next_run_is_based_on_the_promoted_one_and_has_its_documents(open_shop):
+    shop = open_shop(every_documents=2)
+    shop.fit(labelled("a", 0), labelled("b", 1), run="first", total=2)
+    shop.conclude("first", better=True)
+    shop.talk(2)
+    run = shop.runs()[-1]
+    assert (run.options.base, run.options.documents_from) == ("first", ("first",))
+    assert sorted(shop.ids(run.name)) == ["a", "b", "d0", "d1"]
+
+
+@pytest.mark.parametrize(("sessions", "kind"), [(1, "class"), (4, "session")])
+def test_without_a_promoted_run_the_sort_with_more_documents_is_trained_on(open_shop, sessions, kind):
+    shop = open_shop(every_documents=2 + sessions)
+    shop.say(*(click(f"q{n}", 1, -1) for n in range(sessions)))
+    shop.talk(2)
+    (run,) = shop.runs()
+    assert run.options.kind == kind
+    assert run.train_rows == max(2, sessions)
+    assert shop.store.count_problems(run.name) == min(2, sessions)
+    assert run.options.hard_negatives == (retraining.HARD_NEGATIVES if kind == "session" else 0)
+
+
+@pytest.mark.parametrize("state", [FAILED, CANCELLED])
+def test_after_a_failure_the_wait_doubles_each_time(open_shop, clock, state):
+    shop = open_shop(every_documents=2, retry_minutes=30)
+    shop.talk(2)
+    for number, minutes in enumerate((30, 60, 120), start=1):
+        run = shop.runs()[-1]
+        assert run.name == f"auto-{number}"
+        shop.end(run.name, state)
+        assert len(shop.runs()) == number
+        assert "because the last one failed" in shop.words()
+        clock[0] += 60 * minutes - 5
+        assert len(shop.runs()) == number
+        clock[0] += 10
+    assert len(shop.runs()) == 4
+    assert retraining.wait_of(Retrain(every_documents=1), 1000) == 86_400
+
+
+def test_a_run_that_cannot_begin_is_tried_again_later_and_says_why(open_shop, clock):
+    shop = open_shop(every_documents=2)
+    shop.talk(2)
+    for number in range(100):
+        shop.fit(labelled(f"o{number}"), run=f"open{number}")
+    assert len(shop.runs()) == 100
+    assert "max_open_runs" in shop.words()
+
+
+def test_the_budget_is_spent_only_by_runs_that_were_judged(open_shop, clock):
+    shop = open_shop(every_documents=2, retry_minutes=1)
+    outcomes: list[Any] = [False, None, FAILED, True, False]
+    for outcome in outcomes:
+        shop.talk(2)
+        clock[0] += HOUR
+        run = shop.runs()[-1]
+        if outcome is FAILED:
+            shop.end(run.name, FAILED)
+            shop.runs()
+        else:
+            shop.conclude(run.name, better=outcome)
+    assert [run.configuration.automatic for run in shop.runs()] == [1, 2, 2, 2, 3]
+    assert shop.retrainer.spent == pytest.approx(level_of(1) + level_of(2) + level_of(3))
+    assert any("started by itself, as number 1" in message for *_, message in shop.store.events("auto-1"))
+    shop.receiver.delete("auto-1")
+    assert shop.retrainer.spent == pytest.approx(level_of(1) + level_of(2) + level_of(3)), "a delete gives nothing back"
+
+
+def test_the_levels_never_sum_up_to_more_than_the_budget():
+    assert sum(map(level_of, range(1, 100_000))) < BUDGET
+    assert sum(map(level_of, range(1, 100_000))) > 0.99 * BUDGET
+
+
+def test_a_run_that_a_killed_service_did_not_note_is_in_the_ledger_after_all(open_shop, monkeypatch):
+    shop = open_shop(every_documents=2)
+    shop.talk(2)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget.Budget, "begin", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shop.runs()
+    shop.close()
+    again = open_shop(every_documents=2)
+    assert len(again.runs()) == 1
+    assert again.retrainer.spent == pytest.approx(level_of(1))
+
+
+def test_a_promotion_is_undone_when_later_feedback_proves_it_worse(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.talk(19)
+    shop.runs()
+    assert shop.compared == []
+    shop.talk(1)
+    shop.runs()
+    shop.runs()
+    ((before, after, kind, ids, chance),) = shop.compared
+    assert (before, after, kind, len(ids), chance) == ("base", "auto-1", "class", 20, level_of(1))
+    assert "d49" not in ids, "only what came after it"
+    shop.worse = "It is worse."
+    shop.talk(20)
+    shop.runs()
+    assert shop.compared[-1][-1] == level_of(2), "each look has a level of its own"
+    assert shop.store.promoted() == "base"
+    assert any(message == "'base' is served again. It is worse." for *_, message in shop.store.events("auto-1"))
+
+
+def test_what_a_person_promoted_is_not_undone_nor_anything_if_the_option_says_no(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.store.promote("base")
+    shop.talk(25)
+    shop.runs()
+    shop.store.promote("auto-1")
+    shop.close()
+    careless = open_shop(every_documents=50, rollback=False)
+    careless.runs()
+    assert shop.compared == careless.compared == []
+
+
+@pytest.mark.flow
+def test_a_service_starts_a_run_by_itself_and_says_so(tmp_path: Path):
+    fit_defaults = {"epochs": 1, "batch_size": 16}
+    with served(tmp_path, retrain={"every_documents": 48}, fit_defaults=fit_defaults) as service:
+        (answer,) = service.post("/feedback", images(40), returns=FeedbackStatus)
+        assert answer.next_run == "after 8 more new documents"
+        service.post("/feedback", images(8, prefix="more"), returns=FeedbackStatus)
+        deadline = time.monotonic() + 60
+        while not (runs := service.post("/status", returns=RunStatus)):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        status = service.wait(runs[0].run)
+        assert (status.run, status.state, status.error) == ("auto-1", "succeeded", None)
+        assert (status.automatic, status.level) == (1, pytest.approx(level_of(1)))
+        assert status.sources == {"feedback": 48.0}
+        assert f"{100 * (1 - 2 * level_of(1)):.5g} % interval" in status.verdict
+        (answer,) = service.post("/feedback", returns=FeedbackStatus)
+        assert answer.budget_spent == pytest.approx(level_of(1))
+        assert (answer.since_last_run, answer.last_run) == (0, "auto-1")

@@ -1,0 +1,182 @@
+"""What to label next: typical of much that is not labelled yet, and unlike what is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import coloured, encoded
+from executor import Document, DocumentArray
+from executor.errors import BadRequest
+from executor.images.policy import ImagePolicy
+from executor.serving import gallery
+from executor.serving.suggesting import suggest, uncertainty
+from serving import Service
+
+parquet = pytest.importorskip("pyarrow.parquet")
+
+
+def clusters(*sizes: int, spread: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Directions around one axis for each cluster, (N, 16), and which cluster each is of, (N,)."""
+    random = np.random.default_rng(0)
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    return (np.eye(16)[of] + spread * random.standard_normal((len(of), 16))).astype(np.float32), of
+
+
+def test_one_of_each_cluster_comes_first_the_largest_at_the_top():
+    vectors, of = clusters(10, 60, 30, 20)
+    found = [of[position] for position, _ in suggest(vectors, 4)]
+    assert found == [1, 2, 3, 0]
+
+
+def test_an_outlier_comes_late():
+    vectors, of = clusters(50, 50, 1)
+    order = [int(of[position]) for position, _ in suggest(vectors, 101)]
+    assert len(order) == 101
+    assert sorted(order[:2]) == [0, 1]
+    assert order.index(2) >= 2
+
+
+def test_what_is_labelled_already_is_not_suggested_again():
+    vectors, of = clusters(50, 40, 30)
+    (first, _) = suggest(vectors, 1, known=vectors[of == 0][:1], labels=["a"])[0]
+    assert of[first] == 1
+
+
+def test_the_model_is_unsure_of_what_is_as_near_to_one_label_as_to_another():
+    unsure = uncertainty(np.array([[0.9, 0.1], [0.5, 0.5], [0.1, 0.6]]))
+    assert unsure.argmax() == 1
+    assert (unsure.min(), unsure.max()) == (0, 1)
+    assert not uncertainty(np.array([[0.9], [0.1]])).any()
+    between = np.zeros((30, 16), np.float32)
+    between[:15, :2] = 1  # between the two labels
+    between[15:, 0], between[15:, 2] = 1, 1  # near to one of them only
+    between += 0.01 * np.random.default_rng(0).standard_normal(between.shape).astype(np.float32)
+    known = np.eye(16, dtype=np.float32)[:2]
+    ((first, reason),) = suggest(between, 1, known=known, labels=["a", "b"])
+    assert first < 15
+    assert "as near to one label as to another" in reason
+
+
+def test_reasons_say_for_how_many_a_suggestion_stands():
+    vectors, _ = clusters(60, 20)
+    reasons = [reason for _, reason in suggest(vectors, 2)]
+    assert "about 60 pictures" in reasons[0]
+    assert "about 20 pictures" in reasons[1]
+
+
+def test_a_gallery_larger_than_can_be_looked_at_is_sampled(monkeypatch):
+    monkeypatch.setattr("executor.serving.suggesting.MOST_CANDIDATES", 50)
+    monkeypatch.setattr("executor.serving.suggesting.MOST_COVERED", 20)
+    vectors, of = clusters(500, 300)
+    assert {int(of[position]) for position, _ in suggest(vectors, 2)} == {0, 1}
+
+
+# --- galleries -------------------------------------------------------------------------------------------------------
+
+
+def write_parquet(file: Path, vectors: np.ndarray, *, space: str, failed: int = 0) -> None:
+    import pyarrow
+
+    rows = [
+        {
+            "id": str(n),
+            "uri": f"{n}.jpg",
+            "embedding": list(map(float, v)),
+            "model": "base",
+            "space": space,
+            "error": None,
+        }
+        for n, v in enumerate(vectors)
+    ]
+    rows += [
+        {"id": f"x{n}", "uri": "x", "embedding": None, "model": None, "space": None, "error": "broken"}
+        for n in range(failed)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+
+
+def test_a_parquet_file_is_read_and_a_larger_one_sampled(tmp_path, monkeypatch):
+    vectors, _ = clusters(30, 30)
+    write_parquet(tmp_path / "g.parquet", vectors, space="s", failed=2)
+    docs, found, count = gallery.rows_of(tmp_path / "g.parquet", "s", np.random.default_rng(0))
+    assert ([doc.id for doc in docs], count) == ([str(n) for n in range(60)], 62)
+    assert np.allclose(found, vectors)
+    monkeypatch.setattr(gallery, "MOST_ROWS", 10)
+    docs, found, count = gallery.rows_of(tmp_path / "g.parquet", "s", np.random.default_rng(0))
+    assert 8 <= len(docs) == len(found) <= 10
+    assert count == 62
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda file: write_parquet(file, clusters(3)[0], space="another"), "are of the space 'another'"),
+        (lambda file: write_parquet(file, clusters(3)[0][:0], space="s", failed=1), "has no embeddings"),
+        (lambda file: file.write_bytes(b"no parquet"), "cannot be read as a parquet file with the columns id, uri"),
+    ],
+)
+def test_a_parquet_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, make, sentence):
+    make(tmp_path / "g.parquet")
+    with pytest.raises(BadRequest, match=sentence):
+        gallery.rows_of(tmp_path / "g.parquet", "s", np.random.default_rng(0))
+
+
+def test_a_gallery_has_to_be_allowed_and_to_have_pictures(tmp_path, monkeypatch):
+    policy = ImagePolicy(allowed_roots=(str(tmp_path / "shop"),))
+    (tmp_path / "shop" / "below").mkdir(parents=True)
+    (tmp_path / "shop" / "notes.txt").write_text("")
+    with pytest.raises(BadRequest, match="outside the allowed roots"):
+        gallery.check_gallery(str(tmp_path), policy)
+    for name in ("nothing", "notes.txt"):
+        with pytest.raises(BadRequest, match="neither a folder of pictures nor a parquet file"):
+            gallery.check_gallery(str(tmp_path / "shop" / name), policy)
+    folder = gallery.check_gallery(str(tmp_path / "shop"), policy)
+    with pytest.raises(BadRequest, match="has no pictures"):
+        gallery.pictures_of(folder, np.random.default_rng(0))
+    for number in range(12):
+        (folder / "below" / f"{number}.PNG").write_bytes(b"")
+    monkeypatch.setattr(gallery, "MOST_PICTURES", 10)
+    docs, count = gallery.pictures_of(folder, np.random.default_rng(0))
+    assert (len(docs), count) == (10, 12)
+    assert docs[0].id == "below/0.PNG"
+
+
+# --- through a service -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+def test_documents_are_suggested_best_first_with_reasons(service: Service, protocol: str):
+    pictures = [coloured(label, seed) for label, count in ((0, 12), (1, 6), (2, 3)) for seed in range(count)]
+    docs = DocumentArray(Document(id=f"{n}", uri=as_uri(image)) for n, image in enumerate(pictures))
+    docs.append(Document(id="broken", uri="data:,x"))
+    found = service.post("/suggest", docs, protocol=protocol, returns=Document, limit=3)
+    assert [np.searchsorted([12, 18, 21], int(doc.id), side="right") for doc in found] == [0, 1, 2]
+    assert all("is the nearest suggestion to about" in doc.tags["finetuner_reason"] for doc in found)
+    assert all(doc.embedding is None for doc in found)
+
+
+@pytest.mark.flow
+def test_a_folder_is_suggested_from_and_what_is_labelled_counts_as_known(service: Service):
+    folder = service.directory / "gallery"
+    folder.mkdir()
+    for label, count in ((0, 8), (1, 4)):
+        for seed in range(count):
+            (folder / f"{label}-{seed}.png").write_bytes(encoded(coloured(label, seed)))
+    (answer,) = service.http("/suggest", gallery=str(folder), limit=1).json()["data"]
+    assert answer["id"].startswith("0-")
+    assert answer["uri"].endswith(answer["id"])
+    refused = service.http("/suggest", gallery="/etc")
+    assert "outside the allowed roots" in refused.text
+    assert "send one of them" in service.http("/suggest").text
+    assert (
+        "none to suggest"
+        in service.http("/suggest", [{"id": "l", "uri": as_uri(coloured(0)), "tags": {"finetuner_label": 1}}]).text
+    )
+
+
+def as_uri(image: np.ndarray) -> str:
+    import base64
+
+    return "data:image/png;base64," + base64.b64encode(encoded(image)).decode()
