@@ -14,7 +14,7 @@ from executor.lifecycle.processes import TrainerProcesses
 from executor.lifecycle.watchdog import COMPUTING, LONGEST_LOOK, SLOWEST, STARTING, Vitals, Watch, is_stopped, vitals
 from executor.store.run import Progress, RunState
 from executor.store.workspace import Workspace
-from executor.worker.command import end_process, start_process
+from executor.worker.command import end_process, on_workspace, start_process
 from workshop import Workshop
 
 PATIENCE = 60.0
@@ -217,7 +217,7 @@ def waiting() -> list[psutil.Process]:
 @pytest.mark.process
 def test_a_stopped_trainer_of_an_earlier_service_is_ended_and_no_other(tmp_path: Path) -> None:
     def trainer(folder: Path, *words: str) -> psutil.Process:
-        process = start_process("train", folder, "--run=-odd name", *words, output=subprocess.DEVNULL)
+        process = start_process("train", *on_workspace(folder), "--run=-odd name", *words, output=subprocess.DEVNULL)
         started.append(process)
         found = psutil.Process(process.pid)
         found.suspend()  # else it would end by itself
