@@ -37,6 +37,7 @@ from .wire.jina_private import (
     GRPCServer,
     HTTPServer,
     WebSocketServer,
+    order_answers_ourselves,
     refusal_in,
     settings_of_servers,
     use_http_protocol,
@@ -76,6 +77,7 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         door = {"cors_origins": cors_origins, "metrics_token": metrics_token, "max_request_bytes": max_request_bytes}
         options = parse_executor_options(door)  # None: the default
         answer_before_the_end()
+        order_answers_ourselves()
         quieten()
         use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)

@@ -1,18 +1,21 @@
 """Our HTTP door in a Flow: by `FinetunerGateway` over all its executors, and beside them by `http_port`."""
 
+import asyncio
 import base64
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
+from jina import Client
 
 import fronts
 from conftest import coloured, encoded
+from executor import Document, DocumentArray
 
 pytestmark = pytest.mark.flow
 PNG = encoded(coloured(0))
@@ -49,6 +52,18 @@ def test_one_call_of_many_documents_is_answered_whole_and_in_order_by_the_gatewa
     answer = served.post("/embed", data=docs).json()["data"]
     assert [doc["id"] for doc in answer] == [doc["id"] for doc in docs]
     assert all(doc["embedding"] for doc in answer)
+
+
+@pytest.mark.timeout(60)  # Jina's own way would wait for ever
+def test_a_call_that_wants_its_answers_in_order_ends_if_they_are_faster_than_its_requests(served):
+    async def docs() -> AsyncIterator[Document]:
+        for number in range(3):
+            yield Document(id=str(number), uri=URI)
+        await asyncio.sleep(1)  # all are answered when the call ends
+
+    client = Client(port=served.ports["grpc"])
+    answer = client.post("/embed", docs, request_size=1, return_type=DocumentArray, results_in_order=True)
+    assert [doc.id for doc in answer] == ["0", "1", "2"]
 
 
 def test_a_hundred_documents_are_all_that_is_evaluated(served):
