@@ -21,6 +21,7 @@ from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.saving import save_model, space_of
 from executor.parameters import ExecutorOptions, parse
+from executor.serving import following, publishing
 from executor.serving.publishing import Publisher
 from executor.store.published import Place, Pointer
 
@@ -41,7 +42,8 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, place: Place) -> Iterator[Reader]:
+def reader(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
+    monkeypatch.setattr(following, "LOOK_SECONDS", 0.02)  # a directory here bears it
     running = Reader(tmp_path / "reader", options(place))
     yield running
     running.close()
@@ -257,7 +259,10 @@ def test_what_is_served_is_published_at_the_start_and_after_each_promotion(
     assert publisher.trouble() is None
 
 
-def test_a_store_out_of_reach_is_said_and_tried_again(place: Place, versions: dict[str, Path], tmp_path: Path) -> None:
+def test_a_store_out_of_reach_is_said_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, place: Place, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(publishing, "FIRST_RETRY_SECONDS", 0.02)
     (tmp_path / "shop").write_text("a file where the folder should be")
     writer = Writer(versions)
     publisher = Publisher(place, writer.served, writer.folder_of)
