@@ -74,6 +74,19 @@ def test_a_corpus_becomes_a_table_and_a_bad_picture_a_row_with_the_reason(
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.parametrize(("encoding", "value", "count"), [("int8", pa.int8(), 64), ("binary", pa.uint8(), 8)])
+def test_vectors_are_shortened_and_encoded_as_embed_does(
+    workspace, corpus, tmp_path, monkeypatch, capsys, encoding, value, count
+):
+    out = tmp_path / "out.parquet"
+    form = ("--dimensions", 64, "--encoding", encoding)
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out, "--json", *form) == 1
+    table = parquet.read_table(out)
+    assert table.schema.field("embedding").type == pa.list_(value, count)
+    assert json.loads(capsys.readouterr().out)["space"].endswith(f"/64/{encoding}")
+    assert [row["embedding"] is None for row in table.to_pylist()] == [number == 3 for number in range(7)]
+
+
 def test_the_embeddings_are_those_of_embed(workspace, corpus, tmp_path, monkeypatch):
     embed(monkeypatch, corpus, "--workspace", workspace, "--to", tmp_path / "out.parquet")
     place = Workspace(workspace / "FinetunerExecutor" / "0")
@@ -184,3 +197,6 @@ def test_a_service_embeds_what_it_is_sent(service: Service, corpus, tmp_path, mo
         (f"{number}.png", str(corpus / f"{number}.png")) for number in range(7)
     ]
     assert [row["model"] for row in rows] == ["base" if number != 3 else None for number in range(7)]
+    out = ("--to", tmp_path / "bits.parquet", "--model", "base", "--encoding", "binary")
+    assert embed(monkeypatch, corpus, "--service", url, *out) == 1
+    assert parquet.read_table(tmp_path / "bits.parquet").schema.field("embedding").type == pa.list_(pa.uint8(), 16)

@@ -4,20 +4,24 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG, Document
 from ..errors import ConfigurationError
-from ..models.versions import WorkspaceVersions
-from ..parameters import ExecutorOptions
+from ..models.versions import WorkspaceVersions, version_folder, version_names
+from ..parameters import EmbedParameters, ExecutorOptions
 from ..serving.embedder import Embedder
+from ..serving.spaces import Spaces
 from ..sources import Row
 from ..store.workspace import Workspace
 from .parts import Embedded, Output
 
 BATCH = 100  # documents; a service is sent so many at a time
 UNDERWAY = 4  # batches that are being embedded: while one ends, the others keep all cores busy
+
+PLAIN = EmbedParameters()  # embeddings as the model gives them
 
 Embed = Callable[[list[Document]], Awaitable[list[Document]]]
 
@@ -50,17 +54,31 @@ class VersionEmbedder:
 
     Args:
         folder: the workspace. options: those under which its base model stays as it is.
-        exact: compute in fp32, as `/evaluate` does.
+        exact: compute in fp32, as `/evaluate` does. wanted: the space, dimensions and encoding of the embeddings.
+    Raises: UnknownModel: there is no such version. InvalidParameter: it cannot give what is wanted.
     """
 
-    def __init__(self, folder: Path, options: ExecutorOptions, version: str, *, exact: bool = False) -> None:
-        self._embedder = Embedder(WorkspaceVersions(Workspace(folder), options, lambda: version), options)
+    def __init__(
+        self,
+        folder: Path,
+        options: ExecutorOptions,
+        version: str,
+        *,
+        exact: bool = False,
+        wanted: EmbedParameters = PLAIN,
+    ) -> None:
+        workspace = Workspace(folder)
+        self._embedder = Embedder(WorkspaceVersions(workspace, options, lambda: version), options)
         self._version, self._exact = version, exact
-        self._embedder.version(version)  # an error comes now, and not with the first picture
+        loaded = self._embedder.version(version)  # an error comes now, and not with the first picture
+        spaces = Spaces(partial(version_folder, workspace), partial(version_names, workspace))
+        self._conversion = None if wanted.plain else spaces.conversion(loaded, wanted)
 
     async def __call__(self, docs: list[Document]) -> list[Document]:
         """Set the embedding of each document, or `tags['finetuner_error']`, and return the same documents."""
         await self._embedder.embed(docs, model=self._version, exact=self._exact)
+        if self._conversion is not None:
+            await asyncio.to_thread(self._conversion.apply, docs)
         return docs
 
     def close(self) -> None:

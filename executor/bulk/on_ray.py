@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import ConfigurationError
-from ..parameters import ExecutorOptions
+from ..parameters import EmbedParameters, ExecutorOptions
 from ..sources import Row
-from .embedding import BATCH, VersionEmbedder, embed_batch
-from .parts import SCHEMA, Embedded, Output
+from .embedding import BATCH, PLAIN, VersionEmbedder, embed_batch
+from .parts import Embedded, Output, schema_of
 
 PARTS_AT_A_TIME = 8  # that Ray is given: what they are made of is in memory, and what is made of them
 
@@ -30,22 +30,24 @@ _INPUT = pa.schema(
         "problem": pa.string(),
     }
 )
-_OUTPUT = pa.schema([*[*_INPUT][:2], *SCHEMA])
 
 
 class Actor:
     """Embeds batches of rows with a version of a workspace that its node can read."""
 
-    def __init__(self, folder: str, options: dict[str, Any], version: str) -> None:
-        self._embedder = VersionEmbedder(Path(folder), ExecutorOptions.model_validate(options), version)
+    def __init__(self, folder: str, options: dict[str, Any], version: str, wanted: dict[str, Any]) -> None:
+        form = EmbedParameters(**wanted)
+        self._embedder = VersionEmbedder(Path(folder), ExecutorOptions.model_validate(options), version, wanted=form)
+        self._schema = schema_of(form.encoding)
         self._loop = asyncio.new_event_loop()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the rows of the output, each with its part and its number there."""
         rows = [_row(values) for values in table.to_pylist()]
         done = self._loop.run_until_complete(embed_batch(rows, self._embedder))
-        columns = [[getattr(each, name) for each in done] for name in SCHEMA.names]
-        return pa.table([table["part"], table["number"], *map(_array, columns, SCHEMA)], schema=_OUTPUT)
+        columns = [[getattr(each, name) for each in done] for name in self._schema.names]
+        schema = pa.schema([*[*_INPUT][:2], *self._schema])
+        return pa.table([table["part"], table["number"], *map(_array, columns, self._schema)], schema=schema)
 
 
 def embed_on_ray(
@@ -56,17 +58,19 @@ def embed_on_ray(
     output: Output,
     advance: Callable[[int], None],
     *,
+    wanted: EmbedParameters = PLAIN,
     actors: int | None = None,
 ) -> int:
     """Embed the parts of `output` that are missing, and return how many parts there are.
 
     Args:
         folder: the workspace, at the same path on every node, as are the pictures. actors: how many; by default one
-            for each node. rows, version, output, advance: as in `embed_rows`.
+            for each node. rows, version, output, advance: as in `embed_rows`. wanted: as in `VersionEmbedder`.
     Raises: ConfigurationError: Ray is not installed, or no cluster can be reached or started.
     """
     ray = _start_ray()
     given = {"folder": str(folder), "options": options.model_dump(exclude_unset=True), "version": version}
+    given["wanted"] = wanted.model_dump(exclude_unset=True)
     pool = actors or max(1, len([node for node in ray.nodes() if node["Alive"]]))
     count = 0
     for tables in _windows(rows, output, advance):

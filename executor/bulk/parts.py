@@ -21,21 +21,20 @@ from ..errors import ConfigurationError, WorkspaceError
 from ..store.files import publish_file, sync
 
 PART_ROWS = 2000
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "uri": pa.string(),
-        "embedding": pa.list_(pa.float32()),
-        "model": pa.string(),
-        "space": pa.string(),
-        "error": pa.string(),
-    }
-)
+VALUES: dict[str, Any] = {"float": np.float32, "int8": np.int8, "binary": np.uint8}  # of an embedding, by its encoding
+
+
+def schema_of(encoding: str) -> pa.Schema:
+    """Return the columns of an output whose embeddings have an encoding of `/embed`."""
+    value = pa.from_numpy_dtype(VALUES[encoding])
+    texts = {name: pa.string() for name in ("id", "uri", "model", "space", "error")}
+    columns = ("id", "uri", "embedding", "model", "space", "error")
+    return pa.schema({name: texts.get(name, pa.list_(value)) for name in columns})
 
 
 @dataclass
 class Embedded:
-    """One row of the output. `embedding`: (D,) float32; None where there is an `error`."""
+    """One row of the output. `embedding`: (D,) float32, int8 or uint8; None where there is an `error`."""
 
     id: str
     uri: str | None
@@ -57,12 +56,17 @@ class Finished:
 class Output:
     """A parquet file in the making.
 
-    Args: plan: what is embedded, and with what; JSON values. part_rows: rows of a part.
+    Args:
+        plan: what is embedded, and with what; JSON values. part_rows: rows of a part.
+        encoding: of the embeddings: `float`, `int8` or `binary`.
     Raises: ConfigurationError: the file exists, or was begun with another plan.
     """
 
-    def __init__(self, file: Path, plan: dict[str, Any], part_rows: int = PART_ROWS) -> None:
+    def __init__(
+        self, file: Path, plan: dict[str, Any], part_rows: int = PART_ROWS, *, encoding: str = "float"
+    ) -> None:
         self.file = file
+        self._values, self._schema = VALUES[encoding], schema_of(encoding)
         self.part_rows = part_rows
         self._folder = file.parent / f"{file.name}.parts"
         if file.exists():
@@ -82,9 +86,11 @@ class Output:
 
     def write(self, number: int, rows: list[Embedded]) -> None:
         """Write a part; it is on the disk when this returns. Raises: WorkspaceError: it cannot be written."""
-        columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names]
+        for row in rows:  # HTTP carries whole numbers without their type
+            row.embedding = None if row.embedding is None else np.asarray(row.embedding, self._values)
+        columns = [[getattr(row, name) for row in rows] for name in self._schema.names]
         buffer = io.BytesIO()
-        parquet.write_table(pa.table(columns, schema=SCHEMA), buffer)
+        parquet.write_table(pa.table(columns, schema=self._schema), buffer)
         try:
             if not self._plan_file.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,8 @@ class Output:
                 f"changed meanwhile. Remove {self._folder} and embed anew."
             )
         temporary = self._folder / "whole.parquet"
-        schema = SCHEMA.set(2, pa.field("embedding", pa.list_(pa.float32(), dim))) if dim else SCHEMA
+        fixed = pa.field("embedding", pa.list_(self._schema.field(2).type.value_type, dim))
+        schema = self._schema.set(2, fixed) if dim else self._schema
         try:
             with parquet.ParquetWriter(temporary, schema) as writer:
                 for number in range(count):
@@ -135,7 +142,7 @@ def _of_fixed_size(table: pa.Table, schema: pa.Schema, dim: int) -> pa.Table:
         return table
     column = table["embedding"].combine_chunks()
     absent = np.asarray(column.is_null())
-    values = np.zeros((len(column), dim), np.float32)
+    values = np.zeros((len(column), dim), schema.field(2).type.value_type.to_pandas_dtype())
     values[~absent] = np.asarray(column.flatten()).reshape(-1, dim)
     fixed = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), dim, mask=pa.array(absent))
     return table.set_column(2, schema.field(2), fixed)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..documents import Document
 from ..errors import BadRequest
+from ..parameters import EmbedParameters
 from ..sources import Row, rows
 from .calling import Place, connect
 from .places import add_place, reading
@@ -24,6 +25,11 @@ def add(commands: Any) -> None:
     add_place(embed)
     embed.add_argument("--to", type=Path, required=True, metavar="FILE.parquet", help="the file to write")
     embed.add_argument("--model", metavar="VERSION", help="`base` or a run; by default the version served now")
+    embed.add_argument("--space", metavar="VERSION", help="map the vectors into the space of another version")
+    embed.add_argument("--dimensions", type=positive, metavar="N", help="so many principal components of each vector")
+    embed.add_argument(
+        "--encoding", choices=("float", "int8", "binary"), default="float", help="of the vectors (default float)"
+    )
     embed.add_argument("--shard", default="1/1", metavar="I/N", help="embed only share I of N; each into its own file")
     embed.add_argument(
         "--part-rows",
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         version = arguments.model or _served(place)
         plan = {"source": str(arguments.source.resolve()), "model": version, "shard": str(shard)}
-        output = Output(arguments.to, plan, arguments.part_rows)
+        output = Output(arguments.to, plan | _wanted(arguments), arguments.part_rows, encoding=arguments.encoding)
         with sending(sys.stderr.isatty(), None) as bar:
             task = bar.add_task("embedded", total=None)
 
@@ -84,24 +90,31 @@ def _served(place: Place) -> str:
     return str(statuses[0].model) if statuses else "base"
 
 
+def _wanted(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The parameters of `/embed` that say in what form the vectors are wanted, as far as they are given."""
+    form = {name: getattr(arguments, name) for name in ("space", "dimensions", "encoding")}
+    return {name: value for name, value in form.items() if value not in (None, "float")}
+
+
 def _here(
     arguments: argparse.Namespace, source: Iterator[Row], version: str, output: Any, advance: Callable[[int], None]
 ) -> int:
     from ..bulk.embedding import VersionEmbedder, embed_rows
 
     if arguments.service:
-        place = connect(arguments.service)
+        place, wanted = connect(arguments.service), _wanted(arguments)
         pictures = arguments.send == "pictures"
 
         async def by_service(docs: list[Document]) -> list[Document]:
-            return await asyncio.to_thread(embed_by_service, place, docs, version, pictures)
+            return await asyncio.to_thread(embed_by_service, place, docs, version, pictures, wanted)
 
         return asyncio.run(embed_rows(source, by_service, output, advance))
     from ..store.workspace import find_workspace
     from .local import kept_options
 
     workspace = find_workspace(arguments.workspace)
-    embedder = VersionEmbedder(workspace.root, kept_options(workspace, {}), version)
+    form = EmbedParameters(**_wanted(arguments))
+    embedder = VersionEmbedder(workspace.root, kept_options(workspace, {}), version, wanted=form)
     try:
         return asyncio.run(embed_rows(source, embedder, output, advance))
     finally:
@@ -117,7 +130,8 @@ def _on_ray(
 
     workspace = find_workspace(arguments.workspace)
     options = kept_options(workspace, {})
-    return embed_on_ray(source, workspace.root, options, version, output, advance, actors=arguments.actors)
+    form = EmbedParameters(**_wanted(arguments))
+    return embed_on_ray(source, workspace.root, options, version, output, advance, wanted=form, actors=arguments.actors)
 
 
 _ENGINES = {"here": _here, "ray": _on_ray}

@@ -1,6 +1,9 @@
 """Documents on their way to a service."""
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from ..documents import ERROR_TAG, Document
 from ..errors import BadDocument
@@ -18,7 +21,12 @@ def loaded(doc: Document) -> Document:
     return doc
 
 
-def embed_by_service(place: Place, docs: list[Document], version: str, pictures: bool) -> list[Document]:
+PLAIN: Mapping[str, Any] = MappingProxyType({})  # vectors as the model gives them
+
+
+def embed_by_service(
+    place: Place, docs: list[Document], version: str, pictures: bool, wanted: Mapping[str, Any] = PLAIN
+) -> list[Document]:
     """Return the documents with what the service says of each; those that cannot be read here are not sent."""
     sent = []
     for doc in docs:
@@ -26,5 +34,5 @@ def embed_by_service(place: Place, docs: list[Document], version: str, pictures:
             sent.append(loaded(doc) if pictures else doc)
         except BadDocument as error:
             doc.tags[ERROR_TAG] = str(error)
-    answers = iter(place.call("/embed", sent, model=version) if sent else [])
+    answers = iter(place.call("/embed", sent, model=version, **wanted) if sent else [])
     return [doc if ERROR_TAG in doc.tags else next(answers) for doc in docs]
