@@ -47,8 +47,9 @@ from executor.documents import DocumentArray, RunStatus
 from executor.loading.forward import embed_batches
 from executor.models.versions import WorkspaceVersions, ensure_base
 from executor.parameters import ExecutorOptions
-from executor.serving.embedder import MAX_BATCH, Embedder
+from executor.serving.embedder import Embedder
 from executor.serving.inference import embed_by_graph
+from executor.serving.pipeline import MAX_BATCH
 from executor.sources import documents, rows
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace

@@ -56,6 +56,7 @@ from executor.loading.batches import collate
 from executor.loading.forward import embed_batches
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.versions import WorkspaceVersions
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import Embedder
 from executor.serving.inference import embed_by_graph
@@ -198,7 +199,7 @@ def measure_training(
 def arithmetic(workspace: Path, model: str, size: int) -> tuple[float, int]:
     """Return the processor seconds an image that decoding and the fastest admitted forward take, and the dimensions."""
     options = parse_executor_options({"model": model, "input_size": size, "allowed_roots": [str(workspace)]})
-    embedder = Embedder(Workspace(workspace), options, lambda: "base")
+    embedder = Embedder(WorkspaceVersions(Workspace(workspace), options, lambda: "base"), options)
     version = embedder.version("base")
     docs = [Document(buffer=jpeg(textured(number % CLASSES, number))) for number in range(BATCH)]
     decoded: list[Any] = []

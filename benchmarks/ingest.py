@@ -140,7 +140,7 @@ def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
         proto = docs.to_protobuf()
         timed("serialise (client)", docs.to_protobuf)
         timed("deserialise", lambda proto=proto: DocumentArray.from_protobuf(proto))
-        timed("validate", lambda docs=docs: [receiver._fault(doc, "auto", "train") for doc in docs])
+        timed("validate", lambda docs=docs: [receiver.fault(doc, "auto", "train") for doc in docs])
         timed("encode and insert, synced", lambda docs=docs: spool.extend(docs))
         docs = DocumentArray(make(REQUEST))
         timed("all of `receive`", lambda docs=docs: receiver.receive(docs, FitParameters(run="pieces")))

@@ -45,7 +45,7 @@ def served_by(
             time.sleep(0.05)
         yield
     except ChildProcessError as error:
-        raise AssertionError(log_file.read_text()[-4000:]) from error
+        raise AssertionError(log_file.read_text()[-20_000:]) from error
     finally:
         process.send_signal(signal.SIGINT)
         try:

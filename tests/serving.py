@@ -72,7 +72,7 @@ class Service:
             "workspace": str(self.workspace),
             "ports": {protocol: self.ports[protocol] for protocol in PROTOCOLS},
             "gateway": self.gateway,
-            "options": {"http_port": self.ports[DOOR], **self.options},
+            "options": {"http_port": self.ports[DOOR] if self.replicas == 1 else 0, **self.options},
             "replicas": self.replicas,
         }
         environment = os.environ | {

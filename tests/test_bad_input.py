@@ -171,7 +171,7 @@ def test_a_very_long_parameter_name_is_shortened(service):
 @pytest.mark.parametrize("field", FitParameters.model_fields)
 def test_an_ill_typed_fit_parameter_is_named_with_its_value(service, field):
     message = refused(service, "grpc", "/fit", **{field: [[1.5]]})
-    assert_plain(message, f"Parameter '{field}' of /fit is [[1.5]]", "must be")
+    assert_plain(message, f"Parameter '{field}' of /fit is [", "1.5]", "must be")
 
 
 @pytest.mark.parametrize(

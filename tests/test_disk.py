@@ -182,7 +182,7 @@ def test_a_service_on_a_full_disk_refuses_in_a_sentence_and_goes_on_when_there_i
             assert service.wait("a").state == "succeeded"
             return
         assert (ended.state, ended.attempts) == ("failed", 1)
-        assert ended.error.startswith(f"The disk of {service.run_folder('a')}")
+        assert ended.error.startswith("The disk of runs/a is full")
         assert " full" in ended.error
         assert service.post("/events", returns=Event, run="a", limit=1000)[-1].kind == "failed"
 

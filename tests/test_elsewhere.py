@@ -404,6 +404,14 @@ def test_the_service_serves_and_receives_while_another_command_trains_and_serves
         assert not list(jobs.iterdir())
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.process
 def test_a_command_ends_with_the_process_that_looks_after_it(tmp_path: Path) -> None:
     """Also if that is killed, as it is when the service is: the kernel tells the command. Then the run goes on."""
@@ -421,7 +429,7 @@ def test_a_command_ends_with_the_process_that_looks_after_it(tmp_path: Path) -> 
         assert pid is not None
         kill(pid)
         made.wait("idle", lambda run: len(commands()) == 2)
-        assert not psutil.pid_exists(commands()[0])
+        assert has_ended(commands()[0])
         assert made.store.get("idle").attempts == 2
         supervisor.cancel("idle")
         assert not psutil.pid_exists(commands()[1])

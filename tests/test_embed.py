@@ -231,7 +231,10 @@ def test_an_unknown_version_is_refused_by_name(service: Service) -> None:
 def test_an_unknown_parameter_is_refused_by_name(service: Service) -> None:
     response = service.http("/embed", [{"uri": data_uri(coloured(0))}], version="base")
     assert response.status_code >= 400
-    assert response.json()["detail"] == "/embed has no parameter 'version'; it accepts: model, matches."
+    assert (
+        response.json()["detail"]
+        == "/embed has no parameter 'version'; it accepts: model, matches, space, dimensions, encoding."
+    )
 
 
 def test_one_response_never_mixes_versions_while_promotions_come_and_go(

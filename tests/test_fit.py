@@ -113,11 +113,13 @@ def test_the_same_id_counts_once(service: Service, run: str) -> None:
     assert send(service, pixels(5), run=run)[0].train_documents == 5
 
 
-def test_a_document_seen_again_replaces_nothing(service: Service, run: str) -> None:
+def test_a_document_seen_again_counts_once_and_its_id_with_other_content_is_another(service: Service, run: str) -> None:
     send(service, pixels(2), run=run)
+    send(service, pixels(2), run=run)
+    assert service.status(run).train_documents == 2
     send(service, DocumentArray([Document(id="d0", text="other", tags={})]), run=run)
     status = service.status(run)
-    assert (status.train_documents, status.skipped) == (2, 0)
+    assert (status.train_documents, status.skipped) == (3, 0)
 
 
 def test_documents_without_an_id_all_count(service: Service, run: str) -> None:

@@ -84,7 +84,7 @@ def image(label: int = 0, **more) -> dict:
 def test_an_unknown_parameter_is_a_400_with_the_sentence(address):
     answer = post(address, "/fit", epoch=3)
     assert answer.status_code == 400
-    assert answer.json()["detail"].startswith("/fit has no parameter 'epoch'; it accepts: kind, base, epochs,")
+    assert answer.json()["detail"].startswith("/fit has no parameter 'epoch'; it accepts: kind, base,")
 
 
 @pytest.mark.parametrize("parameters", [{"epochs": "three"}, {}], ids=["ill-typed", "nothing to start"])

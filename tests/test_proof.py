@@ -91,7 +91,8 @@ def test_a_run_on_true_labels_is_promoted_with_its_proof(proven: RunStatus) -> N
     assert (proven.promoted, proven.model) == (True, "true")
     assert "95 % interval" in proven.verdict
     last = "It has the weights of the last epoch: the documents are too few to choose an epoch by."
-    assert f"which is better. {last} It was promoted." in proven.verdict
+    assert f"which is better. {last}" in proven.verdict
+    assert "It was promoted." in proven.verdict
 
 
 def test_a_run_on_shuffled_labels_is_not_promoted(shuffled: RunStatus) -> None:

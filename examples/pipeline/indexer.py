@@ -10,7 +10,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from executor import Document, DocumentArray
-from executor.documents import Evaluation, Event, Match, RunStatus
+from executor.documents import Evaluation, Event, FeedbackStatus, Match, RunStatus
 
 
 class Indexer(Executor):
@@ -36,7 +36,7 @@ class Indexer(Executor):
 
     # Jina starts a Flow only if an executor takes what the one before it answers, at each of that one's endpoints.
 
-    @requests(on=["/embed", "/report"])
+    @requests(on=["/embed", "/report", "/suggest", "/readyz", "/metrics"])
     async def pass_documents(self, docs: DocumentArray, **_: Any) -> DocumentArray:
         """Leave documents as they are."""
         return docs
@@ -44,6 +44,11 @@ class Indexer(Executor):
     @requests(on=["/fit", "/status", "/cancel", "/delete", "/promote"])
     async def pass_statuses(self, docs: DocList[RunStatus], **_: Any) -> DocList[RunStatus]:
         """Leave statuses as they are."""
+        return docs
+
+    @requests(on="/feedback")
+    async def pass_feedback(self, docs: DocList[FeedbackStatus], **_: Any) -> DocList[FeedbackStatus]:
+        """Leave what is said of feedback as it is."""
         return docs
 
     @requests(on="/evaluate")
