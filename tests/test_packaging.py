@@ -1,6 +1,7 @@
 """The files around the code: those that Jina Hub reads, the pinned requirements, the scripts, the image."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -227,3 +228,12 @@ def test_the_image_runs_the_config_from_its_working_directory_and_not_as_root():
 def test_the_image_installs_packages_before_it_copies_the_code():
     text = (ROOT / "Dockerfile").read_text()
     assert text.index("COPY requirements.txt") < text.index("RUN pip install") < text.index("COPY executor/")
+
+
+PROGRAMS = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if file.stem != "mutation"]  # needs mutmut
+
+
+@pytest.mark.parametrize("file", PROGRAMS, ids=lambda file: file.stem)
+def test_what_a_benchmark_uses_is_there(file: Path) -> None:
+    """Those that are not run here shall not break unnoticed."""
+    importlib.import_module(f"benchmarks.{file.stem}")
