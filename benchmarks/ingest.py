@@ -161,7 +161,7 @@ def memory(folder: Path, paths: list[str], counts: list[tuple[int, int]], patien
             docs = uri_documents(count, paths)
             caller.post("/fit", docs, prefetch=prefetch, run="memory", epochs=1000, kind="class")
             after = resident(executor)
-            trainer = next(child for child in children(executor) if "--run=" in " ".join(command(child)))
+            trainer = next(child for child in children(executor) if "--run=" in command(child))
             caller.post("/fit", run="memory")
             wait_for_steps(caller, patience)
             rows.append((count, prefetch, before, after, resident(trainer), resident(trainer, "VmHWM")))

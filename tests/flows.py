@@ -45,6 +45,7 @@ def served_by(
             time.sleep(0.05)
         yield
     except ChildProcessError as error:
+        _wait_for_the_others(process.pid)
         raise AssertionError(log_file.read_text()[-20_000:]) from error
     finally:
         process.send_signal(signal.SIGINT)
@@ -53,6 +54,15 @@ def served_by(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+
+
+def _wait_for_the_others(group: int, seconds: float = 20.0) -> None:
+    """Wait until all processes of a group have ended: what one of them has to say may come after the first has."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
 
 
 def wait_until_served(
