@@ -161,6 +161,7 @@ def test_the_job_of_a_run_fits_the_image_the_volume_and_the_other_manifests() ->
 
 
 @pytest.mark.extra
+@pytest.mark.process
 @pytest.mark.parametrize("manifest", WHOLE, ids=lambda file: file.name)
 def test_manifests_are_valid_by_the_strict_schema(manifest: Path) -> None:
     validate = ROOT / ".venv-extra" / "bin" / "kubernetes-validate"

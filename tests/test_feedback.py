@@ -312,7 +312,6 @@ def test_an_unknown_parameter_is_refused_by_name(service: Service):
 
 
 @pytest.mark.flow
-@pytest.mark.alone
 def test_nothing_that_was_acknowledged_is_lost_by_a_kill_and_a_run_learns_from_it(tmp_path: Path):
     """Clicks come by plain HTTP while a run trains. The service is killed, started again, and trains on them."""
     acknowledged = set()
