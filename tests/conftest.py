@@ -52,6 +52,16 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
         needs.now(None)
 
 
+@pytest.fixture(autouse=True)
+def as_loud_as_before() -> Iterator[None]:
+    """A command quietens Jina by an environment variable, for its process. Here that is the tests', and goes on."""
+    level = os.environ.get("JINA_LOG_LEVEL")
+    yield
+    os.environ.pop("JINA_LOG_LEVEL", None)
+    if level is not None:
+        os.environ["JINA_LOG_LEVEL"] = level
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One Flow for all tests that want no other; their runs have names of their own. No run starts by waiting."""

@@ -18,7 +18,7 @@ from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = 4
+KILLS = 6
 # By which the kills come at moments of many kinds, and the program waits for the clock as little as it ever does.
 SEED = 2
 SOON = 4  # by which the first kill comes at once
