@@ -39,7 +39,7 @@ class NoRoom:
 async def serve(dimensions: int) -> None:
     """Serve until killed."""
     door = Door("127.0.0.1", 0)
-    door.open(make_app(NoRoom(dimensions), ExecutorOptions(), None))  # type: ignore[arg-type]  # it has one endpoint
+    door.open(make_app(NoRoom(dimensions), ExecutorOptions(), None))
     print(door.port, flush=True)
     await asyncio.Event().wait()
 

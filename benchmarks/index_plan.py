@@ -111,7 +111,7 @@ def halves(data: Data, classes: list[str]) -> tuple[EvalSet, EvalSet]:
     order = np.argsort(dataset.labels, kind="stable")
     second = np.zeros(len(dataset), bool)
     second[order] = places % 2 == 1
-    return tuple(EvalSet(dataset, np.flatnonzero(half), device=CPU) for half in (~second, second))  # type: ignore[return-value]
+    return tuple(EvalSet(dataset, np.flatnonzero(half), device=CPU) for half in (~second, second))
 
 
 def run(data: Data, seed: int) -> Trial:
@@ -133,7 +133,7 @@ def run(data: Data, seed: int) -> Trial:
         first=True,
     )
     assert learned is not None, "there are too few documents"
-    names = evaluated.dataset.classes  # type: ignore[attr-defined]
+    names = evaluated.dataset.classes
     held_out = tuple(names.index(name) for name in unseen)
     predicted, real = (
         measure_index(learned, half, half.measure(base), half.measure(model), tolerance=CLOSE, unseen=held_out).plan

@@ -60,10 +60,10 @@ def _whole(value: Any) -> Any:
 def _teach_docarray() -> None:
     encode = io._type_to_protobuf
     decode = io.IOMixin._get_content_from_node_proto.__func__
-    if getattr(encode, "takes_large_integers", False):  # Jina loads the package under a second name
+    if encode.__name__ == "with_large_integers":  # Jina loads the package under a second name
         return
 
-    def encode_any(value: Any) -> Any:
+    def with_large_integers(value: Any) -> Any:
         if isinstance(value, np.generic):
             value = value.item()
         if type(value) is not int or _is_small(value):
@@ -77,8 +77,7 @@ def _teach_docarray() -> None:
             raise BadDocument(f"A document cannot be read: {TOO_LARGE}.")
         return _whole(decode(cls, value, field_name, field_type))
 
-    encode_any.takes_large_integers = True  # type: ignore[attr-defined]
-    io._type_to_protobuf = encode_any
+    io._type_to_protobuf = with_large_integers
     io.IOMixin._get_content_from_node_proto = classmethod(decode_any)
 
 

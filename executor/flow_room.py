@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from docarray import DocList
@@ -67,7 +67,7 @@ class FlowRoom:
             raise errors.NotFound(f"No executor of this Flow has an endpoint {path}.")
         return models
 
-    async def watch(self, run: str | None) -> AsyncIterator[RunStatus]:
+    async def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         """Yield the status of a run whenever it changes. An unknown run has one status, which says so."""
         given = self._models("/watch").given
         try:

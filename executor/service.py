@@ -188,4 +188,6 @@ def _with_options(method: Any) -> Signature:
     return own.replace(parameters=[*before, *options, *jinas])
 
 
-FinetunerExecutor.__init__.__signature__ = _with_options(FinetunerExecutor.__init__)  # type: ignore[attr-defined]
+FinetunerExecutor.__init__.__signature__ = _with_options(  # type: ignore[attr-defined]  # Jina reads it, mypy forbids it
+    FinetunerExecutor.__init__
+)

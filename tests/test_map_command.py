@@ -51,7 +51,7 @@ def workspace(tmp_path: Path) -> Workspace:
         "own_space": space_of(found.model_folder("tuned")),
         "plan": PLAN,
     }
-    write_map(found.model_folder("tuned"), KnownMap(forward=maps[0], backward=maps[1], **spaces))  # type: ignore[arg-type]
+    write_map(found.model_folder("tuned"), KnownMap(forward=maps[0], backward=maps[1], **spaces))
     return found
 
 

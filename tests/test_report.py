@@ -651,7 +651,8 @@ def test_a_browser_opens_the_page_without_an_error(proven, tmp_path):
 
 def test_the_card_has_the_metrics_where_hugging_face_looks_for_them(proven):
     card = ModelCard(model_card("shop", "onnx", "facebook/dino-vits16", "# Loading\n", proven))
-    assert (card.data.library_name, card.data.pipeline_tag) == ("onnx", "image-feature-extraction")
+    said = card.data.to_dict()
+    assert (said["library_name"], said["pipeline_tag"]) == ("onnx", "image-feature-extraction")
     assert card.data.base_model == "facebook/dino-vits16"
     assert {result.metric_type: result.metric_value for result in card.data.eval_results} == {
         name: round(change.after.mean, 4) for name, change in proven.metrics.items()

@@ -115,7 +115,7 @@ def known(**changes: object) -> KnownMap:
     }
     plan = {"from": "base", "advice": "nothing", "nothing": [0.1, 0.0, 0.2]}
     values = {"version": "base", "space": "0" * 12, "own_space": "1" * 12, "plan": plan, "kinds": ("ridge", "ridge")}
-    return KnownMap(**(maps | values | changes))  # type: ignore[arg-type]
+    return KnownMap(**(maps | values | changes))
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_one_caller_takes_half_of_a_host_and_the_next_half_of_the_rest(server: S
     server.gate.set()
     arrivals.wait_for(3 * MOST + 1)
     assert server.most <= MOST_OF_A_HOST
-    assert sorted(map(bytes, arrivals.bodies)) == sorted(  # type: ignore[arg-type]
+    assert sorted(map(bytes, arrivals.bodies)) == sorted(
         [b"/second", *(f"/{number}".encode() for number in range(3 * MOST))]
     )
 
@@ -233,7 +233,7 @@ def test_a_failure_is_handed_on_as_the_document_s(fetches: Fetches) -> None:
     fetches.start(Fetch("one", "http://127.0.0.1:1/x", POLICY, arrivals))
     arrivals.wait_for(1)
     assert "does not lead to a public address" in str(arrivals.bodies[0])
-    with remote.given({"http://127.0.0.1:1/x": arrivals.bodies[0]}), pytest.raises(BadDocument, match="public"):  # type: ignore[dict-item]
+    with remote.given({"http://127.0.0.1:1/x": arrivals.bodies[0]}), pytest.raises(BadDocument, match="public"):
         remote.read_remote("http://127.0.0.1:1/x", POLICY)
 
 

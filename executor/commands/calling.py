@@ -3,7 +3,7 @@
 import base64
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ Documents = Iterable[Document]
 class Place(Protocol):
     """A service, or a workspace without one."""
 
-    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+    def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         """Call an endpoint with at most `REQUEST` documents. Raises: FinetunerError: in the service's own words."""
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
@@ -80,19 +80,19 @@ class OverGrpc:
         self._client: Any = Client(host=host, port=port, protocol="grpc", tls=tls)
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
-    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+    def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         answers: list[Any] = []
         self.stream(path, docs, answers.extend, **parameters)
         return answers
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
-        import grpc
         from docarray import DocList
 
         refused: list[FinetunerError] = []
         returns = DocList[RETURNS.get(path, RunStatus)]
 
-        interrupted = docs != []
+        without = isinstance(docs, Sized) and not len(docs)
+        interrupted = not without
 
         def until_refused() -> Iterator[Document]:
             nonlocal interrupted
@@ -114,7 +114,7 @@ class OverGrpc:
         try:
             self._client.post(
                 path,
-                None if docs == [] else until_refused(),
+                None if without else until_refused(),
                 parameters=parameters,
                 return_type=returns,
                 request_size=REQUEST,
@@ -125,8 +125,6 @@ class OverGrpc:
             )
         except FinetunerError:
             raise
-        except grpc.aio.AioRpcError as error:
-            raise self._broken(error) from error
         except Exception as error:  # Jina wraps what grpc raised, in several ways
             raise self._broken(error) from error
         if refused:
@@ -161,7 +159,7 @@ class OverHttp:
         if token:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
-    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+    def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         import requests
 
         body = {"data": [_as_json(doc) for doc in docs], "parameters": parameters}

@@ -14,7 +14,7 @@ from ..sources import Row, rows
 from .calling import Place, connect
 from .places import add_place, reading
 from .reading import add_source, columns_of, positive
-from .sending import embed_by_service
+from .sending import add_send, embed_by_service
 from .showing import print_json, sending
 
 
@@ -40,12 +40,7 @@ def add(commands: Any) -> None:
     )
     embed.add_argument("--engine", choices=("here", "ray"), default="here", help="`ray`: by actors of a Ray cluster")
     embed.add_argument("--actors", type=positive, metavar="N", help="with `ray`: how many; by default one a node")
-    embed.add_argument(
-        "--send",
-        choices=("pictures", "uris"),
-        default="pictures",
-        help="to a service: the files themselves (the default), or their paths, which it must be able to read",
-    )
+    add_send(embed)
     embed.add_argument("--json", action="store_true", help="print what was done as JSON")
 
 

@@ -16,7 +16,7 @@ from .calling import Place, connect
 from .local import Trainer
 from .places import add_place, to_train_in
 from .reading import Census, add_source, columns_of, say_what_is_left_out, take_census
-from .sending import loaded
+from .sending import add_send, loaded
 from .showing import as_json, end_of, follow, print_json, sending
 
 
@@ -39,12 +39,7 @@ def add(commands: Any) -> None:
         metavar="NAME=VALUE",
         help="an option of the executor, such as model=small; only with --workspace",
     )
-    fit.add_argument(
-        "--send",
-        choices=("pictures", "uris"),
-        default="pictures",
-        help="to a service: the files themselves (the default), or their paths, which it must be able to read",
-    )
+    add_send(fit)
     fit.add_argument("--json", action="store_true", help="print the last status as /status answers it")
 
 

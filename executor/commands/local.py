@@ -1,7 +1,7 @@
 """A workspace without a service: to look at, or to train in."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -53,7 +53,7 @@ class Reader:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
-    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+    def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         if path != "/status":
             raise BadRequest(f"{path} needs a service: name one with --service.")
         with closing(RunStore(self.workspace)) as store:  # opened anew, because it remembers what is served
@@ -62,7 +62,7 @@ class Reader:
             return [status_of(store, each, self._counts) for each in runs]
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
-        answered(self.call(path, [], **parameters))
+        answered(self.call(path, **parameters))
 
     def _counts(self, run: str) -> tuple[int, int]:
         file = self.workspace.spool_file(run)
@@ -89,7 +89,7 @@ class Trainer:
         self._loop = asyncio.new_event_loop()
         self._service = Service(workspace.root, self.options)
 
-    def call(self, path: str, docs: list[Document] = [], **parameters: Any) -> list[Any]:  # noqa: B006
+    def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         from ..endpoints.table import call
 
         return list(self._loop.run_until_complete(call(self._service, path, docs, parameters)))

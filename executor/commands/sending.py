@@ -1,5 +1,6 @@
 """Documents on their way to a service."""
 
+import argparse
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,6 +13,16 @@ from ..images.uris import read_uri
 from .calling import Place
 
 REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*:", re.IGNORECASE)  # a uri that is no path of this machine
+
+
+def add_send(command: argparse.ArgumentParser) -> None:
+    """Add the argument that says what of a picture is sent to a service."""
+    command.add_argument(
+        "--send",
+        choices=("pictures", "uris"),
+        default="pictures",
+        help="to a service: the files themselves (the default), or their paths, which it must be able to read",
+    )
 
 
 def loaded(doc: Document) -> Document:

@@ -4,9 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import psutil
-
 from ..errors import FinetunerError, NotReady
+from ..lifecycle.watchdog import is_stopped
 from ..store.run import Run, RunState
 
 if TYPE_CHECKING:
@@ -84,15 +83,10 @@ def _training_faults(service: "Service") -> list[str]:
         f"The trainer of run {run.name!r} is stopped: process {run.pid} computes nothing until it is continued "
         "(SIGCONT), or the run cancelled."
         for run in training
-        if is_stopped(run)
+        if has_stopped_trainer(run)
     ]
 
 
-def is_stopped(run: Run) -> bool:
-    """Whether the trainer of a run is stopped by a signal or a debugger."""
-    if run.pid is None:
-        return False
-    try:
-        return psutil.Process(run.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-    except psutil.Error:  # it has ended; the supervisor sees to that
-        return False
+def has_stopped_trainer(run: Run) -> bool:
+    """Whether the trainer of a run is stopped by a signal or a debugger. One that has ended is the supervisor's."""
+    return run.pid is not None and is_stopped(run.pid)

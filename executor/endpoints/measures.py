@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from ..errors import FinetunerError
 from ..store.run import RunState
 from ..store.runs import RunStore
-from .health import is_stopped
+from .health import has_stopped_trainer
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -21,7 +21,7 @@ PROMOTIONS = ("promoted", "kept", "failed", "by_hand")
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # otherwise each counter has a second series with its time of birth
+disable_created_metrics()  # otherwise each counter has a second series with its time of birth
 
 
 class Measures:
@@ -93,7 +93,7 @@ def _of_runs(store: RunStore) -> Iterator[Metric]:
         counts.add_metric([state.value], states.count(state))
     yield counts
     yield _gauge("finetuner_queue_length", "Runs that wait to be trained", states.count(RunState.QUEUED))
-    training = [run for run in runs if run.state is RunState.TRAINING and not is_stopped(run)]
+    training = [run for run in runs if run.state is RunState.TRAINING and not has_stopped_trainer(run)]
     rate = sum(store.progress(run.name).images_per_second or 0.0 for run in training)
     yield _gauge("finetuner_trainer_images_per_second", "Images that the trainer learns from a second", rate)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from ..documents import Document, Event, RunStatus
 from ..lifecycle.status import status_of
@@ -73,7 +73,7 @@ async def report(service: Service, docs: Sequence[Document], wanted: ReportParam
     return [Document(id=wanted.run, text=text)]
 
 
-async def watch(service: Service, name: str | None) -> AsyncIterator[RunStatus]:
+async def watch(service: Service, name: str | None) -> AsyncGenerator[RunStatus, None]:
     """Yield the status of a run whenever it changes, until the run has ended. Without a name: the newest run."""
     run = await asyncio.to_thread(_watched, service, name)
     shown = None

@@ -12,6 +12,7 @@ saving.py         save a model to a folder and load it
 versions.py       the versions in a workspace: `base`, and one for each succeeded run
 space_map.py      the map between the spaces of two versions, which lies beside the weights
 small_vectors.py  shorten and encode embeddings
+tensors.py        read the arrays of those two
 lora.py           low-rank updates of a transformers backbone
 export.py         export a version as ONNX, safetensors or a transformers folder
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import InvalidParameter, WorkspaceError
 from .space_map import unit_length
+from .tensors import read_tensors
 
 FILE = "small_vectors.safetensors"
 FORMAT = "1"
@@ -158,11 +159,7 @@ def read_small_vectors(folder: Path) -> SmallVectors | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(str(file), "np") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
-        if metadata.get("format") != FORMAT:
-            raise WorkspaceError(f"{file} has format {metadata.get('format')}; this version reads {FORMAT}.")
+        tensors, metadata = read_tensors(file, FORMAT)
         return SmallVectors(
             rotation=tensors["rotation"],
             lengths=tensors.get("lengths"),

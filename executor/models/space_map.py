@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import WorkspaceError
+from .tensors import read_tensors
 
 FILE = "space_map.safetensors"
 FORMAT = "1"
@@ -135,11 +136,7 @@ def read_map(folder: Path) -> KnownMap | None:
     if not file.is_file():
         return None
     try:
-        with safe_open(str(file), "np") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (it is no dict)
-        if metadata.get("format") != FORMAT:
-            raise WorkspaceError(f"{file} has format {metadata.get('format')}; this version reads {FORMAT}.")
+        tensors, metadata = read_tensors(file, FORMAT)
         scalars = json.loads(metadata["maps"])
         maps = {
             direction: SpaceMap(

@@ -1,6 +1,6 @@
 """What is behind the door: a service in this process. Behind a gateway it is a Flow: see `gateway.py`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from ..documents import RunStatus
@@ -17,7 +17,7 @@ class Room(Protocol):
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         """Call an endpoint. Raises: FinetunerError: the message says what was wrong."""
 
-    def watch(self, run: str | None) -> AsyncIterator[RunStatus]:
+    def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         """Yield the status of a run whenever it changes. Raises: UnknownRun: before the first."""
 
     async def readiness(self) -> Readiness:
@@ -36,7 +36,7 @@ class OwnRoom:
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         return await table.call(self._service, path, docs, parameters)
 
-    def watch(self, run: str | None) -> AsyncIterator[RunStatus]:
+    def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         return watch(table.writer_of(self._service, "/watch"), run)
 
     async def readiness(self) -> Readiness:

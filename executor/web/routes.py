@@ -1,7 +1,7 @@
 """A route for each endpoint, `/watch`, health and metrics."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -88,9 +88,9 @@ def watch(room: Room) -> Handler:
     return refusing(handle)
 
 
-async def _events(first: RunStatus, statuses: AsyncIterator[RunStatus], run: str | None) -> AsyncIterator[bytes]:
+async def _events(first: RunStatus, statuses: AsyncGenerator[RunStatus, None], run: str | None) -> AsyncIterator[bytes]:
     yield _update(first)
-    async with aclosing(statuses):  # type: ignore[type-var]  # it is a generator
+    async with aclosing(statuses):
         try:
             async for status in _with_silence(statuses):
                 yield b": still there\r\n\r\n" if status is None else _update(status)
