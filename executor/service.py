@@ -26,7 +26,7 @@ from .web.room import OwnRoom
 from .web.server import Door
 from .wire.ending import answer_before_the_end
 from .wire.quiet import quieten
-from .wire.refusals import Refusal, extend_servers
+from .wire.refusals import Refusal, ease_gateways, extend_servers
 from .wire.token import read_token, require
 
 Params = Optional[Dict[str, Any]]  # parsed by hand: see `parameters.parse`
@@ -191,3 +191,5 @@ def _with_options(method: Any) -> Signature:
 FinetunerExecutor.__init__.__signature__ = _with_options(  # type: ignore[attr-defined]  # Jina reads it, mypy forbids it
     FinetunerExecutor.__init__
 )
+
+ease_gateways()  # when the class is imported, because its Flow's gateway is a process without an executor
