@@ -403,3 +403,10 @@ def with_id(doc: Any) -> Any:
     if not doc.id:
         doc.id = uuid.uuid4().hex
     return doc
+
+
+def with_ids(docs: Iterable[Any]) -> None:
+    """Give an id to each document, and each of its matches, that came without one."""
+    for doc in docs:
+        for part in (doc, *(doc.matches or ())):
+            with_id(part)

@@ -24,6 +24,7 @@ from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
 from .measures import Measures
+from .outward import places_of
 
 RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
@@ -37,7 +38,7 @@ class Service:
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
         silence_libtiff()
-        self.folder = folder
+        self.folder, self.places = folder, places_of(folder, options)
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..documents import ERROR_TAG, MODEL_TAG, REASON_TAG, SPACE_TAG, Document, has_label, label_of
+from ..documents import ERROR_TAG, MODEL_TAG, REASON_TAG, SPACE_TAG, Document, has_label, label_of, with_ids
 from ..errors import BadRequest
 from ..parameters import SuggestParameters
 from ..serving.gallery import check_gallery, pictures_of, rows_of
@@ -28,7 +28,7 @@ class _Pool(NamedTuple):
 
 
 async def suggest(service: Service, docs: Sequence[Document], wanted: SuggestParameters) -> list[Document]:
-    """Return at most `limit` of the documents sent, or of the gallery, each with `tags['finetuner_reason']`.
+    """Return at most `limit` of the documents sent, or of the gallery, each with an id and `tags['finetuner_reason']`.
 
     Documents with a label are taken as known, beside those of feedback and of the promoted run. What cannot be embedded
     is not suggested.
@@ -38,6 +38,7 @@ async def suggest(service: Service, docs: Sequence[Document], wanted: SuggestPar
     if bool(len(docs)) == (wanted.gallery is not None):
         raise BadRequest("/suggest takes documents, or the parameter 'gallery'; send one of them.")
     version = service.store.promoted()
+    with_ids(docs)
     if wanted.gallery is None:
         pool = await _embedded(service, docs, version)
     else:
