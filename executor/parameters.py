@@ -597,6 +597,7 @@ _PLAINER = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object of names and values",
+    "a valid tuple": "a list of names",
     " or instance of Retrain": "",
     " or instance of KeepFeedback": "",
     "a valid string": "a string",
