@@ -2,6 +2,7 @@
 
 workspace.py   where each file of a workspace is, and when it is removed
 run.py         a run: its states, the one table of legal moves, its options, its progress
+moves.py       the trace of a run: a span of each state that it was in
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
 database.py    a SQLite file of a workspace: schema, transactions, readable errors
 feedback.py    what users said of documents: sessions and labels, the latest word of each id

@@ -82,7 +82,7 @@ class Elsewhere:
         mirror = Mirror(job, self._store, run, attempt)
         arguments = arguments_of(self._command, job, run)
         try:
-            process = start(arguments)
+            process = start(arguments, run.configuration.trace)
         except OSError as error:
             self._explain(f"train_command cannot be started: {error}. Correct it, and start the service again.")
             return TrainerExit.REFUSED
@@ -169,10 +169,12 @@ def arguments_of(command: str, job: Job, run: Run) -> list[str]:
     return words
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
+def start(arguments: list[str], traceparent: str | None = None) -> "subprocess.Popen[bytes]":
     """Start a command in a process group of its own: Ctrl-C on the service's terminal is for the service.
 
     The kernel sends it SIGTERM when this process ends, even by a crash.
+
+    Args: traceparent: of the run's span; the command finds it in `TRACEPARENT`, where OpenTelemetry wants it.
     """
     prctl = ctypes.CDLL(None).prctl  # looked up here, because little may be done between fork and exec
 
@@ -180,7 +182,8 @@ def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
         os.setpgid(0, 0)
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    environment = MEET_ANEW | public_environment()
+    traced = {} if traceparent is None else {"TRACEPARENT": traceparent}
+    environment = MEET_ANEW | public_environment() | traced
     return subprocess.Popen(arguments, cwd=PACKAGE.parent, env=environment, stdin=subprocess.DEVNULL, preexec_fn=apart)
 
 
