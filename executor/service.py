@@ -64,8 +64,7 @@ class FinetunerExecutor(Executor):
     def _trace(self) -> None:
         """Make spans by Jina's tracing where that is on, else where the environment names a collector."""
         if self.tracer_provider is not None:
-            host, port = (getattr(self.runtime_args, f"traces_exporter_{name}", None) for name in ("host", "port"))
-            tracing.use(self.tracer_provider, host, port)
+            tracing.use(self.tracer_provider)
         else:
             tracing.start("finetuner-executor")
 

@@ -66,13 +66,18 @@ def start(service: str) -> None:
     _take(made)
 
 
-def use(jinas: Any, host: str | None, port: int | None) -> None:
-    """Make spans from now on by Jina's TracerProvider.
-
-    Args: host, port: of its collector. Trainers are told by the environment.
-    """
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{host}:{port}")
+def use(jinas: Any) -> None:
+    """Make spans from now on by Jina's TracerProvider. Trainers are told of its collector by the environment."""
+    try:
+        # Jina tells an executor the provider alone, and the SDK has no public way from there to the address.
+        (processor,) = jinas._active_span_processor._span_processors
+        exporter = processor.span_exporter
+        address = f"{'http' if exporter._insecure else 'https'}://{exporter._endpoint}"
+    except (AttributeError, ValueError) as error:
+        _log.warning("Trainers are traced only where OTEL_EXPORTER_OTLP_ENDPOINT is set: %s", error)
+    else:
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc")
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", address)
     _take(jinas)
 
 

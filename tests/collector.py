@@ -31,6 +31,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
     def __init__(self) -> None:
         self._arrived = threading.Condition()
         self._spans: list[Span] = []
+        self._answers = threading.Event()
+        self._answers.set()
         self._server = grpc.server(ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
@@ -46,6 +48,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         with self._arrived:
             self._spans += spans
             self._arrived.notify_all()
+        self._answers.wait()
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def spans(self, trace: str | None = None) -> list[Span]:
@@ -68,8 +71,18 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                 continue
             return found
 
+    def fall_silent(self) -> None:
+        """Take what comes, and never answer again."""
+        self._answers.clear()
+
+    def answer(self) -> None:
+        """Answer again, also what waits."""
+        self._answers.set()
+
     def close(self) -> None:
-        self._server.stop(0)
+        """End it. Nothing listens on its port then."""
+        self.answer()
+        self._server.stop(0).wait()
 
 
 @contextmanager

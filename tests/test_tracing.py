@@ -1,10 +1,8 @@
 """Spans of OpenTelemetry, against a real collector: of calls, of their stages, of a run in two processes."""
 
-import os
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import requests
@@ -13,7 +11,7 @@ from collector import Collector, Span, collecting
 from conftest import images
 from executor import tracing
 from executor.errors import ConfigurationError
-from serving import as_json
+from serving import Service, as_json
 from test_serve import SMALL, Command
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -80,6 +78,155 @@ def test_a_run_is_one_trace_from_its_first_request_to_its_promotion(door: str, c
     assert not run.failed
 
 
+@pytest.fixture(scope="module")
+def flow(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A Flow with Jina's tracing and our gateway. Its exporter would wait for an hour for an answer."""
+    folder = tmp_path_factory.mktemp("flow")
+    service = Service(folder / "workspace", folder / "cwd", gateway="executor.gateway.FinetunerGateway")
+    service.flow = {
+        "tracing": True,
+        "traces_exporter_host": "http://127.0.0.1",
+        "traces_exporter_port": collector.port,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+        patch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "3600")
+        with service:
+            yield service
+
+
+@pytest.mark.flow
+def test_a_flow_with_jinas_tracing_leads_a_call_through_gateway_and_executor(
+    flow: Service, collector: Collector
+) -> None:
+    headers = {"traceparent": f"00-{'2' * 32}-{CALLER}-01"}
+    door = f"http://127.0.0.1:{flow.ports['http']}"
+    post(door, "/embed", images(3), headers)
+    post(door, "/fit", images(24), headers, run="seen", total=24, epochs=1, promote="never")
+    found = collector.wait("/embed", "/fit", *STAGES, *OF_A_RUN, "run", trace="2" * 32, seconds=120)
+    by_id = {span.id: span for spans in found.values() for span in spans}
+
+    def way(span: Span) -> Iterator[str]:
+        while span.parent in by_id:
+            span = by_id[span.parent]
+            yield span.name
+        yield span.parent
+
+    (forward,), (epoch,) = found["embed.forward"], found["run.epoch"]
+    assert forward.attributes["finetuner.images"] == 3
+    up = list(way(forward))
+    assert up[0] == "/embed"
+    assert up[-2:] == ["POST /embed", CALLER]
+    up = list(way(epoch))
+    assert up[:2] == ["run", "/fit"]
+    assert up[-2:] == ["POST /fit", CALLER]
+    assert epoch.service == "finetuner-trainer"
+
+
+@pytest.mark.flow
+def test_a_flow_ends_though_its_collector_does_not_answer(flow: Service, collector: Collector) -> None:
+    collector.fall_silent()
+    flow.http("/embed")
+    assert flow.stop() == 0
+    collector.answer()
+
+
 def within(span: Span, other: Span) -> bool:
     """Whether a span lies in another. The store's clock has milliseconds."""
     return other.began - 1e6 <= span.began and span.ended <= other.ended + 1e6
+
+
+@pytest.fixture
+def traced(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tracing is on in this process."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
+    tracing.start("tests")
+    yield
+    tracing.end()
+
+
+def last_spans_are_on_their_way() -> bool:
+    return any(thread.name == "last-spans" for thread in threading.enumerate())
+
+
+def test_an_end_waits_for_no_collector_that_takes_and_never_answers(traced: None, collector: Collector) -> None:
+    collector.fall_silent()
+    with tracing.span("lost"):
+        pass
+    tracing.end()
+    assert last_spans_are_on_their_way()
+    assert not tracing.is_on()
+    collector.answer()
+
+
+def test_an_end_waits_for_no_collector_where_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:  # bound, so that nobody else gets the port; connections are refused
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        tracing.start("tests")
+        with tracing.span("lost"):
+            pass
+        tracing.end()
+    assert not tracing.is_on()
+
+
+def test_what_was_made_before_an_end_arrives(traced: None, collector: Collector) -> None:
+    with tracing.span("last", {"finetuner.run": "a"}):
+        pass
+    tracing.end()
+    (span,) = collector.wait("last", seconds=20)["last"]
+    assert (span.service, span.parent, span.attributes) == ("tests", "", {"finetuner.run": "a"})
+
+
+def test_a_promised_span_is_the_parent_of_what_came_before_it(traced: None, collector: Collector) -> None:
+    with tracing.span("asked"):
+        promised, asked = tracing.promise(), tracing.here()
+    with tracing.within(promised):
+        tracing.record("part", 2_000, 3_000)
+    with tracing.within(asked):
+        tracing.record("whole", 1_000, 4_000, own=promised, error="it failed")
+    tracing.end()
+    found = collector.wait("asked", "part", "whole")
+    (ask,), (part,), (whole,) = found["asked"], found["part"], found["whole"]
+    assert (part.parent, whole.parent, ask.parent) == (whole.id, ask.id, "")
+    assert (whole.began, whole.ended, whole.failed, part.failed) == (1_000, 4_000, True, False)
+    assert {span.trace for span in (ask, part, whole)} == {ask.trace}
+
+
+def test_a_caller_who_is_not_sampled_is_not_recorded(traced: None, collector: Collector) -> None:
+    with tracing.within(f"00-{'3' * 32}-{CALLER}-00"):
+        assert not tracing.is_recording()
+        with tracing.span("unseen"):
+            pass
+    tracing.end()
+    assert not collector.spans("3" * 32)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "smoke"}, "it takes grpc or http/protobuf"),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "this service exports by otlp, or none"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "soon"}, "Tracing cannot be set up from the variables OTEL_…: "),
+    ],
+)
+def test_a_wrong_variable_is_refused_at_the_start(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=message):
+        tracing.start("tests")
+    assert not tracing.is_on()
+
+
+@pytest.mark.parametrize("variable", [{}, {"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}])
+def test_without_a_collector_nothing_is_traced(variable: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", **variable} if variable else {}).items():
+        monkeypatch.setenv(name, value)
+    tracing.start("tests")
+    assert not tracing.is_on()
+    with tracing.span("none"), tracing.span_of_call("/none"), tracing.within("00-00-00-00"):
+        assert tracing.here() is None
+        assert tracing.promise() is None
+        tracing.record("none", 1, 2)

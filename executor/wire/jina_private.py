@@ -113,7 +113,7 @@ def before_teardown(do: Callable[[list[Any]], Awaitable[None]]) -> None:
 _own_teardown = AsyncNewLoopRuntime.async_teardown
 
 
-def replace_end_of_tracing(end: Callable[[Any], None]) -> None:
+def replace_end_of_tracing(end: Callable[[Any], object]) -> None:
     """Let `end` end the providers of spans and of metrics that Jina has set up for a server of this process."""
 
     def teardown(server: Any) -> None:
