@@ -14,6 +14,7 @@ spool_file.py  the SQLite file under it
 connections.py its connections, which survive threads and forks and are few
 sqlite.py      the one way to open a SQLite file
 job.py         the folder of a run that another command trains: plain files, no SQLite file that is shared
+exchange.py    such a folder on an object store, with a copy on the disk of each side
 job_store.py   the store of a process that trains in such a folder
 published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder
