@@ -39,14 +39,8 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._server.start()
 
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802  (the service's own name)
-        spans = [
-            _read(span, _values(group.resource.attributes).get("service.name", ""))
-            for group in request.resource_spans
-            for scope in group.scope_spans
-            for span in scope.spans
-        ]
         with self._arrived:
-            self._spans += spans
+            self._spans += spans_of(request)
             self._arrived.notify_all()
         self._answers.wait()
         return trace_service_pb2.ExportTraceServiceResponse()
@@ -93,6 +87,16 @@ def collecting() -> Iterator[Collector]:
         yield collector
     finally:
         collector.close()
+
+
+def spans_of(request: Any) -> list[Span]:
+    """Return the spans of one request of OTLP."""
+    return [
+        _read(span, _values(group.resource.attributes).get("service.name", ""))
+        for group in request.resource_spans
+        for scope in group.scope_spans
+        for span in scope.spans
+    ]
 
 
 def _read(span: Any, service: str) -> Span:

@@ -3,11 +3,13 @@
 import socket
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import requests
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from collector import Collector, Span, collecting
+from collector import Collector, Span, collecting, spans_of
 from conftest import images
 from executor import tracing
 from executor.errors import ConfigurationError
@@ -175,6 +177,31 @@ def test_what_was_made_before_an_end_arrives(traced: None, collector: Collector)
     tracing.end()
     (span,) = collector.wait("last", seconds=20)["last"]
     assert (span.service, span.parent, span.attributes) == ("tests", "", {"finetuner.run": "a"})
+
+
+def test_spans_go_over_http_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[tuple[str, list[Span]]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["content-length"]))
+            came.append((self.path, spans_of(ExportTraceServiceRequest.FromString(content))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        tracing.start("tests")
+        with tracing.span("over http"):
+            pass
+        tracing.end()
+        server.shutdown()
+    assert [(path, span.name) for path, spans in came for span in spans] == [("/v1/traces", "over http")]
 
 
 def test_a_promised_span_is_the_parent_of_what_came_before_it(traced: None, collector: Collector) -> None:

@@ -29,7 +29,10 @@ def main() -> int:
     arguments = parse()
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    pictures = photographs(arguments.photos.resolve()) if arguments.photos else digits(output, quick=arguments.quick)
+    if arguments.photos:
+        pictures = photographs(arguments.photos.resolve(), quick=arguments.quick)
+    else:
+        pictures = digits(output, quick=arguments.quick)
     (port,) = free_ports(1)
     with served(output, port, pictures):
         return search(Shop(output, port, pictures), pictures, output / "recall.png")
@@ -64,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="photographs, in a folder for each class, in place of digits")
     parser.add_argument("--output", type=Path, default=Path("search-demo"), help="a new folder for all that is written")
-    parser.add_argument("--quick", action="store_true", help="fewer digits")
+    parser.add_argument("--quick", action="store_true", help="fewer digits, or two epochs of photographs")
     return parser.parse_args()
 
 

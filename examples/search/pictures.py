@@ -39,10 +39,18 @@ def digits(output: Path, *, quick: bool) -> Pictures:
     return Pictures(train, gallery, _asking(queries), _labels(gallery), output, SMALL, options)
 
 
-def photographs(folder: Path) -> Pictures:
+def photographs(folder: Path, *, quick: bool) -> Pictures:
     """Train on `train/`; every second photograph of `test/` is a query, the whole of it the gallery."""
     train, gallery = demo.labelled(folder / "train"), folder / "test"
-    return Pictures(train, gallery, _asking(demo.labelled(gallery)[::2]), _labels(gallery), folder, {}, {})
+    return Pictures(
+        train,
+        gallery,
+        _asking(demo.labelled(gallery)[::2]),
+        _labels(gallery),
+        folder,
+        {},
+        {"epochs": 2} if quick else {},
+    )
 
 
 def _asking(docs: DocumentArray) -> DocumentArray:

@@ -18,7 +18,7 @@ ALSO_EMBED = {"/search": "embed", "/embed": "embed"}
 @contextlib.contextmanager
 def served(output: Path, port: int, pictures: Pictures) -> Iterator[None]:
     """Serve the Flow at a port for gRPC, with its workspace and its collections in `output`."""
-    options = {"allowed_roots": [str(pictures.root)], "trainer_nice": 0, **pictures.model}
+    options = {"allowed_roots": [str(pictures.root)], "trainer_nice": 0, "trainer_yields": False, **pictures.model}
     flow = (
         Flow(port=port, host="127.0.0.1")
         .add(
