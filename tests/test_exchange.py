@@ -1,6 +1,7 @@
 """The folder of a job on an object store: what both sides see of it, and a run that is trained through a real one."""
 
 import json
+import shutil
 import tarfile
 import uuid
 from pathlib import Path
@@ -88,6 +89,24 @@ def test_what_has_not_changed_is_not_sent_again(service: Job, rank: Job) -> None
     there.rm_file(place)  # if it were sent again, it would be there again
     rank.exchange.send("made")
     assert not there.exists(place)
+
+
+def test_nothing_unfinished_is_left_and_what_vanished_meanwhile_is_passed_over(
+    service: Job, rank: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = rank.made / "checkpoints" / "000010"
+    write(place / "model", b"ten")
+    add = tarfile.TarFile.add
+
+    def too_late(tar: tarfile.TarFile, *arguments: object) -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        add(tar, *arguments)
+
+    monkeypatch.setattr(tarfile.TarFile, "add", too_late)
+    rank.exchange.send("made")
+    service.exchange.bring("made")
+    assert contents(service.made) == {}
+    assert not [file for job in (service, rank) for file in job.folder.rglob(".*")]
 
 
 def test_another_attempt_goes_on_from_what_is_there(service: Job, rank: Job, tmp_path: Path) -> None:

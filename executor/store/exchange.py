@@ -62,8 +62,7 @@ class Exchange:
         with _as_os_error(self._url):
             for name in sorted(here, key=lambda name: (name.startswith(_LAST), name)):
                 known = _known_by(here[name])
-                if known is not None and self._sent.get(name) != known:
-                    self._put(here[name], name)
+                if known is not None and self._sent.get(name) != known and self._put(here[name], name):
                     self._sent[name] = known
             for name in [name for name in self._sent if _is_of(part, name) and name not in here]:
                 with contextlib.suppress(FileNotFoundError):
@@ -115,23 +114,31 @@ class Exchange:
             return {name: version for name, version in named.items() if _is_of(part, name) and _is_safe(name)}
         return {}
 
-    def _put(self, place: Path, name: str) -> None:
-        if not place.is_dir():
-            self._files.put_file(str(place), f"{self._root}/{name}")
-            return
-        packed = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
+    def _put(self, place: Path, name: str) -> bool:
+        """Send a file or folder. Return whether it was still there: an old checkpoint may be removed meanwhile."""
+        packed = self._unfinished()
         try:
-            with tarfile.open(packed, "w") as tar:
-                for file in sorted(place.iterdir()):
-                    tar.add(file, file.name)
-            self._files.put_file(str(packed), f"{self._root}/{name}")
+            if place.is_dir():
+                with tarfile.open(packed, "w") as tar:
+                    for file in sorted(place.iterdir()):
+                        tar.add(file, file.name)
+            self._files.put_file(str(packed if packed.exists() else place), f"{self._root}/{name}")
+        except FileNotFoundError:
+            if place.exists():
+                raise
+            return False
         finally:
             packed.unlink(missing_ok=True)
+        return True
+
+    def _unfinished(self) -> Path:
+        """Return a name for a file that nobody else sees or clears away."""
+        return self._folder / f".{uuid.uuid4().hex}"
 
     def _get(self, name: str) -> None:
         place = self._place(name)
         place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
+        unfinished = self._unfinished()
         try:
             self._files.get_file(f"{self._root}/{name}", str(unfinished))
             if _is_whole(name):
