@@ -1,9 +1,11 @@
 """Spans of OpenTelemetry, against a real collector: of calls, of their stages, of a run in two processes."""
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 import requests
@@ -13,6 +15,10 @@ from collector import Collector, Span, collecting, spans_of
 from conftest import images
 from executor import tracing
 from executor.errors import ConfigurationError
+from executor.store.run import Configuration, RunState
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
+from executor.worker.elsewhere import start
 from serving import Service, as_json
 from test_serve import SMALL, Command
 
@@ -139,7 +145,8 @@ def within(span: Span, other: Span) -> bool:
 
 @pytest.fixture
 def traced(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tracing is on in this process."""
+    """Tracing is on in this process, whose end waits for a busy machine."""
+    monkeypatch.setattr(tracing, "END_SECONDS", 60.0)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.port}")
     tracing.start("tests")
     yield
@@ -150,7 +157,10 @@ def last_spans_are_on_their_way() -> bool:
     return any(thread.name == "last-spans" for thread in threading.enumerate())
 
 
-def test_an_end_waits_for_no_collector_that_takes_and_never_answers(traced: None, collector: Collector) -> None:
+def test_an_end_waits_for_no_collector_that_takes_and_never_answers(
+    traced: None, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "END_SECONDS", 0.5)
     collector.fall_silent()
     with tracing.span("lost"):
         pass
@@ -196,6 +206,7 @@ def test_spans_go_over_http_too(monkeypatch: pytest.MonkeyPatch) -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+        monkeypatch.setattr(tracing, "END_SECONDS", 60.0)
         tracing.start("tests")
         with tracing.span("over http"):
             pass
@@ -217,6 +228,41 @@ def test_a_promised_span_is_the_parent_of_what_came_before_it(traced: None, coll
     assert (part.parent, whole.parent, ask.parent) == (whole.id, ask.id, "")
     assert (whole.began, whole.ended, whole.failed, part.failed) == (1_000, 4_000, True, False)
     assert {span.trace for span in (ask, part, whole)} == {ask.trace}
+
+
+def test_each_state_of_a_run_is_a_span_and_a_resumed_run_has_some_twice(
+    traced: None, collector: Collector, tmp_path: Path
+) -> None:
+    store = RunStore(Workspace(tmp_path))
+    with tracing.span("asked for it"):
+        store.create("failing", configuration=Configuration(trace=tracing.promise(), asked_by=tracing.here()))
+        store.create("untraced")
+    for run in ("failing", "untraced"):
+        for state in (RunState.QUEUED, RunState.TRAINING, RunState.QUEUED, RunState.TRAINING):
+            store.advance(run, state)
+        store.advance(run, RunState.FAILED, error="it failed")
+    store.close()
+    tracing.end()
+    (asked,) = collector.wait("asked for it")["asked for it"]
+    found = collector.wait("run", trace=asked.trace)
+    assert {name: len(spans) for name, spans in found.items()} == {
+        "asked for it": 1,
+        "run": 1,
+        "run.receiving": 1,
+        "run.waiting": 2,
+        "run.training": 2,
+    }
+    (run,) = found["run"]
+    assert (run.parent, run.failed) == (asked.id, True)
+    assert [span.failed for span in found["run.training"]] == [False, True]
+    assert "untraced" not in {span.attributes.get("finetuner.run") for span in collector.spans()}
+
+
+@pytest.mark.process
+def test_a_command_that_trains_finds_the_trace_of_its_run(tmp_path: Path) -> None:
+    program = "import os, sys; open(sys.argv[1], 'w').write(os.environ['TRACEPARENT'])"
+    start([sys.executable, "-c", program, str(tmp_path / "said")], HEADERS["traceparent"]).wait()
+    assert (tmp_path / "said").read_text() == HEADERS["traceparent"]
 
 
 def test_a_caller_who_is_not_sampled_is_not_recorded(traced: None, collector: Collector) -> None:
