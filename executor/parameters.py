@@ -465,8 +465,8 @@ class ExecutorOptions(_Parameters):
     )
     train_jobs: Text | None = Field(
         None,
-        description="directory for the folders of such jobs, under one path on all machines that train; by default "
-        "each lies in the folder of its run",
+        description="directory for the folders of such jobs, under one path on all machines that train, or a url for "
+        "fsspec, such as `s3://bucket/jobs`; by default each lies in the folder of its run",
     )
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")

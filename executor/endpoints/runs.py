@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import AsyncGenerator, Sequence
 
+from .. import tracing
 from ..documents import Document, Event, RunStatus
 from ..errors import FinetunerError
 from ..lifecycle.status import status_of
@@ -27,7 +28,7 @@ WATCH_SECONDS = 0.2
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
     """Store documents durably in a run, and return its status."""
     receive = functools.partial(service.receiver.receive, docs, wanted)
-    run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", receive))
+    run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", tracing.carried(receive)))
     service.measures.documents.labels(wanted.split).inc(len(docs))
     return await _statuses(service, run)
 

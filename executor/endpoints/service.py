@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from .. import tracing
 from ..compute.threads import Lanes
 from ..images.libtiff import silence_libtiff
 from ..lifecycle.feedback import Feedback
@@ -107,6 +108,10 @@ class Service:
 
     def serve(self, version: str) -> None:
         """Serve a version, `base` or a run, from now on. Raises: UnknownModel: there is no such version."""
+        with tracing.span("promotion", {"finetuner.version": version}):
+            self._serve(version)
+
+    def _serve(self, version: str) -> None:
         if self.role == "train":
             check_version(self.store.workspace, version)
         else:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import tracing
 from ..documents import Document, check_integers, with_ids
 from ..errors import (
     BadDocument,
@@ -239,6 +240,8 @@ class Receiver:
             level=automatic[1],
             directory=self._directory,
             path=tuple(entry or self._directory for entry in sys.path),
+            trace=tracing.promise(),
+            asked_by=tracing.here(),
         )
         return self._store.create(parameters.run, self._on_version(options), configuration)
 

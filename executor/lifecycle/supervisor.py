@@ -10,6 +10,7 @@ from functools import partial
 
 import psutil
 
+from .. import tracing
 from ..compute.memory import KernelKills
 from ..report.contents import settle
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
@@ -229,7 +230,8 @@ class Supervisor:
         progress, served = self._store.progress(run.name), self._store.promoted()
         wanted, failure = is_wanted(run, progress, served), None
         if wanted and served != run.name:
-            failure = self._tries.make(lambda: self._promote(run.name))
+            with tracing.within(run.configuration.trace):
+                failure = self._tries.make(lambda: self._promote(run.name))
         words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
         ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
         self._judged("failed" if failure else "promoted" if wanted else "kept")
