@@ -55,7 +55,7 @@ class FinetunerExecutor(Executor):
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         if door is not None:
             door.open(make_app(OwnRoom(self._service), options, self._token))  # in Jina's event loop
-            print(f"FinetunerExecutor serves HTTP on {door.address}", flush=True)
+            print(f"FinetunerExecutor serves HTTP on {door.address} (the page: {door.address}/ui/)", flush=True)
         answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token, options.max_request_bytes)
 
