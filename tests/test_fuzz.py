@@ -242,6 +242,7 @@ endpoints = st.sampled_from(
         "/promote",
         "/evaluate",
         "/events",
+        "/quarantined",
         "/report",
         "/delete",
     ]
