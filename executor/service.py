@@ -55,7 +55,7 @@ class FinetunerExecutor(Executor):
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         if door is not None:
             door.open(make_app(OwnRoom(self._service), options, self._token))  # in Jina's event loop
-            print(f"FinetunerExecutor serves HTTP on {door.address}", flush=True)
+            print(f"FinetunerExecutor serves HTTP on {door.address} (the page: {door.address}/ui/)", flush=True)
         answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token, options.max_request_bytes)
 
@@ -155,9 +155,14 @@ class FinetunerExecutor(Executor):
         """Return the documents, or those of a gallery, whose labels would teach most, best first."""
         return DocumentArray(await self._call("/suggest", docs, parameters))
 
+    @requests(on="/quarantined")
+    async def quarantined(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the quarantined documents of a run, each with the reason and, where there is one, a thumbnail."""
+        return DocumentArray(await self._call("/quarantined", docs, parameters))
+
     @requests(on="/report")
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
-        """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
+        """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
         return DocumentArray(await self._call("/report", docs, parameters))
 
     @requests(on="/watch")

@@ -248,6 +248,7 @@ endpoints = st.sampled_from(
         "/promote",
         "/evaluate",
         "/events",
+        "/quarantined",
         "/report",
         "/delete",
     ]

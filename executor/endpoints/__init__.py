@@ -8,6 +8,7 @@ embed.py     `/embed`
 evaluate.py  `/evaluate`
 health.py    whether the service can answer
 measures.py  its figures, for Prometheus
+quarantined.py  `/quarantined`
 outward.py   messages without the places of the server
 feedback.py  `/feedback`
 suggest.py   `/suggest`

@@ -14,6 +14,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .feedback import feedback
 from .outward import outward_error
+from .quarantined import quarantined
 from .reader import Reader
 from .service import Service
 from .suggest import suggest
@@ -43,6 +44,7 @@ ENDPOINTS = {
     "/words": Endpoint(words.words, of.WordsParameters),
     "/labels": Endpoint(words.labels, of.LabelsParameters),
     "/suggest": Endpoint(suggest, of.SuggestParameters),
+    "/quarantined": Endpoint(quarantined, of.QuarantinedParameters),
     "/report": Endpoint(runs.report, of.ReportParameters),
 }
 

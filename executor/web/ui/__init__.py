@@ -1,0 +1,15 @@
+"""The page at `/ui/`: to watch, compare, label and decide. A client of the endpoints, as any other.
+
+app.py      the application: its routes, and what every one of them needs
+page.py     what the pages share: the room, the templates, calls, forms
+guard.py    who may see it: sessions, the guard of every change, the headers of every answer
+static.py   its stylesheet and scripts
+words.py    what is meant, in plain words
+live.py     the runs as they change, for all open pages together
+runs.py     what is served, trains, waits and has ended
+enter.py    the token
+
+Each page is a module with `routes(page)`, which `app.py` collects. `templates/` has a file for each page over
+`base.html.jinja`; `static/` one stylesheet and small scripts. There is no inline script or style: the content security
+policy allows none. May import what `web` may.
+"""
