@@ -241,6 +241,7 @@ endpoints = st.sampled_from(
         "/cancel",
         "/promote",
         "/evaluate",
+        "/compare",
         "/events",
         "/report",
         "/delete",

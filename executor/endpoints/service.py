@@ -15,6 +15,7 @@ from ..lifecycle.supervisor import Supervisor
 from ..models.versions import WorkspaceVersions, check_version, version_folder, version_names
 from ..parameters import ExecutorOptions
 from ..serving.comparing import is_worse
+from ..serving.comparisons import Comparisons
 from ..serving.embedder import Embedder
 from ..serving.publishing import Publisher
 from ..serving.spaces import Spaces
@@ -47,6 +48,7 @@ class Service:
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
         self.embedder = Embedder(self._versions, options, self.measures.batch_images.observe)
         self.spaces = Spaces(self._folder_of, functools.partial(version_names, workspace))
+        self.comparisons = Comparisons(self.embedder)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
@@ -122,6 +124,7 @@ class Service:
         if self._publisher is not None:
             self._publisher.close()
         self.supervisor.close()
+        self.comparisons.close()
         self.embedder.close()
         self.receiving.close()
         self.receiver.close()

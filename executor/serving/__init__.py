@@ -5,6 +5,7 @@ pipeline.py   fetch, decode, embed in batches, callers in turn
 publishing.py keep what is published for readers equal to what is served
 following.py  bring, load and serve what a writer publishes
 comparing.py  compare two versions on later feedback
+comparisons.py  two versions on the same documents, measured in the background and kept
 gallery.py    a folder or a parquet file of pictures to choose from
 suggesting.py which documents to label next
 inference.py  measure whether a version is served in fp32, in bf16 or by a graph
