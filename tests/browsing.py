@@ -26,8 +26,8 @@ from serving import ROOT, free_ports
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LABELS = ("brick", "linen", "slate")
-EACH = 12  # pictures of a label
-FIRST = "first"  # the run that is there already
+EACH = 20  # pictures of a label
+FIRST = "spring"  # the run that is there already
 SERIOUS = ("serious", "critical")  # what axe-core calls a fault that keeps somebody from using a page
 WAIT = 20_000  # milliseconds that an element has to appear, on a busy machine
 
@@ -93,7 +93,7 @@ class Shop:
 
 SMALL = [
     *("--model", "small", "--input-size", "32", "--trainer-nice", "0", "--trainer-yields", "false"),
-    *("--trainer-threads", "1", "--standby-seconds", "600", "--fit-defaults", '{"epochs": 2, "batch_size": 12}'),
+    *("--trainer-threads", "1", "--standby-seconds", "600", "--fit-defaults", '{"epochs": 3, "batch_size": 12}'),
 ]
 
 
@@ -122,7 +122,7 @@ def _drawn(labels: int, each: int, seed: int, size: int) -> Iterator[Image.Image
 
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
-    """A service with pictures, and the run `first`, which has learned from them. `base` is served."""
+    """A service with pictures, and the run `spring`, which has learned from them. `base` is served."""
     running = Shop(tmp_path_factory.mktemp("shop"))
     write_pictures(running.pictures)
     write_loose(running.loose)

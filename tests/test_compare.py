@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from conftest import coloured, encoded, images
@@ -20,12 +19,10 @@ from executor.endpoints.table import call
 from executor.errors import BadRequest, InvalidParameter, Overloaded, UnknownModel, UnknownRun
 from executor.evaluation.metrics import DECIDING, METRICS
 from executor.evaluation.pairing import numbered, score_pair
-from executor.models.saving import save_model
-from executor.models.versions import load_version
 from executor.parameters import FitParameters, parse_executor_options
 from executor.serving import comparisons
-from executor.store.run import RunState
 from sentences import assert_plain
+from untrained import add_blind_run, add_version
 
 SIZE = 16
 OPTIONS = {"model": "small", "input_size": SIZE, "standby_seconds": 0, "fast_inference": False}
@@ -42,28 +39,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     options = parse_executor_options(OPTIONS | {"allowed_roots": [str(folder)]}).with_roots()
     running = Service(folder / "workspace", options)
     running.supervisor.close()  # the runs of these tests are made at once, and nobody shall train them
-    add_run(running, "blind", images(24, classes=4))
-    add_run(running, "sessions", sessions(12))
+    add_blind_run(running, "blind", images(24, classes=4))
+    add_blind_run(running, "sessions", sessions(12))
     yield running
     running.close()
-
-
-def add_run(service: Service, name: str, proof: DocumentArray) -> None:
-    proof[0].tags["finetuner_label"] = 1 if proof[0].tags else None
-    receiver = service.receiver
-    receiver.receive(images(8, prefix="taught"), FitParameters(run=name))
-    receiver.receive(proof, FitParameters(run=name, split="eval"))
-    receiver.queue(name)
-    for state in (RunState.TRAINING, RunState.SUCCEEDED):
-        service.store.advance(name, state)
-    model = load_version(service.store.workspace, parse_executor_options(OPTIONS).with_roots(), "base")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.0)
-        for part, parameter in model.named_parameters():
-            if part.endswith("bias"):
-                parameter.add_(1.0)
-    save_model(model, service.store.workspace.model_folder(name))
 
 
 def sessions(count: int) -> DocumentArray:
@@ -200,11 +179,7 @@ def test_a_version_that_was_trained_on_the_documents_is_said_to_be_flattered(ser
         doc.tags = {"finetuner_label": number % 2}
     assert not [each for each in compare(service, second="blind").warnings if "trained on" in each]
     service.receiver.receive(docs, FitParameters(run="learned"))
-    service.receiver.queue("learned")
-    for state in (RunState.TRAINING, RunState.SUCCEEDED):
-        service.store.advance("learned", state)
-    model = load_version(service.store.workspace, parse_executor_options(OPTIONS).with_roots(), "base")
-    save_model(model, service.store.workspace.model_folder("learned"))
+    add_version(service, "learned")
     (warning, *_) = compare(service, second="learned", gallery=str(folder)).warnings
     assert warning == "'learned' was trained on 6 of these 8 documents, so it looks better on them than it is."
     with pytest.raises(BadRequest, match="has no eval documents"):

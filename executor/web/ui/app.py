@@ -12,12 +12,13 @@ from starlette.routing import Route
 from ...wire.token import App, Message, Receive, Send
 from ..bounds import Bodies
 from ..room import Room
-from . import enter, runs, static
+from . import compare, enter, runs, static
 from .guard import HEADERS
 from .page import Page
 
 PAGES: tuple[Callable[[Page], list[Route]], ...] = (  # a page is added here
     runs.routes,
+    compare.routes,
     enter.routes,
 )
 FREE: tuple[Callable[[Page], list[Route]], ...] = (static.routes, enter.free_routes)
