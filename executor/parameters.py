@@ -254,7 +254,11 @@ class FitParameters(TrainingOptions):
 
 
 class FeedbackParameters(_Parameters):
-    """Parameters of `/feedback`: none."""
+    """Parameters of `/feedback`."""
+
+    run: RunName | None = Field(
+        None, description="the documents that come without an image are train documents of this run, by their ids"
+    )
 
 
 class StatusParameters(_Parameters):
@@ -315,10 +319,21 @@ class EventsParameters(_Parameters):
     limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(100, description="at most so many events")
 
 
+class QuarantinedParameters(_Parameters):
+    """Parameters of `/quarantined`."""
+
+    run: RunName = Field(description="the run whose quarantined documents to return")
+    after: Annotated[Whole, Field(ge=0, le=2**53)] = Field(
+        0, description="leave out those up to this number, which each has as `tags['number']`"
+    )
+    limit: Annotated[Whole, Field(ge=1, le=100)] = Field(20, description="at most so many")
+
+
 class ReportParameters(_Parameters):
     """Parameters of `/report`."""
 
     run: RunName = Field(description="the run whose report to return")
+    format: Literal["html", "json"] = Field("html", description="a page, or everything that the page says as JSON")
 
 
 class PromoteParameters(_Parameters):

@@ -130,9 +130,14 @@ class FinetunerExecutor(Executor):
         """Return the documents, or those of a gallery, whose labels would teach most, best first."""
         return DocumentArray(await self._call("/suggest", docs, parameters))
 
+    @requests(on="/quarantined")
+    async def quarantined(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the quarantined documents of a run, each with the reason and, where there is one, a thumbnail."""
+        return DocumentArray(await self._call("/quarantined", docs, parameters))
+
     @requests(on="/report")
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
-        """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
+        """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
         return DocumentArray(await self._call("/report", docs, parameters))
 
     @requests(on="/watch")

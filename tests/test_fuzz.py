@@ -243,6 +243,7 @@ endpoints = st.sampled_from(
         "/evaluate",
         "/compare",
         "/events",
+        "/quarantined",
         "/report",
         "/delete",
     ]

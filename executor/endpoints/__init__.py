@@ -9,6 +9,7 @@ evaluate.py  `/evaluate`
 compare.py   `/compare`
 health.py    whether the service can answer
 measures.py  its figures, for Prometheus
+quarantined.py  `/quarantined`
 outward.py   messages without the places of the server
 feedback.py  `/feedback`
 suggest.py   `/suggest`

@@ -16,6 +16,7 @@ from ..parameters import (
     StatusParameters,
 )
 from ..report import contents
+from ..report.report import to_json
 from ..store.run import Run
 from .outward import outward, outward_status
 from .service import Service
@@ -68,9 +69,14 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
 
 
 async def report(service: Service, docs: Sequence[Document], wanted: ReportParameters) -> list[Document]:
-    """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
-    text = await asyncio.to_thread(contents.read, service.store, wanted.run)
-    return [Document(id=wanted.run, text=text)]
+    """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
+    return [Document(id=wanted.run, text=await asyncio.to_thread(_report, service, wanted))]
+
+
+def _report(service: Service, wanted: ReportParameters) -> str:
+    if wanted.format == "json":
+        return to_json(contents.report_of(service.store, wanted.run))
+    return contents.read(service.store, wanted.run)
 
 
 async def watch(service: Service, name: str | None) -> AsyncGenerator[RunStatus, None]:

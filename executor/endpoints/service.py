@@ -101,6 +101,10 @@ class Service:
         """Return the version that is served now: `base` or a run."""
         return self.store.promoted()
 
+    def served_since(self) -> str | None:
+        """Return since when, ISO 8601; None: since ever."""
+        return self.store.served_since()
+
     def degraded(self) -> list[str]:
         """Return what is wrong while it serves nevertheless, a sentence each."""
         trouble = None if self._publisher is None else self._publisher.trouble()

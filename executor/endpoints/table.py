@@ -15,6 +15,7 @@ from .embed import embed
 from .evaluate import evaluate
 from .feedback import feedback
 from .outward import outward_error
+from .quarantined import quarantined
 from .reader import Reader
 from .service import Service
 from .suggest import suggest
@@ -39,6 +40,7 @@ ENDPOINTS = {
     "/events": Endpoint(runs.events, of.EventsParameters),
     "/feedback": Endpoint(feedback, of.FeedbackParameters),
     "/suggest": Endpoint(suggest, of.SuggestParameters),
+    "/quarantined": Endpoint(quarantined, of.QuarantinedParameters),
     "/report": Endpoint(runs.report, of.ReportParameters),
 }
 

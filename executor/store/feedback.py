@@ -39,6 +39,15 @@ _PAGE = 100  # documents read at a time
 _DAY = 86_400.0
 
 
+class Withdrawn(NamedTuple):
+    """A word that takes back what was said of an id.
+
+    Attributes: content: the digest of a document of an earlier run, which later runs shall leave out; empty: of none.
+    """
+
+    content: bytes = b""
+
+
 class Rule(NamedTuple):
     """What is kept: at most so many documents and bytes, none older than so many days. The oldest words go first."""
 
@@ -102,25 +111,26 @@ class FeedbackStore:
             if self._opened is not None:
                 self._opened.close()
 
-    def put(self, words: Sequence[tuple[str, StoredForm | None]], rule: Rule) -> None:
+    def put(self, words: Sequence[tuple[str, StoredForm | Withdrawn]], rule: Rule) -> None:
         """Store words durably, all or none, then thin what is kept. A word that says nothing new changes nothing.
 
-        Args: words: the id of a document, and its form; None withdraws what was said of that id.
+        Args: words: the id of a document, and its form, or that it is withdrawn.
         """
         at = now()
         with self.database.transaction() as db:
             ((upto,),) = db.execute("SELECT coalesce(max(upto), 0) FROM takers")
             for id, form in words:
-                found = db.execute("SELECT number, document, taken FROM words WHERE id = ?", (id,)).fetchone()
-                number, known, was_taken = found or (None, None, 0)
-                payload = None if form is None else form.payload
-                if _same(known, payload):
+                found = db.execute("SELECT number, sort, document, taken FROM words WHERE id = ?", (id,)).fetchone()
+                number, was, known, was_taken = found or (None, WITHDRAWN, None, 0)
+                sort, payload = _stored(form)
+                if _same(was, known, sort, payload):
                     continue
-                taken = was_taken or (number is not None and number <= upto)
+                is_trained_on = sort == WITHDRAWN and payload is not None  # by the run that the document is of
+                taken = was_taken or is_trained_on or (number is not None and number <= upto)
                 db.execute("DELETE FROM words WHERE id = ?", (id,))
                 db.execute(
                     "INSERT INTO words (id, at, sort, taken, bytes, document) VALUES (?, ?, ?, ?, ?, ?)",
-                    (id, at, _sort(form), int(taken), len(payload or b""), payload),
+                    (id, at, sort, int(taken), len(payload or b""), payload),
                 )
             self._thin(db, rule, at)
 
@@ -165,12 +175,17 @@ class FeedbackStore:
                 after = number
                 yield restored(payload)
 
-    def latest(self, id: str) -> tuple[bool, Document | None]:
-        """Whether an id is known, and the latest word of it; None: it was withdrawn."""
-        rows = self._rows("SELECT document FROM words WHERE id = ?", id)
+    def latest(self, id: str) -> Document | Withdrawn | None:
+        """The latest word of an id; None: nothing was said of it."""
+        rows = self._rows("SELECT sort, document FROM words WHERE id = ?", id)
         if not rows:
-            return False, None
-        return True, None if rows[0][0] is None else restored(rows[0][0])
+            return None
+        sort, payload = rows[0]
+        return Withdrawn(payload or b"") if sort == WITHDRAWN else restored(payload)
+
+    def ids(self) -> set[str]:
+        """All ids of which something was said, withdrawn ones included."""
+        return {id for (id,) in self._rows("SELECT id FROM words")}
 
     # the runs that were trained on it -----------------------------------------------------------------------------
 
@@ -222,16 +237,17 @@ def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _sort(form: StoredForm | None) -> str:
-    if form is None:
-        return WITHDRAWN
-    return "sessions" if form.matches else "labelled"
+def _stored(form: StoredForm | Withdrawn) -> tuple[str, bytes | None]:
+    """The sort of a word, and what is kept of it: a document, or of a withdrawal the digest of one, if it has one."""
+    if isinstance(form, Withdrawn):
+        return WITHDRAWN, form.content or None
+    return "sessions" if form.matches else "labelled", form.payload
 
 
-def _same(known: bytes | None, said: bytes | None) -> bool:
-    """Whether two documents say the same. The order of tags is no difference. None: there is no document."""
-    if known is None or said is None:
-        return known is said
+def _same(was: str, known: bytes | None, sort: str, said: bytes | None) -> bool:
+    """Whether two words say the same. The order of tags is no difference."""
+    if WITHDRAWN in (was, sort) or known is None or said is None:
+        return (was, known) == (sort, said)
     return known == said or canonical(DocProto.FromString(known)) == canonical(DocProto.FromString(said))
 
 

@@ -209,6 +209,11 @@ class DocumentArrayMemmap(Sequence[Document]):
         id = doc if isinstance(doc, str) else getattr(doc, "id", None)
         return bool(id) and bool(self._select("SELECT 1 FROM documents WHERE id = ? AND split = ?", id, self.split))
 
+    def with_id(self, id: str) -> list[Document]:
+        """Return the documents that have an id: one as a rule, the first two if there are several."""
+        query = "SELECT document FROM documents WHERE split = ? AND id = ? ORDER BY position LIMIT 2"
+        return [restored(document) for (document,) in self._select(query, self.split, id)]
+
     def ids(self) -> Iterator[str]:
         """Iterate over the ids in order, without decoding documents."""
         return (id for (id,) in self._pages("id", 0, len(self), _ROWS_PAGE))

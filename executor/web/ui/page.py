@@ -62,7 +62,7 @@ class Page:
 
     async def html(self, request: Request, template: str, /, status: int = 200, **values: Any) -> Response:
         """Return a page. Args: template: the name of its file. values: what it shows."""
-        values = {"standing": await self.standing()} | values
+        values = {"service": await self.standing()} | values
         text = await asyncio.to_thread(self.render, request, template, **values)
         return HTMLResponse(text, status)
 
@@ -153,14 +153,14 @@ class Page:
         title, text = words.ERRORS.get(status) or words.ERRORS[500 if status >= 500 else 400]
         retries = status == 503 and request.method == "GET"
         return self.render(
-            request, "error.html.jinja", standing=None, title=title, text=text, detail=detail, retries=retries
+            request, "error.html.jinja", service=None, title=title, text=text, detail=detail, retries=retries
         )
 
     async def ask_for_token(self, request: Request, why: str = "", to: str | None = None) -> Response:
         """Return the page that asks for the token. Args: why: a sentence. to: where to go after that."""
         if to is None:
             to = request.url.path.removeprefix(request.scope["root_path"]) if request.method == "GET" else "/"
-        text = self.render(request, "enter.html.jinja", standing=None, why=why, to=to)
+        text = self.render(request, "enter.html.jinja", service=None, why=why, to=to)
         return HTMLResponse(text, 401)
 
 
