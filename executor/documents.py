@@ -30,6 +30,14 @@ ERROR_TAG = "finetuner_error"
 WITHDRAWN_TAG = "finetuner_withdrawn"  # in `/feedback`: true takes back what was said under this id
 SOURCE_TAG = "finetuner_source"  # `feedback`, on documents that came in by `/feedback`
 REASON_TAG = "finetuner_reason"  # why `/suggest` suggests a document
+POSITION_TAG = "finetuner_position"  # the number of a picture in its gallery
+SIMILARITY_TAG = "finetuner_similarity"  # how near a neighbour is: the cosine
+COUNT_TAG = "finetuner_count"  # how many there are
+EMBEDDED_TAG = "finetuner_embedded"  # how many pictures of a gallery were looked at for neighbours so far
+DONE_TAG = "finetuner_done"  # whether those are all
+SORT_TAG = "finetuner_sort"  # what a gallery is: `folder`, `parquet` or `run`
+WORD_TAG = "finetuner_word"  # the number of a word of feedback: later words have higher ones
+SAID_TAG = "finetuner_said_at"  # when it was said: ISO 8601, UTC
 GROUP_TAG = "finetuner_group"  # documents of one group never prove what others of it have taught
 
 _BESIDE = {"label", "labels", "class", "category", "target"}  # where people put a label by mistake

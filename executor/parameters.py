@@ -69,6 +69,11 @@ def _names(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_tuple(value: Any) -> Any:
+    """Turn a list, as JSON has it, into a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _frozen(value: Any) -> Any:
     """Accept true, false, or names of layers."""
     names = _names(value)
@@ -119,6 +124,7 @@ NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
 Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+Positions = Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(_as_tuple), Field(max_length=1000)]
 RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
 Split = Literal["train", "eval"]
@@ -309,6 +315,61 @@ class SuggestParameters(_Parameters):
         description="instead of documents: a folder of pictures below `allowed_roots`, or a parquet file with the "
         "columns `id`, `uri`, `embedding`, `space` and `error`",
     )
+
+
+class _OfGallery(_Parameters):
+    """Which gallery is meant: one of the two is to be named."""
+
+    gallery: Text | None = Field(
+        None, description="a folder of pictures below `allowed_roots`, or a parquet file of the bulk command"
+    )
+    run: RunName | None = Field(None, description="instead: the train documents of this run")
+
+
+class GalleriesParameters(_Parameters):
+    """Parameters of `/galleries`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=1000)] = Field(100, description="at most so many")
+
+
+class GalleryParameters(_OfGallery):
+    """Parameters of `/gallery`."""
+
+    offset: Annotated[Whole, Field(ge=0, le=2**53)] = Field(0, description="the number of the first picture")
+    limit: Annotated[Whole, Field(ge=0, le=1000)] = Field(60, description="at most so many pictures")
+    content: Flag = Field(
+        False, description="whether to return pictures whole that were sent as bytes or arrays, not only their ids"
+    )
+
+
+class ThumbnailsParameters(_Parameters):
+    """Parameters of `/thumbnails`."""
+
+    side: Annotated[Whole, Field(ge=16, le=1024)] = Field(192, description="at most so many pixels a side")
+    run: RunName | None = Field(None, description="instead of documents: the train documents of this run")
+    positions: Positions = Field((), description="which of them, by their numbers from 0 on")
+
+
+class NeighboursParameters(_OfGallery):
+    """Parameters of `/neighbours`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=1000)] = Field(30, description="at most so many for each document")
+
+
+class WordsParameters(_Parameters):
+    """Parameters of `/words`."""
+
+    before: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
+        None, description="without documents: those said before the word with this number"
+    )
+    limit: Annotated[Whole, Field(ge=1, le=1000)] = Field(50, description="without documents: at most so many")
+    content: Flag = Field(False, description="whether to return pictures whole that were sent as bytes or arrays")
+
+
+class LabelsParameters(_Parameters):
+    """Parameters of `/labels`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=100_000)] = Field(1000, description="at most so many, the most used first")
 
 
 class EventsParameters(_Parameters):

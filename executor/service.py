@@ -125,6 +125,36 @@ class FinetunerExecutor(Executor):
         """Store durably what users say of documents; the answer says what is kept in all."""
         return DocList[FeedbackStatus](await self._call("/feedback", docs, parameters))
 
+    @requests(on="/galleries")
+    async def galleries(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return galleries that can be named: folders, parquet files and runs."""
+        return DocumentArray(await self._call("/galleries", docs, parameters))
+
+    @requests(on="/gallery")
+    async def gallery(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return a page of a gallery: its pictures are the matches of one document."""
+        return DocumentArray(await self._call("/gallery", docs, parameters))
+
+    @requests(on="/thumbnails")
+    async def thumbnails(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return small pictures of the documents, or of those of a run."""
+        return DocumentArray(await self._call("/thumbnails", docs, parameters))
+
+    @requests(on="/neighbours")
+    async def neighbours(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the nearest pictures of a gallery for each document."""
+        return DocumentArray(await self._call("/neighbours", docs, parameters))
+
+    @requests(on="/words")
+    async def words(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return what feedback says of the documents, or what was said last."""
+        return DocumentArray(await self._call("/words", docs, parameters))
+
+    @requests(on="/labels")
+    async def labels(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the labels that are in use."""
+        return DocumentArray(await self._call("/labels", docs, parameters))
+
     @requests(on="/suggest")
     async def suggest(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
         """Return the documents, or those of a gallery, whose labels would teach most, best first."""

@@ -235,6 +235,12 @@ endpoints = st.sampled_from(
     [
         "/feedback",
         "/suggest",
+        "/galleries",
+        "/gallery",
+        "/thumbnails",
+        "/neighbours",
+        "/words",
+        "/labels",
         "/fit",
         "/status",
         "/embed",

@@ -13,6 +13,8 @@ quarantined.py  `/quarantined`
 outward.py   messages without the places of the server
 feedback.py  `/feedback`
 suggest.py   `/suggest`
+gallery.py   `/galleries` `/gallery` `/thumbnails` `/neighbours`
+words.py     `/words` `/labels`
 gathering.py sets of documents that arrive in several requests
 
 May import lifecycle, serving and the layers below them; no Jina, because a door decodes requests and encodes answers.

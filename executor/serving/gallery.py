@@ -11,7 +11,7 @@ from ..errors import BadDocument, BadRequest
 from ..images.policy import ImagePolicy
 from ..images.uris import check_uri
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MOST_PICTURES = 5_000  # of a folder; of more some are drawn, because each is embedded
 MOST_ROWS = 20_000  # of a parquet file
 _COLUMNS = ["id", "uri", "embedding", "space", "error"]
