@@ -306,24 +306,19 @@ class DeleteParameters(_Parameters):
     run: RunName = Field(description="the run to delete, with its model and all its files")
 
 
-class SuggestParameters(_Parameters):
-    """Parameters of `/suggest`."""
-
-    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
-    gallery: Text | None = Field(
-        None,
-        description="instead of documents: a folder of pictures below `allowed_roots`, or a parquet file with the "
-        "columns `id`, `uri`, `embedding`, `space` and `error`",
-    )
-
-
 class _OfGallery(_Parameters):
-    """Which gallery is meant: one of the two is to be named."""
+    """Which gallery is meant."""
 
     gallery: Text | None = Field(
         None, description="a folder of pictures below `allowed_roots`, or a parquet file of the bulk command"
     )
     run: RunName | None = Field(None, description="instead: the train documents of this run")
+
+
+class SuggestParameters(_OfGallery):
+    """Parameters of `/suggest`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
 
 
 class GalleriesParameters(_Parameters):
@@ -413,6 +408,34 @@ class EvaluateParameters(_Parameters):
     total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
         None, description="documents in the set, where it arrives in several requests: scored as one when all are there"
     )
+
+
+class CompareParameters(_Parameters):
+    """Parameters of `/compare`."""
+
+    first: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
+    second: RunName = Field(description="`base` or a run")
+    run: RunName | None = Field(
+        None,
+        description="compare on this run's eval documents, or those held out; by default those of `second`, or of "
+        "`first` where `second` is `base`",
+    )
+    gallery: Text | None = Field(
+        None, description="compare on a folder below `allowed_roots` instead, with a folder of pictures for each label"
+    )
+    start: Flag = Field(True, description="whether to measure what nobody has measured yet")
+    wait: Annotated[Number, Field(ge=0, le=3600)] = Field(
+        600.0, description="seconds to wait for the figures; the measuring goes on afterwards, so ask again"
+    )
+    which: Literal["worse", "better", "same", "all"] = Field(
+        "worse", description="the queries to return: those that got worse, the most so first, or others"
+    )
+    offset: Annotated[Whole, Field(ge=0)] = Field(0, description="pass over so many queries")
+    limit: Annotated[Whole, Field(ge=0, le=200)] = Field(20, description="at most so many queries")
+    query: Annotated[Whole, Field(ge=0)] | None = Field(
+        None, description="instead: the query of this `number` alone, with what each version finds"
+    )
+    pictures: Flag = Field(False, description="whether each has a small picture, as a `data:` uri")
 
 
 class KeepFeedback(_Parameters):

@@ -15,7 +15,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from .compute.memory import keep_freed_memory
-from .documents import Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
+from .documents import Comparison, Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
 from .endpoints.health import readiness
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
@@ -109,6 +109,11 @@ class FinetunerExecutor(Executor):
     async def evaluate(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Evaluation]:
         """Return the retrieval metrics of a version on labelled documents, or on a run's eval documents."""
         return DocList[Evaluation](await self._call("/evaluate", docs, parameters))
+
+    @requests(on="/compare")
+    async def compare(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Comparison]:
+        """Compare two versions on the documents that prove a run, or on a folder."""
+        return DocList[Comparison](await self._call("/compare", docs, parameters))
 
     @requests(on="/events")
     async def events(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Event]:

@@ -247,6 +247,7 @@ endpoints = st.sampled_from(
         "/cancel",
         "/promote",
         "/evaluate",
+        "/compare",
         "/events",
         "/quarantined",
         "/report",

@@ -6,6 +6,7 @@ reader.py    what embeds with published versions: `role: serve`
 runs.py      `/fit` `/status` `/watch` `/cancel` `/delete` `/promote` `/events` `/report`
 embed.py     `/embed`
 evaluate.py  `/evaluate`
+compare.py   `/compare`
 health.py    whether the service can answer
 measures.py  its figures, for Prometheus
 quarantined.py  `/quarantined`

@@ -15,6 +15,7 @@ from ..lifecycle.supervisor import Supervisor
 from ..models.versions import WorkspaceVersions, check_version, version_folder, version_names
 from ..parameters import ExecutorOptions
 from ..serving.comparing import is_worse
+from ..serving.comparisons import Comparisons
 from ..serving.embedder import Embedder
 from ..serving.galleries import Galleries
 from ..serving.neighbours import KEPT_BYTES as VECTOR_BYTES
@@ -53,6 +54,7 @@ class Service:
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
         self.embedder = Embedder(self._versions, options, self.measures.batch_images.observe)
         self.spaces = Spaces(self._folder_of, functools.partial(version_names, workspace))
+        self.comparisons = Comparisons(self.embedder)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.galleries = Galleries(self.store, self.policy)
         self.thumbnails = Thumbnails(
@@ -149,6 +151,7 @@ class Service:
         if self._publisher is not None:
             self._publisher.close()
         self.supervisor.close()
+        self.comparisons.close()
         self.neighbours.close()
         self.thumbnails.close()
         self.embedder.close()

@@ -10,6 +10,7 @@ from .. import parameters as of
 from ..documents import Document
 from ..errors import ConfigurationError, Conflict, FinetunerError
 from . import gallery, reader, runs, words
+from .compare import compare
 from .embed import embed
 from .evaluate import evaluate
 from .feedback import feedback
@@ -32,6 +33,7 @@ ENDPOINTS = {
     "/status": Endpoint(runs.status, of.StatusParameters),
     "/embed": Endpoint(embed, of.EmbedParameters),
     "/evaluate": Endpoint(evaluate, of.EvaluateParameters),
+    "/compare": Endpoint(compare, of.CompareParameters),
     "/promote": Endpoint(runs.promote, of.PromoteParameters),
     "/cancel": Endpoint(runs.cancel, of.CancelParameters),
     "/delete": Endpoint(runs.delete, of.DeleteParameters),

@@ -7,6 +7,7 @@ static.py   its stylesheet and scripts
 words.py    what is meant, in plain words
 live.py     the runs as they change, for all open pages together
 runs.py     what is served, trains, waits and has ended
+compare.py  two versions on the same pictures, and which to serve
 enter.py    the token
 label.py    which neighbours of a picture fit, and what it shows
 suggest.py  which pictures to label next

@@ -8,17 +8,27 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ...documents import COUNT_TAG, DONE_TAG, EMBEDDED_TAG, ERROR_TAG, LABEL_TAG
+from ...documents import COUNT_TAG, DONE_TAG, EMBEDDED_TAG, ERROR_TAG
 from ...errors import BadDocument, BadRequest
 from ..pictures import Picture
 from . import words
 from .page import Page, field
-from .pictures import LARGEST_DROP, Item, Pictures, gallery_page, item_of, items_of, place, routes_of
+from .pictures import (
+    LARGEST_DROP,
+    Item,
+    Pictures,
+    galleries_of,
+    gallery_page,
+    item_of,
+    items_of,
+    labels_of,
+    place,
+    routes_of,
+)
 from .sayings import FITS, NOT, UNDO, Clicks, Sayings
 
 NEIGHBOURS = 30  # shown of a picture
 ON_A_PAGE = 60  # pictures of a gallery
-MOST_LABELS = 500  # that are offered
 SKIP = "skip"
 
 
@@ -48,7 +58,7 @@ class Label:
         of = request.query_params.get("of") or ""
         item = item_of(request.query_params)
         (kept,) = await self.page.call("/feedback")
-        shared = {"of": of, "kept": kept, "largest": LARGEST_DROP, "galleries": await self.galleries()}
+        shared = {"of": of, "kept": kept, "largest": LARGEST_DROP, "galleries": await galleries_of(self.page)}
         if item is None:
             offset = _whole(request.query_params.get("offset"))
             shown = await gallery_page(self.page, of, offset, ON_A_PAGE) if of else None
@@ -62,25 +72,11 @@ class Label:
             item=item,
             shown=None,
             named=named,
-            labels=await self.labels(),
+            labels=await labels_of(self.page),
             near=near,
             number=_whole(request.query_params.get("n"), _first_unsaid(near)),
             **shared,
         )
-
-    async def galleries(self) -> list[dict[str, str]]:
-        """The galleries that can be named, each with its `of` and a `title`."""
-        titles = {"run": "the pictures of run", "folder": "the folder", "parquet": "the file"}
-        found = []
-        for each in await self.page.call("/galleries"):
-            sort = str(each.tags["finetuner_sort"])
-            of = f"run:{each.id}" if sort == "run" else str(each.id)
-            found.append({"of": of, "title": f"{titles.get(sort, sort)} {each.id}"})
-        return found
-
-    async def labels(self) -> list[str]:
-        """The labels in use, as they are written."""
-        return [str(each.tags[LABEL_TAG]) for each in await self.page.call("/labels", limit=MOST_LABELS)]
 
     async def _near(self, of: str, doc: Picture) -> dict[str, Any]:
         """The neighbours of a picture, what was said of them, and how far the gallery was looked at."""

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...documents import COUNT_TAG, ERROR_TAG, POSITION_TAG
+from ...documents import COUNT_TAG, ERROR_TAG, LABEL_TAG, POSITION_TAG, SORT_TAG
 from ...errors import BadDocument, BadRequest, NotFound
 from ...images.policy import DEFAULT_POLICY
 from ..pictures import Picture
@@ -22,6 +22,7 @@ from .page import Page
 SMALL, LARGE = 192, 640  # pixels a side; no others, so that nobody fills the store of thumbnails with sizes
 KEPT_SECONDS = 300  # that a browser shows a thumbnail without asking whether it is still right
 DROPPED_BYTES = 96 << 20  # of dropped pictures that wait for their first word: three of the largest
+MOST_LABELS = 500  # that are offered
 LARGEST_DROP = DEFAULT_POLICY.max_image_bytes
 RUN = "run:"  # how the name of a gallery begins that is a run
 _PARTS = ("of", "id", "uri", "at", "drop", "word")
@@ -97,6 +98,22 @@ def items_of(of: str, matches: Sequence[Any]) -> list[Item]:
         Item(of, str(match.id or ""), match.uri, None if match.uri else int(match.tags[POSITION_TAG]))
         for match in matches
     ]
+
+
+async def galleries_of(page: Page) -> list[dict[str, str]]:
+    """Return the galleries that can be named, each with what names it, `of`, and a `title`."""
+    titles = {"run": "the pictures of run", "folder": "the folder", "parquet": "the file"}
+    found = []
+    for each in await page.call("/galleries"):
+        sort = str(each.tags[SORT_TAG])
+        of = f"{RUN}{each.id}" if sort == "run" else str(each.id)
+        found.append({"of": of, "title": f"{titles.get(sort, sort)} {each.id}"})
+    return found
+
+
+async def labels_of(page: Page) -> list[str]:
+    """Return the labels in use, as they are written."""
+    return [str(each.tags[LABEL_TAG]) for each in await page.call("/labels", limit=MOST_LABELS)]
 
 
 class Shown(NamedTuple):
