@@ -74,7 +74,9 @@ def test_a_piece_that_was_changed_on_the_disk_is_none(make_cache, tmp_path):
     cache = make_cache()
     cache.put("s", {b"a": b"good", b"b": b"good"})
     with sqlite3.connect(tmp_path / "pieces.sqlite") as db:
-        db.execute("UPDATE pieces SET content = CAST(substr(content, 1, 4) || x'6576696c' AS BLOB) WHERE key = ?", (b"a",))
+        db.execute(
+            "UPDATE pieces SET content = CAST(substr(content, 1, 4) || x'6576696c' AS BLOB) WHERE key = ?", (b"a",)
+        )
     assert cache.get("s", [b"a", b"b"]) == {b"b": b"good"}
 
 

@@ -12,13 +12,16 @@ from starlette.routing import Route
 from ...wire.token import App, Message, Receive, Send
 from ..bounds import Bodies
 from ..room import Room
-from . import compare, enter, runs, static
+from . import actions, compare, enter, run, runs, start, static
 from .guard import HEADERS
 from .page import Page
 
 PAGES: tuple[Callable[[Page], list[Route]], ...] = (  # a page is added here
     runs.routes,
     compare.routes,
+    run.routes,
+    actions.routes,
+    start.routes,
     enter.routes,
 )
 FREE: tuple[Callable[[Page], list[Route]], ...] = (static.routes, enter.free_routes)
