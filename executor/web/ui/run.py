@@ -36,7 +36,7 @@ def routes(page: Page) -> list[Route]:
             values["left_out"] = await page.call("/quarantined", run=name, limit=QUARANTINED) if status.skipped else []
         else:
             values |= {"events": [], "earlier": 0, "left_out": [], "found": False, "said": {}}
-        return await page.html(request, "run.html.jinja", **_shown(status), **values)
+        return await page.html(request, "run.html.jinja", **_shown(status) | values)
 
     async def live(request: Request) -> Response:
         name = request.path_params["run"]
