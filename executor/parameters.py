@@ -306,24 +306,19 @@ class DeleteParameters(_Parameters):
     run: RunName = Field(description="the run to delete, with its model and all its files")
 
 
-class SuggestParameters(_Parameters):
-    """Parameters of `/suggest`."""
-
-    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
-    gallery: Text | None = Field(
-        None,
-        description="instead of documents: a folder of pictures below `allowed_roots`, or a parquet file with the "
-        "columns `id`, `uri`, `embedding`, `space` and `error`",
-    )
-
-
 class _OfGallery(_Parameters):
-    """Which gallery is meant: one of the two is to be named."""
+    """Which gallery is meant."""
 
     gallery: Text | None = Field(
         None, description="a folder of pictures below `allowed_roots`, or a parquet file of the bulk command"
     )
     run: RunName | None = Field(None, description="instead: the train documents of this run")
+
+
+class SuggestParameters(_OfGallery):
+    """Parameters of `/suggest`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
 
 
 class GalleriesParameters(_Parameters):

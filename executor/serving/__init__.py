@@ -6,7 +6,7 @@ publishing.py keep what is published for readers equal to what is served
 following.py  bring, load and serve what a writer publishes
 comparing.py  compare two versions on later feedback
 comparisons.py  two versions on the same documents, measured in the background and kept
-gallery.py    a folder or a parquet file of pictures to choose from
+gallery.py    which places may be galleries
 galleries.py  galleries page by page: folders, parquet files, documents of runs
 gallery_places.py where galleries may be
 neighbours.py the embeddings of galleries, computed once and kept, and the nearest pictures

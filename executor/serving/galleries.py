@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -212,6 +212,13 @@ class Galleries:
             while len(self._kept) > KEPT_LISTS:
                 self._kept.popitem(last=False)
             return known
+
+
+def documents_at(gallery: Gallery, numbers: Sequence[int]) -> list[Document]:
+    """Return the pictures with these numbers, which are sorted: all at once if none is left out between them."""
+    if numbers and numbers[-1] - numbers[0] + 1 == len(numbers):
+        return gallery.documents(numbers[0], numbers[-1] + 1)
+    return [doc for number in numbers for doc in gallery.documents(number, number + 1)]
 
 
 def unreadable(name: str, error: object) -> BadRequest:

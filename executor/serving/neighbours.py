@@ -21,7 +21,7 @@ from ..images.policy import ImagePolicy
 from ..store.cache import Cache
 from .content_keys import content_key
 from .embedder import Embedder
-from .galleries import Gallery
+from .galleries import Gallery, documents_at
 from .pipeline import Version
 
 KEPT_BYTES = 2 << 30  # of embeddings in the workspace: 800,000 of the default model
@@ -80,6 +80,25 @@ class Embedded:
         self._vectors = (vectors / np.maximum(lengths, 1e-6)).astype(np.float16)
         self.failed = int((lengths == 0).sum())
         self.looked = len(vectors)
+
+    async def enough(self, pictures: int) -> None:
+        """Wait until so many pictures were embedded, or all of them. Raises: FinetunerError: they cannot be."""
+        while not self.done.is_set() and self.looked < pictures:
+            await asyncio.sleep(_GLANCE)
+        if self.trouble is not None:
+            raise self.trouble
+
+    def some(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers (N,) int64 and the embeddings (N, D) float32 of pictures, at most so many, in order.
+
+        Of more some are drawn.
+        """
+        if self._vectors is None:
+            return np.empty(0, np.int64), np.empty((0, 0), np.float32)
+        there = np.flatnonzero(self._vectors.any(axis=1))
+        if len(there) > most:
+            there = np.sort(np.random.default_rng(0).permutation(there)[:most])
+        return self.numbers[there], self._vectors[there].astype(np.float32)
 
     def nearest(self, query: np.ndarray, limit: int) -> list[Near]:
         """Return the nearest pictures, nearest first. Args: query: (D,) float32."""
@@ -166,7 +185,7 @@ class Neighbours:
 
     async def _fill_block(self, embedded: Embedded, places: np.ndarray, version: Version) -> None:
         gallery = embedded.gallery
-        docs = await asyncio.to_thread(_documents, gallery, embedded.numbers[places])
+        docs = await asyncio.to_thread(documents_at, gallery, embedded.numbers[places].tolist())
         keys = await asyncio.to_thread(self._keys, docs, gallery.owner)
         known = await asyncio.to_thread(self._kept.get, version.space, [key for key in keys if key is not None])
         vectors: list[np.ndarray | None] = [
@@ -223,14 +242,6 @@ class Neighbours:
                 with contextlib.suppress(RuntimeError):  # its loop has ended already
                     embedded.task.get_loop().call_soon_threadsafe(embedded.task.cancel)
         self._kept.close()
-
-
-def _documents(gallery: Gallery, numbers: np.ndarray) -> list[Document]:
-    """Return the pictures with these numbers, which are sorted: all at once if none is left out between them."""
-    first, last = int(numbers[0]), int(numbers[-1])
-    if last - first + 1 == len(numbers):
-        return gallery.documents(first, last + 1)
-    return [doc for number in numbers.tolist() for doc in gallery.documents(number, number + 1)]
 
 
 def _parted(numbers: list[int], count: int) -> tuple[list[int], list[int]]:

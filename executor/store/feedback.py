@@ -205,12 +205,12 @@ class FeedbackStore:
         for start in range(0, len(ids), _PAGE):
             some = ids[start : start + _PAGE]
             marks = ", ".join("?" * len(some))
-            rows += self._rows(f"SELECT id, number, at, document FROM words WHERE id IN ({marks})", *some)
+            rows += self._rows(f"SELECT id, number, at, sort, document FROM words WHERE id IN ({marks})", *some)
         return [_word(*row) for row in rows]
 
     def latest_words(self, before: int | None, limit: int) -> list[Word]:
         """Return the latest words, newest first. Args: before: only those before the word with this number."""
-        query = "SELECT id, number, at, document FROM words WHERE number < ? ORDER BY number DESC LIMIT ?"
+        query = "SELECT id, number, at, sort, document FROM words WHERE number < ? ORDER BY number DESC LIMIT ?"
         return [_word(*row) for row in self._rows(query, 2**62 if before is None else before, limit)]
 
     # the runs that were trained on it -----------------------------------------------------------------------------
@@ -253,8 +253,8 @@ class FeedbackStore:
             )
 
 
-def _word(id: str, number: int, at: float, payload: bytes | None) -> Word:
-    return Word(id, number, at, None if payload is None else restored(payload))
+def _word(id: str, number: int, at: float, sort: str, payload: bytes | None) -> Word:
+    return Word(id, number, at, None if sort == WITHDRAWN or payload is None else restored(payload))
 
 
 def now() -> float:

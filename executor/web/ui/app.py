@@ -12,7 +12,7 @@ from starlette.routing import Route
 from ...wire.token import App, Message, Receive, Send
 from ..bounds import Bodies
 from ..room import Room
-from . import actions, compare, enter, run, runs, start, static
+from . import actions, compare, enter, label, run, runs, start, static, suggest, train
 from .guard import HEADERS
 from .page import Page
 
@@ -22,6 +22,9 @@ PAGES: tuple[Callable[[Page], list[Route]], ...] = (  # a page is added here
     run.routes,
     actions.routes,
     start.routes,
+    label.routes,
+    train.routes,
+    suggest.routes,
     enter.routes,
 )
 FREE: tuple[Callable[[Page], list[Route]], ...] = (static.routes, enter.free_routes)
