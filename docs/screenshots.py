@@ -9,8 +9,10 @@ comparison. `--for-docs` also writes those three that stand in docs/page.md.
 
 import argparse
 import contextlib
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -123,6 +125,9 @@ def pages(service: Service) -> dict[str, str]:
     query = service.call("/compare", first="spring", second="summer", which="better", limit=1)[0]["queries"][0][
         "number"
     ]
+    gallery = f"/ui/label?of={service.folder}/new"
+    with urllib.request.urlopen(service.address + gallery) as answer:
+        label = html.unescape(re.findall(r'<a class="cell" href="([^"]+)"', answer.read().decode())[5])
     return {
         "runs": "/ui/",
         "run": "/ui/runs/summer",
@@ -130,6 +135,12 @@ def pages(service: Service) -> dict[str, str]:
         "events": "/ui/runs/summer/events",
         "promote": "/ui/runs/summer/promote",
         "start": "/ui/start",
+        "label": label,
+        "label-gallery": gallery,
+        "label-choose": "/ui/label",
+        "label-said": "/ui/label/said",
+        "label-train": "/ui/label/train",
+        "suggest": f"/ui/suggest?of={service.folder}/new&wait=yes",
         "compare": f"/ui/compare?{versions}",
         "compare-query": f"/ui/compare/query?{versions}&number={query}",
         "nothing": "/ui/nothing",
@@ -167,7 +178,9 @@ def browser() -> Iterator[Any]:
 def shoot(chromium: Any, address: str, width: int, colour: str, file: Path, *, whole: bool = True) -> None:
     """Write the picture of a page. Args: whole: all of it, not what a screen shows."""
     page = chromium.new_page(viewport={"width": width, "height": 820}, color_scheme=colour)
-    page.goto(address)
+    answer = page.goto(address)
+    if answer.status >= 400 and not address.endswith("/nothing"):
+        sys.exit(f"{address} answers {answer.status}: {page.inner_text('main')}")
     page.wait_for_timeout(1000)  # for pictures that are loaded when they come into view
     page.screenshot(path=file, full_page=whole)
     page.close()
