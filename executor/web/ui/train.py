@@ -92,8 +92,8 @@ async def _served(page: Page) -> Any:
 def _plan(kind: str, said: int, served: Any, latest: list[Any]) -> Plan:
     fits = served is not None and served.kind == kind
     earlier = int(served.train_documents) if fits else 0
-    what = "pictures with judged neighbours" if kind == SESSION else "labels"
-    lines = [f"It learns from {said:,} {what} that were said here"]
+    what = "whose neighbours were judged" if kind == SESSION else "with the labels that were given here"
+    lines = [f"It learns from {words.count(said, 'picture')} {what}"]
     if fits:
         lines[0] += f", and from the {earlier:,} documents of {served.run}, the version served now."
     elif served is not None:

@@ -136,7 +136,7 @@ if (list && form) {
       return input;
     }));
     all.forEach((each, place) => each.toggleAttribute("data-current", place === number));
-    item.scrollIntoView({ block: "nearest", inline: "nearest" });
+    list.scrollLeft = item.offsetLeft - list.offsetLeft - list.clientWidth / 3; // where the list is one row
     const next = all[number + 1];
     if (next) new Image().src = next.dataset.large;
   }
@@ -170,6 +170,7 @@ if (list && form) {
       data.set("say", said);
       const answer = await (await send(form.action, data)).json();
       show(answer);
+      document.getElementById("kept").textContent = answer.kept;
       say(answer.told, "open", "other");
       say("", "open", "tell");
       if (said !== "undo") {
