@@ -21,9 +21,7 @@ PAGES = [
     "/ui/start",
     "/ui/compare",
     f"/ui/compare?{COMPARED}",
-    "/ui/label",
-    "/ui/suggest",
-]
+]  # those to label: test_ui_labelling.py
 NASTY = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 
 
