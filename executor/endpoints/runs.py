@@ -72,13 +72,16 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
 
 async def report(service: Service, docs: Sequence[Document], wanted: ReportParameters) -> list[Document]:
     """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
-    return [Document(id=wanted.run, text=await asyncio.to_thread(_report, service, wanted))]
+    return [await asyncio.to_thread(_report, service, wanted)]
 
 
-def _report(service: Service, wanted: ReportParameters) -> str:
-    if wanted.format == "json":
-        return to_json(contents.report_of(service.store, wanted.run))
-    return contents.read(service.store, wanted.run)
+def _report(service: Service, wanted: ReportParameters) -> Document:
+    if wanted.format == "html":
+        return Document(id=wanted.run, text=contents.read(service.store, wanted.run))
+    found = contents.report_of(service.store, wanted.run)
+    suspects = found.label_errors.suspects if found.label_errors else ()
+    said = service.feedback.said([suspect.id for suspect in suspects if suspect.id])
+    return Document(id=wanted.run, text=to_json(found), tags={"said": said})
 
 
 async def watch(service: Service, name: str | None) -> AsyncGenerator[RunStatus, None]:

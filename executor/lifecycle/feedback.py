@@ -7,7 +7,7 @@ from typing import Any
 
 from docarray import DocList
 
-from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Problem, has_label
+from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Problem, has_label, label_of
 from ..errors import BadDocument, brief
 from ..parameters import ExecutorOptions
 from ..store.feedback import FeedbackStore, Taker, Withdrawn, canonical, iso
@@ -59,6 +59,17 @@ class Feedback:
         if words:
             self._kept.put(words, self._rule)
         return self._answer(len(words), problems)
+
+    def said(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what was said of single documents: of each its `id`, and its `label`, or None if it is left out."""
+        words: list[dict[str, Any]] = []
+        for id in ids:
+            latest = self._kept.latest(id)
+            if isinstance(latest, Document) and has_label(latest):
+                words.append({"id": id, "label": label_of(latest)})
+            elif isinstance(latest, Withdrawn) and latest.content:
+                words.append({"id": id, "label": None})
+        return words
 
     def _answer(self, stored: int, problems: list[tuple[str, str]]) -> FeedbackStatus:
         last = last_taker(self._store, self._kept)

@@ -41,12 +41,13 @@ def render(report: Report) -> str:
 def values_of(report: Report) -> dict[str, Any]:
     """Return what the templates of the report show."""
     before = report.metrics[DECIDING].before.mean if report.metrics and not report.choosing else None
+    measured_on = f"the {report.choosing:,} documents to choose by" if report.choosing else "the eval documents"
     return {
         "report": report,
         "deciding": report.metrics.get(DECIDING),  # none without a difference
         "standing": _standing(report.difference),
         "titles": TITLES,
-        "charts": charts_of(report.history, before, report.choosing),
+        "charts": charts_of(report.history, measured_on, before),
         "epochs": max(map(len, report.history.values()), default=0),
         "sample": [query for query in report.gallery if not query.worst],
         "worst": [query for query in report.gallery if query.worst],
@@ -57,9 +58,8 @@ def values_of(report: Report) -> dict[str, Any]:
     }
 
 
-def charts_of(history: Mapping[str, Sequence[float]], before: float | None = None, choosing: int = 0) -> list[Curve]:
-    """Return the line charts of a history. Args: before: mAP@R before. choosing: documents that choose the epoch."""
-    measured_on = f"the {choosing:,} documents to choose by" if choosing else "the eval documents"
+def charts_of(history: Mapping[str, Sequence[float]], measured_on: str, before: float | None = None) -> list[Curve]:
+    """Return the line charts of a history. Args: measured_on: which documents, in words. before: mAP@R before."""
     charts = [
         Curve("Loss", history.get("loss", [])),
         Curve(f"mAP@R on {measured_on}", history.get(DECIDING, []), before),

@@ -8,6 +8,9 @@ words.py    what is meant, in plain words
 live.py     the runs as they change, for all open pages together
 runs.py     what is served, trains, waits and has ended
 compare.py  two versions on the same pictures, and which to serve
+run.py      one run: how it stands, its report, its history, its labels
+actions.py  starting, cancelling, deleting and promoting, each after a question
+start.py    a run on documents that are there already
 enter.py    the token
 label.py    which neighbours of a picture fit, and what it shows
 suggest.py  which pictures to label next

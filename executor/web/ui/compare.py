@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Way:
-    """What can be done with an index. Attributes: value: mAP@R, as text. share: of the best, for a bar."""
+    """What can be done with an index. Attributes: value, interval: mAP@R, as text."""
 
     words: str
     value: str
@@ -77,11 +77,14 @@ class Way:
 
 @dataclass(frozen=True)
 class Choice:
-    """The decision about a version that is not served. Attributes: ways: of its index plan, if it has one for this."""
+    """The decision about a version that is not served.
+
+    Attributes: ways: of its index plan, if it was made for what is served now. advice: what to do, in a sentence.
+    """
 
     version: str
-    served: str
     ways: list[Way] = field(default_factory=list)
+    advice: str = ""
 
 
 def routes(page: Page) -> list[Route]:
@@ -210,17 +213,19 @@ def _standing(found: Any) -> tuple[str, str] | None:
 def _choices(asked: Asked, served: str, statuses: Sequence[Any]) -> list[Choice]:
     """The decisions that can be taken: to serve one of the two that is not served."""
     plans = {status.run: status.index_plan for status in statuses}
-    return [
-        Choice(version, served, _ways(plans.get(version) or {}, served))
-        for version in (asked.second, asked.first)
-        if version and version != served
-    ]
+    found = []
+    for version in (asked.second, asked.first):
+        plan = plans.get(version) or {}
+        if plan.get("from") == served:
+            advice = words.INDEX.get(plan["advice"], "").format(version=served)
+            found.append(Choice(version, _ways(plan), advice))
+        elif version and version != served:
+            found.append(Choice(version))
+    return found
 
 
-def _ways(plan: dict[str, Any], served: str) -> list[Way]:
-    """Return what was measured of an index of the served version's vectors; nothing, if that was another one's."""
-    if plan.get("from") != served:
-        return []
+def _ways(plan: dict[str, Any]) -> list[Way]:
+    """Return what was measured of an index of the served version's vectors."""
     found = []
     for name, said in WAYS.items():
         value, interval = "not possible", "its vectors have another size"

@@ -13,8 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from ... import report
 from ...endpoints.health import Readiness
 from ...errors import FinetunerError, LimitExceeded
+from ...report.page import FILTERS as REPORT_FILTERS
 from ..answers import retry_headers, understood
 from ..bounds import Bodies, Early, came_whole
 from ..calls import fields_and_files
@@ -22,6 +24,7 @@ from ..room import Room
 from ..routes import Handler
 from . import static, words
 from .guard import CSRF, Guard, Session
+from .live import Live
 
 TEMPLATES = Path(__file__).parent / "templates"
 STANDING_SECONDS = 1.0  # that what is served is remembered for the head of the pages
@@ -41,6 +44,7 @@ class Page:
         self.room = room
         self.bodies = bodies
         self.guard = Guard(token)
+        self.live = Live(room)
         self._standing: tuple[float, Readiness] | None = None
 
     async def call(self, path: str, docs: Sequence[Any] = (), **parameters: Any) -> Sequence[Any]:
@@ -87,8 +91,9 @@ class Page:
 
     def to(self, request: Request, path: str, said: str | None = None) -> Response:
         """Return the way to another page, as the answer to a form. Args: said: a key of `words.SAID`, shown there."""
+        path, mark, place = path.partition("#")
         said = "" if said is None else f"{'&' if '?' in path else '?'}said={said}"
-        return RedirectResponse(f"{request.scope['root_path']}{path}{said}", 303)
+        return RedirectResponse(f"{request.scope['root_path']}{path}{said}{mark}{place}", 303)
 
     # what every route is wrapped into ------------------------------------------------------------------------------
 
@@ -187,12 +192,12 @@ def _known(error: Exception) -> tuple[int, FinetunerError | None]:
 def environment() -> Environment:
     """The templates. All values are escaped."""
     found = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([TEMPLATES, Path(report.__file__).parent]),  # the sections of the report
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= words.FILTERS
+    found.filters |= REPORT_FILTERS | words.FILTERS
     found.globals |= {"said": words.SAID}
     return found

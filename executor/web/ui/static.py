@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ... import report
+
 if TYPE_CHECKING:
     from .page import Page
 
@@ -29,7 +31,10 @@ class _File(NamedTuple):
 
 @cache
 def _files() -> dict[str, _File]:
-    return {file.name: _File(file.read_bytes(), _TYPES[file.suffix]) for file in sorted(FOLDER.iterdir())}
+    """All files by name. The style of the report is among them, for what is within `.report` only."""
+    found = {file.name: _File(file.read_bytes(), _TYPES[file.suffix]) for file in sorted(FOLDER.iterdir())}
+    style = (Path(report.__file__).parent / "style.css.jinja").read_bytes()
+    return found | {"report.css": _File(b".report {\n" + style + b"}\n", _TYPES[".css"])}
 
 
 @cache

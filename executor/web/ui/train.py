@@ -149,7 +149,8 @@ def _lack_of_labels(latest: list[Any]) -> str:
 def _row(word: Any) -> dict[str, Any]:
     """What a line says of a word."""
     signs = [int(match.tags.get(LABEL_TAG) or 0) for match in word.matches]
-    parts = [f"{signs.count(1)} fit", f"{signs.count(-1)} do not"] if signs else []
+    good, bad = signs.count(1), signs.count(-1)
+    parts = [f"{good} {'fits' if good == 1 else 'fit'}", f"{bad} {'does' if bad == 1 else 'do'} not"] if signs else []
     label = None if word.matches else word.tags.get(LABEL_TAG)
     return {
         "id": str(word.id),

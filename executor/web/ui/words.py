@@ -36,6 +36,20 @@ SAID = {
     "left": "You have signed out.",
 }
 
+# What the advice of an index plan means. `version`: whose vectors the index has.
+INDEX = {
+    "nothing": "An index of the vectors of {version} can stay as it is: what new queries find in it is as good.",
+    "map queries": (
+        "An index of the vectors of {version} can stay as it is, if each new query is mapped to it: call /embed with "
+        "space={version}."
+    ),
+    "map index": (
+        "The vectors in an index of {version} can be mapped to the new version, which takes microseconds each: "
+        "python -m executor map."
+    ),
+    "embed anew": "An index of the vectors of {version} must be made anew: every picture has to be embedded again.",
+}
+
 STATES = {
     "receiving": "receives documents",
     "queued": "waits",
@@ -71,10 +85,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if not hours else f"{hours} h {minutes % 60} min"
 
 
-def moment(text: str) -> str:
+def moment(text: str, seconds: bool = False) -> str:
     """Return an ISO 8601 time as a person reads it, in UTC. What is no such time is returned as it is."""
     try:
-        return datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
+        form = "%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M"
+        return datetime.fromisoformat(text).astimezone(timezone.utc).strftime(form)
     except ValueError:
         return text
 

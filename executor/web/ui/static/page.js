@@ -30,10 +30,14 @@ export async function send(path, data, options = {}) {
 }
 
 /** Put markup that the service has rendered into an element, unless it is there already. */
+const shown = new WeakMap();
 export function show(element, markup) {
-  if (element.dataset.shown === markup) return;
-  element.dataset.shown = markup;
+  if (shown.get(element) === markup) return;
+  shown.set(element, markup);
+  const held = element.contains(document.activeElement) ? document.activeElement : null;
   element.innerHTML = markup;
+  const again = held && (held.id ? `#${CSS.escape(held.id)}` : held.href && `[href="${CSS.escape(held.getAttribute("href"))}"]`);
+  if (again) element.querySelector(again)?.focus({ preventScroll: true }); // who was there by the keyboard still is
 }
 
 // A page that says that the service does not answer tries again by itself.
