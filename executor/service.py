@@ -15,7 +15,7 @@ from docarray import DocList
 from jina import Executor, requests
 
 from .compute.memory import keep_freed_memory
-from .documents import Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
+from .documents import Comparison, Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
 from .endpoints.health import readiness
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
@@ -110,6 +110,11 @@ class FinetunerExecutor(Executor):
         """Return the retrieval metrics of a version on labelled documents, or on a run's eval documents."""
         return DocList[Evaluation](await self._call("/evaluate", docs, parameters))
 
+    @requests(on="/compare")
+    async def compare(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Comparison]:
+        """Compare two versions on the documents that prove a run, or on a folder."""
+        return DocList[Comparison](await self._call("/compare", docs, parameters))
+
     @requests(on="/events")
     async def events(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Event]:
         """Return the history of a run, oldest first."""
@@ -119,6 +124,36 @@ class FinetunerExecutor(Executor):
     async def feedback(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[FeedbackStatus]:
         """Store durably what users say of documents; the answer says what is kept in all."""
         return DocList[FeedbackStatus](await self._call("/feedback", docs, parameters))
+
+    @requests(on="/galleries")
+    async def galleries(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return galleries that can be named: folders, parquet files and runs."""
+        return DocumentArray(await self._call("/galleries", docs, parameters))
+
+    @requests(on="/gallery")
+    async def gallery(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return a page of a gallery: its pictures are the matches of one document."""
+        return DocumentArray(await self._call("/gallery", docs, parameters))
+
+    @requests(on="/thumbnails")
+    async def thumbnails(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return small pictures of the documents, or of those of a run."""
+        return DocumentArray(await self._call("/thumbnails", docs, parameters))
+
+    @requests(on="/neighbours")
+    async def neighbours(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the nearest pictures of a gallery for each document."""
+        return DocumentArray(await self._call("/neighbours", docs, parameters))
+
+    @requests(on="/words")
+    async def words(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return what feedback says of the documents, or what was said last."""
+        return DocumentArray(await self._call("/words", docs, parameters))
+
+    @requests(on="/labels")
+    async def labels(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the labels that are in use."""
+        return DocumentArray(await self._call("/labels", docs, parameters))
 
     @requests(on="/suggest")
     async def suggest(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:

@@ -46,7 +46,9 @@ async def cancel(service: Service, docs: Sequence[Document], wanted: CancelParam
 async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParameters) -> list[RunStatus]:
     """Remove an ended run with all its files; the answer is its last status."""
     last = await _statuses(service, wanted.run)
+    run = await asyncio.to_thread(service.store.get, wanted.run)
     await asyncio.to_thread(service.supervisor.delete, wanted.run)
+    await asyncio.to_thread(service.forget, run.number)
     await asyncio.to_thread(service.embedder.forget, wanted.run)
     return last
 

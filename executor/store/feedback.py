@@ -77,6 +77,18 @@ class Kept(NamedTuple):
     last: int
 
 
+class Word(NamedTuple):
+    """The latest word of an id. Attributes: number: as said above. at: seconds since the epoch.
+
+    document: None: it was withdrawn.
+    """
+
+    id: str
+    number: int
+    at: float
+    document: Document | None
+
+
 class Taker(NamedTuple):
     """A run that was trained on the words up to number `upto`. `run` is its number; `at`: seconds since the epoch."""
 
@@ -187,6 +199,20 @@ class FeedbackStore:
         """All ids of which something was said, withdrawn ones included."""
         return {id for (id,) in self._rows("SELECT id FROM words")}
 
+    def words(self, ids: Sequence[str]) -> list[Word]:
+        """Return the latest word of each of these ids that is known."""
+        rows: list[tuple[Any, ...]] = []
+        for start in range(0, len(ids), _PAGE):
+            some = ids[start : start + _PAGE]
+            marks = ", ".join("?" * len(some))
+            rows += self._rows(f"SELECT id, number, at, sort, document FROM words WHERE id IN ({marks})", *some)
+        return [_word(*row) for row in rows]
+
+    def latest_words(self, before: int | None, limit: int) -> list[Word]:
+        """Return the latest words, newest first. Args: before: only those before the word with this number."""
+        query = "SELECT id, number, at, sort, document FROM words WHERE number < ? ORDER BY number DESC LIMIT ?"
+        return [_word(*row) for row in self._rows(query, 2**62 if before is None else before, limit)]
+
     # the runs that were trained on it -----------------------------------------------------------------------------
 
     def take(self, run: int, name: str, upto: int) -> None:
@@ -225,6 +251,10 @@ class FeedbackStore:
                 "INSERT INTO counters VALUES ('thinned', ?1) ON CONFLICT (name) DO UPDATE SET value = value + ?1",
                 (gone,),
             )
+
+
+def _word(id: str, number: int, at: float, sort: str, payload: bytes | None) -> Word:
+    return Word(id, number, at, None if sort == WITHDRAWN or payload is None else restored(payload))
 
 
 def now() -> float:

@@ -222,6 +222,11 @@ class DocumentArrayMemmap(Sequence[Document]):
         """Iterate over the labels in order, without decoding documents."""
         return map(LabelRow._make, self._pages("id, label, matches", 0, len(self), _ROWS_PAGE))
 
+    def label_counts(self, limit: int) -> list[tuple[Label, int]]:
+        """Return the labels that most documents have, and how many have each, without decoding documents."""
+        query = "SELECT label, count(*) FROM documents WHERE split = ? AND label IS NOT NULL AND matches = 0"
+        return self._select(f"{query} GROUP BY label ORDER BY count(*) DESC, label LIMIT ?", self.split, limit)
+
     def sorts(self) -> Sorts:
         """Count the sorts of documents, without decoding them."""
         rows = self._select(

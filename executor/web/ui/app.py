@@ -12,15 +12,19 @@ from starlette.routing import Route
 from ...wire.token import App, Message, Receive, Send
 from ..bounds import Bodies
 from ..room import Room
-from . import actions, enter, run, runs, start, static
+from . import actions, compare, enter, label, run, runs, start, static, suggest, train
 from .guard import HEADERS
 from .page import Page
 
 PAGES: tuple[Callable[[Page], list[Route]], ...] = (  # a page is added here
     runs.routes,
+    compare.routes,
     run.routes,
     actions.routes,
     start.routes,
+    label.routes,
+    train.routes,
+    suggest.routes,
     enter.routes,
 )
 FREE: tuple[Callable[[Page], list[Route]], ...] = (static.routes, enter.free_routes)

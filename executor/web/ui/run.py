@@ -63,7 +63,8 @@ def routes(page: Page) -> list[Route]:
         name, after = request.path_params["run"], _number(request, "after")
         (status,) = await page.call("/status", run=name)
         found = await page.call("/quarantined", run=name, after=after, limit=QUARANTINED)
-        return await page.html(request, "left_out.html.jinja", run=status, left_out=found, error_tag=ERROR_TAG)
+        values = {"run": status, "left_out": found, "most": QUARANTINED, "error_tag": ERROR_TAG}
+        return await page.html(request, "left_out.html.jinja", **values)
 
     async def events(request: Request) -> Response:
         name, after = request.path_params["run"], _number(request, "after")

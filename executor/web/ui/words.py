@@ -32,6 +32,7 @@ SAID = {
     "corrected": "The label is corrected for the next run.",
     "dropped": "The document is left out of the next run.",
     "undone": "That was taken back.",
+    "kept": "That was stored.",
     "left": "You have signed out.",
 }
 
