@@ -65,6 +65,7 @@ def test_neighbours_are_judged_by_keys_and_clicks_and_each_word_is_stored_at_onc
     assert signs(session) == [1, -1, 1, -1]
     press(page, "ArrowLeft", 5)
     press(page, "u", 4)  # back to the last one of which something was said, of which nothing is said now
+    page.locator("#say:not([aria-busy])").wait_for()
     assert signs(sessions(shop)[0]) == [1, -1, 1]
     page.get_by_role("button", name="Fits").click()
     page.get_by_text(re.compile(r"^5 of")).wait_for()
@@ -76,11 +77,7 @@ def test_neighbours_are_judged_by_keys_and_clicks_and_each_word_is_stored_at_onc
 
 def test_a_browser_that_is_killed_loses_nothing(shop: Shop, chromium: Any, tmp_path: Path) -> None:
     executable = next(found for name in NAMES if (found := shutil.which(name)))
-    arguments = [
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path}",
-        *(["--no-sandbox"] if os.geteuid() == 0 else []),
-    ]
+    arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     browser = chromium.browser_type.launch_persistent_context(
         tmp_path / "profile", executable_path=executable, args=arguments, base_url=shop.address
     )
