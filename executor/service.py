@@ -15,7 +15,16 @@ from docarray import DocList
 from jina import Executor, requests
 
 from .compute.memory import keep_freed_memory
-from .documents import Comparison, Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
+from .documents import (
+    Comparison,
+    Document,
+    DocumentArray,
+    Evaluation,
+    Event,
+    FeedbackStatus,
+    RunQuery,
+    RunStatus,
+)
 from .endpoints.health import readiness
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of

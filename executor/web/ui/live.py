@@ -1,6 +1,7 @@
 """The runs as they change, asked for once for all open pages together: more pages cost the service no more."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -45,26 +46,28 @@ class Live:
         self._followers = 0
         self._asking: asyncio.Task[None] | None = None
         self._seen: Snapshot | None = None
-        self._news = asyncio.Event()
+        self._begun = self._answered = 0  # how many questions were
+        self._news = asyncio.Event()  # replaced after each answer
+        self._hurry = asyncio.Event()
 
     async def follow(self) -> AsyncGenerator[Snapshot | None, None]:
-        """Yield how things stand, whenever that has changed, and None if there is nothing new for a while."""
+        """Yield how things stand from now on, whenever that has changed, and None if nothing is new for a while."""
         self._followers += 1
+        before = self._begun  # what was asked before may miss what its caller has just done
+        self._hurry.set()
         if self._asking is None:
-            self._seen = None
             self._asking = asyncio.get_running_loop().create_task(self._ask_again())
-        shown = None
+        shown, told = None, time.monotonic()
         try:
             while True:
                 news = self._news
-                if self._seen is not None and self._seen is not shown:
-                    shown = self._seen
+                if self._answered > before and self._seen is not shown:
+                    shown, told = self._seen, time.monotonic()
                     yield shown
-                    continue
-                try:
-                    await asyncio.wait_for(news.wait(), SILENCE_SECONDS)
-                except asyncio.TimeoutError:
+                elif time.monotonic() - told > SILENCE_SECONDS:
+                    told = time.monotonic()
                     yield None
+                await news.wait()
         finally:
             self._followers -= 1
             if not self._followers and self._asking is not None:
@@ -73,15 +76,20 @@ class Live:
 
     async def _ask_again(self) -> None:
         while True:
-            began = time.monotonic()
+            self._hurry.clear()
+            self._begun += 1
+            number, began = self._begun, time.monotonic()
             found = await self._ask()
             took = time.monotonic() - began
+            self._answered = number
             if found != self._seen:
                 self._seen = found
-                self._news.set()
-                self._news = asyncio.Event()
+            self._news.set()
+            self._news = asyncio.Event()
             is_busy = any(run.ended_at is None for run in found.runs)
-            await asyncio.sleep(max(BUSY_SECONDS if is_busy else IDLE_SECONDS, SHARE * took))
+            pause = max(BUSY_SECONDS if is_busy else IDLE_SECONDS, SHARE * took)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), pause)
 
     async def _ask(self) -> Snapshot:
         try:

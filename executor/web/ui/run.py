@@ -35,11 +35,12 @@ def routes(page: Page) -> list[Route]:
             values |= await _report(page, status)
             values["left_out"] = await page.call("/quarantined", run=name, limit=QUARANTINED) if status.skipped else []
         else:
-            values |= {"events": [], "earlier": 0, "left_out": [], "found": False, "said": {}}
+            values |= {"events": [], "earlier": 0, "left_out": [], "found": False, "said_since": {}}
         return await page.html(request, "run.html.jinja", **_shown(status) | values)
 
     async def live(request: Request) -> Response:
         name = request.path_params["run"]
+        await page.call("/status", run=name)  # before the answer begins: an unknown run is a 404
 
         def parts(snapshot: Snapshot) -> Parts:
             status = snapshot.run(name)
@@ -110,13 +111,13 @@ async def _history(page: Page, status: RunStatus) -> dict[str, Any]:
 
 
 async def _report(page: Page, status: RunStatus) -> dict[str, Any]:
-    """What the report of a run shows. `found`: whether it has one. `said`: of its documents since, by their ids."""
+    """What the report of a run shows. `found`: whether it has one. `said_since`: of its documents, by their ids."""
     try:
         (answer,) = await page.call("/report", run=status.run, format="json")
     except NotFound:
-        return {"found": False, "said": {}}
+        return {"found": False, "said_since": {}}
     said = {word["id"]: word for word in answer.tags.get("said") or ()}
-    return {**await asyncio.to_thread(_values, answer.text or ""), "found": True, "said": said}
+    return {**await asyncio.to_thread(_values, answer.text or ""), "found": True, "said_since": said}
 
 
 def _values(text: str) -> dict[str, Any]:

@@ -104,12 +104,19 @@ def count(value: float, one: str, many: str | None = None) -> str:
     return f"{value:,.0f} {one if value == 1 else many or f'{one}s'}"
 
 
+def first_sentence(text: str) -> str:
+    """Return the first sentence of a text."""
+    first, mark, _ = text.partition(". ")
+    return f"{first}." if mark else text
+
+
 FILTERS: dict[str, Any] = {
     "size": size,
     "duration": duration,
     "moment": moment,
     "number": number,
     "count": count,
+    "first_sentence": first_sentence,
     "state": lambda state: STATES.get(state, state),
     "phase": lambda phase: PHASES.get(phase, phase),
 }
