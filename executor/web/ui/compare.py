@@ -241,7 +241,8 @@ def _measure(page: Page) -> Any:
         if asked.gallery:
             asked = Asked(asked.first, asked.second, "", asked.gallery)
         try:
-            await _compare(page, asked, start=True, wait=PROGRESS_SECONDS, limit=0)
+            anew = request.state.form.get("anew") is not None
+            await _compare(page, asked, start=True, anew=anew, wait=PROGRESS_SECONDS, limit=0)
         except FinetunerError as error:
             if error.status >= 500:
                 raise
