@@ -107,12 +107,11 @@ def test_a_picture_of_one_s_own_is_dropped_and_kept_with_the_first_click(page: A
     (session,) = shop.call("/words", limit=1, content=True)
     assert session["id"].startswith("clicks-")
     assert session["buffer"]
-    page.get_by_label("Its label").fill(EVIL)
+    page.get_by_label("What it shows").fill(EVIL)
     page.get_by_role("button", name="Store the label").click()
     page.get_by_text("It is labelled").wait_for()
-    assert [each["tags"]["finetuner_label"] for each in shop.call("/words") if each["id"].startswith("dropped-")] == [
-        EVIL
-    ]
+    labelled = [each for each in shop.call("/words") if each["id"].startswith("dropped-")]
+    assert [each["tags"]["finetuner_label"] for each in labelled] == [EVIL]
 
 
 def test_what_cannot_be_taken_is_said_before_anything_is_sent(page: Any, shop: Shop, tmp_path: Path) -> None:
@@ -220,6 +219,6 @@ def test_training_with_what_was_said_says_what_it_does_and_starts(page: Any, sho
     page.get_by_role("link", name="Train with these").click()
     page.get_by_text("1 document cannot prove that the new version is better").wait_for()
     page.get_by_role("button", name="Start this run").click()
-    page.get_by_text("The run was started.").wait_for()
+    page.wait_for_url("**/ui/runs/*")
     run = page.url.partition("/ui/runs/")[2].partition("?")[0]
     assert shop.wait(run)["sources"] == {"feedback": 1}

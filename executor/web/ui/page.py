@@ -199,5 +199,5 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= REPORT_FILTERS | words.FILTERS
-    found.globals |= {"said": words.SAID}
+    found.globals |= {"sentences": words.SAID}  # a name that no page gives a value of its own
     return found
