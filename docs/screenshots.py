@@ -37,8 +37,8 @@ EACH = 40  # pictures of a label
 SIDE = 96  # of a picture, in pixels; it is drawn at twice that, so that it has less noise
 IN_DOCS = {  # of each page: the file, the element that comes first, and the height of what is seen
     "run": ("page-run.png", "body", 960),
-    "compare": ("page-compare.png", "#outcome", 1340),
-    "label": ("page-label.png", "body", 900),
+    "compare": ("page-compare.png", "#outcome", 1520),
+    "label": ("page-label.png", "body", 1000),
 }
 COLOURS = 128  # in those
 OPTIONS = [
