@@ -10,6 +10,7 @@ comparison. `--for-docs` also writes those three that stand in docs/page.md.
 import argparse
 import contextlib
 import html
+import io
 import json
 import os
 import re
@@ -33,7 +34,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SCREENS = [(width, colour) for width in (360, 1280) for colour in ("light", "dark")]
 LABELS = ("brick", "cork", "felt", "linen", "slate", "tweed")
 EACH = 40  # pictures of a label
-IN_DOCS = {"run": "page-run.png", "compare": "page-compare.png", "label": "page-label.png"}
+SIDE = 96  # of a picture, in pixels; it is drawn at twice that, so that it has less noise
+IN_DOCS = {  # of each page: the file, the element that comes first, and the height of what is seen
+    "run": ("page-run.png", "body", 960),
+    "compare": ("page-compare.png", "#outcome", 1520),
+    "label": ("page-label.png", "body", 1000),
+}
+COLOURS = 128  # in those
 OPTIONS = [
     *("--model", "small", "--input-size", "48", "--trainer-nice", "0", "--trainer-yields", "false"),
     *("--fit-defaults", '{"epochs": 12}'),
@@ -90,17 +97,17 @@ def wait_for(service: Service, process: "subprocess.Popen[bytes]") -> None:
 def fill(service: Service) -> None:
     """Draw pictures, train two runs on them, label some, compare."""
     kinds = shapes.classes(len(LABELS))
-    drawn, numbers = shapes.make(kinds, EACH, seed=1, size=96)
+    drawn, numbers = shapes.make(kinds, EACH, seed=1, size=2 * SIDE)
     docs = []
     for place, (picture, number) in enumerate(zip(drawn, numbers.tolist(), strict=True)):
         file = service.folder / "shop" / LABELS[number] / f"{LABELS[number]}-{place % EACH:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(file)
+        Image.fromarray(picture).reduce(2).save(file)
         label = LABELS[(number + 1) % len(LABELS)] if place in (17, 66) else LABELS[number]  # two are wrong
         docs.append({"id": file.name, "uri": str(file), "tags": {"finetuner_label": label}})
     (service.folder / "new").mkdir()
-    for place, picture in enumerate(shapes.make(kinds, 12, seed=2, size=96)[0]):
-        Image.fromarray(picture).save(service.folder / "new" / f"new-{place:02}.png")
+    for place, picture in enumerate(shapes.make(kinds, 12, seed=2, size=2 * SIDE)[0]):
+        Image.fromarray(picture).reduce(2).save(service.folder / "new" / f"new-{place:02}.png")
     broken = service.folder / "shop" / "felt" / "felt-40.png"
     broken.write_bytes(b"no picture")
     docs.append({"id": broken.name, "uri": str(broken), "tags": {"finetuner_label": "felt"}})
@@ -160,7 +167,7 @@ def main() -> None:
             for width, colour in SCREENS:
                 shoot(chromium, service.address + path, width, colour, options.folder / f"{name}-{width}-{colour}.png")
             if options.for_docs and name in IN_DOCS:
-                shoot(chromium, service.address + path, 1100, "light", ROOT / "docs" / IN_DOCS[name], whole=False)
+                shoot_for_docs(chromium, service.address + path, *IN_DOCS[name])
 
 
 @contextlib.contextmanager
@@ -175,16 +182,36 @@ def browser() -> Iterator[Any]:
         running.close()
 
 
-def shoot(chromium: Any, address: str, width: int, colour: str, file: Path, *, whole: bool = True) -> None:
-    """Write the picture of a page. Args: whole: all of it, not what a screen shows."""
-    page = chromium.new_page(viewport={"width": width, "height": 820}, color_scheme=colour)
+def shoot(chromium: Any, address: str, width: int, colour: str, file: Path) -> None:
+    """Write the picture of a whole page."""
+    page = opened(chromium, address, width, 820, colour)
+    page.screenshot(path=file, full_page=True)
+    page.close()
+    print(file, flush=True)
+
+
+def shoot_for_docs(chromium: Any, address: str, name: str, first: str, height: int) -> None:
+    """Write the picture of a part of a page, as a small file. Args: first: the selector of what is at its top."""
+    page = opened(chromium, address, 1100, height, "light")
+    page.locator(first).first.evaluate("each => scrollTo(0, each.getBoundingClientRect().top + scrollY - 24)")
+    page.wait_for_timeout(500)
+    with Image.open(io.BytesIO(page.screenshot())) as picture:
+        picture.convert("RGB").quantize(COLOURS).save(ROOT / "docs" / name, optimize=True)
+    page.close()
+
+
+def opened(chromium: Any, address: str, width: int, height: int, colour: str) -> Any:
+    """Open a page, with all that is loaded when it comes into view."""
+    page = chromium.new_page(viewport={"width": width, "height": height}, color_scheme=colour, reduced_motion="reduce")
     answer = page.goto(address)
     if answer.status >= 400 and not address.endswith("/nothing"):
         sys.exit(f"{address} answers {answer.status}: {page.inner_text('main')}")
-    page.wait_for_timeout(1000)  # for pictures that are loaded when they come into view
-    page.screenshot(path=file, full_page=whole)
-    page.close()
-    print(file, flush=True)
+    for place in range(0, min(20_000, page.evaluate("document.documentElement.scrollHeight")), height):
+        page.evaluate(f"scrollTo(0, {place})")
+        page.wait_for_timeout(60)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(700)
+    return page
 
 
 if __name__ == "__main__":

@@ -424,6 +424,7 @@ class CompareParameters(_Parameters):
         None, description="compare on a folder below `allowed_roots` instead, with a folder of pictures for each label"
     )
     start: Flag = Field(True, description="whether to measure what nobody has measured yet")
+    anew: Flag = Field(False, description="whether to measure again what has been measured, such as a changed folder")
     wait: Annotated[Number, Field(ge=0, le=3600)] = Field(
         600.0, description="seconds to wait for the figures; the measuring goes on afterwards, so ask again"
     )

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from executor.endpoints.service import Service
+from executor.endpoints.table import open_service
 from executor.parameters import parse_executor_options
 from executor.web.app import make_app
 from executor.web.room import OwnRoom
@@ -32,7 +33,7 @@ class Visitor(TestClient):
 def page_over(folder: Path, *, token: str | None = None, **options: Any) -> Iterator[Visitor]:
     """Visit the page of a service with a workspace of its own. Args: options: those of the executor, over `QUICK`."""
     settings = parse_executor_options(QUICK | {"receive_timeout": 1000.0} | options).with_roots()
-    service = Service(folder / "workspace", settings)
+    service = open_service(folder / "workspace", settings)
     try:
         with Visitor(make_app(OwnRoom(service), settings, token), PAGE) as visitor:
             visitor.service = service

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from executor.training.state import TrainState
-from executor.worker.checkpoints import load_checkpoint, save_checkpoint
+from executor.worker.checkpoints import CheckpointWriter, load_checkpoint, save_checkpoint
 
 
 def state(done: int) -> TrainState:
@@ -99,6 +99,21 @@ def flip_a_bit(place: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is_written(tmp_path):
+    told: list[str] = []
+    writer = CheckpointWriter(tmp_path / "run" / "checkpoints", lambda error: told.append(str(error)))
+    (tmp_path / "run").write_text("in the way")
+    writer.write(state(1))
+    writer.wait()
+    assert [each.startswith("The checkpoint cannot be written to") for each in told] == [True]
+    (tmp_path / "run").unlink()
+    writer.write(state(2))
+    writer.write(state(3))
+    writer.wait()
+    assert len(told) == 1
+    assert loaded(tmp_path / "run" / "checkpoints").done == 3
 
 
 DAMAGE = {

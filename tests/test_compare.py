@@ -141,7 +141,7 @@ def test_sessions_rank_their_own_candidates(service: Service) -> None:
         assert all(each.picture for each in found)
 
 
-def test_a_folder_with_a_folder_for_each_label_will_do(service: Service, tmp_path: Path) -> None:
+def test_a_folder_with_a_folder_for_each_label_will_do(service: Service) -> None:
     gallery = service.policy.allowed_roots[0]
     folder = Path(gallery) / "shop"
     for number in range(12):
@@ -159,6 +159,7 @@ def test_a_folder_with_a_folder_for_each_label_will_do(service: Service, tmp_pat
         for query in compare(service, second="blind", gallery=str(folder), which="all", pictures=True).queries
     }
     assert pictures["<b>1.png"] == ""  # gone since then
+    assert compare(service, second="blind", gallery=str(folder), anew=True).total == 24
     with pytest.raises(BadRequest, match="allowed_roots"):
         compare(service, second="blind", gallery="/etc")
     with pytest.raises(BadRequest, match="has no folders in it"):

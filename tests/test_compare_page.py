@@ -79,6 +79,18 @@ def test_figures_lists_and_the_decision_are_on_one_page(visitor: Visitor) -> Non
     assert "Serve blind from now on" in text
 
 
+def test_what_was_measured_can_be_measured_again(visitor: Visitor) -> None:
+    folder = Path(visitor.service.policy.allowed_roots[0]) / "growing"
+    for number in range(6):
+        file = folder / str(number % 2) / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(coloured(number % 2, number)))
+    assert re.search(r"6 queries.*Measure again", measured(visitor, gallery=str(folder)), re.DOTALL)
+    (folder / "0" / "more.png").write_bytes(encoded(coloured(0, 9)))
+    assert "6 queries" in measured(visitor, gallery=str(folder))
+    assert "7 queries" in measured(visitor, gallery=str(folder), anew="yes")
+
+
 def test_markup_in_names_is_shown_as_text(visitor: Visitor) -> None:
     text = measured(visitor)
     number = re.search(r"compare/query\?[^\"]*number=(\d+)", text)[1]

@@ -70,6 +70,17 @@ def test_what_is_not_there_is_said_in_plain_words(open_page):
     assert "<h1>There is nothing here</h1>" in answer.text
 
 
+def test_a_reader_says_what_it_has_and_where_the_rest_is(tmp_path):
+    with page_over(tmp_path, role="serve", serve_from=str(tmp_path / "shop")) as client:
+        answer = client.get("/ui/")
+        assert answer.status_code == 200
+        assert "This service only reads" in answer.text
+        assert "Start a run" not in answer.text
+        assert "serve_from" in answer.text or "published" in answer.text  # why there is no version yet
+        refused = client.get("/ui/start")
+        assert (refused.status_code, "call the service that trains" in refused.text) == (409, True)
+
+
 # who may be there ---------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,9 @@ async def compare(service: Service, docs: Sequence[Document], wanted: ComparePar
         raise BadRequest("/compare takes no documents: name a run, or a folder with the parameter 'gallery'.")
     sides = await asyncio.to_thread(_sides, service, wanted)
     open_documents = functools.partial(_documents, service, sides)
-    measuring = await service.comparisons.get(sides, open_documents, start=wanted.start, wait=wanted.wait)
+    measuring = await service.comparisons.get(
+        sides, open_documents, start=wanted.start, anew=wanted.anew, wait=wanted.wait
+    )
     return [await asyncio.to_thread(_answer, service, sides, measuring, wanted)]
 
 
@@ -44,14 +46,14 @@ def _sides(service: Service, wanted: CompareParameters) -> Sides:
         raise BadRequest(f"Both versions are {first!r}; name another one to compare it with.")
     if wanted.run is not None and wanted.gallery is not None:
         raise BadRequest("/compare got the parameters 'run' and 'gallery'; send one of them.")
-    run = wanted.run
+    run, number = wanted.run, None
     if wanted.gallery is not None:
         check_gallery(wanted.gallery, service.policy)
     else:
         run = run or (wanted.second if wanted.second != "base" else first)
-        service.store.get(run)
+        number = service.store.get(run).number
     spaces = service.spaces.space_of(first), service.spaces.space_of(wanted.second)
-    return Sides(first, wanted.second, spaces, run, wanted.gallery)
+    return Sides(first, wanted.second, spaces, run, number, wanted.gallery)
 
 
 @contextlib.contextmanager

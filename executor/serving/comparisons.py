@@ -39,13 +39,15 @@ Open = Callable[[], AbstractContextManager[Sequence[Any]]]
 class Sides:
     """What is compared, and on which documents: equal ones have an equal answer.
 
-    Attributes: spaces: of both versions; names are used again. run, gallery: where the documents are from.
+    Attributes:
+        spaces: of both versions; names are used again. run, gallery: where the documents are from. number: of the run.
     """
 
     first: str
     second: str
     spaces: tuple[str, str]
     run: str | None
+    number: int | None
     gallery: str | None
 
 
@@ -120,16 +122,18 @@ class Comparisons:
         self._turn: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def get(self, sides: Sides, open_documents: Open, *, start: bool, wait: float) -> Measuring | None:
+    async def get(
+        self, sides: Sides, open_documents: Open, *, start: bool, anew: bool, wait: float
+    ) -> Measuring | None:
         """Return a comparison, which is begun if nobody has.
 
         Args:
             open_documents: opens those to compare on. start: whether to begin it; None is returned where it is needed
-                and false. wait: seconds to wait for its end.
+                and false. anew: whether to measure again what is done. wait: seconds to wait for its end.
         Raises: Overloaded: too many wait. Whatever made it fail; the next call may begin it again.
         """
         measuring = self._known.get(sides)
-        if measuring is None:
+        if measuring is None or (anew and measuring.task is not None and measuring.task.done()):
             if not start:
                 return None
             measuring = self._begin(sides, open_documents)

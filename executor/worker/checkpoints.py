@@ -10,6 +10,8 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..errors import WorkspaceError
 from ..store.files import publish_folder, unwritable
 from ..store.workspace import KEPT_CHECKPOINTS, newest_first
 from ..training.state import TrainState
@@ -27,15 +30,46 @@ _STATE = "state.json"
 _log = logging.getLogger(__name__)
 
 
+class CheckpointWriter:
+    """Saves checkpoints in a thread, one at a time, so that training goes on while the disk works.
+
+    Args: folder: of the checkpoints. failed: told why a checkpoint could not be written.
+    """
+
+    def __init__(self, folder: Path, failed: Callable[[WorkspaceError], None]) -> None:
+        self._folder = folder
+        self._failed = failed
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def write(self, state: TrainState) -> None:
+        """Begin to save a state, of which nothing may change any more. Wait for the one before it first."""
+        self.wait()
+        tensors: dict[str, Tensor] = {}
+        encoded = _encode(vars(state), tensors)  # now, because this moves the tensors off the memory of an accelerator
+        self._writing = self._thread.submit(_publish, self._folder, encoded, tensors, state.done)
+
+    def wait(self) -> None:
+        """Return when nothing is being written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            try:
+                writing.result()
+            except WorkspaceError as error:
+                self._failed(error)
+
+
 def save_checkpoint(folder: Path, state: TrainState, done: int) -> None:
     """Save the state after `done` steps in `folder`, then remove all but the newest checkpoints.
 
     Raises: WorkspaceError: the disk is full or cannot be written; the existing checkpoints stay.
     """
+    tensors: dict[str, Tensor] = {}
+    _publish(folder, _encode(vars(state), tensors), tensors, done)
 
+
+def _publish(folder: Path, encoded: Any, tensors: dict[str, Tensor], done: int) -> None:
     def write(place: Path) -> None:
-        tensors: dict[str, Tensor] = {}
-        encoded = _encode(vars(state), tensors)
         save_file(tensors, place / _TENSORS)
         written = {"done": done, "sha256": _digest(place, encoded), "state": encoded}
         (place / _STATE).write_text(json.dumps(written))
@@ -75,7 +109,7 @@ def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     """
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _encode(item, tensors)] for key, item in value.items()]}

@@ -36,7 +36,7 @@ from ..training.parts import prepare_model
 from ..training.recipe import Keeping, fine_tune
 from ..training.state import TrainState
 from ..training.watching import Watcher
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import CheckpointWriter, load_checkpoint
 from .conclusion import Conclusion, Trained
 from .other_ranks import OtherRanks
 from .progress import ProgressWriter
@@ -91,6 +91,7 @@ class Trainer(Watcher):
         self._left: TimeLeft | None = None
         self._evaluating = 0.0  # since when
         self._saved = time.monotonic()
+        self._checkpoints = CheckpointWriter(store.workspace.checkpoint_folder(name), self._not_saved)
         self._done = store.workspace.latest_step(name)
         self._micro_batch = MicroBatch(
             self._options.micro_batch,
@@ -284,6 +285,7 @@ class Trainer(Watcher):
             )
 
     def ended(self, history: dict[str, list[float]]) -> None:
+        self._checkpoints.wait()
         self._progress.expect_end(self._after_steps(self._progress.now.images_per_second or 0.0))
         self._progress.report(phase="evaluating", history=history)
 
@@ -301,10 +303,10 @@ class Trainer(Watcher):
         due = time.monotonic() - self._saved >= (EPOCH_SECONDS if epoch_ended else CHECKPOINT_SECONDS)
         if due or self._interrupted.is_set():
             self._progress.report(phase="saving")
-            written = state()
-            try:
-                save_checkpoint(self._store.workspace.checkpoint_folder(self._run.name), written, written.done)
-            except WorkspaceError as error:
-                unsafe = "The run goes on; what it does until the next checkpoint is not safe yet."
-                self._progress.warn(f"{error} {unsafe}")
+            self._checkpoints.write(state())
             self._saved = time.monotonic()
+        if self._interrupted.is_set():
+            self._checkpoints.wait()
+
+    def _not_saved(self, error: WorkspaceError) -> None:
+        self._progress.warn(f"{error} The run goes on; what it does until the next checkpoint is not safe yet.")

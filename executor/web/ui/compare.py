@@ -55,13 +55,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric: its name and meaning, both versions and the difference as text, and what the difference proves."""
+    """A metric: its name and meaning, and what the difference proves. Figures are texts: the mean and its interval."""
 
     title: str
     meaning: str
-    first: str
-    second: str
-    difference: str
+    first: tuple[str, str]
+    second: tuple[str, str]
+    difference: tuple[str, str]
     standing: tuple[str, str]
 
 
@@ -188,10 +188,10 @@ def _rows(found: Any) -> list[Row]:
     ]
 
 
-def _figure(figure: Sequence[float], *, signed: bool = False) -> str:
-    """Return a figure with its interval: 0.812 (0.744 to 0.871)."""
+def _figure(figure: Sequence[float], *, signed: bool = False) -> tuple[str, str]:
+    """Return a figure and its interval: 0.812, 0.744 to 0.871."""
     mean, low, high = (f"{value:+.3f}" if signed else f"{value:.3f}" for value in figure)
-    return f"{mean} ({low} to {high})".replace("-", "−")
+    return mean.replace("-", "−"), f"{low} to {high}".replace("-", "−")
 
 
 def _proven(difference: Sequence[float]) -> tuple[str, str]:
@@ -241,7 +241,8 @@ def _measure(page: Page) -> Any:
         if asked.gallery:
             asked = Asked(asked.first, asked.second, "", asked.gallery)
         try:
-            await _compare(page, asked, start=True, wait=PROGRESS_SECONDS, limit=0)
+            anew = request.state.form.get("anew") is not None
+            await _compare(page, asked, start=True, anew=anew, wait=PROGRESS_SECONDS, limit=0)
         except FinetunerError as error:
             if error.status >= 500:
                 raise

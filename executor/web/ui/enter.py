@@ -1,10 +1,13 @@
 """The token: one field asks for it, and one button forgets it."""
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from ...errors import Unauthorized
+from ...wire.token import REFUSAL_SECONDS
 from .page import Page, field
 
 
@@ -17,6 +20,7 @@ def free_routes(page: Page) -> list[Route]:
         try:
             session = page.guard.enter(request, field(form, "token") or "")
         except Unauthorized as error:
+            await asyncio.sleep(REFUSAL_SECONDS)  # so that nobody tries many
             return await page.ask_for_token(request, str(error), to)
         response = page.to(request, to)
         page.guard.keep(request, response, session)

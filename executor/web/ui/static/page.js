@@ -1,6 +1,8 @@
 // What every page has. `send` and `say` are for the scripts of single pages.
 
 const messages = document.getElementById("messages");
+const leaving = new WeakMap();
+const SECONDS = 8; // that it is said of something that it was done
 const csrf = document.documentElement.dataset.csrf;
 
 /** Say something in the live region. kind: `good`, `bad` or `open`; the same key replaces what was said before. */
@@ -13,6 +15,8 @@ export function say(text, kind = "open", key = "said") {
     messages.append(notice);
   }
   notice.className = `notice ${kind}`;
+  clearTimeout(leaving.get(notice));
+  if (kind === "good") leaving.set(notice, setTimeout(() => notice.remove(), SECONDS * 1000));
   if (notice.textContent !== text) notice.textContent = text;
 }
 
@@ -52,6 +56,9 @@ if (retry) {
   };
   setTimeout(again, 1000 * retry.dataset.retry);
 }
+
+const said = messages.querySelector('[data-key="said"]');
+if (said) say(said.textContent, "good");
 
 // What was said once is not said again when the page is loaded anew.
 const address = new URL(location.href);
