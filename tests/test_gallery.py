@@ -110,6 +110,16 @@ def test_a_run_s_documents_are_shown_without_their_bytes_unless_asked_for(door, 
     assert data["uri"] == data_uri(encoded(coloured(2, size=64)))
 
 
+def test_pictures_with_their_content_come_as_far_as_an_answer_holds(door, clicks, monkeypatch):
+    from executor.endpoints import gallery
+
+    monkeypatch.setattr(gallery, "CONTENT_BYTES", 30_000)
+    (page,) = answered(door, "/gallery", run=clicks, content=True)
+    assert [picture["id"] for picture in page["matches"]] == ["array", "bytes"]
+    (further,) = answered(door, "/gallery", run=clicks, content=True, offset=2)
+    assert [picture["id"] for picture in further["matches"]] == ["data"]
+
+
 def test_a_parquet_file_is_shown_without_the_rows_that_failed(door, shop):
     write_table(shop / "rows.parquet", np.eye(3, 8), space="elsewhere", failed=2)
     (page,) = answered(door, "/gallery", gallery=str(shop / "rows.parquet"), offset=1)
