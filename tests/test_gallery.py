@@ -15,9 +15,11 @@ from PIL import Image
 from conftest import coloured, encoded
 from doors import Opened, opened
 from executor import Document, DocumentArray
+from executor.documents import FeedbackStatus
 from executor.parameters import FitParameters
 from executor.serving import galleries, neighbours, thumbnails
 from executor.store.run import RunState
+from serving import Service
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -106,6 +108,16 @@ def test_a_run_s_documents_are_shown_without_their_bytes_unless_asked_for(door, 
     np.testing.assert_array_equal(array["blob"], coloured(0, size=64))
     assert base64.b64decode(as_bytes["buffer"]) == encoded(coloured(1, size=64))
     assert data["uri"] == data_uri(encoded(coloured(2, size=64)))
+
+
+def test_pictures_with_their_content_come_as_far_as_an_answer_holds(door, clicks, monkeypatch):
+    from executor.endpoints import gallery
+
+    monkeypatch.setattr(gallery, "CONTENT_BYTES", 20_000)
+    (page,) = answered(door, "/gallery", run=clicks, content=True)
+    assert [picture["id"] for picture in page["matches"]] == ["array", "bytes"]
+    (further,) = answered(door, "/gallery", run=clicks, content=True, offset=2)
+    assert [picture["id"] for picture in further["matches"]] == ["data"]
 
 
 def test_a_parquet_file_is_shown_without_the_rows_that_failed(door, shop):
@@ -383,3 +395,35 @@ def test_a_run_that_receives_more_has_more_neighbours(door, clicks):
     assert len(found["matches"]) == 4
     assert {found["matches"][0]["id"], found["matches"][1]["id"]} == {"data", "more"}
     assert found["matches"][0]["tags"]["finetuner_label"] == 7
+
+
+# through a Flow ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
+def test_galleries_are_shown_over_every_protocol(service: Service, protocol: str):
+    folder = service.directory / f"shown-{protocol}"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes(encoded(coloured(number % 2, number, 64)))
+
+    def asked(path: str, docs: Any = None, **parameters: Any) -> list[Document]:
+        return list(service.post(path, docs, protocol=protocol, returns=Document, **parameters))
+
+    assert str(folder.name) in {doc.id for doc in asked("/galleries", limit=1000)}
+    (page,) = asked("/gallery", gallery=str(folder), limit=2)
+    assert page.tags["finetuner_count"] == 3
+    assert [picture.id for picture in page.matches] == ["0.png", "1.png"]
+    query = DocumentArray([Document(id="q", uri=page.matches[0].uri)])
+    (small,) = asked("/thumbnails", query, side=32)
+    assert picture_of({"uri": small.uri}).size == (32, 32)
+    (found,) = asked("/neighbours", query, gallery=str(folder))
+    assert [match.id for match in found.matches] == ["2.png", "1.png"]
+    said = Document(id=f"gallery-{protocol}", uri=page.matches[0].uri, tags={"finetuner_label": f"of {protocol}"})
+    service.post("/feedback", DocumentArray([said]), protocol=protocol, returns=FeedbackStatus)
+    (word,) = asked("/words", DocumentArray([Document(id=said.id)]))
+    assert word.tags["finetuner_label"] == f"of {protocol}"
+    assert f"of {protocol}" in {doc.tags["finetuner_label"] for doc in asked("/labels")}
+    taken_back = Document(id=said.id, tags={"finetuner_withdrawn": True})
+    service.post("/feedback", DocumentArray([taken_back]), protocol=protocol, returns=FeedbackStatus)

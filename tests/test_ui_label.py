@@ -40,7 +40,7 @@ def visitor(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[
 
 def said(visitor: Visitor, id: str) -> Any:
     """The latest word of an id; None: there is none."""
-    found = visitor.service.receiver.feedback.words([id])
+    found = list(visitor.service.receiver.feedback.words([id]))
     return found[0].document if found else None
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ from ..documents import (
     Match,
 )
 from ..errors import BadRequest
+from ..lifecycle.sizes import bytes_of
 from ..parameters import GalleriesParameters, GalleryParameters, NeighboursParameters, ThumbnailsParameters
 from ..serving.galleries import Gallery
-from ..serving.gallery_places import places_of
 from ..serving.neighbours import Embedded, Near
 from ..store.cache import NOBODY
 from .outward import outward_documents
 from .service import Service
 
 WAIT_SECONDS = 2.0  # for a gallery that is being embedded, before the answer is made of a part
+CHUNK = 20  # documents of a run in memory at a time: an array may have megabytes
+CONTENT_BYTES = 64 << 20  # of one answer
 RUNS_NAMED = 50  # the newest
 _NAMED = (LABEL_TAG, "name")  # tags of a document that are shown with its picture
 
@@ -41,7 +43,7 @@ _NAMED = (LABEL_TAG, "name")  # tags of a document that are shown with its pictu
 async def galleries(service: Service, docs: Sequence[Document], wanted: GalleriesParameters) -> list[Document]:
     """Return galleries that can be named: folders and parquet files below `allowed_roots`, and runs."""
     found = [Document(id=name, tags={SORT_TAG: "run"}) for name in await asyncio.to_thread(_runs, service)]
-    places = await asyncio.to_thread(places_of, service.policy.allowed_roots or (), service.folder)
+    places = await asyncio.to_thread(service.places.all)
     found += [Document(id=_short(place), tags={SORT_TAG: sort}) for place, sort in places]
     return found[: wanted.limit]
 
@@ -70,8 +72,16 @@ async def gallery(service: Service, docs: Sequence[Document], wanted: GalleryPar
 
 
 def _page(opened: Gallery, numbers: range, content: bool) -> list[Match]:
-    found = opened.documents(numbers.start, numbers.stop) if len(numbers) else []
-    return [_shown(doc, number, content=content) for number, doc in zip(numbers, found, strict=False)]
+    """The pictures with these numbers; with their content at most `CONTENT_BYTES` of them, but one at least."""
+    found: list[Match] = []
+    size = 0
+    for start in range(numbers.start, numbers.stop, CHUNK):
+        for doc in opened.documents(start, min(start + CHUNK, numbers.stop)):
+            size += bytes_of(doc) if content else 0
+            if found and size > CONTENT_BYTES:
+                return found
+            found.append(_shown(doc, numbers.start + len(found), content=content))
+    return found
 
 
 def _shown(doc: Any, number: int, *, content: bool, **tags: Any) -> Match:
@@ -94,32 +104,38 @@ async def thumbnails(service: Service, docs: Sequence[Any], wanted: ThumbnailsPa
 
     Raises: BadRequest: nothing is named, or both are. UnknownRun. Overloaded: too many wait.
     """
-    owner, asked = NOBODY, docs
-    if wanted.run is not None:
-        if docs:
-            raise BadRequest("/thumbnails got documents and the parameter 'run'; send one of them.")
+    answers: list[Document] = []
+    if wanted.run is None:
+        answers = await _made(service, docs, wanted.side, NOBODY)
+    elif docs:
+        raise BadRequest("/thumbnails got documents and the parameter 'run'; send one of them.")
+    else:
         opened = await asyncio.to_thread(service.galleries.open, None, wanted.run)
-        owner, asked = opened.owner, await asyncio.to_thread(_at, opened, wanted.positions)
-    made = await asyncio.to_thread(service.thumbnails.kept, asked, wanted.side, owner)
-    waiting = [
-        None if picture is not None else asyncio.wrap_future(service.thumbnails.begin(doc, wanted.side, owner))
-        for doc, picture in zip(asked, made, strict=True)
-    ]
-    try:
-        answers = [
-            await _thumbnail(doc, picture, task) for doc, picture, task in zip(asked, made, waiting, strict=True)
-        ]
-    finally:
-        for task in waiting:
-            if task is not None:
-                task.cancel()  # those that nobody waits for any more are not made
+        for start in range(0, len(wanted.positions), CHUNK):
+            some = await asyncio.to_thread(_at, opened, wanted.positions[start : start + CHUNK])
+            answers += await _made(service, some, wanted.side, opened.owner)
     outward_documents(answers, service.folder)
     return answers
 
 
-def _at(opened: Gallery, positions: Iterable[int]) -> list[Document]:
+async def _made(service: Service, docs: Sequence[Any], side: int, owner: int) -> list[Document]:
+    kept = await asyncio.to_thread(service.thumbnails.kept, docs, side, owner)
+    waiting: list[asyncio.Future[bytes] | None] = []
+    try:
+        for doc, picture in zip(docs, kept, strict=True):
+            begun = None if picture is not None else service.thumbnails.begin(doc, side, owner)
+            waiting.append(None if begun is None else asyncio.wrap_future(begun))
+        made = zip(docs, kept, waiting, strict=True)
+        return [await _thumbnail(doc, picture, task) for doc, picture, task in made]
+    finally:
+        for task in waiting:
+            if task is not None:
+                task.cancel()  # those that nobody waits for any more are not made
+
+
+def _at(opened: Gallery, positions: Sequence[int]) -> list[Document]:
     found = [doc for place in positions for doc in opened.documents(place, place + 1)]
-    if len(found) < len(list(positions)):
+    if len(found) < len(positions):
         raise BadRequest(f"Run {opened.name!r} has {opened.count} train documents, numbered from 0; name some of them.")
     return found
 

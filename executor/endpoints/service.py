@@ -7,7 +7,7 @@ from typing import Any
 
 from ..compute.threads import Lanes
 from ..images.libtiff import silence_libtiff
-from ..lifecycle.feedback import Feedback
+from ..lifecycle.feedback import Feedback, LabelsSaid
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.retraining import Retrainer
@@ -18,6 +18,7 @@ from ..serving.comparing import is_worse
 from ..serving.comparisons import Comparisons
 from ..serving.embedder import Embedder
 from ..serving.galleries import Galleries
+from ..serving.gallery_places import Places
 from ..serving.neighbours import KEPT_BYTES as VECTOR_BYTES
 from ..serving.neighbours import Neighbours
 from ..serving.publishing import Publisher
@@ -57,6 +58,7 @@ class Service:
         self.comparisons = Comparisons(self.embedder)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.galleries = Galleries(self.store, self.policy)
+        self.places = Places(self.policy.allowed_roots or (), folder)
         self.thumbnails = Thumbnails(
             Cache(workspace.thumbnails, THUMBNAIL_BYTES, self._run_numbers),
             self.policy,
@@ -68,6 +70,7 @@ class Service:
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
+        self.labels_said = LabelsSaid(self.receiver.feedback)
         self.feedback = Feedback(self.store, self.receiver.feedback, options, self.receiver.fault)
         trainers = TrainerProcesses(
             workspace,

@@ -17,6 +17,7 @@ from ..store.spool import DocumentArrayMemmap
 from .service import Service
 
 CHUNK = 256  # documents embedded at a time
+FEW = 20  # documents of a run read at a time: an array may have megabytes
 MOST_CANDIDATES = 20_000  # of a gallery, where so many are embedded already
 MOST_KNOWN = 500  # labelled documents of feedback, and of the promoted run, that are looked at
 
@@ -71,8 +72,8 @@ async def _gallery(service: Service, wanted: SuggestParameters, version: str) ->
 def _without_content(opened: Gallery, numbers: list[int]) -> list[Document]:
     """The pictures with these numbers, as an answer names them: of runs without the bytes that were sent."""
     found: list[Document] = []
-    for start in range(0, len(numbers), CHUNK):
-        for doc, number in zip(documents_at(opened, numbers[start : start + CHUNK]), numbers[start:], strict=False):
+    for start in range(0, len(numbers), FEW):
+        for doc, number in zip(documents_at(opened, numbers[start : start + FEW]), numbers[start:], strict=False):
             if doc.uri and doc.uri[:5].lower() == "data:":
                 doc.uri = None
             doc.blob = doc.buffer = None

@@ -13,15 +13,14 @@ from ..documents import (
     WORD_TAG,
     Document,
     Label,
-    has_label,
-    label_of,
 )
+from ..lifecycle.sizes import bytes_of
 from ..parameters import LabelsParameters, WordsParameters
 from ..store.feedback import Word, iso
 from ..store.spool import DocumentArrayMemmap
 from .service import Service
 
-LOOKED_AT = 1000  # of the latest words, to see which labels are in use
+CONTENT_BYTES = 64 << 20  # of one answer
 
 
 async def words(service: Service, docs: Sequence[Any], wanted: WordsParameters) -> list[Document]:
@@ -30,12 +29,20 @@ async def words(service: Service, docs: Sequence[Any], wanted: WordsParameters) 
     Each has the number of the word, and when it was said, in its tags. A withdrawn one has
     `tags['finetuner_withdrawn']`.
     """
+    return await asyncio.to_thread(_words, service, [str(doc.id) for doc in docs], wanted)
+
+
+def _words(service: Service, ids: list[str], wanted: WordsParameters) -> list[Document]:
     kept = service.receiver.feedback
-    if docs:
-        found = await asyncio.to_thread(kept.words, [str(doc.id) for doc in docs])
-    else:
-        found = await asyncio.to_thread(kept.latest_words, wanted.before, wanted.limit)
-    return [_told(word, content=wanted.content) for word in found]
+    found = kept.words(ids) if ids else kept.latest_words(wanted.before, wanted.limit)
+    answer: list[Document] = []
+    size = 0
+    for word in found:
+        answer.append(_told(word, content=wanted.content))
+        size += bytes_of(answer[-1])
+        if size > CONTENT_BYTES:
+            break
+    return answer
 
 
 def _told(word: Word, *, content: bool) -> Document:
@@ -62,13 +69,10 @@ async def labels(service: Service, docs: Sequence[Any], wanted: LabelsParameters
 
 
 def _counts(service: Service, limit: int) -> "Counter[Label]":
-    counts: Counter[Label] = Counter()
+    counts = Counter(service.labels_said.all())
     promoted = service.store.promoted()
     spool = service.store.workspace.spool_file(promoted)
     if promoted != "base" and spool.exists():
         with DocumentArrayMemmap(spool) as docs:
             counts.update(dict(docs.label_counts(limit)))
-    for word in service.receiver.feedback.latest_words(None, LOOKED_AT):
-        if word.document is not None and not word.document.matches and has_label(word.document):
-            counts[label_of(word.document)] += 1
     return counts

@@ -2,12 +2,14 @@
 
 import contextlib
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from docarray import DocList
 
-from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Problem, has_label, label_of
+from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Label, Problem, has_label, label_of
 from ..errors import BadDocument, brief
 from ..parameters import ExecutorOptions
 from ..store.feedback import FeedbackStore, Taker, Withdrawn, canonical, iso
@@ -16,6 +18,8 @@ from ..store.runs import SHOWN_PROBLEMS, RunStore
 from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
 from ..store.spool_rows import identity_of
 from .sources import FEEDBACK, rule_of
+
+LABELS_KEPT = 1000  # documents whose labels are known without reading
 
 Word = tuple[str, StoredForm | Withdrawn]
 
@@ -131,6 +135,30 @@ def _meant(spool: DocumentArrayMemmap, doc: Document, run: str) -> Document | No
         f"run {run!r} has several documents with the id {brief(doc.id)!r}; send the one that is meant with its image, "
         "under an id of its own"
     )
+
+
+class LabelsSaid:
+    """The labels in the latest words. Each word is read once."""
+
+    def __init__(self, kept: FeedbackStore) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._read: int | None = None  # up to the word with this number
+        self._labels: OrderedDict[str, Label] = OrderedDict()  # by the ids of the documents, the latest at the end
+
+    def all(self) -> list[Label]:
+        """Return a label for each document among the latest that were labelled."""
+        with self._lock:
+            start = max(0, self._kept.last() - LABELS_KEPT) if self._read is None else self._read
+            for word in self._kept.words_after(start):
+                self._labels.pop(word.id, None)
+                if word.document is not None and not word.document.matches and has_label(word.document):
+                    self._labels[word.id] = label_of(word.document)
+                start = word.number
+            self._read = start
+            while len(self._labels) > LABELS_KEPT:
+                self._labels.popitem(last=False)
+            return list(self._labels.values())
 
 
 def last_taker(store: RunStore, kept: FeedbackStore) -> Taker | None:

@@ -1,6 +1,8 @@
 """Where galleries may be: folders with pictures, and parquet files, not far below the allowed roots."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,8 +10,26 @@ from .gallery import ENDINGS
 
 NAMED_DEPTH = 2  # folders so far below a root are named;
 LOOKED_DEPTH = 4  # those below them are only looked into for pictures
-MOST_FOLDERS = 500  # that are looked into, and
-MOST_ENTRIES = 2_000  # in each of them
+MOST_FOLDERS = 200  # that are looked into, and
+MOST_ENTRIES = 300  # in each of them
+TRUSTED_SECONDS = 30.0  # before they are looked for anew
+
+
+class Places:
+    """The places that can be named, looked for when they are asked for, and not too often."""
+
+    def __init__(self, roots: Sequence[str], workspace: Path) -> None:
+        self._roots = roots
+        self._workspace = workspace
+        self._lock = threading.Lock()
+        self._found: tuple[float, list[tuple[Path, str]]] | None = None
+
+    def all(self) -> list[tuple[Path, str]]:
+        """Return them as `places_of` does."""
+        with self._lock:
+            if self._found is None or time.monotonic() - self._found[0] > TRUSTED_SECONDS:
+                self._found = time.monotonic(), places_of(self._roots, self._workspace)
+            return self._found[1]
 
 
 def places_of(roots: Sequence[str], workspace: Path) -> list[tuple[Path, str]]:

@@ -26,6 +26,7 @@ from .pipeline import Version
 
 KEPT_BYTES = 2 << 30  # of embeddings in the workspace: 800,000 of the default model
 MEMORY_BYTES = 256 << 20  # of embeddings in memory: 100,000 of the default model
+KEPT = 8  # galleries; what was begun of others goes on when they are asked for again
 BLOCK = 64  # pictures that are looked up at a time
 _FEW, _MANY = 4, 32  # pictures embedded at a time, while others call `/embed` and while nobody does
 _PATIENCE = 0.25  # seconds for which `/embed` goes first
@@ -156,7 +157,9 @@ class Neighbours:
 
     def _let_go(self) -> None:
         """Let go of the galleries that were asked for longest ago, until the others fit into memory."""
-        while len(self._galleries) > 1 and sum(each.bytes for each in self._galleries.values()) > MEMORY_BYTES:
+        while len(self._galleries) > 1 and (
+            len(self._galleries) > KEPT or sum(each.bytes for each in self._galleries.values()) > MEMORY_BYTES
+        ):
             _, oldest = self._galleries.popitem(last=False)
             self._stop(oldest)
 

@@ -36,6 +36,8 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 WITHDRAWN = "withdrawn"
 _PAGE = 100  # documents read at a time
+_FEW = 20  # the same, where people look at them: pictures that they dropped may have megabytes each
+_WORDS = "SELECT id, number, at, sort, document FROM words"
 _DAY = 86_400.0
 
 
@@ -199,19 +201,27 @@ class FeedbackStore:
         """All ids of which something was said, withdrawn ones included."""
         return {id for (id,) in self._rows("SELECT id FROM words")}
 
-    def words(self, ids: Sequence[str]) -> list[Word]:
-        """Return the latest word of each of these ids that is known."""
-        rows: list[tuple[Any, ...]] = []
-        for start in range(0, len(ids), _PAGE):
-            some = ids[start : start + _PAGE]
+    def words(self, ids: Sequence[str]) -> Iterator[Word]:
+        """Iterate over the latest words of those of these ids that are known, in constant memory."""
+        for start in range(0, len(ids), _FEW):
+            some = ids[start : start + _FEW]
             marks = ", ".join("?" * len(some))
-            rows += self._rows(f"SELECT id, number, at, sort, document FROM words WHERE id IN ({marks})", *some)
-        return [_word(*row) for row in rows]
+            yield from map(_word, self._rows(f"{_WORDS} WHERE id IN ({marks})", *some))
 
-    def latest_words(self, before: int | None, limit: int) -> list[Word]:
-        """Return the latest words, newest first. Args: before: only those before the word with this number."""
-        query = "SELECT id, number, at, sort, document FROM words WHERE number < ? ORDER BY number DESC LIMIT ?"
-        return [_word(*row) for row in self._rows(query, 2**62 if before is None else before, limit)]
+    def latest_words(self, before: int | None, limit: int) -> Iterator[Word]:
+        """Iterate over the latest words, newest first. Args: before: only those before the word with this number."""
+        last = 2**62 if before is None else before
+        while limit > 0 and (
+            rows := self._rows(f"{_WORDS} WHERE number < ? ORDER BY number DESC LIMIT ?", last, min(limit, _FEW))
+        ):
+            yield from map(_word, rows)
+            last, limit = rows[-1][1], limit - len(rows)
+
+    def words_after(self, number: int) -> Iterator[Word]:
+        """Iterate over the words after a number, oldest first."""
+        while rows := self._rows(f"{_WORDS} WHERE number > ? ORDER BY number LIMIT ?", number, _FEW):
+            yield from map(_word, rows)
+            number = rows[-1][1]
 
     # the runs that were trained on it -----------------------------------------------------------------------------
 
@@ -253,7 +263,8 @@ class FeedbackStore:
             )
 
 
-def _word(id: str, number: int, at: float, sort: str, payload: bytes | None) -> Word:
+def _word(row: tuple[Any, ...]) -> Word:
+    id, number, at, sort, payload = row
     return Word(id, number, at, None if sort == WITHDRAWN or payload is None else restored(payload))
 
 

@@ -58,7 +58,12 @@ class Label:
         of = request.query_params.get("of") or ""
         item = item_of(request.query_params)
         (kept,) = await self.page.call("/feedback")
-        shared = {"of": of, "kept": kept, "largest": LARGEST_DROP, "galleries": await galleries_of(self.page)}
+        shared = {
+            "of": of,
+            "kept": kept,
+            "largest": LARGEST_DROP,
+            "galleries": [] if of else await galleries_of(self.page),
+        }
         if item is None:
             offset = _whole(request.query_params.get("offset"))
             shown = await gallery_page(self.page, of, offset, ON_A_PAGE) if of else None

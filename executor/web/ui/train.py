@@ -13,7 +13,7 @@ from . import words
 from .page import Page, field
 
 CLASS, SESSION = "class", "session"
-LOOKED_AT = 1000  # of the latest words, to see whether a run can learn from them
+LOOKED_AT = 200  # words, to see whether a run can learn from so few; of more that is not asked
 HARD_NEGATIVES = 3  # of a session, as in automatic runs: clicks are only on what was shown
 
 
@@ -103,7 +103,7 @@ def _plan(kind: str, said: int, served: Any, latest: list[Any]) -> Plan:
     lines.append(f"It starts from the version served now ({served.run if served is not None else 'base'}).")
     lines += _proof(said + earlier, kind)
     lack = ""
-    if not earlier:
+    if not earlier and said <= LOOKED_AT // 2:
         lack = _lack_of_sessions(latest) if kind == SESSION else _lack_of_labels(latest)
     return Plan(kind, said, earlier, served.run if served is not None else "base", lines, lack)
 
