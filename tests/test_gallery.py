@@ -113,7 +113,7 @@ def test_a_run_s_documents_are_shown_without_their_bytes_unless_asked_for(door, 
 def test_pictures_with_their_content_come_as_far_as_an_answer_holds(door, clicks, monkeypatch):
     from executor.endpoints import gallery
 
-    monkeypatch.setattr(gallery, "CONTENT_BYTES", 20_000)
+    monkeypatch.setattr(gallery, "CONTENT_BYTES", 30_000)
     (page,) = answered(door, "/gallery", run=clicks, content=True)
     assert [picture["id"] for picture in page["matches"]] == ["array", "bytes"]
     (further,) = answered(door, "/gallery", run=clicks, content=True, offset=2)
