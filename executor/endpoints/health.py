@@ -1,6 +1,7 @@
 """Whether a service can answer, and what else is wrong with it."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +23,7 @@ class Readiness:
         served: the version now served. space: of its embeddings; None while it is not loaded.
         degraded: what is wrong besides, in sentences.
         executor: of which executor of a Flow this is said; None where there is only one.
+        since: when that version was chosen, ISO 8601; None: since ever, or nobody knows. role: of the service.
     """
 
     ready: bool
@@ -29,6 +31,8 @@ class Readiness:
     space: str | None
     degraded: list[str]
     executor: str | None = None
+    since: str | None = None
+    role: str = "all"
 
 
 async def readiness(service: "Service | Reader") -> Readiness:
@@ -41,7 +45,7 @@ def _readiness(service: "Service | Reader") -> Readiness:
     try:
         served = service.served()
     except NotReady as error:
-        return Readiness(False, "", None, [str(error)])
+        return Readiness(False, "", None, [str(error)], role=service.role)
     version = service.embedder.loaded(served)
     ready = version is not None or service.role == "train"  # which embeds nothing
     degraded = [] if ready else [_not_loaded(service, served)]
@@ -49,7 +53,11 @@ def _readiness(service: "Service | Reader") -> Readiness:
     if service.role != "serve":
         writer = cast("Service", service)
         degraded += [*_store_faults(writer), *_training_faults(writer)]
-    return Readiness(ready, served, None if version is None else version.space, degraded)
+    space = None if version is None else version.space
+    since = None
+    with contextlib.suppress(FinetunerError):  # it is among the faults of the store
+        since = service.served_since()
+    return Readiness(ready, served, space, degraded, since=since, role=service.role)
 
 
 def _not_loaded(service: "Service | Reader", served: str) -> str:

@@ -42,6 +42,11 @@ class Reader:
         """Return the version that is served. Raises: NotReady: none has come yet."""
         return self.versions.served()
 
+    def served_since(self) -> str | None:
+        """Return when the writer published it, ISO 8601; None: it did not say."""
+        pointer = self.versions.pointer
+        return None if pointer is None else pointer.published_at or None
+
     def degraded(self) -> list[str]:
         """Return what is wrong while it serves nevertheless, a sentence each."""
         trouble = self._follower.trouble()

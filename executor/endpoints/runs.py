@@ -18,6 +18,7 @@ from ..parameters import (
     StatusParameters,
 )
 from ..report import contents
+from ..report.report import to_json
 from ..store.run import Run
 from .outward import outward, outward_error, outward_status
 from .service import Service
@@ -47,7 +48,9 @@ async def cancel(service: Service, docs: Sequence[Document], wanted: CancelParam
 async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParameters) -> list[RunStatus]:
     """Remove an ended run with all its files; the answer is its last status."""
     last = await _statuses(service, wanted.run)
+    run = await asyncio.to_thread(service.store.get, wanted.run)
     await asyncio.to_thread(service.supervisor.delete, wanted.run)
+    await asyncio.to_thread(service.forget, run.number)
     await asyncio.to_thread(service.embedder.forget, wanted.run)
     return last
 
@@ -70,9 +73,17 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
 
 
 async def report(service: Service, docs: Sequence[Document], wanted: ReportParameters) -> list[Document]:
-    """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
-    text = await asyncio.to_thread(contents.read, service.store, wanted.run)
-    return [Document(id=wanted.run, text=text)]
+    """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
+    return [await asyncio.to_thread(_report, service, wanted)]
+
+
+def _report(service: Service, wanted: ReportParameters) -> Document:
+    if wanted.format == "html":
+        return Document(id=wanted.run, text=contents.read(service.store, wanted.run))
+    found = contents.report_of(service.store, wanted.run)
+    suspects = found.label_errors.suspects if found.label_errors else ()
+    said = service.feedback.said([suspect.id for suspect in suspects if suspect.id])
+    return Document(id=wanted.run, text=to_json(found), tags={"said": said})
 
 
 async def watch(service: Service, name: str | None) -> AsyncGenerator[RunStatus, None]:
