@@ -13,15 +13,17 @@ from docarray import DocList
 from .. import documents
 from ..documents import Document, DocumentArray
 from ..errors import BadDocument, BadRequest, ConfigurationError
-from ..images.reading import image_of
+from ..images.thumbnails import as_uri
 from ..parameters import CompareParameters
-from ..report.pictures import THUMBNAIL, data_uri
 from ..serving.comparisons import Comparison, Item, Measuring, Sides, document_of
 from ..serving.gallery import MOST_PICTURES, check_gallery
 from ..sources.folders import read_folder
+from ..store.cache import NOBODY
 from ..store.proof_documents import proof_documents
 from ..worker.lineage import taught
 from .service import Service
+
+SIDE = 192  # of a small picture, in pixels; the same as on the page to label, so that each is made once
 
 
 async def compare(service: Service, docs: Sequence[Document], wanted: CompareParameters) -> list[documents.Comparison]:
@@ -135,7 +137,7 @@ def _show(
         docs = None
         if wanted.pictures:
             docs = opened.enter_context(_documents(service, sides)) if found.docs is None else found.docs
-        show = functools.partial(_item, service, docs)
+        show = functools.partial(_item, service, sides, docs)
         for place in places:
             query = int(found.queries[place])
             first, second = found.values[:, place].tolist()
@@ -158,16 +160,18 @@ def _found(
     )
 
 
-def _item(service: Service, docs: Sequence[Any] | None, item: Item) -> dict[str, str]:
-    picture = "" if docs is None else _picture(service, docs, item)
+def _item(service: Service, sides: Sides, docs: Sequence[Any] | None, item: Item) -> dict[str, str]:
+    picture = "" if docs is None else _picture(service, sides, docs, item)
     return {"name": item.name, "label": item.label, "picture": picture}
 
 
-def _picture(service: Service, docs: Sequence[Any], item: Item) -> str:
+def _picture(service: Service, sides: Sides, docs: Sequence[Any], item: Item) -> str:
     """Return a small picture as a `data:` uri; empty where it cannot be read (any more)."""
+    owner = NOBODY if sides.number is None else sides.number
     try:
         doc = document_of(docs[item.root], item)
-        return data_uri(image_of(doc, service.policy, min_size=THUMBNAIL))
+        (kept,) = service.thumbnails.kept([doc], SIDE, owner)
+        return as_uri(kept or service.thumbnails.begin(doc, SIDE, owner).result())
     except (BadDocument, LookupError):
         return ""
 

@@ -1,7 +1,6 @@
 """`/galleries` `/gallery` `/thumbnails` `/neighbours`: pictures that people look at."""
 
 import asyncio
-import base64
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..documents import (
     Match,
 )
 from ..errors import BadRequest
+from ..images.thumbnails import as_uri
 from ..lifecycle.sizes import bytes_of
 from ..parameters import GalleriesParameters, GalleryParameters, NeighboursParameters, ThumbnailsParameters
 from ..serving.galleries import Gallery
@@ -148,8 +148,7 @@ async def _thumbnail(doc: Any, picture: bytes | None, task: "asyncio.Future[byte
         answer.tags = {ERROR_TAG: str(error) or type(error).__name__}
     else:
         assert picture is not None
-        kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
-        answer.uri = f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+        answer.uri = as_uri(picture)
     return answer
 
 

@@ -1,5 +1,6 @@
 """Small pictures of pictures."""
 
+import base64
 import io
 from typing import Any
 
@@ -25,3 +26,9 @@ def thumbnail_of(doc: Any, side: int, policy: ImagePolicy) -> bytes:
     else:
         picture.save(file, "JPEG", quality=_QUALITY)
     return file.getvalue()
+
+
+def as_uri(thumbnail: bytes) -> str:
+    """Return such bytes as a `data:` uri."""
+    kind = "png" if thumbnail.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(thumbnail).decode('ascii')}"
