@@ -102,7 +102,9 @@ def _answer(
             answer.metrics[f"{side}/{name}"] = [figure.mean, figure.low, figure.high]
     outcomes = found.outcomes
     answer.better, answer.same, answer.worse = outcomes.better, outcomes.same, outcomes.worse
-    answer.warnings = [*_flattered(service, sides, found), *filter(None, [found.caution])]
+    if measuring.warnings is None:
+        measuring.warnings = [*_flattered(service, sides, found), *filter(None, [found.caution])]
+    answer.warnings = measuring.warnings
     chosen = _chosen(found, wanted)
     answer.matching = len(chosen)
     shown = chosen[wanted.offset : wanted.offset + wanted.limit].tolist()

@@ -101,10 +101,16 @@ class Comparison:
 
 @dataclass
 class Measuring:
-    """A comparison under way. Attributes: done, total: pictures, each counted for both versions."""
+    """A comparison under way, or done.
+
+    Attributes:
+        done, total: pictures, each counted for both versions.
+        warnings: what a person should know of the figures, for who shows them to keep; None: nobody has looked yet.
+    """
 
     done: int = 0
     total: int = 0
+    warnings: list[str] | None = None
     task: "asyncio.Task[Comparison] | None" = field(default=None, repr=False)
 
     @property
