@@ -711,7 +711,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
     path = [str(part) for part in first["loc"]]
     below = _accepted_below(model, path[0]) if len(path) > 1 else []
     name = ".".join(path) if below else "".join(path[:1])
-    accepted = ", ".join(below or model.model_fields) or "none"
+    accepted = ", ".join(below or model.model_fields)
     if first["type"] == "extra_forbidden":
         return f"{where} has no parameter {_shown(name)}; it accepts: {accepted}."
     if first["type"] == "missing":

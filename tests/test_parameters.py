@@ -13,7 +13,6 @@ from executor.parameters import (
     EmbedParameters,
     EvaluateParameters,
     ExecutorOptions,
-    FeedbackParameters,
     FitParameters,
     PromoteParameters,
     StatusParameters,
@@ -54,11 +53,6 @@ def test_an_unknown_parameter_is_refused_by_name_with_the_accepted_ones(model):
     message = refusal(model, **{"run": "a", "epocs": 3} if "run" in model.model_fields else {"epocs": 3})
     assert message.startswith("/here has no parameter 'epocs'; it accepts: ")
     assert all(name in message for name in model.model_fields)
-
-
-def test_an_endpoint_without_parameters_says_so():
-    with pytest.raises(InvalidParameter, match=r"/feedback has no parameter 'run'; it accepts: none\."):
-        parse(FeedbackParameters, {"run": "a"}, where="/feedback")
 
 
 def test_a_parameter_that_is_needed_is_named():
