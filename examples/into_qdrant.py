@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from qdrant_client import QdrantClient, models
 
 BATCH = 256
+KEPT = ("id", "uri", "space")  # with each vector
 
 
 def main() -> None:
@@ -34,19 +35,22 @@ def main() -> None:
     client.close()
 
 
-def load(client: QdrantClient, file: str) -> str:
-    """Load the rows that have an embedding, and return the name of their collection. Loading again changes nothing."""
+def load(client: QdrantClient, file: str, prefix: str = "space") -> str:
+    """Load the rows that have an embedding, and return the name of their collection. Loading again changes nothing.
+
+    Args: prefix: the name begins with it, and ends with the space of the vectors.
+    """
     with pq.ParquetFile(file) as table:
         dim = table.schema_arrow.field("embedding").type.list_size
         first = next(row for row in rows(table) if row["space"])
-        collection = f"space-{first['space']}".replace("/", "-")
+        collection = f"{prefix}-{first['space']}".replace("/", "-")
         if not client.collection_exists(collection):
             vectors = models.VectorParams(size=dim, distance=models.Distance.COSINE)
             client.create_collection(collection, vectors_config=vectors)
         client.upload_points(
             collection,
             (
-                models.PointStruct(id=number, vector=row["embedding"], payload={"id": row["id"], "uri": row["uri"]})
+                models.PointStruct(id=number, vector=row["embedding"], payload={name: row[name] for name in KEPT})
                 for number, row in enumerate(rows(table))
                 if row["error"] is None
             ),

@@ -14,7 +14,7 @@ import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.proto import DocProto
 from docarray.typing import ID, NdArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .docarray_private import ID_TYPE, LARGEST_INTEGER, TOO_LARGE, fill_integer, node_of, value_of
 from .errors import BadDocument, MissingLabel, brief
@@ -40,6 +40,7 @@ WORD_TAG = "finetuner_word"  # the number of a word of feedback: later words hav
 SAID_TAG = "finetuner_said_at"  # when it was said: ISO 8601, UTC
 GROUP_TAG = "finetuner_group"  # documents of one group never prove what others of it have taught
 
+_TYPES_OF_EMBEDDINGS = (np.float32, np.int8, np.uint8)
 _BESIDE = {"label", "labels", "class", "category", "target"}  # where people put a label by mistake
 
 # Fields of the documents that Jina and DocArray bring along, and not of ours.
@@ -97,6 +98,16 @@ class Match(BaseDoc):
     def _null_is_none(cls, tags: Any) -> Any:
         """Take null for no tags: clients in other languages send it."""
         return {} if tags is None else tags
+
+    @field_validator("embedding", mode="after")
+    @classmethod
+    def _of_its_type(cls, embedding: Any, info: ValidationInfo) -> Any:
+        """Give an embedding its type back: JSON has none, so that Jina's client makes float64 or int64 of it."""
+        if embedding is None or embedding.dtype in _TYPES_OF_EMBEDDINGS:
+            return embedding
+        space = str((info.data.get("tags") or {}).get(SPACE_TAG, ""))
+        kinds = {"int8": np.int8, "binary": np.uint8} if embedding.dtype.kind in "iu" else {}
+        return embedding.astype(kinds.get(space.rpartition("/")[2], np.float32))
 
     @property
     def content(self) -> Union[np.ndarray, str, bytes, None]:
@@ -469,3 +480,10 @@ def with_id(doc: Any) -> Any:
     if not doc.id:
         doc.id = uuid.uuid4().hex
     return doc
+
+
+def with_ids(docs: Iterable[Any]) -> None:
+    """Give an id to each document, and each of its matches, that came without one."""
+    for doc in docs:
+        for part in (doc, *(doc.matches or ())):
+            with_id(part)

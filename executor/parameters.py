@@ -34,6 +34,8 @@ LOSS_NAMES = {
     "session": ("auto", "triplet", "contrastive"),
     "unlabeled": ("auto", *_BATCH_LOSSES),
 }
+DEVICE = re.compile(r"auto|(cpu|cuda|hip|hpu|ipu|maia|mps|mtia|privateuseone|vulkan|xla|xpu)(:\d+)?")
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
@@ -99,6 +101,20 @@ def _share(value: Any) -> Any:
     return share
 
 
+def _device(value: Any) -> Any:
+    """`auto`, or the name of a torch device. Torch itself says later whether there is such a device here."""
+    if isinstance(value, str) and not DEVICE.fullmatch(value):
+        raise ValueError("must be auto, or a torch device such as cpu, cuda or cuda:1")
+    return value
+
+
+def _function_path(value: Any) -> Any:
+    """The place of a function. It is imported where it is needed, because that may take long."""
+    if isinstance(value, str) and not FUNCTION.fullmatch(value):
+        raise ValueError("must be package.module:function")
+    return value
+
+
 def _check_command(line: str) -> None:
     """Raise ValueError unless `train_command` can be split into words, and its placeholders are known."""
     try:
@@ -124,6 +140,8 @@ NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
 Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+Device = Annotated[Text, BeforeValidator(_device)]
+FunctionPath = Annotated[Text, BeforeValidator(_function_path)]
 Positions = Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(_as_tuple), Field(max_length=1000)]
 RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
@@ -485,11 +503,11 @@ class ExecutorOptions(_Parameters):
         None, description="size of the embedding; by default the model's own"
     )
     freeze: Frozen = Field(False, description="default of the training option `freeze`")
-    device: Text = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
+    device: Device = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
     devices: Names | None = Field(
         None, description="the devices to train on, a process each, such as `cuda:0` and `cuda:1`; by default `device`"
     )
-    preprocess_fn: Text | None = Field(
+    preprocess_fn: FunctionPath | None = Field(
         None, description="`package.module:function`, from a document to an array, in place of the image loading"
     )
     augment: Text | dict[str, Any] | None = Field(
@@ -547,8 +565,8 @@ class ExecutorOptions(_Parameters):
     )
     train_jobs: Text | None = Field(
         None,
-        description="directory for the folders of such jobs, under one path on all machines that train; by default "
-        "each lies in the folder of its run",
+        description="directory for the folders of such jobs, under one path on all machines that train, or a url for "
+        "fsspec, such as `s3://bucket/jobs`; by default each lies in the folder of its run",
     )
     max_image_bytes: Annotated[Whole, Field(ge=1)] = Field(32 * 2**20, description="of an encoded image")
     max_image_pixels: Annotated[Whole, Field(ge=1)] = Field(64_000_000, description="of a decoded image")
@@ -615,6 +633,8 @@ class ExecutorOptions(_Parameters):
         if self.train_jobs is not None and self.train_command is None:
             raise ValueError("train_jobs is the place for the jobs of train_command, which is not set")
         if self.devices is not None:
+            if unknown := [name for name in self.devices if name == "auto" or not DEVICE.fullmatch(name)]:
+                raise ValueError(f"devices has {unknown[0]!r}; each must be a torch device such as cuda:0")
             kinds = {name.split(":")[0] for name in self.devices}
             repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}
             if len(kinds) != 1 or repeated:
@@ -677,6 +697,7 @@ _PLAINER = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object of names and values",
+    "a valid tuple": "a list of names",
     " or instance of Retrain": "",
     " or instance of KeepFeedback": "",
     "a valid string": "a string",

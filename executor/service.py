@@ -14,6 +14,7 @@ from typing import Any, Awaitable, Callable, Dict, Optional, Sequence
 from docarray import DocList
 from jina import Executor, requests
 
+from . import tracing
 from .compute.memory import keep_freed_memory
 from .documents import (
     Comparison,
@@ -30,12 +31,12 @@ from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
 from .errors import FinetunerError
 from .parameters import ExecutorOptions, parse_executor_options
-from .web.app import make_app
+from .web.app import make_app, traced
 from .web.room import OwnRoom
 from .web.server import Door
 from .wire.ending import answer_before_the_end
 from .wire.quiet import quieten
-from .wire.refusals import Refusal, extend_servers
+from .wire.refusals import Refusal, ease_gateways, extend_servers
 from .wire.token import read_token, require
 
 Params = Optional[Dict[str, Any]]  # parsed by hand: see `parameters.parse`
@@ -60,13 +61,21 @@ class FinetunerExecutor(Executor):
         options = parse_executor_options(kwargs).with_roots()
         keep_freed_memory(_KEPT_MEMORY)
         self._token = read_token(options.token_file)
+        self._trace()
         door = None if options.http_port is None else Door(options.http_host, options.http_port)
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         if door is not None:
-            door.open(make_app(OwnRoom(self._service), options, self._token))  # in Jina's event loop
+            door.open(traced(make_app(OwnRoom(self._service), options, self._token)))  # in Jina's event loop
             print(f"FinetunerExecutor serves HTTP on {door.address} (the page: {door.address}/ui/)", flush=True)
         answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token, options.max_request_bytes)
+
+    def _trace(self) -> None:
+        """Make spans by Jina's tracing where that is on, else where the environment names a collector."""
+        if self.tracer_provider is not None:
+            tracing.use(self.tracer_provider)
+        else:
+            tracing.start("finetuner-executor")
 
     def _copies(self) -> int:
         """How many of this executor Jina starts: its replicas and shards."""
@@ -76,7 +85,8 @@ class FinetunerExecutor(Executor):
         """Call an endpoint. Every error becomes one sentence for the caller. Our bugs are logged with traceback."""
         try:
             require(self._token)
-            return await call(self._service, path, docs, parameters)
+            with tracing.span_of_call(path):
+                return await call(self._service, path, docs, parameters)
         except FinetunerError as error:
             raise Refusal(error) from None
         except Exception as error:
@@ -223,6 +233,7 @@ class FinetunerExecutor(Executor):
     def close(self) -> None:
         """End the trainer and the threads. Jina calls it when the service ends."""
         self._service.close()
+        tracing.end()
 
 
 def _with_options(method: Any) -> Signature:
@@ -240,3 +251,5 @@ def _with_options(method: Any) -> Signature:
 FinetunerExecutor.__init__.__signature__ = _with_options(  # type: ignore[attr-defined]  # Jina reads it, mypy forbids it
     FinetunerExecutor.__init__
 )
+
+ease_gateways()  # when the class is imported, because its Flow's gateway is a process without an executor

@@ -58,6 +58,7 @@ class Service:
         self.gateway = gateway
         self.options = QUICK | options
         self.replicas = 1
+        self.flow: dict[str, Any] = {}  # further arguments of the Flow
         self.ports: dict[str, int] = {}
         self.process: subprocess.Popen[str] | None = None
 
@@ -74,6 +75,7 @@ class Service:
             "gateway": self.gateway,
             "options": {"http_port": self.ports[DOOR] if self.replicas == 1 else 0, **self.options},
             "replicas": self.replicas,
+            "flow": self.flow,
         }
         environment = os.environ | {
             "JINA_OPTOUT_TELEMETRY": "1",
@@ -211,9 +213,8 @@ def _serve(settings: dict[str, Any]) -> None:
     threading.Thread(target=_die_with_the_tests, daemon=True).start()
     told = os.dup(sys.stdout.fileno())  # the test reads this pipe only until "ready"; later output goes to
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stderr, because a full pipe would block the service
-    flow = Flow(
-        protocol=list(settings["ports"]), port=list(settings["ports"].values()), host="127.0.0.1", quiet_error=True
-    ).add(
+    ports = {"protocol": list(settings["ports"]), "port": list(settings["ports"].values())}
+    flow = Flow(**ports, host="127.0.0.1", quiet_error=True, **settings["flow"]).add(
         uses=str(ROOT / "config.yml"),
         uses_with=settings["options"],
         workspace=settings["workspace"],

@@ -119,25 +119,28 @@ def _folder(workspace: Path) -> Path:
 
 
 async def _serve(folder: Path, options: "ExecutorOptions") -> int:
+    from .. import tracing
     from ..compute.memory import keep_freed_memory
     from ..endpoints.table import open_service
-    from ..web.app import make_app
+    from ..web.app import make_app, traced
     from ..web.room import OwnRoom
     from ..web.server import Door
     from ..wire.token import read_token
 
     told = _told_to_end()
     token = read_token(options.token_file)
+    tracing.start("finetuner-executor")
     door = Door(options.http_host, options.http_port or 0)
     keep_freed_memory(_KEPT_MEMORY)
     service = open_service(folder, options)
     try:
-        door.open(make_app(OwnRoom(service), options, token))
+        door.open(traced(make_app(OwnRoom(service), options, token)))
         _say(door, service, options)
         await told.wait()
         await door.end()
     finally:
         await asyncio.to_thread(service.close)
+        await asyncio.to_thread(tracing.end)
     return 0
 
 

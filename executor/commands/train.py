@@ -1,6 +1,7 @@
 """Train one run, in this process. The service starts this by itself, or another program does in a job's folder."""
 
 import argparse
+import os
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +15,7 @@ def add(commands: Any) -> None:
     train = commands.add_parser("train", help="train one run of a workspace, or of a job's folder")
     place = train.add_mutually_exclusive_group(required=True)
     place.add_argument("--workspace", type=Path, help="the workspace folder of the service; needs --run")
-    place.add_argument("--job", type=Path, help="the folder of a job, as the option train_command names it")
+    place.add_argument("--job", help="the folder of a job, or its url, as the option train_command names it")
     train.add_argument("--run", help="the name of the run; a job knows its own")
     add_priority(train)
     train.add_argument("--tied", action="store_true", help="end when standard input ends")
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         be_killed_first()
         keep_freed_memory()
     if arguments.job is not None:
-        return _train_job(arguments.job.resolve(), arguments.run)
+        return _train_job(arguments.job, arguments.run)
     return _train_run(arguments.workspace, arguments.run)
 
 
@@ -54,21 +55,21 @@ def _train_run(workspace: Path, name: str) -> int:
     return run_trainer(store, name, others=others)
 
 
-def _train_job(folder: Path, name: str | None) -> int:
+def _train_job(address: str, name: str | None) -> int:
     from ..errors import FinetunerError
-    from ..store.job import Job
+    from ..store.job import open_job
     from ..worker.other_ranks import start_other_ranks
 
-    job = Job(folder)
     try:
+        job = open_job(address, int(os.environ.get("RANK", "0")))
         told = job.run()
-    except FinetunerError as error:
+    except (FinetunerError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     if name not in (None, told.name):
-        sys.stderr.write(f"The job in {folder} is of run {told.name!r}, not {name!r}; leave --run away.\n")
+        sys.stderr.write(f"The job in {address} is of run {told.name!r}, not {name!r}; leave --run away.\n")
         return 2
-    others = start_other_ranks(told.as_run().ranks, f"--job={folder}")
+    others = start_other_ranks(told.as_run().ranks, f"--job={job.address}")
 
     from ..worker.job import main as run_job
 

@@ -43,7 +43,7 @@ _NAMED = (LABEL_TAG, "name")  # tags of a document that are shown with its pictu
 async def galleries(service: Service, docs: Sequence[Document], wanted: GalleriesParameters) -> list[Document]:
     """Return galleries that can be named: folders and parquet files below `allowed_roots`, and runs."""
     found = [Document(id=name, tags={SORT_TAG: "run"}) for name in await asyncio.to_thread(_runs, service)]
-    places = await asyncio.to_thread(service.places.all)
+    places = await asyncio.to_thread(service.gallery_places.all)
     found += [Document(id=_short(place), tags={SORT_TAG: sort}) for place, sort in places]
     return found[: wanted.limit]
 
@@ -114,7 +114,7 @@ async def thumbnails(service: Service, docs: Sequence[Any], wanted: ThumbnailsPa
         for start in range(0, len(wanted.positions), CHUNK):
             some = await asyncio.to_thread(_at, opened, wanted.positions[start : start + CHUNK])
             answers += await _made(service, some, wanted.side, opened.owner)
-    outward_documents(answers, service.folder)
+    outward_documents(answers, service.places)
     return answers
 
 
@@ -172,7 +172,7 @@ async def neighbours(service: Service, docs: Sequence[Any], wanted: NeighboursPa
     await service.embedder.embed(asked, model=version.name)
     await _wait(embedded)
     found = [await asyncio.to_thread(_near, embedded, doc, wanted.limit) for doc in asked]
-    outward_documents(found, service.folder)
+    outward_documents(found, service.places)
     return found
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from ..errors import FinetunerError, NotReady
 from ..lifecycle.watchdog import is_stopped
 from ..store.run import Run, RunState
+from .outward import outward
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -36,7 +37,8 @@ class Readiness:
 
 async def readiness(service: "Service | Reader") -> Readiness:
     """Return how a service stands. A model that is not loaded is loaded, in the background."""
-    return await asyncio.to_thread(_readiness, service)
+    found = await asyncio.to_thread(_readiness, service)
+    return replace(found, degraded=[outward(sentence, service.places) for sentence in found.degraded])
 
 
 def _readiness(service: "Service | Reader") -> Readiness:
@@ -70,8 +72,8 @@ def _store_faults(service: "Service") -> list[str]:
         workspace.try_to_write()
     except OSError as error:
         faults.append(
-            f"The workspace {workspace.root} cannot be written ({error.strerror or error}), so /fit refuses documents. "
-            "See to its disk."
+            f"The disk of {workspace.root} cannot be written ({error.strerror or error}), so /fit refuses documents. "
+            "See to it."
         )
     try:
         service.store.served_now()

@@ -42,7 +42,7 @@ def _found(service: Service, wanted: QuarantinedParameters) -> list[Document]:
                     spools[side] = stack.enter_context(spool)
                 doc.uri = _thumbnail(spools[side], found.place, service.policy)
             answer.append(doc)
-    outward_documents(answer, service.folder)
+    outward_documents(answer, service.places)
     return answer
 
 

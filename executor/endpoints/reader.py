@@ -14,6 +14,7 @@ from ..serving.spaces import Spaces
 from ..store.published import Place
 from .gathering import Gatherings
 from .measures import Measures
+from .outward import places_of
 
 
 class Reader:
@@ -28,7 +29,7 @@ class Reader:
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
         silence_libtiff()
-        self.folder = folder
+        self.folder, self.places = folder, places_of(folder, options)
         place = Place(options.serve_from or "")
         self.versions = FollowedVersions(place, folder / "versions")
         self.measures = Measures(self)

@@ -4,7 +4,9 @@ import asyncio
 import functools
 from collections.abc import AsyncGenerator, Sequence
 
+from .. import tracing
 from ..documents import Document, Event, RunStatus
+from ..errors import FinetunerError
 from ..lifecycle.status import status_of
 from ..parameters import (
     CancelParameters,
@@ -18,7 +20,7 @@ from ..parameters import (
 from ..report import contents
 from ..report.report import to_json
 from ..store.run import Run
-from .outward import outward, outward_status
+from .outward import outward, outward_error, outward_status
 from .service import Service
 
 WATCH_SECONDS = 0.2
@@ -27,7 +29,7 @@ WATCH_SECONDS = 0.2
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
     """Store documents durably in a run, and return its status."""
     receive = functools.partial(service.receiver.receive, docs, wanted)
-    run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", receive))
+    run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", tracing.carried(receive)))
     service.measures.documents.labels(wanted.split).inc(len(docs))
     return await _statuses(service, run)
 
@@ -65,7 +67,7 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
     run = await asyncio.to_thread(service.store.get, wanted.run)
     found = await asyncio.to_thread(service.store.events, run.name, wanted.after, wanted.limit)
     return [
-        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, service.folder))
+        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, service.places))
         for number, at, kind, message in found
     ]
 
@@ -85,17 +87,22 @@ def _report(service: Service, wanted: ReportParameters) -> Document:
 
 
 async def watch(service: Service, name: str | None) -> AsyncGenerator[RunStatus, None]:
-    """Yield the status of a run whenever it changes, until the run has ended. Without a name: the newest run."""
-    run = await asyncio.to_thread(_watched, service, name)
-    shown = None
-    while True:
-        (now,) = await _statuses(service, run.name)
-        if now != shown:
-            yield now
-            shown = now
-        if now.ended_at is not None:
-            return
-        await asyncio.sleep(WATCH_SECONDS)
+    """Yield the status of a run whenever it changes, until the run has ended. Without a name: the newest run.
+
+    Raises: FinetunerError: there is no such run, or its status cannot be read.
+    """
+    try:
+        run = await asyncio.to_thread(_watched, service, name)
+        shown = None
+        while shown is None or shown.ended_at is None:
+            (now,) = await _statuses(service, run.name)
+            if now != shown:
+                yield now
+                shown = now
+            if now.ended_at is None:
+                await asyncio.sleep(WATCH_SECONDS)
+    except FinetunerError as error:
+        raise outward_error(error, service.places) from error
 
 
 def _watched(service: Service, name: str | None) -> Run:
@@ -111,4 +118,4 @@ async def _statuses(service: Service, run: str | None) -> list[RunStatus]:
 def _list_statuses(service: Service, name: str | None) -> list[RunStatus]:
     runs = service.store.all() if name is None else [service.store.get(name)]
     statuses = [status_of(service.store, run, service.receiver.counts) for run in runs]
-    return [outward_status(status, service.folder) for status in statuses]
+    return [outward_status(status, service.places) for status in statuses]

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from .. import tracing
 from ..compute.threads import Lanes
 from ..images.libtiff import silence_libtiff
 from ..lifecycle.feedback import Feedback, LabelsSaid
@@ -18,7 +19,7 @@ from ..serving.comparing import is_worse
 from ..serving.comparisons import Comparisons
 from ..serving.embedder import Embedder
 from ..serving.galleries import Galleries
-from ..serving.gallery_places import Places
+from ..serving.gallery_places import GalleryPlaces
 from ..serving.neighbours import KEPT_BYTES as VECTOR_BYTES
 from ..serving.neighbours import Neighbours
 from ..serving.publishing import Publisher
@@ -32,6 +33,7 @@ from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
 from .measures import Measures
+from .outward import places_of
 
 RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
@@ -45,7 +47,7 @@ class Service:
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
         silence_libtiff()
-        self.folder = folder
+        self.folder, self.places = folder, places_of(folder, options)
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
@@ -58,7 +60,7 @@ class Service:
         self.comparisons = Comparisons(self.embedder)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
         self.galleries = Galleries(self.store, self.policy)
-        self.places = Places(self.policy.allowed_roots or (), folder)
+        self.gallery_places = GalleryPlaces(self.policy.allowed_roots or (), folder)
         self.thumbnails = Thumbnails(
             Cache(workspace.thumbnails, THUMBNAIL_BYTES, self._run_numbers),
             self.policy,
@@ -138,6 +140,10 @@ class Service:
 
     def serve(self, version: str) -> None:
         """Serve a version, `base` or a run, from now on. Raises: UnknownModel: there is no such version."""
+        with tracing.span("promotion", {"finetuner.version": version}):
+            self._serve(version)
+
+    def _serve(self, version: str) -> None:
         if self.role == "train":
             check_version(self.store.workspace, version)
         else:

@@ -7,7 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..documents import ERROR_TAG, MODEL_TAG, POSITION_TAG, REASON_TAG, SPACE_TAG, Document, has_label, label_of
+from ..documents import (
+    ERROR_TAG,
+    MODEL_TAG,
+    POSITION_TAG,
+    REASON_TAG,
+    SPACE_TAG,
+    Document,
+    has_label,
+    label_of,
+    with_ids,
+)
 from ..errors import BadRequest
 from ..parameters import SuggestParameters
 from ..serving.galleries import Gallery, documents_at
@@ -31,7 +41,7 @@ class _Pool(NamedTuple):
 
 
 async def suggest(service: Service, docs: Sequence[Document], wanted: SuggestParameters) -> list[Document]:
-    """Return at most `limit` of the documents sent, or of the gallery, each with `tags['finetuner_reason']`.
+    """Return at most `limit` of the documents sent, or of the gallery, each with an id and `tags['finetuner_reason']`.
 
     Documents with a label are taken as known, beside those of feedback and of the promoted run. What cannot be embedded
     is not suggested.
@@ -42,6 +52,7 @@ async def suggest(service: Service, docs: Sequence[Document], wanted: SuggestPar
     if bool(len(docs)) == is_named:
         raise BadRequest("/suggest takes documents, or the parameter 'gallery' or 'run'; send one of them.")
     version = service.store.promoted()
+    with_ids(docs)
     pool = await _gallery(service, wanted, version) if is_named else await _embedded(service, docs, version)
     known = await _embedded(service, await asyncio.to_thread(_known, service, version), version)
     return await asyncio.to_thread(_chosen, pool, known, wanted.limit)

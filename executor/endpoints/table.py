@@ -109,4 +109,4 @@ async def call(
     try:
         return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
     except FinetunerError as error:
-        raise outward_error(error, service.folder) from error
+        raise outward_error(error, service.places) from error

@@ -11,7 +11,7 @@ import time
 
 import psutil
 
-from ..store.job import job_of
+from ..store.job import check_jobs, job_of
 from ..store.run import Run
 from ..store.workspace import Workspace
 from ..worker.command import end_process, is_trainer_of, on_workspace, start_process
@@ -26,7 +26,9 @@ class TrainerProcesses:
     Args:
         nice: the niceness of the trainers. yields: whether they compute only when no other process wants to.
         standby_seconds: how long a process started in advance waits for a run; 0: start none in advance.
-        command: what trains in place of a process of this machine, and `jobs` the directory for its folders.
+        command: what trains in place of a process of this machine, and `jobs` the directory or url for its folders.
+
+    Raises: ConfigurationError: no job can lie where `jobs` says.
 
     Attributes: cancel_by: the signal that ends the trainer of a run that was cancelled.
     """
@@ -41,6 +43,7 @@ class TrainerProcesses:
         command: str | None = None,
         jobs: str | None = None,
     ) -> None:
+        check_jobs(jobs)
         self._workspace = workspace
         self._command = command
         self._jobs = jobs

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from .. import tracing
 from ..documents import Document, DocumentArray
 from ..errors import FinetunerError
 from ..parameters import ExecutorOptions, FitParameters, Retrain
@@ -134,7 +135,8 @@ class Retrainer:
     def _begin(self) -> None:
         number, level = self._budget.next()
         try:
-            name = self._receiver.receive(DocumentArray(), self._parameters(), automatic=(number, level))
+            with tracing.span("retrain"):
+                name = self._receiver.receive(DocumentArray(), self._parameters(), automatic=(number, level))
         except FinetunerError as error:
             count = self._refused[1] + 1 if self._refused else 1
             self._refused = now(), count, str(error)

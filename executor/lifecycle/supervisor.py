@@ -10,6 +10,7 @@ from functools import partial
 
 import psutil
 
+from .. import tracing
 from ..compute.memory import KernelKills
 from ..report.contents import settle
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
@@ -93,14 +94,21 @@ class Supervisor:
     def cancel(self, run: str) -> None:
         """Cancel a run, unless it has ended. When this returns, its trainer is gone."""
         with self._lock:
-            if not self._store.get(run).state.ended:
-                self._store.advance(run, RunState.CANCELLED)
+            if not (found := self._store.get(run)).state.ended:
+                self._store.advance(run, RunState.CANCELLED, **self._received(found))
             if self._process_is_for(run):
                 self._end_trainer(self._trainers.cancel_by)
             self._receiver.release(run)
             if (ended := self._store.get(run)).state is RunState.CANCELLED:
                 self._trainers.forget(ended)
                 self._store.workspace.prune(run, keep_checkpoints=False)
+
+    def _received(self, run: Run) -> dict[str, int]:
+        """What a run has got so far, if nobody has written it down yet: its status goes on to say so."""
+        if run.state is not RunState.RECEIVING:
+            return {}
+        train, evaluation = self._receiver.counts(run.name)
+        return {"train_rows": train, "eval_rows": evaluation}
 
     def delete(self, run: str) -> None:
         """Delete a run that has ended. A new run with its name inherits nothing. Raises: as `RunStore.delete`."""
@@ -222,7 +230,8 @@ class Supervisor:
         progress, served = self._store.progress(run.name), self._store.promoted()
         wanted, failure = is_wanted(run, progress, served), None
         if wanted and served != run.name:
-            failure = self._tries.make(lambda: self._promote(run.name))
+            with tracing.within(run.configuration.trace):
+                failure = self._tries.make(lambda: self._promote(run.name))
         words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
         ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
         self._judged("failed" if failure else "promoted" if wanted else "kept")

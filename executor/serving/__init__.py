@@ -2,6 +2,7 @@
 
 embedder.py   load versions, let callers in
 pipeline.py   fetch, decode, embed in batches, callers in turn
+stages.py     the stages of a call, for its trace
 publishing.py keep what is published for readers equal to what is served
 following.py  bring, load and serve what a writer publishes
 comparing.py  compare two versions on later feedback

@@ -130,6 +130,8 @@ class Embedder:
         try:
             self._pipeline.put(parts, request)
             await request.done.wait()
+            if request.stages is not None:
+                request.stages.record(version.name, len(parts))
         finally:
             request.abandoned = True
             self._let_go(caller, len(parts))

@@ -15,7 +15,7 @@ MOST_ENTRIES = 300  # in each of them
 TRUSTED_SECONDS = 30.0  # before they are looked for anew
 
 
-class Places:
+class GalleryPlaces:
     """The places that can be named, looked for when they are asked for, and not too often."""
 
     def __init__(self, roots: Sequence[str], workspace: Path) -> None:

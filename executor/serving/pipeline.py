@@ -9,6 +9,7 @@ affects only its own document.
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .. import tracing
 from ..compute.turns import Turns
 from ..documents import ERROR_TAG, MAPPED_TAG, MODEL_TAG, SPACE_TAG
 from ..images.budget import LargePicture, abandoned_when, small_only
 from ..images.policy import ImagePolicy
 from ..images.remote import given
 from ..loading.fetches import Fetch, Fetches
+from .stages import Stages, running
 
 if TYPE_CHECKING:
     from ..models.model import EmbeddingModel
@@ -64,6 +67,7 @@ class Request:
     def __init__(self, count: int, version: Version, caller: Hashable) -> None:
         self.version = version
         self.caller = caller
+        self.stages = Stages() if tracing.is_recording() else None
         self.done = asyncio.Event()
         self.abandoned = False  # nobody waits for the answer any more
         self._left = count
@@ -147,6 +151,8 @@ class Pipeline:
 
     def _fetch(self, doc: Any, request: Request, uri: str, policy: ImagePolicy) -> None:
         def decode(fetch: Fetch) -> None:
+            if request.stages is not None:
+                request.stages.ran("fetch", request.stages.began)
             self._count(1)
             self._pictures.put(request.caller, [_Picture(doc, request, fetch)])
 
@@ -184,6 +190,7 @@ class Pipeline:
                 given({} if picture.fetch is None else picture.fetch.fetched),
                 abandoned_when(request.is_abandoned),
                 small_only(small),
+                running(request.stages, "decode"),
             ):
                 content = request.version.preprocess(doc)
         except LargePicture:
@@ -243,6 +250,7 @@ def _alike(one: _Item, other: _Item) -> bool:
 
 
 def _embed(batch: list[_Item]) -> None:
+    began = time.time_ns()
     try:
         embeddings = _forward(batch)
     except Exception as error:  # try each alone, so that a bad one does not spoil the others
@@ -257,6 +265,8 @@ def _embed(batch: list[_Item]) -> None:
             item.doc.tags[MODEL_TAG] = item.version.name
             item.doc.tags[SPACE_TAG] = item.version.space
     for item in batch:
+        if item.request.stages is not None:
+            item.request.stages.ran("forward", began)
         item.request.finished()
 
 

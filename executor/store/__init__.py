@@ -2,6 +2,7 @@
 
 workspace.py   where each file of a workspace is, and when it is removed
 run.py         a run: its states, the one table of legal moves, its options, its progress
+moves.py       the trace of a run: a span of each state that it was in
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
 database.py    a SQLite file of a workspace: schema, transactions, readable errors
 feedback.py    what users said of documents: sessions and labels, the latest word of each id
@@ -14,6 +15,7 @@ spool_file.py  the SQLite file under it
 connections.py its connections, which survive threads and forks and are few
 sqlite.py      the one way to open a SQLite file
 job.py         the folder of a run that another command trains: plain files, no SQLite file that is shared
+exchange.py    such a folder on an object store, with a copy on the disk of each side
 job_store.py   the store of a process that trains in such a folder
 published.py   where the served version is published for readers, complete and with digests
 files.py       the one way to publish a file or a folder

@@ -12,11 +12,14 @@
         ended.json       the exit code
         result.json      the digests of the model, the report and the proof
 
+On an object store the folder is exchanged file by file: see `exchange.py`.
+
 Of further ranks there are `progress-1.json`, `events-1.jsonl` and so on. The service writes everything but `made/`, and
 the job writes that alone.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import WorkspaceError
 from ..parameters import TrainingOptions
+from .exchange import Exchange, NoExchange, is_url
 from .files import publish_file
 from .run import Configuration, Run, RunState
 from .workspace import Workspace
@@ -79,15 +83,24 @@ class JobRun(BaseModel):
 
 
 class Job:
-    """The folder of one job. Methods that read raise OSError if the disk fails."""
+    """The folder of one job. Methods that read raise OSError if the disk fails.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes: address: what `{job}` stands for: the folder, or a url, of which the folder is this side's copy.
+    """
+
+    def __init__(self, folder: Path, address: str | None = None) -> None:
         self.folder = folder
+        self.address = address or str(folder)
         self.documents = folder / "documents.sqlite"
         self.made = folder / "made"
         self._run = folder / "job.json"
         self._served = folder / "served.json"
         self._attempt = folder / "attempt.json"
+
+    @functools.cached_property
+    def exchange(self) -> Exchange | NoExchange:
+        """Return what keeps the folder and the address alike. Raises: ConfigurationError: there can be none."""
+        return Exchange(self.folder, self.address) if is_url(self.address) else NoExchange()
 
     def version(self, name: str) -> Path:
         """The folder of a model that travels with the job."""
@@ -164,22 +177,27 @@ class Job:
     def remove(self) -> None:
         """Remove the folder, if it is there. Every process of the job ends by that."""
         self.end_attempts()
+        self.exchange.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
         for scratch in Path(tempfile.gettempdir()).glob(f"{self._scratch_name}-*"):
             shutil.rmtree(scratch, ignore_errors=True)
 
     # on the machine of a rank -------------------------------------------------------------------------------------
 
-    def new_scratch(self, rank: int) -> Path:
-        """Return a new empty folder on the local disk of a rank. What a killed rank has left there is removed."""
-        name = f"{self._scratch_name}-{rank}-"
+    def new_scratch(self, rank: int, what: str = "") -> Path:
+        """Return a new empty folder on the local disk of a rank. What a killed rank has left there is removed.
+
+        Args: what: it is for, if a rank has several.
+        """
+        name = f"{self._scratch_name}-{what}{rank}-"
         for old in Path(tempfile.gettempdir()).glob(f"{name}*"):
             shutil.rmtree(old, ignore_errors=True)
         return Path(tempfile.mkdtemp(prefix=name))
 
     @property
     def _scratch_name(self) -> str:
-        path = f"{os.getuid()} {self.folder.resolve()}"
+        place = self.address if is_url(self.address) else self.folder.resolve()
+        path = f"{os.getuid()} {place}"
         return f"finetuner-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
 
 
@@ -206,11 +224,32 @@ class JobWorkspace(Workspace):
 
 
 def job_of(workspace: Workspace, run: Run, jobs: str | None) -> Job:
-    """Return the job of a run. Args: jobs: the directory of all jobs; None: each lies in its run's folder."""
+    """Return the job of a run. Args: jobs: the directory or url of all jobs; None: each lies in its run's folder."""
+    here = workspace.run_folder(run.name) / "job"
     if jobs is None:
-        return Job(workspace.run_folder(run.name) / "job")
+        return Job(here)
     whose = f"{workspace.root.resolve()} {run.number} {run.created_at}"  # a name may be used again, or by another
-    return Job(Path(jobs).resolve() / f"{run.name}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}")
+    name = f"{run.name}-{hashlib.sha256(whose.encode()).hexdigest()[:8]}"
+    return Job(here, f"{jobs.rstrip('/')}/{name}") if is_url(jobs) else Job(Path(jobs).resolve() / name)
+
+
+def open_job(address: str, rank: int) -> Job:
+    """Return the job at a path or a url. Of a url each rank gets a copy of its own, on its local disk.
+
+    Raises: ConfigurationError: there is no such store. OSError: it does not answer.
+    """
+    if not is_url(address):
+        return Job(Path(address).resolve())
+    job = Job(Job(Path(), address).new_scratch(rank, "copy"), address)
+    job.exchange.bring("inputs")
+    job.exchange.bring("made")
+    return job
+
+
+def check_jobs(jobs: str | None) -> None:
+    """Check the place of all jobs. Raises: ConfigurationError: it is a url that nothing can write to."""
+    if jobs is not None and is_url(jobs):
+        Exchange(Path(), jobs)
 
 
 def read_lines(content: bytes) -> list[Any]:

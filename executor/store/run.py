@@ -79,6 +79,7 @@ class Configuration(BaseModel):
         automatic: 0, or which of the automatic runs that are judged it is. level: the chance of a false promotion that
             it was given then; see `store/budget.py`.
         directory: the service's working directory. path: its Python search path; the trainer imports from there, too.
+        trace: the `traceparent` of the run's span, and `asked_by` that of the request that created it, if it is traced.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -89,6 +90,8 @@ class Configuration(BaseModel):
     level: float | None = None
     directory: str = "."
     path: tuple[str, ...] = ()
+    trace: str | None = None
+    asked_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

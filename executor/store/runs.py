@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from .. import tracing
 from ..errors import Conflict, IllegalTransition, UnknownRun, brief
 from ..parameters import TrainingOptions
 from .database import Database
+from .moves import entered, record_move
 from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
@@ -171,6 +173,7 @@ class RunStore:
         """
         with self._database.transaction() as db:
             run = self.get(name)
+            since = entered(run, self.events(name, limit=-1)) if tracing.is_on() else run.created_at
             if to not in LEGAL.get(run.state, set()):
                 raise IllegalTransition(f"Run {name!r} is {run.state.value}; it cannot become {to.value}.")
             changes["state"] = to.value
@@ -190,7 +193,9 @@ class RunStore:
             self._append_event(
                 db, name, to.value, changes.get("error") or changes.get("verdict") or f"was {run.state.value}"
             )
-        return self.get(name)
+        moved = self.get(name)
+        record_move(run, moved, since=since)
+        return moved
 
     def delete(self, name: str) -> None:
         """Remove an ended run with all its files. If the process is killed meanwhile, all or none is left.

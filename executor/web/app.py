@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
+from .. import tracing
 from ..endpoints.table import ENDPOINTS
 from ..errors import ForeignOrigin, Unauthorized
 from ..parameters import ExecutorOptions
@@ -51,6 +53,26 @@ def make_app(room: Room, options: ExecutorOptions, token: str | None) -> App:
             expose_headers=("Retry-After",),
         )
     return app
+
+
+def traced(app: App) -> App:
+    """Return the application with a span of each call, within the caller's; as it was where tracing is off."""
+    if not tracing.is_on():
+        return app
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    from opentelemetry.util.http import ExcludeList
+
+    def name(scope: Message) -> tuple[str, dict[str, Any]]:
+        known = scope.get("path") in PATHS  # others would be as many names as somebody tries
+        return (f"{scope.get('method', '')} {scope['path'] if known else ''}".strip(), {})
+
+    return OpenTelemetryMiddleware(
+        app,
+        excluded_urls=ExcludeList([f"{path}$" for path in HEALTH]),
+        default_span_details=name,
+        tracer_provider=tracing.provider(),
+        exclude_spans=["receive", "send"],
+    )
 
 
 def is_of_page(path: str) -> bool:

@@ -13,12 +13,21 @@ from typing import Any
 from grpc.aio import Server as GrpcServer
 from uvicorn import Server as HttpServer
 
+from ..tracing import shut_down
 from .answering import GRACE_SECONDS, answer_before_end
-from .jina_private import WebSocketServer, before_teardown, library_server, replace_wait_for_floating_requests
+from .jina_private import (
+    WebSocketServer,
+    before_teardown,
+    library_server,
+    replace_end_of_tracing,
+    replace_wait_for_floating_requests,
+)
 
 
 def answer_before_the_end(*also: Callable[[], Awaitable[None]]) -> None:
     """Make the servers of this process answer their requests before they close, within `GRACE_SECONDS`.
+
+    A collector of traces that is not there holds up none of them.
 
     Args: also: what ends other servers of this process, at the same time.
     """
@@ -27,6 +36,7 @@ def answer_before_the_end(*also: Callable[[], Awaitable[None]]) -> None:
         await asyncio.gather(*map(_answer, servers), *(end() for end in also))
 
     before_teardown(answer_all)
+    replace_end_of_tracing(shut_down)
     replace_wait_for_floating_requests(_wait_a_little)
 
 

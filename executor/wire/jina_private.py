@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jina.helper
 from fastapi import FastAPI
+from google.protobuf.message import DecodeError
 from jina.proto import jina_pb2
 from jina.serve.instrumentation import InstrumentationMixin
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
 from jina.serve.runtimes.gateway.gateway import BaseGateway
 from jina.serve.runtimes.gateway.streamer import GatewayStreamer
+from jina.serve.runtimes.servers import BaseServer
 from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import HTTPServer
@@ -50,6 +52,7 @@ PRIVATE = (
     Part(DataRequest, "add_exception", "Jina puts its traceback into the answer here."),
     Part(JinaRequest, "add_exception", "Everything else that it does must still happen."),
     Part(AsyncNewLoopRuntime, "async_teardown", "Jina cuts off the requests under way; we wait for them first."),
+    Part(BaseServer, "_teardown_instrumentation", "Jina waits for a collector of traces that does not answer."),
     Part(AsyncNewLoopRuntime, "server", "We tell the servers of a process to end.", in_source=True),
     Part(CompositeBaseServer, "servers", "The same, if one process serves several protocols.", in_source=True),
     Part(CompositeBaseServer, "_server_kwargs", "The settings of each protocol's server."),
@@ -67,6 +70,12 @@ PRIVATE = (
 def extend_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
     """Let `extend` change the app of the HTTP servers that Jina is about to start in this process."""
     jina.helper.extend_rest_interface = extend
+
+
+def add_to_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
+    """The same, after what others have put there to change it."""
+    others = jina.helper.extend_rest_interface
+    extend_http_app(lambda app: extend(others(app)))
 
 
 def set_grpc_interceptors(make: Callable[[list[Any]], list[Any]], options: dict[str, Any]) -> None:
@@ -109,6 +118,17 @@ def before_teardown(do: Callable[[list[Any]], Awaitable[None]]) -> None:
 
 
 _own_teardown = AsyncNewLoopRuntime.async_teardown
+
+
+def replace_end_of_tracing(end: Callable[[Any], object]) -> None:
+    """Let `end` end the providers of spans and of metrics that Jina has set up for a server of this process."""
+
+    def teardown(server: Any) -> None:
+        for provider in (server.tracer_provider, server.meter_provider):
+            if provider is not None:
+                end(provider)
+
+    BaseServer._teardown_instrumentation = teardown
 
 
 def library_server(server: Any) -> Any:
@@ -205,3 +225,13 @@ def refusal_in(response: Any) -> tuple[list[str], str] | None:
     if header is None or header.status.code != jina_pb2.StatusProto.ERROR:
         return None
     return list(header.status.exception.args), str(header.status.description)
+
+
+def says_error(message: bytes) -> bool:
+    """Whether an answer, as a websocket carries it, says that the call failed. Its documents are not read."""
+    try:
+        return bool(
+            jina_pb2.DataRequestProtoWoData.FromString(message).header.status.code == jina_pb2.StatusProto.ERROR
+        )
+    except DecodeError:
+        return False

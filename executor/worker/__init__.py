@@ -12,6 +12,7 @@ label_check.py    looks for wrong labels with the untrained and the tuned model
 index_learning.py learns what an index needs when the model changes: a map, and how to make vectors small
 reporting.py      writes the report, with what the options do not say: what `auto` became, which model it was
 progress.py       what a trainer reports about its run
+phases.py         its trace: a span of each phase and of each epoch
 tracking.py       the history of a run for TensorBoard
 time_left.py      how long a run takes after its last step
 checkpoints.py    saves a training to a folder and loads it again

@@ -19,6 +19,7 @@ from dataclasses import replace
 import psutil
 
 from ..errors import FinetunerError
+from ..store.exchange import Exchange, NoExchange
 from ..store.files import is_full, unwritable
 from ..store.job import Attempt, Job, job_of
 from ..store.run import Run, RunState, TrainerExit
@@ -28,6 +29,7 @@ from .job_folder import fill
 from .mirror import Mirror, worst
 
 LOOK_SECONDS = 0.2
+EXCHANGE_SECONDS = 1.0  # between two looks at an object store
 END_SECONDS = 4.0  # that the command of a cancelled run gets to end its own processes
 HOPELESS = (TrainerExit.REFUSED, TrainerExit.UNWRITABLE)
 _PR_SET_PDEATHSIG = 1
@@ -62,6 +64,7 @@ class Elsewhere:
         self._name = name
         self._command = command
         self._jobs = jobs
+        self._exchange: Exchange | NoExchange = NoExchange()
         self._stopping = False
         self._refused: TrainerExit | None = None  # no further try would help, though a launcher may make it
         self._reason: str | None = None  # why
@@ -77,17 +80,22 @@ class Elsewhere:
             return TrainerExit.INTERRUPTED
         self._store.report(self._name, replace(self._store.progress(self._name), error=None, phase="starting"))
         job = job_of(self._store.workspace, run, self._jobs)
+        self._exchange = job.exchange
+        self._exchange.bring("made")  # what an earlier attempt has made
         fill(job, self._store, run)
         attempt = job.begin_attempt()
+        self._exchange.send("made")
+        self._exchange.send("inputs")
         mirror = Mirror(job, self._store, run, attempt)
         arguments = arguments_of(self._command, job, run)
         try:
-            process = start(arguments)
+            process = start(arguments, run.configuration.trace)
         except OSError as error:
             self._explain(f"train_command cannot be started: {error}. Correct it, and start the service again.")
             return TrainerExit.REFUSED
         _log.info("Started %s as process %d", shlex.join(arguments), process.pid)
         self._attend(process, job, attempt, mirror)
+        self._exchange.bring("made")
         mirror.look()
         return self._outcome(process.returncode, mirror)
 
@@ -104,21 +112,34 @@ class Elsewhere:
 
     def _attend(self, process: "subprocess.Popen[bytes]", job: Job, attempt: Attempt, mirror: Mirror) -> None:
         """Mirror what the job makes until its command has ended."""
-        asked = False
+        asked, exchanged = False, time.monotonic()
         while process.poll() is None:
             if self._refused is not None or (self._stopping and self._store.get(self._name).state.ended):
                 job.end_attempts()
+                self._tell()
                 end_family(process)
             elif self._stopping and not asked:
                 asked = True
                 job.ask_to_stop(attempt)
+                self._tell()
                 process.terminate()
             try:
+                if time.monotonic() - exchanged >= EXCHANGE_SECONDS:
+                    self._exchange.bring("made")
+                    self._exchange.send("inputs")
+                    exchanged = time.monotonic()
                 mirror.look()
                 self._notice_refusal(mirror)
             except (OSError, FinetunerError) as error:  # such as a network that is gone for a while
                 _log.warning("The job's folder cannot be read: %s", error)
             time.sleep(LOOK_SECONDS)
+
+    def _tell(self) -> None:
+        """Let the job know at once what was written for it."""
+        try:
+            self._exchange.send("inputs")
+        except OSError as error:
+            _log.warning("The job cannot be told to end: %s", error)
 
     def _notice_refusal(self, mirror: Mirror) -> None:
         """Remember that the run was refused, and why: the next try of the job forgets that."""
@@ -162,17 +183,19 @@ class Elsewhere:
 
 def arguments_of(command: str, job: Job, run: Run) -> list[str]:
     """Return the words of a command, with what its placeholders stand for."""
-    values = {"{python}": sys.executable, "{job}": str(job.folder), "{run}": run.name}
+    values = {"{python}": sys.executable, "{job}": job.address, "{run}": run.name}
     words = shlex.split(command)
     for placeholder, value in values.items():
         words = [word.replace(placeholder, value) for word in words]
     return words
 
 
-def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
+def start(arguments: list[str], traceparent: str | None = None) -> "subprocess.Popen[bytes]":
     """Start a command in a process group of its own: Ctrl-C on the service's terminal is for the service.
 
     The kernel sends it SIGTERM when this process ends, even by a crash.
+
+    Args: traceparent: of the run's span; the command finds it in `TRACEPARENT`, where OpenTelemetry wants it.
     """
     prctl = ctypes.CDLL(None).prctl  # looked up here, because little may be done between fork and exec
 
@@ -180,7 +203,8 @@ def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
         os.setpgid(0, 0)
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
-    environment = MEET_ANEW | public_environment()
+    traced = {} if traceparent is None else {"TRACEPARENT": traceparent}
+    environment = MEET_ANEW | public_environment() | traced
     return subprocess.Popen(arguments, cwd=PACKAGE.parent, env=environment, stdin=subprocess.DEVNULL, preexec_fn=apart)
 
 

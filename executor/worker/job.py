@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 
 from ..compute.ranks import ranks_of_environment
 from ..errors import FinetunerError
+from ..store.exchange import is_url
 from ..store.job import Attempt, Job
 from ..store.job_store import JobStore
 from ..store.run import TrainerExit
@@ -16,6 +18,7 @@ from .other_ranks import OtherRanks
 from .trainer import main as run_trainer
 
 LOOK_SECONDS = 1.0
+TRIES = 10  # to send the result
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +30,47 @@ def main(job: Job, *, others: OtherRanks) -> int:
     except FinetunerError as error:
         sys.stderr.write(f"{error}\n")
         return TrainerExit.CRASHED
+    sharing = Sharing(job)
     threading.Thread(target=_obey, args=(job, store.attempt), name="attempt", daemon=True).start()
-    return store.finish(run_trainer(store, store.run_name, others=others))
+    code = store.finish(run_trainer(store, store.run_name, others=others))
+    return code if sharing.close() else TrainerExit.CRASHED
+
+
+class Sharing:
+    """Exchanges a job's copy with its store, once a second, in a thread. A job in a folder needs none of that."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="exchange", daemon=True)
+        if is_url(job.address):
+            self._thread.start()
+
+    def _work(self) -> None:
+        while not self._closing.wait(LOOK_SECONDS):
+            self._exchange()
+
+    def _exchange(self) -> bool:
+        try:
+            self._job.exchange.bring("inputs")
+            self._job.exchange.send("made")
+        except OSError as error:
+            _log.warning("The job's folder cannot be exchanged: %s", error)
+            return False
+        return True
+
+    def close(self) -> bool:
+        """Send what is left. Return whether that could be done."""
+        if not is_url(self._job.address):
+            return True
+        self._closing.set()
+        self._thread.join()
+        for _ in range(TRIES):
+            if sent := self._exchange():
+                break
+            time.sleep(LOOK_SECONDS)
+        shutil.rmtree(self._job.folder, ignore_errors=True)
+        return sent
 
 
 def _obey(job: Job, mine: Attempt) -> None:

@@ -10,6 +10,7 @@ from ..compute.ranks import Ranks
 from ..errors import WorkspaceError
 from ..store.run import Progress, Run
 from ..store.runs import RunStore
+from .phases import Phases
 from .tracking import Tracker
 
 BEAT_SECONDS = 0.1
@@ -36,6 +37,7 @@ class ProgressWriter:
         self._ranks = ranks
         self._reported = self._beat = 0.0
         self._beat_file = store.workspace.beat_file(run.name)
+        self._phases = Phases(run)
         self._tracker = Tracker(run.configuration.options.tensorboard if ranks.first else None, run.name, self.warn)
 
     def report(self, **changes: Any) -> None:
@@ -43,6 +45,8 @@ class ProgressWriter:
         if not self._ranks.first:
             return
         self.beat()
+        if "phase" in changes:
+            self._phases.enter(changes["phase"])
         if self._ends is not None:
             changes = {"eta_seconds": max(LEAST_LEFT, self._ends - time.monotonic())} | changes
         self.now = _forward(self.now, replace(self.now, **changes))
@@ -51,6 +55,15 @@ class ProgressWriter:
         except WorkspaceError as error:
             _log.warning("Progress is not written: %s", error)
         self._reported = time.monotonic()
+
+    def epochs_begin(self) -> None:
+        """The first epoch begins now."""
+        self._phases.epochs_begin()
+
+    def end(self) -> None:
+        """Nothing more is reported."""
+        if self._ranks.first:
+            self._phases.end()
 
     def expect_end(self, seconds: float) -> None:
         """Let every further report count down to the end of the run."""
@@ -97,9 +110,11 @@ class ProgressWriter:
 
     def tell_epoch(self, history: dict[str, list[float]]) -> None:
         """Append the latest epoch as an event. Args: history: one list per measured value, one entry per epoch."""
+        number = len(history["loss"])
+        self._phases.epoch(number, history["loss"][-1])
         values = ", ".join(f"{name} {series[-1]:.4g}" for name, series in history.items())
         self._tracker.epochs(history)
-        self.tell("epoch", f"epoch {len(history['loss'])} of {self.now.epochs}: {values}")
+        self.tell("epoch", f"epoch {number} of {self.now.epochs}: {values}")
 
 
 def _forward(before: Progress, now: Progress) -> Progress:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from .. import tracing
 from ..compute.device import choose_device
 from ..compute.memory import is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
-from ..errors import FinetunerError, OutOfMemory, WorkspaceError
+from ..errors import ConfigurationError, FinetunerError, OutOfMemory, WorkspaceError
 from ..evaluation.eval_set import BATCH, Measured
 from ..images.libtiff import silence_libtiff
 from ..models.model import EmbeddingModel
@@ -58,7 +59,10 @@ def main(store: RunStore, name: str, *, others: OtherRanks) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     silence_libtiff()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too, but the service says when to stop
-    trainer = Trainer(store, name, ranks_of_environment(), others)
+    ranks = ranks_of_environment()
+    if ranks.first:
+        _trace()
+    trainer = Trainer(store, name, ranks, others)
     signal.signal(signal.SIGTERM, lambda *_: trainer.interrupt())
     try:
         trainer.run()
@@ -71,6 +75,16 @@ def main(store: RunStore, name: str, *, others: OtherRanks) -> int:
         if not isinstance(error, FinetunerError) and not is_out_of_memory(error):
             others.end_with_the_failed()
         return trainer.give_up(error)
+    finally:
+        trainer.end()
+        tracing.end()
+
+
+def _trace() -> None:
+    try:
+        tracing.start("finetuner-trainer")
+    except ConfigurationError as error:  # the service has refused that; elsewhere a run goes on without spans
+        _log.warning("%s", error)
 
 
 class Trainer(Watcher):
@@ -103,6 +117,10 @@ class Trainer(Watcher):
     def interrupt(self) -> None:
         """Stop after this step and write a checkpoint."""
         self._interrupted.set()
+
+    def end(self) -> None:
+        """End what is reported of this run."""
+        self._progress.end()
 
     def give_up(self, error: Exception) -> TrainerExit:
         """Report why this process cannot go on. The exit code says whether another attempt may help."""
@@ -248,6 +266,7 @@ class Trainer(Watcher):
             self._left.evaluated(time.monotonic() - self._evaluating)
         metrics = {f"base/{name}": value for name, value in before.scores.mean().items()} if before else {}
         self._progress.report(phase="training", metrics=metrics, epochs=epochs, steps=steps)
+        self._progress.epochs_begin()
 
     def filled(self, filling: Filling) -> None:
         self._progress.beat()
