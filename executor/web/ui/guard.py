@@ -8,7 +8,7 @@ itself is not in the cookie. Every change must bring what only a page of this se
 import hashlib
 import hmac
 import secrets
-from datetime import datetime, timezone
+import time
 from functools import cached_property
 from typing import NamedTuple
 
@@ -86,7 +86,7 @@ class Guard:
     def _of_cookie(self, cookie: str) -> Session | None:
         id, _, rest = cookie.partition(".")
         ends, _, mac = rest.partition(".")
-        if not id or not ends.isascii() or not ends.isdecimal() or int(ends) < _now():
+        if not id or not ends.isascii() or not ends.isdecimal() or int(ends) < time.time():
             return None
         return Session(id, int(ends)) if hmac.compare_digest(mac.encode(), self._mac(f"{id}.{ends}").encode()) else None
 
@@ -109,7 +109,7 @@ class Guard:
 
     def keep(self, request: Request, response: Response, session: Session) -> None:
         """Set the cookie of a session that is new, or will end soon."""
-        now = int(_now())
+        now = int(time.time())
         if session.ends - now > RENEWED_DAYS * _DAY:
             return
         said = f"{session.id}.{now + DAYS * _DAY}"
@@ -140,8 +140,3 @@ def check_origin(request: Request) -> None:
     """Raises: ForeignOrigin: the browser says that another page sends this, of whatever site."""
     if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise ForeignOrigin(NOT_OURS)
-
-
-def _now() -> float:
-    """Seconds since the epoch: a session outlives the process."""
-    return datetime.now(timezone.utc).timestamp()
