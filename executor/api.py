@@ -71,7 +71,7 @@ def fit(
     wanted = parse(TrainingOptions, options, where="fit")
     for name in SERVICE_OPTIONS & wanted.model_fields_set:
         raise InvalidParameter(f"fit has no option {name!r}: it trains the model that it is given, as it is.")
-    where = choose_device(ExecutorOptions(device=device))
+    where = choose_device(ExecutorOptions().model_copy(update={"device": device}))
     loading = preprocess_fn or getattr(train_data, "preprocess_fn", None)
     dataset = _dataset(model, train_data, wanted.kind, preprocess_fn, collate_fn)
     items, eval_set, choose_set = np.arange(len(dataset)), None, None
@@ -134,7 +134,7 @@ def embed(
         return
     if isinstance(docs, DocumentArrayMemmap):
         raise BadRequest("A DocumentArrayMemmap cannot be filled in place; embed a part of it, such as docs[:1000].")
-    where = choose_device(ExecutorOptions(device=device))
+    where = choose_device(ExecutorOptions().model_copy(update={"device": device}))
     dataset = InstanceDataset(docs, _fitted(model, preprocess_fn), collate_fn)
     model.to(where)
     for start in range(0, len(docs), batch_size):

@@ -14,7 +14,7 @@ import numpy as np
 from docarray import BaseDoc, DocList
 from docarray.proto import DocProto
 from docarray.typing import ID, NdArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .docarray_private import ID_TYPE, LARGEST_INTEGER, TOO_LARGE, fill_integer, node_of, value_of
 from .errors import BadDocument, MissingLabel, brief
@@ -30,8 +30,17 @@ ERROR_TAG = "finetuner_error"
 WITHDRAWN_TAG = "finetuner_withdrawn"  # in `/feedback`: true takes back what was said under this id
 SOURCE_TAG = "finetuner_source"  # `feedback`, on documents that came in by `/feedback`
 REASON_TAG = "finetuner_reason"  # why `/suggest` suggests a document
+POSITION_TAG = "finetuner_position"  # the number of a picture in its gallery
+SIMILARITY_TAG = "finetuner_similarity"  # how near a neighbour is: the cosine
+COUNT_TAG = "finetuner_count"  # how many there are
+EMBEDDED_TAG = "finetuner_embedded"  # how many pictures of a gallery were looked at for neighbours so far
+DONE_TAG = "finetuner_done"  # whether those are all
+SORT_TAG = "finetuner_sort"  # what a gallery is: `folder`, `parquet` or `run`
+WORD_TAG = "finetuner_word"  # the number of a word of feedback: later words have higher ones
+SAID_TAG = "finetuner_said_at"  # when it was said: ISO 8601, UTC
 GROUP_TAG = "finetuner_group"  # documents of one group never prove what others of it have taught
 
+_TYPES_OF_EMBEDDINGS = (np.float32, np.int8, np.uint8)
 _BESIDE = {"label", "labels", "class", "category", "target"}  # where people put a label by mistake
 
 # Fields of the documents that Jina and DocArray bring along, and not of ours.
@@ -89,6 +98,16 @@ class Match(BaseDoc):
     def _null_is_none(cls, tags: Any) -> Any:
         """Take null for no tags: clients in other languages send it."""
         return {} if tags is None else tags
+
+    @field_validator("embedding", mode="after")
+    @classmethod
+    def _of_its_type(cls, embedding: Any, info: ValidationInfo) -> Any:
+        """Give an embedding its type back: JSON has none, so that Jina's client makes float64 or int64 of it."""
+        if embedding is None or embedding.dtype in _TYPES_OF_EMBEDDINGS:
+            return embedding
+        space = str((info.data.get("tags") or {}).get(SPACE_TAG, ""))
+        kinds = {"int8": np.int8, "binary": np.uint8} if embedding.dtype.kind in "iu" else {}
+        return embedding.astype(kinds.get(space.rpartition("/")[2], np.float32))
 
     @property
     def content(self) -> Union[np.ndarray, str, bytes, None]:
@@ -299,6 +318,70 @@ class Evaluation(BaseDoc):
     skipped: int = 0
 
 
+class ComparedQuery(BaseDoc):
+    """A query of a comparison.
+
+    Attributes:
+        number: By which to ask for it. name: Of its file, or its id. label: Empty for the query of a session.
+        first, second: Its mAP@R by each version.
+        picture: A small `data:` uri, if pictures were asked for and it can be read.
+    """
+
+    number: int = 0
+    name: str = ""
+    label: str = ""
+    first: float = 0.0
+    second: float = 0.0
+    picture: str = ""
+
+
+class FoundDocument(BaseDoc):
+    """A document that a query finds: whether it `fits`, that is belongs to the query. Else as a `ComparedQuery`."""
+
+    name: str = ""
+    label: str = ""
+    fits: bool = False
+    picture: str = ""
+
+
+class Comparison(BaseDoc):
+    """Two versions on the same documents. Figures are of the whole set; `queries` is a part of them.
+
+    Attributes:
+        first, second: The versions. on: The documents, in words.
+        state: `unknown`: nobody has measured them; `measuring`; or `done`. Without `done` there are no figures.
+        done, total: Pictures that were embedded so far, each by both versions.
+        kind: `class` or `session`.
+        metrics: `first/<metric>`, `second/<metric>` and `difference/<metric>` (second minus first, query by query),
+            each [mean, low, high] with the 95 % interval.
+        better, same, worse: Queries whose mAP@R rose, stayed and fell from the first version to the second.
+        verdict: What that proves, in words.
+        skipped: Documents that could not be embedded by both, or not be scored as queries.
+        warnings: What a person should know before trusting the figures.
+        matching: Of how many queries `queries` is a part.
+        found_first, found_second: For a single query, what each version finds, nearest first.
+    """
+
+    first: str = ""
+    second: str = ""
+    on: str = ""
+    state: str = "unknown"
+    done: int = 0
+    total: int = 0
+    kind: str = ""
+    metrics: Dict[str, List[float]] = {}
+    better: int = 0
+    same: int = 0
+    worse: int = 0
+    verdict: str = ""
+    skipped: int = 0
+    warnings: List[str] = []
+    matching: int = 0
+    queries: DocList[ComparedQuery] = DocList[ComparedQuery]()
+    found_first: DocList[FoundDocument] = DocList[FoundDocument]()
+    found_second: DocList[FoundDocument] = DocList[FoundDocument]()
+
+
 class Event(BaseDoc):
     """One entry of a run's history: `number` counts from 1, `at` is ISO 8601 in UTC, `kind` and `message` say what."""
 
@@ -387,8 +470,20 @@ def content_of(doc: Any) -> Union[np.ndarray, str, bytes, None]:
     return next((value for value in (doc.blob, doc.text, doc.buffer) if value is not None), None)
 
 
+def same_picture(doc: Any) -> Document:
+    """Return a document with the same content: who embeds a document changes it."""
+    return Document(id=doc.id, uri=doc.uri, buffer=doc.buffer, blob=doc.blob, text=doc.text)
+
+
 def with_id(doc: Any) -> Any:
     """Give `doc` an id if it came without one, as documents through an HTTP Flow do."""
     if not doc.id:
         doc.id = uuid.uuid4().hex
     return doc
+
+
+def with_ids(docs: Iterable[Any]) -> None:
+    """Give an id to each document, and each of its matches, that came without one."""
+    for doc in docs:
+        for part in (doc, *(doc.matches or ())):
+            with_id(part)

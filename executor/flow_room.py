@@ -97,7 +97,12 @@ def _given(doc: Picture) -> dict[str, Any]:
 
     Those classes take bytes for text, so a file is written in base64, as in JSON.
     """
-    fields = {name: value for name, value in fields_of(doc).items() if value is not None}
-    if doc.buffer is not None and not doc.buffer.isascii():
-        fields["buffer"] = base64.b64encode(doc.buffer)
-    return fields
+    fields = _as_text(fields_of(doc))
+    return fields | {"matches": [_as_text(match) for match in fields["matches"]]}
+
+
+def _as_text(fields: dict[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in fields.items() if value is not None}
+    if "buffer" in given and not given["buffer"].isascii():
+        given["buffer"] = base64.b64encode(given["buffer"])
+    return given

@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, HTTPException
-from fastapi.exceptions import RequestValidationError
 
 from . import errors
 from .docarray_private import LARGEST_INTEGER
@@ -45,7 +44,7 @@ from .wire.jina_private import (
 )
 from .wire.limits import BodyLimit, ImpatientProtocol, grpc_options
 from .wire.quiet import quieten
-from .wire.refusals import OptionalData, malformed
+from .wire.refusals import ease_gateways
 from .wire.siblings import unless_one_ends
 from .wire.token import App, TokenRequired, TokenRequiredByServer, presenting, read_token
 
@@ -78,6 +77,7 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
         options = parse_executor_options(door)  # None: the default
         answer_before_the_end()
         order_answers_ourselves()
+        ease_gateways()
         quieten()
         use_http_protocol(ImpatientProtocol)
         super().__init__(**kwargs)
@@ -127,8 +127,6 @@ class _OverHttp(_Guarded, HTTPServer):
         """Jina's app, with its streamer watched for refusals."""
         streamer = wrap_streamer(self, _Watched)
         app: FastAPI = super().app
-        app.add_exception_handler(RequestValidationError, malformed)
-        app.add_middleware(OptionalData)
         app.add_middleware(BodyLimit, max_request_bytes=self._options.max_request_bytes)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)

@@ -34,6 +34,8 @@ LOSS_NAMES = {
     "session": ("auto", "triplet", "contrastive"),
     "unlabeled": ("auto", *_BATCH_LOSSES),
 }
+DEVICE = re.compile(r"auto|(cpu|cuda|hip|hpu|ipu|maia|mps|mtia|privateuseone|vulkan|xla|xpu)(:\d+)?")
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
@@ -69,6 +71,11 @@ def _names(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_tuple(value: Any) -> Any:
+    """Turn a list, as JSON has it, into a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _frozen(value: Any) -> Any:
     """Accept true, false, or names of layers."""
     names = _names(value)
@@ -92,6 +99,20 @@ def _share(value: Any) -> Any:
     if not 0 <= share < 1:
         raise ValueError("must be auto, or a number from 0 to below 1")
     return share
+
+
+def _device(value: Any) -> Any:
+    """`auto`, or the name of a torch device. Torch itself says later whether there is such a device here."""
+    if isinstance(value, str) and not DEVICE.fullmatch(value):
+        raise ValueError("must be auto, or a torch device such as cpu, cuda or cuda:1")
+    return value
+
+
+def _function_path(value: Any) -> Any:
+    """The place of a function. It is imported where it is needed, because that may take long."""
+    if isinstance(value, str) and not FUNCTION.fullmatch(value):
+        raise ValueError("must be package.module:function")
+    return value
 
 
 def _check_command(line: str) -> None:
@@ -119,6 +140,9 @@ NewRunName = Annotated[str, BeforeValidator(_new_run_name)]
 Frozen = Annotated[bool | tuple[str, ...], BeforeValidator(_frozen)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
+Device = Annotated[Text, BeforeValidator(_device)]
+FunctionPath = Annotated[Text, BeforeValidator(_function_path)]
+Positions = Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(_as_tuple), Field(max_length=1000)]
 RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
 Split = Literal["train", "eval"]
@@ -254,7 +278,11 @@ class FitParameters(TrainingOptions):
 
 
 class FeedbackParameters(_Parameters):
-    """Parameters of `/feedback`: none."""
+    """Parameters of `/feedback`."""
+
+    run: RunName | None = Field(
+        None, description="the documents that come without an image are train documents of this run, by their ids"
+    )
 
 
 class StatusParameters(_Parameters):
@@ -296,15 +324,65 @@ class DeleteParameters(_Parameters):
     run: RunName = Field(description="the run to delete, with its model and all its files")
 
 
-class SuggestParameters(_Parameters):
+class _OfGallery(_Parameters):
+    """Which gallery is meant."""
+
+    gallery: Text | None = Field(
+        None, description="a folder of pictures below `allowed_roots`, or a parquet file of the bulk command"
+    )
+    run: RunName | None = Field(None, description="instead: the train documents of this run")
+
+
+class SuggestParameters(_OfGallery):
     """Parameters of `/suggest`."""
 
     limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(20, description="at most so many documents")
-    gallery: Text | None = Field(
-        None,
-        description="instead of documents: a folder of pictures below `allowed_roots`, or a parquet file with the "
-        "columns `id`, `uri`, `embedding`, `space` and `error`",
+
+
+class GalleriesParameters(_Parameters):
+    """Parameters of `/galleries`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=1000)] = Field(100, description="at most so many")
+
+
+class GalleryParameters(_OfGallery):
+    """Parameters of `/gallery`."""
+
+    offset: Annotated[Whole, Field(ge=0, le=2**53)] = Field(0, description="the number of the first picture")
+    limit: Annotated[Whole, Field(ge=0, le=1000)] = Field(60, description="at most so many pictures")
+    content: Flag = Field(
+        False, description="whether to return pictures whole that were sent as bytes or arrays, not only their ids"
     )
+
+
+class ThumbnailsParameters(_Parameters):
+    """Parameters of `/thumbnails`."""
+
+    side: Annotated[Whole, Field(ge=16, le=1024)] = Field(192, description="at most so many pixels a side")
+    run: RunName | None = Field(None, description="instead of documents: the train documents of this run")
+    positions: Positions = Field((), description="which of them, by their numbers from 0 on")
+
+
+class NeighboursParameters(_OfGallery):
+    """Parameters of `/neighbours`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=1000)] = Field(30, description="at most so many for each document")
+
+
+class WordsParameters(_Parameters):
+    """Parameters of `/words`."""
+
+    before: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
+        None, description="without documents: those said before the word with this number"
+    )
+    limit: Annotated[Whole, Field(ge=1, le=1000)] = Field(50, description="without documents: at most so many")
+    content: Flag = Field(False, description="whether to return pictures whole that were sent as bytes or arrays")
+
+
+class LabelsParameters(_Parameters):
+    """Parameters of `/labels`."""
+
+    limit: Annotated[Whole, Field(ge=1, le=100_000)] = Field(1000, description="at most so many, the most used first")
 
 
 class EventsParameters(_Parameters):
@@ -315,10 +393,21 @@ class EventsParameters(_Parameters):
     limit: Annotated[Whole, Field(ge=1, le=10_000)] = Field(100, description="at most so many events")
 
 
+class QuarantinedParameters(_Parameters):
+    """Parameters of `/quarantined`."""
+
+    run: RunName = Field(description="the run whose quarantined documents to return")
+    after: Annotated[Whole, Field(ge=0, le=2**53)] = Field(
+        0, description="leave out those up to this number, which each has as `tags['number']`"
+    )
+    limit: Annotated[Whole, Field(ge=1, le=100)] = Field(20, description="at most so many")
+
+
 class ReportParameters(_Parameters):
     """Parameters of `/report`."""
 
     run: RunName = Field(description="the run whose report to return")
+    format: Literal["html", "json"] = Field("html", description="a page, or everything that the page says as JSON")
 
 
 class PromoteParameters(_Parameters):
@@ -337,6 +426,35 @@ class EvaluateParameters(_Parameters):
     total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
         None, description="documents in the set, where it arrives in several requests: scored as one when all are there"
     )
+
+
+class CompareParameters(_Parameters):
+    """Parameters of `/compare`."""
+
+    first: RunName | None = Field(None, description="`base` or a run; by default the promoted version")
+    second: RunName = Field(description="`base` or a run")
+    run: RunName | None = Field(
+        None,
+        description="compare on this run's eval documents, or those held out; by default those of `second`, or of "
+        "`first` where `second` is `base`",
+    )
+    gallery: Text | None = Field(
+        None, description="compare on a folder below `allowed_roots` instead, with a folder of pictures for each label"
+    )
+    start: Flag = Field(True, description="whether to measure what nobody has measured yet")
+    anew: Flag = Field(False, description="whether to measure again what has been measured, such as a changed folder")
+    wait: Annotated[Number, Field(ge=0, le=3600)] = Field(
+        600.0, description="seconds to wait for the figures; the measuring goes on afterwards, so ask again"
+    )
+    which: Literal["worse", "better", "same", "all"] = Field(
+        "worse", description="the queries to return: those that got worse, the most so first, or others"
+    )
+    offset: Annotated[Whole, Field(ge=0)] = Field(0, description="pass over so many queries")
+    limit: Annotated[Whole, Field(ge=0, le=200)] = Field(20, description="at most so many queries")
+    query: Annotated[Whole, Field(ge=0)] | None = Field(
+        None, description="instead: the query of this `number` alone, with what each version finds"
+    )
+    pictures: Flag = Field(False, description="whether each has a small picture, as a `data:` uri")
 
 
 class KeepFeedback(_Parameters):
@@ -385,11 +503,11 @@ class ExecutorOptions(_Parameters):
         None, description="size of the embedding; by default the model's own"
     )
     freeze: Frozen = Field(False, description="default of the training option `freeze`")
-    device: Text = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
+    device: Device = Field("auto", description="a torch device; `auto`: CUDA where there is one, else the CPU")
     devices: Names | None = Field(
         None, description="the devices to train on, a process each, such as `cuda:0` and `cuda:1`; by default `device`"
     )
-    preprocess_fn: Text | None = Field(
+    preprocess_fn: FunctionPath | None = Field(
         None, description="`package.module:function`, from a document to an array, in place of the image loading"
     )
     augment: Text | dict[str, Any] | None = Field(
@@ -515,6 +633,8 @@ class ExecutorOptions(_Parameters):
         if self.train_jobs is not None and self.train_command is None:
             raise ValueError("train_jobs is the place for the jobs of train_command, which is not set")
         if self.devices is not None:
+            if unknown := [name for name in self.devices if name == "auto" or not DEVICE.fullmatch(name)]:
+                raise ValueError(f"devices has {unknown[0]!r}; each must be a torch device such as cuda:0")
             kinds = {name.split(":")[0] for name in self.devices}
             repeated = len(set(self.devices)) < len(self.devices) and kinds != {"cpu"}
             if len(kinds) != 1 or repeated:
@@ -577,6 +697,7 @@ _PLAINER = {
     "Input should be": "must be",
     "a valid boolean": "true or false",
     "a valid dictionary": "an object of names and values",
+    "a valid tuple": "a list of names",
     " or instance of Retrain": "",
     " or instance of KeepFeedback": "",
     "a valid string": "a string",

@@ -16,7 +16,16 @@ from jina import Executor, requests
 
 from . import tracing
 from .compute.memory import keep_freed_memory
-from .documents import Document, DocumentArray, Evaluation, Event, FeedbackStatus, RunQuery, RunStatus
+from .documents import (
+    Comparison,
+    Document,
+    DocumentArray,
+    Evaluation,
+    Event,
+    FeedbackStatus,
+    RunQuery,
+    RunStatus,
+)
 from .endpoints.health import readiness
 from .endpoints.runs import watch
 from .endpoints.table import call, open_service, writer_of
@@ -27,7 +36,7 @@ from .web.room import OwnRoom
 from .web.server import Door
 from .wire.ending import answer_before_the_end
 from .wire.quiet import quieten
-from .wire.refusals import Refusal, extend_servers
+from .wire.refusals import Refusal, ease_gateways, extend_servers
 from .wire.token import read_token, require
 
 Params = Optional[Dict[str, Any]]  # parsed by hand: see `parameters.parse`
@@ -57,7 +66,7 @@ class FinetunerExecutor(Executor):
         self._service = open_service(Path(self.workspace).resolve(), options, copies=self._copies())
         if door is not None:
             door.open(traced(make_app(OwnRoom(self._service), options, self._token)))  # in Jina's event loop
-            print(f"FinetunerExecutor serves HTTP on {door.address}", flush=True)
+            print(f"FinetunerExecutor serves HTTP on {door.address} (the page: {door.address}/ui/)", flush=True)
         answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token, options.max_request_bytes)
 
@@ -120,6 +129,11 @@ class FinetunerExecutor(Executor):
         """Return the retrieval metrics of a version on labelled documents, or on a run's eval documents."""
         return DocList[Evaluation](await self._call("/evaluate", docs, parameters))
 
+    @requests(on="/compare")
+    async def compare(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Comparison]:
+        """Compare two versions on the documents that prove a run, or on a folder."""
+        return DocList[Comparison](await self._call("/compare", docs, parameters))
+
     @requests(on="/events")
     async def events(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocList[Event]:
         """Return the history of a run, oldest first."""
@@ -130,14 +144,49 @@ class FinetunerExecutor(Executor):
         """Store durably what users say of documents; the answer says what is kept in all."""
         return DocList[FeedbackStatus](await self._call("/feedback", docs, parameters))
 
+    @requests(on="/galleries")
+    async def galleries(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return galleries that can be named: folders, parquet files and runs."""
+        return DocumentArray(await self._call("/galleries", docs, parameters))
+
+    @requests(on="/gallery")
+    async def gallery(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return a page of a gallery: its pictures are the matches of one document."""
+        return DocumentArray(await self._call("/gallery", docs, parameters))
+
+    @requests(on="/thumbnails")
+    async def thumbnails(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return small pictures of the documents, or of those of a run."""
+        return DocumentArray(await self._call("/thumbnails", docs, parameters))
+
+    @requests(on="/neighbours")
+    async def neighbours(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the nearest pictures of a gallery for each document."""
+        return DocumentArray(await self._call("/neighbours", docs, parameters))
+
+    @requests(on="/words")
+    async def words(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return what feedback says of the documents, or what was said last."""
+        return DocumentArray(await self._call("/words", docs, parameters))
+
+    @requests(on="/labels")
+    async def labels(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the labels that are in use."""
+        return DocumentArray(await self._call("/labels", docs, parameters))
+
     @requests(on="/suggest")
     async def suggest(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
         """Return the documents, or those of a gallery, whose labels would teach most, best first."""
         return DocumentArray(await self._call("/suggest", docs, parameters))
 
+    @requests(on="/quarantined")
+    async def quarantined(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
+        """Return the quarantined documents of a run, each with the reason and, where there is one, a thumbnail."""
+        return DocumentArray(await self._call("/quarantined", docs, parameters))
+
     @requests(on="/report")
     async def report(self, docs: DocumentArray, parameters: Params = None, **_: Any) -> DocumentArray:
-        """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
+        """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
         return DocumentArray(await self._call("/report", docs, parameters))
 
     @requests(on="/watch")
@@ -202,3 +251,5 @@ def _with_options(method: Any) -> Signature:
 FinetunerExecutor.__init__.__signature__ = _with_options(  # type: ignore[attr-defined]  # Jina reads it, mypy forbids it
     FinetunerExecutor.__init__
 )
+
+ease_gateways()  # when the class is imported, because its Flow's gateway is a process without an executor

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 import needs
+from browsing import chromium, page, shop, visitors  # noqa: F401  (fixtures)
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
 from progress import Progress

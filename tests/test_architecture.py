@@ -10,7 +10,7 @@ from serving import ROOT
 EXECUTOR = ROOT / "executor"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 TABLE = ARCHITECTURE.split("| where in `executor/` |")[1].split("\n\n")[0]
-PACKAGES = sorted(front.parent for front in EXECUTOR.glob("*/__init__.py"))
+PACKAGES = sorted(front.parent for front in EXECUTOR.glob("*/**/__init__.py"))
 
 
 def test_the_architecture_names_every_place_of_the_package():

@@ -122,7 +122,7 @@ BAD_IMAGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "nan": ({"blob": np.full((4, 4, 3), np.nan, np.float32)}, ("blob of shape (4, 4, 3)", "nan", "in [0, 1]")),
     "shape": ({"blob": np.zeros((6, 6, 5), np.uint8)}, ("blob of shape (6, 6, 5)", "an image is H×W×3")),
     "empty": ({}, ("uri", "set")),
-    "text": ({"text": "a cat"}, ("no image content", "set uri, buffer or blob")),
+    "text": ({"text": "a cat"}, ("no image content", "set uri, buffer or blob", "executor import Document")),
 }
 SAME = (1, 1.0, True, 1, 1.0, True)  # one label, in three ways to write it
 BAD_LABELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

@@ -283,3 +283,24 @@ def test_a_label_beside_the_tags_is_warned_of():
         UserWarning, match=r"no field 'label', so what is given there is lost.*tags\['finetuner_label'\]"
     ):
         Document(uri="a.jpg", label=3)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "space", "kind"),
+    [
+        ([0.5, 1.0], "0123456789ab", np.float32),
+        (np.array([0.5, 1.0]), None, np.float32),
+        ([1, -1], "0123456789ab", np.float32),
+        ([1, -1], "0123456789ab/8/int8", np.int8),
+        ([1, 255], "0123456789ab/binary", np.uint8),
+        (np.array([1, 2], np.int8), None, np.int8),
+        (np.array([1, 2], np.uint8), None, np.uint8),
+    ],
+)
+def test_an_embedding_that_came_as_json_has_its_type_again(embedding, space, kind):
+    tags = {} if space is None else {"finetuner_space": space}
+    given = {"embedding": embedding, "tags": tags}
+    doc = Document(**given, matches=[given])
+    for part in (doc, doc.matches[0]):
+        assert part.embedding.dtype == kind
+        np.testing.assert_array_equal(part.embedding, embedding)

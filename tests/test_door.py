@@ -81,6 +81,13 @@ def test_a_file_is_not_sent_back_and_its_name_is_the_id(door):
     assert [(doc["id"], doc["buffer"]) for doc in docs] == [("one.png", None), ("two.png", None)]
 
 
+@pytest.mark.parametrize("path", ["/embed", "/suggest"])
+def test_a_document_without_an_id_gets_one(door, path):
+    docs = door.post(path, [{"uri": URI, "matches": [{"uri": URI}]}, {"uri": URI, "id": "own"}]).json()["data"]
+    ids = [part["id"] for doc in docs for part in (doc, *doc["matches"])]
+    assert (all(ids), len(set(ids)), "own" in ids) == (True, 3, True)
+
+
 def test_parameters_may_stand_in_the_query(door):
     assert "nowhere" in detail(door.send("/embed", PNG, "image/png", model="nowhere"), 404)
     match = {"uri": URI, "matches": [{"uri": URI}]}

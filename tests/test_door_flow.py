@@ -86,6 +86,23 @@ def test_the_options_of_the_gateway_are_those_of_its_door(served):
     assert answer.status_code == 413
 
 
+def test_the_page_is_at_both_doors_and_kept_up_to_date(served):
+    for address in (served.url, own_door(served)):
+        page = requests.get(f"{address}/ui/", timeout=60)
+        assert (page.status_code, "<h1>Runs</h1>" in page.text) == (200, True)
+        with requests.get(f"{address}/ui/live", stream=True, timeout=60) as live:
+            lines = live.iter_lines(chunk_size=1, decode_unicode=True)
+            assert "event: parts" in (next(lines), next(lines), next(lines))
+        assert requests.get(f"{address}/ui/start", timeout=60).status_code == 200
+        assert "There is no run" in requests.get(f"{address}/ui/runs/nowhere", timeout=60).text
+        (csrf,) = re.findall(r'data-csrf="(\w+)"', page.text)
+        word = {"csrf": csrf, "id": "a", "what": "undo"}
+        done = requests.post(
+            f"{address}/ui/runs/x/label", word, cookies=page.cookies, timeout=60, allow_redirects=False
+        )
+        assert done.status_code == 303
+
+
 def test_health_and_figures_say_of_which_executor_they_are(served):
     ready = served.get("/readyz")
     assert (ready.status_code, ready.json()["served"], ready.json()["executor"]) == (200, "base", "executor0/rep-0")
@@ -103,3 +120,6 @@ def test_a_dead_executor_is_told_at_once(served):
         assert answer.status_code == 503
         assert "No executor of this Flow answers" in answer.text
     assert served.get("/readyz").json()["ready"] is False
+    page = served.get("/ui/")
+    assert (page.status_code, "The service behind this page does not answer" in page.text) == (503, True)
+    assert "data-retry" in page.text

@@ -150,12 +150,15 @@ def test_promotions_are_counted_by_their_outcome(door):
     assert grown == {"promoted": 0, "kept": 1, "failed": 0, "by_hand": 2}
 
 
-def test_a_model_that_cannot_be_loaded_is_not_ready_and_says_why(tmp_path):
-    with opened(tmp_path, model="nothing.there:factory") as running:
+def test_a_model_that_cannot_be_loaded_is_not_ready_and_says_why_without_its_place(tmp_path):
+    with opened(tmp_path, model=str(tmp_path / "vit")) as running:
         until(lambda: "cannot be" in running.get("/readyz").json()["degraded"][0])
         answer = running.get("/readyz")
         assert (answer.status_code, answer.json()["ready"], answer.json()["space"]) == (503, False, None)
-        assert_plain(answer.json()["degraded"][0], "The model 'base' cannot be loaded", "nothing.there:factory")
+        assert_plain(
+            answer.json()["degraded"][0], "The model 'base' cannot be loaded", "model='vit' is not a directory"
+        )
+        assert str(tmp_path) not in answer.text + running.post("/embed", [{"uri": "data:,x"}]).text
         assert running.get("/healthz").status_code == 200
         assert 'finetuner_served_version_info{space="",version="base"}' in running.series()
 
@@ -168,7 +171,7 @@ def test_with_a_full_disk_it_serves_on_and_says_so(make_disk: Callable[[int], Di
         answer = running.get("/readyz")
         assert (answer.status_code, answer.json()["ready"]) == (200, True)
         (sentence,) = answer.json()["degraded"]
-        assert_plain(sentence, "cannot be written (No space left on device)", "/fit refuses documents")
+        assert_plain(sentence, "The disk of the workspace cannot be written (No space left on device)", "/fit refuses")
         assert running.post("/embed", [{"blob": coloured(0).tolist()}]).json()["data"][0]["embedding"]
         refused = lines(running, line(0), run="full")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")

@@ -73,8 +73,9 @@ def desk(make_desk: Callable[..., Desk]) -> Desk:
     return make_desk()
 
 
-def labelled(id: str | None, label: Any = 1, content: str = "x", **tags: Any) -> Document:
-    return Document(id=id, uri=f"data:,{content}", tags={"finetuner_label": label, **tags})
+def labelled(id: str | None, label: Any = 1, content: str | None = "x", **tags: Any) -> Document:
+    uri = None if content is None else f"data:,{content}"
+    return Document(id=id, uri=uri, tags={"finetuner_label": label, **tags})
 
 
 def click(id: str | None, *labels: int, content: str = "x") -> Document:
@@ -227,6 +228,45 @@ def test_the_latest_word_counts_in_the_documents_of_an_earlier_run_too(desk):
     assert labels("both") == {"a": "pear", "c": "apple", "new": "apple", "posted": 1}
     desk.fit(run="one", documents_from="first")
     assert labels("one") == {"a": "pear", "c": "apple", "posted": 1}
+
+
+def test_what_is_said_of_a_document_that_was_posted_counts_in_the_next_run(desk):
+    desk.fit(*(labelled(id, "apple", content=id) for id in "abcd"), run="first", total=4)
+    desk.say(labelled("a", "pear", content="a"))  # the same picture
+    desk.say(labelled("b", "pear", content="another"))  # another picture by the same name
+    answer = desk.feedback.receive([withdrawal("c"), labelled("d", "pear", content=None)], run="first")
+    assert (answer.stored, answer.skipped, answer.since_last_run) == (2, 0, 4)
+
+    def labels(run: str) -> list[tuple[str, str]]:
+        assert desk.store.count_problems(run) == 0
+        return sorted((doc.id, doc.tags["finetuner_label"]) for doc in desk.trained_on(run))
+
+    desk.fit(run="both", documents_from="first", feedback=True)
+    assert labels("both") == [("a", "pear"), ("b", "apple"), ("b", "pear"), ("d", "pear")]
+    desk.fit(run="one", documents_from="first")
+    assert labels("one") == [("a", "pear"), ("b", "apple"), ("d", "pear")]
+    desk.say(withdrawal("c"), withdrawal("d"))  # takes back what was said, and leaves out nothing
+    desk.fit(run="again", documents_from="first", feedback=True)
+    assert labels("again") == [("a", "pear"), ("b", "apple"), ("b", "pear"), ("c", "apple"), ("d", "apple")]
+
+
+def test_what_is_said_of_a_document_of_a_run_keeps_its_image_and_its_group(desk):
+    desk.fit(labelled("a", "apple", content="picture", finetuner_group="burst"), run="first", total=1)
+    desk.feedback.receive([labelled("a", "pear", content=None)], run="first")
+    desk.fit(run="next", feedback=True)
+    (doc,) = desk.trained_on("next")
+    assert (doc.uri, doc.tags["finetuner_group"], doc.tags["finetuner_label"]) == ("data:,picture", "burst", "pear")
+
+
+def test_a_document_that_a_run_does_not_have_or_has_twice_is_not_guessed(desk):
+    desk.fit(labelled("a", "apple", content="1"), labelled("a", "apple", content="2"), run="first", total=2)
+    answer = desk.feedback.receive([withdrawal("a"), labelled("b", "pear", content=None)], run="first")
+    assert answer.stored == 0
+    several, none = (problem.reason for problem in answer.problems)
+    assert "several documents with the id 'a'" in several
+    assert "no train document with this id" in none
+    with pytest.raises(UnknownRun):
+        desk.feedback.receive([withdrawal("a")], run="nowhere")
 
 
 def test_sources_without_documents_and_runs_that_are_receiving_are_refused(make_desk):

@@ -166,9 +166,9 @@ def test_a_large_body_arrives_whole(address):
     assert [doc["id"] for doc in answer.json()["data"]] == [doc["id"] for doc in docs]
 
 
-@pytest.mark.parametrize("body", ["{}", "", '{"parameters": {}}'])
+@pytest.mark.parametrize("body", ["{}", "", '{"parameters": {}}', '{"data": null}', None])
 def test_a_body_may_leave_out_data(address, body):
-    headers = {"Content-Type": "application/json"}
+    headers = {} if body is None else {"Content-Type": "application/json"}
     answer = requests.post(f"{address}/status", data=body, headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
     assert isinstance(answer.json()["data"], list)

@@ -154,6 +154,7 @@ def test_documents_for_training_and_for_the_proof_judge_each_other(documents, mo
         assert suspect.caption.startswith("digit ")
         assert suspect.suggested.startswith("digit ")
         assert suspect.suggested != suspect.caption
+        assert (suspect.id, suspect.given, suspect.proposed) == (suspect.name, suspect.caption, suspect.suggested)
         assert suspect.image.shape == (16, 16, 3)
 
 

@@ -44,6 +44,7 @@ def place(tmp_path: Path) -> Place:
 @pytest.fixture
 def reader(tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     monkeypatch.setattr(following, "LOOK_SECONDS", 0.02)  # a directory here bears it
+    monkeypatch.setattr(following, "FIRST_RETRY_SECONDS", 1000.0)  # what is published anew is not kept waiting by it
     running = Reader(tmp_path / "reader", options(place))
     yield running
     running.close()

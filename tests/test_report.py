@@ -593,6 +593,18 @@ def test_large_images_are_saved_small_and_render_the_same_again(proven, tmp_path
     assert render(load(tmp_path)) == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("given", "proposed"), [(3, 12), ("3", "12"), ("apple", "pear")])
+def test_a_label_is_kept_as_it_is_written_in_the_data(detailed, tmp_path, given, proposed):
+    (suspect,) = detailed.label_errors.suspects
+    written = dataclasses.replace(suspect, id="a", given=given, proposed=proposed)
+    save(
+        dataclasses.replace(detailed, label_errors=dataclasses.replace(detailed.label_errors, suspects=[written])),
+        tmp_path,
+    )
+    (read,) = load(tmp_path).label_errors.suspects
+    assert (read.id, read.given, read.proposed) == ("a", given, proposed)
+
+
 def test_a_loss_that_is_not_finite_survives_saving(proven, tmp_path):
     report = dataclasses.replace(proven, history={"loss": [1.0, float("nan"), 2.0]})
     save(report, tmp_path)

@@ -14,7 +14,7 @@ from PIL import Image
 from conftest import coloured
 from executor import Document, FinetunerExecutor, RunStatus
 from executor.documents import ERROR_TAG, Problem
-from executor.endpoints.outward import outward, outward_documents, outward_error, outward_status
+from executor.endpoints.outward import Places, outward, outward_documents, outward_error, outward_status, places_of
 from executor.errors import ConfigurationError, Conflict, WorkspaceError
 from executor.images.libtiff import silence_libtiff
 from executor.parameters import ExecutorOptions
@@ -37,22 +37,31 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
 def test_places_below_the_workspace_and_the_directory_become_relative(workspace: Workspace, tmp_path: Path) -> None:
     said = f"{workspace.spool_file('a')} is damaged; {tmp_path}/cwd/p.png cannot be read; {workspace.root} is full"
     expected = "runs/a/documents.sqlite is damaged; p.png cannot be read; the workspace is full"
-    assert outward(said, workspace.root) == expected
-    error = outward_error(WorkspaceError(said), workspace.root)
+    places = Places(workspace.root)
+    assert outward(said, places) == expected
+    error = outward_error(WorkspaceError(said), places)
     assert (type(error), str(error)) == (WorkspaceError, expected)
     unchanged = Conflict("Run 'a' is queued.")
-    assert outward_error(unchanged, workspace.root) is unchanged
+    assert outward_error(unchanged, places) is unchanged
 
 
 def test_statuses_and_documents_name_no_place_of_the_server(workspace: Workspace) -> None:
     place = str(workspace.log_file("a"))
     status = RunStatus(run="a", state="failed", error=f"see {place}", warnings=[place], verdict=place)
     status.problems.append(Problem(id="d", reason=f"{place} cannot be read"))
-    outward_status(status, workspace.root)
+    outward_status(status, Places(workspace.root))
     doc = Document(id="d", tags={ERROR_TAG: place})
-    outward_documents([doc], workspace.root)
+    outward_documents([doc], Places(workspace.root))
     assert str(workspace.root) not in f"{status.model_dump_json()} {doc.tags}"
     assert status.error == "see runs/a/trainer.log"
+
+
+def test_what_options_name_is_shown_without_its_folder(workspace: Workspace) -> None:
+    options = ExecutorOptions(model="/srv/models/vit", augment="/etc/steps.yml")
+    said = "model='/srv/models/vit' has no *.safetensors; /etc/steps.yml is damaged; /srv/photos/1.jpg is none"
+    expected = "model='vit' has no *.safetensors; steps.yml is damaged; /srv/photos/1.jpg is none"
+    assert outward(said, places_of(workspace.root, options)) == expected
+    assert outward(said, places_of(workspace.root, ExecutorOptions(model="/vit"))) == said
 
 
 @pytest.mark.flow

@@ -1,14 +1,17 @@
 """What to label next: typical of much that is not labelled yet, and unlike what is."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import coloured, encoded
+from doors import Opened, opened
 from executor import Document, DocumentArray
 from executor.errors import BadRequest
 from executor.images.policy import ImagePolicy
+from executor.parameters import FitParameters
 from executor.serving import gallery
 from executor.serving.suggesting import suggest, uncertainty
 from serving import Service
@@ -96,50 +99,73 @@ def write_parquet(file: Path, vectors: np.ndarray, *, space: str, failed: int = 
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
 
 
-def test_a_parquet_file_is_read_and_a_larger_one_sampled(tmp_path, monkeypatch):
-    vectors, _ = clusters(30, 30)
-    write_parquet(tmp_path / "g.parquet", vectors, space="s", failed=2)
-    docs, found, count = gallery.rows_of(tmp_path / "g.parquet", "s", np.random.default_rng(0))
-    assert ([doc.id for doc in docs], count) == ([str(n) for n in range(60)], 62)
-    assert np.allclose(found, vectors)
-    monkeypatch.setattr(gallery, "MOST_ROWS", 10)
-    docs, found, count = gallery.rows_of(tmp_path / "g.parquet", "s", np.random.default_rng(0))
-    assert 8 <= len(docs) == len(found) <= 10
-    assert count == 62
-
-
-@pytest.mark.parametrize(
-    ("make", "sentence"),
-    [
-        (lambda file: write_parquet(file, clusters(3)[0], space="another"), "are of the space 'another'"),
-        (lambda file: write_parquet(file, clusters(3)[0][:0], space="s", failed=1), "has no embeddings"),
-        (lambda file: file.write_bytes(b"no parquet"), "cannot be read as a parquet file with the columns id, uri"),
-    ],
-)
-def test_a_parquet_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, make, sentence):
-    make(tmp_path / "g.parquet")
-    with pytest.raises(BadRequest, match=sentence):
-        gallery.rows_of(tmp_path / "g.parquet", "s", np.random.default_rng(0))
-
-
-def test_a_gallery_has_to_be_allowed_and_to_have_pictures(tmp_path, monkeypatch):
+def test_a_place_has_to_be_allowed_and_to_be_a_gallery(tmp_path):
     policy = ImagePolicy(allowed_roots=(str(tmp_path / "shop"),))
-    (tmp_path / "shop" / "below").mkdir(parents=True)
+    (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "notes.txt").write_text("")
     with pytest.raises(BadRequest, match="outside the allowed roots"):
         gallery.check_gallery(str(tmp_path), policy)
     for name in ("nothing", "notes.txt"):
         with pytest.raises(BadRequest, match="neither a folder of pictures nor a parquet file"):
             gallery.check_gallery(str(tmp_path / "shop" / name), policy)
-    folder = gallery.check_gallery(str(tmp_path / "shop"), policy)
-    with pytest.raises(BadRequest, match="has no pictures"):
-        gallery.pictures_of(folder, np.random.default_rng(0))
-    for number in range(12):
-        (folder / "below" / f"{number}.PNG").write_bytes(b"")
-    monkeypatch.setattr(gallery, "MOST_PICTURES", 10)
-    docs, count = gallery.pictures_of(folder, np.random.default_rng(0))
-    assert (len(docs), count) == (10, 12)
-    assert docs[0].id == "below/0.PNG"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Twelve pictures of two colours."""
+    folder: Path = tmp_path_factory.mktemp("gallery")
+    for label, count in ((0, 8), (1, 4)):
+        for seed in range(count):
+            (folder / f"{label}-{seed}.png").write_bytes(encoded(coloured(label, seed)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory, folder) -> Iterator[Opened]:
+    with opened(tmp_path_factory.mktemp("door"), allowed_roots=[str(folder)]) as running:
+        running.service.supervisor.close()  # else it would start a trainer
+        yield running
+
+
+def embedded(door: Opened) -> float:
+    return door.series()["finetuner_embed_batch_images_sum"]
+
+
+def test_a_gallery_is_embedded_once_however_often_it_is_asked_about(door, folder):
+    before = embedded(door)
+    for _ in range(2):
+        (first, second) = door.post("/suggest", gallery=str(folder), limit=2).json()["data"]
+        assert (first["id"][0], second["id"][0]) == ("0", "1")
+        assert first["uri"] == str(folder / first["id"])
+    assert embedded(door) == before + 12
+
+
+def test_of_a_large_gallery_some_are_looked_at_and_the_reason_says_so(door, folder, monkeypatch):
+    monkeypatch.setattr("executor.endpoints.suggest.MOST_CANDIDATES", 10)
+    (first,) = door.post("/suggest", gallery=str(folder), limit=1).json()["data"]
+    assert first["tags"]["finetuner_reason"].endswith("(of 10 that were looked at, of 12)")
+
+
+def test_a_table_of_the_served_space_is_used_as_it_is(door, folder):
+    space = door.post("/embed", [{"uri": str(folder / "0-0.png")}]).json()["data"][0]["tags"]["finetuner_space"]
+    vectors = np.pad(clusters(20, 10)[0], ((0, 0), (0, 112)))
+    write_parquet(folder / "g.parquet", vectors, space=space, failed=2)
+    before = embedded(door)
+    found = door.post("/suggest", gallery=str(folder / "g.parquet"), limit=2).json()["data"]
+    assert sorted(int(doc["id"]) >= 20 for doc in found) == [False, True]
+    assert embedded(door) == before
+
+
+def test_the_documents_of_a_run_are_suggested_by_their_places(door):
+    docs = DocumentArray(
+        Document(id=f"r{n}", blob=coloured(n % 2, n), tags={"finetuner_label": "known"} if n == 0 else {})
+        for n in range(6)
+    )
+    door.service.receiver.receive(docs, FitParameters(run="unlabelled", kind="unlabeled"))
+    (found,) = door.post("/suggest", run="unlabelled", limit=1).json()["data"]
+    assert found["id"] in ("r1", "r3", "r5")  # those of the other colour than the one that has a label
+    assert found["tags"]["finetuner_position"] == int(found["id"][1:])
+    assert (found["blob"], found["buffer"], found["uri"]) == (None, None, None)
 
 
 # --- through a service -----------------------------------------------------------------------------------------------

@@ -737,6 +737,8 @@ def test_cancelling_a_run_that_receives_ends_its_warm_trainer_and_closes_its_doc
         house.wait_for(lambda: house.trainers.started)
         supervisor.cancel("a")
         assert not is_alive(house.trainers.process())
+    run = house.store.get("a")
+    assert (run.train_rows, run.eval_rows) == (1, 0)  # its status goes on to say what it has got
     folder = house.store.workspace.run_folder("a")
     assert [file for file in psutil.Process().open_files() if Path(file.path).is_relative_to(folder)] == []
 

@@ -13,7 +13,8 @@ import grpc
 import psutil
 import pytest
 import requests
-from jina.excepts import BadClientCallback, BadServerFlow
+from jina import Client
+from jina.excepts import BadClientCallback, BadServer, BadServerFlow
 
 from conftest import coloured, encoded
 from executor.__main__ import main
@@ -100,6 +101,13 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_with_the_token_documents_are_embedded(guarded, protocol):
     (embedded,) = guarded.client(protocol, GOOD[0], "/embed", DocumentArray([Document(uri=image())]))
     assert embedded.embedding is not None
+
+
+def test_an_error_over_a_websocket_is_raised_by_jinas_client(guarded):
+    client = Client(host="localhost", port=guarded.ports["websocket"], protocol="websocket")
+    for _ in range(5):  # without a moment between the error and the end, the client loses most of them
+        with pytest.raises(BadServer, match="/status has no parameter"):
+            client.post("/status", parameters={"runs": 1}, headers={"Authorization": GOOD[0]})
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])

@@ -242,7 +242,7 @@ def test_a_clock_that_jumped_back_changes_no_order(store: RunStore) -> None:
 
 def test_no_duration_is_taken_from_a_clock_that_can_jump() -> None:
     jumping = [path.name for path in (ROOT / "executor").rglob("*.py") if "time.time(" in path.read_text()]
-    assert jumping == []
+    assert jumping == ["guard.py"]  # a session of the page ends on a day, also if the service starts anew meanwhile
 
 
 # --- what is removed when, and what a run takes ----------------------------------------------------------------------

@@ -101,4 +101,5 @@ class Trainer:
     def close(self) -> None:
         """End the trainer, which keeps a checkpoint, and let others use the workspace."""
         self._service.close()
+        self._loop.run_until_complete(asyncio.sleep(0))  # what it has cancelled there ends
         self._loop.close()

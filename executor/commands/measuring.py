@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..documents import ERROR_TAG, GROUP_TAG, Document, DocumentArray
+from ..documents import ERROR_TAG, GROUP_TAG, Document, DocumentArray, same_picture
 from ..errors import BadRequest
 from ..sources import rows
 from .calling import batched, connect
@@ -26,7 +26,7 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
 
     Raises: BadRequest: no set is named, or nothing in it can be scored.
     """
-    from ..evaluation.eval_set import score_embeddings
+    from ..evaluation.pairing import numbered, score_pair
     from ..loading.datasets import DATASETS, kind_of
 
     with _documents(arguments) as docs:
@@ -36,23 +36,14 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
         dataset = DATASETS[kind](docs)
         items = [dataset.document(item) for item in range(len(dataset))]
         found = [_embeddings(arguments, version, items) for version in (arguments.first, arguments.second)]
-        groups = _numbers([item.tags.get(GROUP_TAG) for item in items])
-    good = np.array([one is not None and other is not None for one, other in zip(*found, strict=True)])
-    if kind == "session":  # one without its root, or with a part of its candidates, is another session
-        broken = set(dataset.labels[~good, 0].tolist())
-        good = np.array([session not in broken for session in dataset.labels[:, 0].tolist()])
-    if not good.any():
-        raise BadRequest(f"None of the {len(items)} documents could be embedded by both versions; /embed says why.")
-    labels, groups = dataset.labels[good], groups[good]
-    scores = [score_embeddings(kind, _stacked(each, good), labels, groups=groups) for each in found]
-    if not scores[0].queries:
-        raise BadRequest(f"None of the {len(items)} documents could be scored: each needs another one of its label.")
-    return scores[0], scores[1], int((~good).sum())
-
-
-def _stacked(embeddings: list[np.ndarray | None], good: np.ndarray) -> np.ndarray:
-    """Return those that are good, (M, D) float32."""
-    return np.stack([each for each, fits in zip(embeddings, good, strict=True) if each is not None and fits])
+        groups = numbered([item.tags.get(GROUP_TAG) for item in items])
+    pair = score_pair(kind, dataset.labels, groups, *found)
+    if pair is None:
+        raise BadRequest(
+            f"None of the {len(items)} documents could be scored: each needs another one of its label, and both "
+            "versions must be able to embed them; /embed says why one cannot."
+        )
+    return pair.first, pair.second, len(items) - len(pair.kept)
 
 
 @contextmanager
@@ -90,7 +81,7 @@ def _embeddings(arguments: argparse.Namespace, version: str, items: list[Any]) -
         place = connect(arguments.service)
         found: list[np.ndarray | None] = []
         for batch in batched(items):
-            answers = embed_by_service(place, [_copy(doc) for doc in batch], version, pictures=True)
+            answers = embed_by_service(place, [same_picture(doc) for doc in batch], version, pictures=True)
             found += [doc.embedding for doc in answers]
         place.close()
         return found
@@ -109,17 +100,6 @@ def _embeddings(arguments: argparse.Namespace, version: str, items: list[Any]) -
 async def _embed_all(embed: Embed, items: list[Any]) -> list[np.ndarray | None]:
     found: list[np.ndarray | None] = []
     for batch in batched(items):
-        done = await embed([_copy(doc) for doc in batch])
+        done = await embed([same_picture(doc) for doc in batch])
         found += [None if ERROR_TAG in doc.tags else doc.embedding for doc in done]
     return found
-
-
-def _copy(doc: Any) -> Document:
-    """Return a document with the same picture: what is sent or embedded is changed by that."""
-    return Document(id=doc.id, uri=doc.uri, buffer=doc.buffer, blob=doc.blob, text=doc.text)
-
-
-def _numbers(groups: list[Any]) -> np.ndarray:
-    """Return a number for each group, (N,) int64; -1 for documents in none."""
-    numbers: dict[str, int] = {}
-    return np.array([-1 if group is None else numbers.setdefault(repr(group), len(numbers)) for group in groups])

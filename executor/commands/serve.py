@@ -161,5 +161,5 @@ def _told_to_end() -> asyncio.Event:
 def _say(door: "Door", service: "Service | Reader", options: "ExecutorOptions") -> None:
     image = "--data-binary @photo.jpg -H 'Content-Type: image/jpeg'"
     print(f"FinetunerExecutor serves {service.folder}", flush=True)
-    print(f"at {door.address}; all routes: {door.address}/openapi.json", flush=True)
+    print(f"at {door.address}; the page: {door.address}/ui/; all routes: {door.address}/openapi.json", flush=True)
     print(f"Try: curl {image} {door.address}/embed", flush=True)

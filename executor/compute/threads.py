@@ -43,6 +43,12 @@ class Lanes:
         self._threads.submit(self._call, lane, future, function)
         return future
 
+    @property
+    def waiting(self) -> int:
+        """How many functions wait for their turn."""
+        with self._lock:
+            return sum(map(len, self._waiting.values()))
+
     def _call(self, lane: str, future: "Future[Any]", function: Callable[[], Any]) -> None:
         if future.set_running_or_notify_cancel():
             try:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from ..documents import Document
+from ..documents import Document, with_ids
 from ..parameters import EmbedParameters
 from ..serving.spaces import Conversion
 from .outward import outward_documents
@@ -14,16 +14,17 @@ AT_ONCE = 64  # documents whose embeddings are converted without leaving the eve
 
 
 async def embed(service: Service | Reader, docs: Sequence[Document], wanted: EmbedParameters) -> Sequence[Document]:
-    """Set the embedding of each document, and return the same documents.
+    """Set the embedding of each document, and return the same documents. Those without an id get one.
 
     Raises: InvalidParameter: there is no such space, dimensions or encoding. UnknownModel: there is no such version.
     """
+    with_ids(docs)
     with service.measures.embed_seconds.time():
         if wanted.plain:
             await service.embedder.embed(docs, model=wanted.model, matches=wanted.matches)
         else:
             await _embed_otherwise(service, docs, wanted)
-    outward_documents(docs, service.folder)
+    outward_documents(docs, service.places)
     return docs
 
 

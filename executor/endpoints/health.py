@@ -1,12 +1,14 @@
 """Whether a service can answer, and what else is wrong with it."""
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from ..errors import FinetunerError, NotReady
 from ..lifecycle.watchdog import is_stopped
 from ..store.run import Run, RunState
+from .outward import outward
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -21,6 +23,7 @@ class Readiness:
         served: the version now served. space: of its embeddings; None while it is not loaded.
         degraded: what is wrong besides, in sentences.
         executor: of which executor of a Flow this is said; None where there is only one.
+        since: when that version was chosen, ISO 8601; None: since ever, or nobody knows. role: of the service.
     """
 
     ready: bool
@@ -28,18 +31,21 @@ class Readiness:
     space: str | None
     degraded: list[str]
     executor: str | None = None
+    since: str | None = None
+    role: str = "all"
 
 
 async def readiness(service: "Service | Reader") -> Readiness:
     """Return how a service stands. A model that is not loaded is loaded, in the background."""
-    return await asyncio.to_thread(_readiness, service)
+    found = await asyncio.to_thread(_readiness, service)
+    return replace(found, degraded=[outward(sentence, service.places) for sentence in found.degraded])
 
 
 def _readiness(service: "Service | Reader") -> Readiness:
     try:
         served = service.served()
     except NotReady as error:
-        return Readiness(False, "", None, [str(error)])
+        return Readiness(False, "", None, [str(error)], role=service.role)
     version = service.embedder.loaded(served)
     ready = version is not None or service.role == "train"  # which embeds nothing
     degraded = [] if ready else [_not_loaded(service, served)]
@@ -47,7 +53,11 @@ def _readiness(service: "Service | Reader") -> Readiness:
     if service.role != "serve":
         writer = cast("Service", service)
         degraded += [*_store_faults(writer), *_training_faults(writer)]
-    return Readiness(ready, served, None if version is None else version.space, degraded)
+    space = None if version is None else version.space
+    since = None
+    with contextlib.suppress(FinetunerError):  # it is among the faults of the store
+        since = service.served_since()
+    return Readiness(ready, served, space, degraded, since=since, role=service.role)
 
 
 def _not_loaded(service: "Service | Reader", served: str) -> str:
@@ -62,8 +72,8 @@ def _store_faults(service: "Service") -> list[str]:
         workspace.try_to_write()
     except OSError as error:
         faults.append(
-            f"The workspace {workspace.root} cannot be written ({error.strerror or error}), so /fit refuses documents. "
-            "See to its disk."
+            f"The disk of {workspace.root} cannot be written ({error.strerror or error}), so /fit refuses documents. "
+            "See to it."
         )
     try:
         service.store.served_now()

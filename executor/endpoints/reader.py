@@ -14,6 +14,7 @@ from ..serving.spaces import Spaces
 from ..store.published import Place
 from .gathering import Gatherings
 from .measures import Measures
+from .outward import places_of
 
 
 class Reader:
@@ -28,7 +29,7 @@ class Reader:
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
         silence_libtiff()
-        self.folder = folder
+        self.folder, self.places = folder, places_of(folder, options)
         place = Place(options.serve_from or "")
         self.versions = FollowedVersions(place, folder / "versions")
         self.measures = Measures(self)
@@ -40,6 +41,11 @@ class Reader:
     def served(self) -> str:
         """Return the version that is served. Raises: NotReady: none has come yet."""
         return self.versions.served()
+
+    def served_since(self) -> str | None:
+        """Return when the writer published it, ISO 8601; None: it did not say."""
+        pointer = self.versions.pointer
+        return None if pointer is None else pointer.published_at or None
 
     def degraded(self) -> list[str]:
         """Return what is wrong while it serves nevertheless, a sentence each."""

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from .. import tracing
 from ..documents import Document, Event, RunStatus
+from ..errors import FinetunerError
 from ..lifecycle.status import status_of
 from ..parameters import (
     CancelParameters,
@@ -17,8 +18,9 @@ from ..parameters import (
     StatusParameters,
 )
 from ..report import contents
+from ..report.report import to_json
 from ..store.run import Run
-from .outward import outward, outward_status
+from .outward import outward, outward_error, outward_status
 from .service import Service
 
 WATCH_SECONDS = 0.2
@@ -46,7 +48,9 @@ async def cancel(service: Service, docs: Sequence[Document], wanted: CancelParam
 async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParameters) -> list[RunStatus]:
     """Remove an ended run with all its files; the answer is its last status."""
     last = await _statuses(service, wanted.run)
+    run = await asyncio.to_thread(service.store.get, wanted.run)
     await asyncio.to_thread(service.supervisor.delete, wanted.run)
+    await asyncio.to_thread(service.forget, run.number)
     await asyncio.to_thread(service.embedder.forget, wanted.run)
     return last
 
@@ -63,29 +67,42 @@ async def events(service: Service, docs: Sequence[Document], wanted: EventsParam
     run = await asyncio.to_thread(service.store.get, wanted.run)
     found = await asyncio.to_thread(service.store.events, run.name, wanted.after, wanted.limit)
     return [
-        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, service.folder))
+        Event(run=run.name, number=number, at=at, kind=kind, message=outward(message, service.places))
         for number, at, kind, message in found
     ]
 
 
 async def report(service: Service, docs: Sequence[Document], wanted: ReportParameters) -> list[Document]:
-    """Return the report of a run as one document, whose `text` is a self-contained HTML page."""
-    text = await asyncio.to_thread(contents.read, service.store, wanted.run)
-    return [Document(id=wanted.run, text=text)]
+    """Return the report of a run as one document, whose `text` is a self-contained HTML page, or JSON."""
+    return [await asyncio.to_thread(_report, service, wanted)]
+
+
+def _report(service: Service, wanted: ReportParameters) -> Document:
+    if wanted.format == "html":
+        return Document(id=wanted.run, text=contents.read(service.store, wanted.run))
+    found = contents.report_of(service.store, wanted.run)
+    suspects = found.label_errors.suspects if found.label_errors else ()
+    said = service.feedback.said([suspect.id for suspect in suspects if suspect.id])
+    return Document(id=wanted.run, text=to_json(found), tags={"said": said})
 
 
 async def watch(service: Service, name: str | None) -> AsyncGenerator[RunStatus, None]:
-    """Yield the status of a run whenever it changes, until the run has ended. Without a name: the newest run."""
-    run = await asyncio.to_thread(_watched, service, name)
-    shown = None
-    while True:
-        (now,) = await _statuses(service, run.name)
-        if now != shown:
-            yield now
-            shown = now
-        if now.ended_at is not None:
-            return
-        await asyncio.sleep(WATCH_SECONDS)
+    """Yield the status of a run whenever it changes, until the run has ended. Without a name: the newest run.
+
+    Raises: FinetunerError: there is no such run, or its status cannot be read.
+    """
+    try:
+        run = await asyncio.to_thread(_watched, service, name)
+        shown = None
+        while shown is None or shown.ended_at is None:
+            (now,) = await _statuses(service, run.name)
+            if now != shown:
+                yield now
+                shown = now
+            if now.ended_at is None:
+                await asyncio.sleep(WATCH_SECONDS)
+    except FinetunerError as error:
+        raise outward_error(error, service.places) from error
 
 
 def _watched(service: Service, name: str | None) -> Run:
@@ -101,4 +118,4 @@ async def _statuses(service: Service, run: str | None) -> list[RunStatus]:
 def _list_statuses(service: Service, name: str | None) -> list[RunStatus]:
     runs = service.store.all() if name is None else [service.store.get(name)]
     statuses = [status_of(service.store, run, service.receiver.counts) for run in runs]
-    return [outward_status(status, service.folder) for status in statuses]
+    return [outward_status(status, service.places) for status in statuses]

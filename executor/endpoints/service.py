@@ -8,7 +8,7 @@ from typing import Any
 from .. import tracing
 from ..compute.threads import Lanes
 from ..images.libtiff import silence_libtiff
-from ..lifecycle.feedback import Feedback
+from ..lifecycle.feedback import Feedback, LabelsSaid
 from ..lifecycle.processes import TrainerProcesses
 from ..lifecycle.receiving import Receiver
 from ..lifecycle.retraining import Retrainer
@@ -16,15 +16,24 @@ from ..lifecycle.supervisor import Supervisor
 from ..models.versions import WorkspaceVersions, check_version, version_folder, version_names
 from ..parameters import ExecutorOptions
 from ..serving.comparing import is_worse
+from ..serving.comparisons import Comparisons
 from ..serving.embedder import Embedder
+from ..serving.galleries import Galleries
+from ..serving.gallery_places import GalleryPlaces
+from ..serving.neighbours import KEPT_BYTES as VECTOR_BYTES
+from ..serving.neighbours import Neighbours
 from ..serving.publishing import Publisher
 from ..serving.spaces import Spaces
+from ..serving.thumbnails import KEPT_BYTES as THUMBNAIL_BYTES
+from ..serving.thumbnails import Thumbnails
+from ..store.cache import Cache
 from ..store.lock import WorkspaceLock
 from ..store.published import Place
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
 from .gathering import Gatherings
 from .measures import Measures
+from .outward import places_of
 
 RECEIVING_AT_ONCE = 32  # runs whose documents are stored at one time
 
@@ -38,7 +47,7 @@ class Service:
 
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
         silence_libtiff()
-        self.folder = folder
+        self.folder, self.places = folder, places_of(folder, options)
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
@@ -48,10 +57,22 @@ class Service:
         self._versions = WorkspaceVersions(workspace, options, self.store.promoted)
         self.embedder = Embedder(self._versions, options, self.measures.batch_images.observe)
         self.spaces = Spaces(self._folder_of, functools.partial(version_names, workspace))
+        self.comparisons = Comparisons(self.embedder)
         self.gatherings: Gatherings[Any, Any] = Gatherings()  # of /evaluate
+        self.galleries = Galleries(self.store, self.policy)
+        self.gallery_places = GalleryPlaces(self.policy.allowed_roots or (), folder)
+        self.thumbnails = Thumbnails(
+            Cache(workspace.thumbnails, THUMBNAIL_BYTES, self._run_numbers),
+            self.policy,
+            busy=lambda: bool(self.embedder.waiting),
+        )
+        self.neighbours = Neighbours(
+            self.embedder, Cache(workspace.vectors, VECTOR_BYTES, self._run_numbers), self.policy
+        )
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
+        self.labels_said = LabelsSaid(self.receiver.feedback)
         self.feedback = Feedback(self.store, self.receiver.feedback, options, self.receiver.fault)
         trainers = TrainerProcesses(
             workspace,
@@ -96,9 +117,21 @@ class Service:
     def _start_publisher(self, place: str | None) -> Publisher | None:
         return None if place is None else Publisher(Place(place), self.store.promoted, self._versions.folder)
 
+    def _run_numbers(self) -> set[int]:
+        return {run.number for run in self.store.all()}
+
+    def forget(self, run: int) -> None:
+        """Remove what was made of the documents of a deleted run. Args: run: its number."""
+        self.thumbnails.forget(run)
+        self.neighbours.forget(run)
+
     def served(self) -> str:
         """Return the version that is served now: `base` or a run."""
         return self.store.promoted()
+
+    def served_since(self) -> str | None:
+        """Return since when, ISO 8601; None: since ever."""
+        return self.store.served_since()
 
     def degraded(self) -> list[str]:
         """Return what is wrong while it serves nevertheless, a sentence each."""
@@ -127,6 +160,9 @@ class Service:
         if self._publisher is not None:
             self._publisher.close()
         self.supervisor.close()
+        self.comparisons.close()
+        self.neighbours.close()
+        self.thumbnails.close()
         self.embedder.close()
         self.receiving.close()
         self.receiver.close()

@@ -7,15 +7,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..documents import ERROR_TAG, MODEL_TAG, REASON_TAG, SPACE_TAG, Document, has_label, label_of
+from ..documents import (
+    ERROR_TAG,
+    MODEL_TAG,
+    POSITION_TAG,
+    REASON_TAG,
+    SPACE_TAG,
+    Document,
+    has_label,
+    label_of,
+    with_ids,
+)
 from ..errors import BadRequest
 from ..parameters import SuggestParameters
-from ..serving.gallery import check_gallery, pictures_of, rows_of
+from ..serving.galleries import Gallery, documents_at
+from ..serving.gallery import MOST_PICTURES
 from ..serving.suggesting import suggest as choose
 from ..store.spool import DocumentArrayMemmap
 from .service import Service
 
 CHUNK = 256  # documents embedded at a time
+FEW = 20  # documents of a run read at a time: an array may have megabytes
+MOST_CANDIDATES = 20_000  # of a gallery, where so many are embedded already
 MOST_KNOWN = 500  # labelled documents of feedback, and of the promoted run, that are looked at
 
 
@@ -28,20 +41,19 @@ class _Pool(NamedTuple):
 
 
 async def suggest(service: Service, docs: Sequence[Document], wanted: SuggestParameters) -> list[Document]:
-    """Return at most `limit` of the documents sent, or of the gallery, each with `tags['finetuner_reason']`.
+    """Return at most `limit` of the documents sent, or of the gallery, each with an id and `tags['finetuner_reason']`.
 
     Documents with a label are taken as known, beside those of feedback and of the promoted run. What cannot be embedded
     is not suggested.
 
     Raises: BadRequest: there is nothing to choose from, or the gallery cannot be used.
     """
-    if bool(len(docs)) == (wanted.gallery is not None):
-        raise BadRequest("/suggest takes documents, or the parameter 'gallery'; send one of them.")
+    is_named = wanted.gallery is not None or wanted.run is not None
+    if bool(len(docs)) == is_named:
+        raise BadRequest("/suggest takes documents, or the parameter 'gallery' or 'run'; send one of them.")
     version = service.store.promoted()
-    if wanted.gallery is None:
-        pool = await _embedded(service, docs, version)
-    else:
-        pool = await _gallery(service, wanted.gallery, version)
+    with_ids(docs)
+    pool = await _gallery(service, wanted, version) if is_named else await _embedded(service, docs, version)
     known = await _embedded(service, await asyncio.to_thread(_known, service, version), version)
     return await asyncio.to_thread(_chosen, pool, known, wanted.limit)
 
@@ -57,18 +69,28 @@ def _chosen(pool: _Pool, known: _Pool, limit: int) -> list[Document]:
     return [_suggested(pool.docs[unlabelled[number]], reason + pool.note) for number, reason in found]
 
 
-async def _gallery(service: Service, name: str, version: str) -> _Pool:
-    path = check_gallery(name, service.policy)
-    random = np.random.default_rng(0)
-    if path.is_dir():
-        docs, count = await asyncio.to_thread(pictures_of, path, random)
-        pool = await _embedded(service, docs, version)
-    else:
-        space = (await asyncio.to_thread(service.embedder.version, version)).space
-        docs, vectors, count = await asyncio.to_thread(rows_of, path, space, random)
-        pool = _Pool(docs, vectors)
-    note = f" (of {len(pool.docs)} that were looked at, of {count})" if count > len(pool.docs) else ""
-    return pool._replace(note=note)
+async def _gallery(service: Service, wanted: SuggestParameters, version: str) -> _Pool:
+    """Some pictures of a gallery. Its embeddings are kept, so the next question is answered at once."""
+    opened = await asyncio.to_thread(service.galleries.open, wanted.gallery, wanted.run)
+    embedded = await service.neighbours.of(opened, await asyncio.to_thread(service.embedder.version, version))
+    await embedded.enough(MOST_PICTURES)
+    numbers, vectors = await asyncio.to_thread(embedded.some, MOST_CANDIDATES)
+    docs = await asyncio.to_thread(_without_content, opened, numbers.tolist())
+    note = f" (of {len(docs):,} that were looked at, of {opened.count:,})" if opened.count > len(docs) else ""
+    return _Pool(docs, vectors, note)
+
+
+def _without_content(opened: Gallery, numbers: list[int]) -> list[Document]:
+    """The pictures with these numbers, as an answer names them: of runs without the bytes that were sent."""
+    found: list[Document] = []
+    for start in range(0, len(numbers), FEW):
+        for doc, number in zip(documents_at(opened, numbers[start : start + FEW]), numbers[start:], strict=False):
+            if doc.uri and doc.uri[:5].lower() == "data:":
+                doc.uri = None
+            doc.blob = doc.buffer = None
+            doc.tags = {**doc.tags, POSITION_TAG: number} if doc.uri is None else doc.tags
+            found.append(doc)
+    return found
 
 
 async def _embedded(service: Service, docs: Sequence[Any], version: str) -> _Pool:

@@ -9,11 +9,13 @@ from pydantic import BaseModel
 from .. import parameters as of
 from ..documents import Document
 from ..errors import ConfigurationError, Conflict, FinetunerError
-from . import reader, runs
+from . import gallery, reader, runs, words
+from .compare import compare
 from .embed import embed
 from .evaluate import evaluate
 from .feedback import feedback
 from .outward import outward_error
+from .quarantined import quarantined
 from .reader import Reader
 from .service import Service
 from .suggest import suggest
@@ -31,12 +33,20 @@ ENDPOINTS = {
     "/status": Endpoint(runs.status, of.StatusParameters),
     "/embed": Endpoint(embed, of.EmbedParameters),
     "/evaluate": Endpoint(evaluate, of.EvaluateParameters),
+    "/compare": Endpoint(compare, of.CompareParameters),
     "/promote": Endpoint(runs.promote, of.PromoteParameters),
     "/cancel": Endpoint(runs.cancel, of.CancelParameters),
     "/delete": Endpoint(runs.delete, of.DeleteParameters),
     "/events": Endpoint(runs.events, of.EventsParameters),
     "/feedback": Endpoint(feedback, of.FeedbackParameters),
+    "/galleries": Endpoint(gallery.galleries, of.GalleriesParameters),
+    "/gallery": Endpoint(gallery.gallery, of.GalleryParameters),
+    "/thumbnails": Endpoint(gallery.thumbnails, of.ThumbnailsParameters),
+    "/neighbours": Endpoint(gallery.neighbours, of.NeighboursParameters),
+    "/words": Endpoint(words.words, of.WordsParameters),
+    "/labels": Endpoint(words.labels, of.LabelsParameters),
     "/suggest": Endpoint(suggest, of.SuggestParameters),
+    "/quarantined": Endpoint(quarantined, of.QuarantinedParameters),
     "/report": Endpoint(runs.report, of.ReportParameters),
 }
 
@@ -99,4 +109,4 @@ async def call(
     try:
         return await endpoint.function(service, docs, of.parse(endpoint.parameters, parameters, where=path))
     except FinetunerError as error:
-        raise outward_error(error, service.folder) from error
+        raise outward_error(error, service.places) from error

@@ -6,6 +6,7 @@ hold_out.py      which train documents are held out where no eval documents were
 fingerprints.py  which images look alike, by what is kept of each
 copies.py        which of them are copies of one another
 intervals.py     how sure a mean over queries is, where queries rise and fall together
+pairing.py       two versions on the same items
 proof.py         the interval of a difference, and the verdict
 label_errors.py  which documents probably have a wrong label, by their neighbours
 map_fitting.py   the map between the spaces of two versions, learned from documents that both have embedded

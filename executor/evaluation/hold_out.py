@@ -92,8 +92,12 @@ def split_documents(
 
 def automatic_share(dataset: Dataset, items: np.ndarray) -> float:
     """The share that `auto` holds out for the proof. It is 0 for few documents, and for documents without labels."""
-    count = documents(dataset, items)
-    if dataset.kind == "unlabeled" or count < LEAST_DOCUMENTS:
+    return 0.0 if dataset.kind == "unlabeled" else usual_share(documents(dataset, items))
+
+
+def usual_share(count: int) -> float:
+    """The share of so many labelled documents or sessions that `auto` holds out; 0: they are too few."""
+    if count < LEAST_DOCUMENTS:
         return 0.0
     return min(LARGEST_SHARE, max(USUAL_SHARE, LEAST_QUERIES / count))
 

@@ -12,6 +12,7 @@ formats/        what the pixels of a file need, and what they will cost
 orientation.py  which way up a picture is
 budget.py       what decoding may cost: memory over all threads, time for each picture
 libtiff.py      keep it from writing to standard error
+thumbnails.py   small pictures of pictures
 arrays.py       turn arrays of the usual shapes and types into images
 
 May import only errors.

@@ -11,6 +11,10 @@ from .decoding import decode_image
 from .policy import DEFAULT_POLICY, ImagePolicy, check_pixels
 from .uris import read_uri
 
+OTHER_CLASSES = (
+    "documents of Jina's and DocArray's own classes lack these fields: make them with `from executor import Document`"
+)
+
 
 def load_uri_to_image_blob(doc: Any, policy: ImagePolicy = DEFAULT_POLICY) -> np.ndarray:
     """Read the image of `doc` from its `uri`, else its `buffer`, else its `blob`; `doc` is not changed.
@@ -42,4 +46,4 @@ def _encoded_image(doc: Any, policy: ImagePolicy, min_size: int | None) -> np.nd
         return decode_image(read_uri(doc.uri, policy), policy, min_size=min_size)
     if doc.buffer:
         return decode_image(without_base64(doc.buffer, policy), policy, min_size=min_size)
-    raise BadDocument("The document has no image content; set uri, buffer or blob")
+    raise BadDocument(f"The document has no image content; set uri, buffer or blob ({OTHER_CLASSES})")

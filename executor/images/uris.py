@@ -52,6 +52,14 @@ def read_uri(uri: str, policy: ImagePolicy) -> bytes:
     return read_file(_allowed_path(uri, policy), policy)
 
 
+def file_behind(uri: str, policy: ImagePolicy) -> str | None:
+    """Return the path of the file that `uri` names, absolute and without links; None if it names no file.
+
+    Raises: BadDocument: the path is not valid, or lies outside the allowed roots.
+    """
+    return _allowed_path(uri, policy, resolve=_lately_resolved) if _scheme(uri) in ("", "file") else None
+
+
 def is_remote(uri: str, policy: ImagePolicy) -> bool:
     """Whether reading `uri` means to fetch it from elsewhere, and `policy` allows it."""
     return is_below(uri, policy.remote_prefixes) or (policy.allow_remote_uris and _scheme(uri) in SCHEMES)

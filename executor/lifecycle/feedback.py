@@ -1,21 +1,27 @@
 """Takes in what users say of documents, and tells what is kept."""
 
+import contextlib
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from docarray import DocList
 
-from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Problem, has_label
-from ..errors import BadDocument
+from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Label, Problem, has_label, label_of
+from ..errors import BadDocument, brief
 from ..parameters import ExecutorOptions
-from ..store.feedback import FeedbackStore, Taker, canonical, iso
+from ..store.feedback import FeedbackStore, Taker, Withdrawn, canonical, iso
 from ..store.run import RunState
 from ..store.runs import SHOWN_PROBLEMS, RunStore
-from ..store.spool import StoredForm, stored_form
+from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
+from ..store.spool_rows import identity_of
 from .sources import FEEDBACK, rule_of
 
-Word = tuple[str, StoredForm | None]
+LABELS_KEPT = 1000  # documents whose labels are known without reading
+
+Word = tuple[str, StoredForm | Withdrawn]
 
 
 class Feedback:
@@ -36,21 +42,38 @@ class Feedback:
         self._rule = rule_of(options)
         self._fault = fault
 
-    def receive(self, docs: Sequence[Document]) -> FeedbackStatus:
+    def receive(self, docs: Sequence[Document], run: str | None = None) -> FeedbackStatus:
         """Store the words of one request. What the answer counts as stored is on the disk.
 
-        Raises: WorkspaceError: nothing of it could be stored.
+        Args: run: an earlier run, of whose train documents those speak that come without an image.
+        Raises: UnknownRun. WorkspaceError: nothing of it could be stored.
         """
         words: list[Word] = []
         problems: list[tuple[str, str]] = []
-        for doc in docs:
-            try:
-                words.append(self._word(doc))
-            except BadDocument as error:
-                problems.append((str(doc.id or ""), str(error)))
+        with contextlib.ExitStack() as stack:
+            spool = None
+            if run is not None:
+                spool = DocumentArrayMemmap(self._store.workspace.spool_file(self._store.get(run).name))
+                stack.enter_context(spool)
+            for doc in docs:
+                try:
+                    words.append(self._word(doc, None if spool is None else _meant(spool, doc, run or "")))
+                except BadDocument as error:
+                    problems.append((str(doc.id or ""), str(error)))
         if words:
             self._kept.put(words, self._rule)
         return self._answer(len(words), problems)
+
+    def said(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what was said of single documents: of each its `id`, and its `label`, or None if it is left out."""
+        words: list[dict[str, Any]] = []
+        for id in ids:
+            latest = self._kept.latest(id)
+            if isinstance(latest, Document) and has_label(latest):
+                words.append({"id": id, "label": label_of(latest)})
+            elif isinstance(latest, Withdrawn) and latest.content:
+                words.append({"id": id, "label": None})
+        return words
 
     def _answer(self, stored: int, problems: list[tuple[str, str]]) -> FeedbackStatus:
         last = last_taker(self._store, self._kept)
@@ -70,24 +93,72 @@ class Feedback:
             thinned=kept.thinned,
         )
 
-    def _word(self, doc: Document) -> Word:
-        """Return what a document says. Raises: BadDocument: it cannot be used."""
+    def _word(self, doc: Document, meant: Document | None) -> Word:
+        """Return what a document says. Args: meant: of which document of an earlier run.
+
+        Raises: BadDocument: it cannot be used.
+        """
         withdrawn = doc.tags.get(WITHDRAWN_TAG)
         if withdrawn:
             if not doc.id:
                 raise BadDocument(f"it has tags['{WITHDRAWN_TAG}'] and no id; give it the id of what it takes back")
-            return str(doc.id), None
+            return str(doc.id), Withdrawn() if meant is None else Withdrawn(identity_of(meant).content)
         if not doc.matches and not has_label(doc):
             raise BadDocument(
                 "it has neither matches nor tags['finetuner_label'], so it says nothing; send a query with matches "
                 "labelled 1 or -1, or a document with its label"
             )
+        if meant is not None:
+            doc.uri, doc.blob, doc.buffer, doc.text = meant.uri, meant.blob, meant.buffer, meant.text
+            doc.tags = {**meant.tags, **doc.tags}
         if fault := self._fault(doc, "auto", "train"):
             raise BadDocument(fault)
         _name(doc)
         doc.tags = {**doc.tags, SOURCE_TAG: FEEDBACK}
         form = stored_form(doc)
         return form.id, form
+
+
+def _meant(spool: DocumentArrayMemmap, doc: Document, run: str) -> Document | None:
+    """Return the document of an earlier run that a word without an image is about; None: it has its own image.
+
+    Raises: BadDocument: there is none, or there are several.
+    """
+    if doc.uri is not None or doc.content is not None or doc.matches:
+        return None
+    found = spool.with_id(str(doc.id or ""))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise BadDocument(f"run {run!r} has no train document with this id; send the document with its image")
+    raise BadDocument(
+        f"run {run!r} has several documents with the id {brief(doc.id)!r}; send the one that is meant with its image, "
+        "under an id of its own"
+    )
+
+
+class LabelsSaid:
+    """The labels in the latest words. Each word is read once."""
+
+    def __init__(self, kept: FeedbackStore) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._read: int | None = None  # up to the word with this number
+        self._labels: OrderedDict[str, Label] = OrderedDict()  # by the ids of the documents, the latest at the end
+
+    def all(self) -> list[Label]:
+        """Return a label for each document among the latest that were labelled."""
+        with self._lock:
+            start = max(0, self._kept.last() - LABELS_KEPT) if self._read is None else self._read
+            for word in self._kept.words_after(start):
+                self._labels.pop(word.id, None)
+                if word.document is not None and not word.document.matches and has_label(word.document):
+                    self._labels[word.id] = label_of(word.document)
+                start = word.number
+            self._read = start
+            while len(self._labels) > LABELS_KEPT:
+                self._labels.popitem(last=False)
+            return list(self._labels.values())
 
 
 def last_taker(store: RunStore, kept: FeedbackStore) -> Taker | None:

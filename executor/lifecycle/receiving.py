@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import tracing
-from ..documents import Document, check_integers, with_id
+from ..documents import Document, check_integers, with_ids
 from ..errors import (
     BadDocument,
     BadRequest,
@@ -22,6 +22,7 @@ from ..errors import (
     WorkspaceError,
     brief,
 )
+from ..images.reading import OTHER_CLASSES
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
@@ -66,9 +67,7 @@ class Receiver:
         Raises: BadRequest, InvalidParameter: the request is wrong. Conflict: the run takes no more documents.
             LimitExceeded: the message names the limit.
         """
-        for doc in docs:
-            for part in (doc, *doc.matches):
-                with_id(part)
+        with_ids(docs)
         with self._choosing:
             name = (self._present_run(parameters) or self._new_run(docs, parameters, automatic or (0, None))).name
         with self._lock_of(name):  # it may wait for the run's file; other runs go on
@@ -387,10 +386,7 @@ class Receiver:
         if doc.uri is not None:
             check_uri(doc.uri, self._policy)
         elif doc.content is None:
-            raise BadDocument(
-                f"{what} has neither uri nor blob nor buffer; set one of them (documents of Jina's and DocArray's own "
-                "classes lack these fields: make them with `from executor import Document`)"
-            )
+            raise BadDocument(f"{what} has neither uri nor blob nor buffer; set one of them ({OTHER_CLASSES})")
 
     # when it is complete ------------------------------------------------------------------------------------------
 

@@ -13,11 +13,12 @@ from typing import Any
 from ..documents import SOURCE_TAG, Document
 from ..errors import Conflict, LimitExceeded, UnknownRun
 from ..parameters import ExecutorOptions, TrainingOptions
-from ..store.feedback import FeedbackStore, Rule
+from ..store.feedback import FeedbackStore, Rule, Withdrawn
 from ..store.files import publish_file
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
+from ..store.spool_rows import identity_of
 
 FEEDBACK = "feedback"
 _CHUNK = 100  # documents copied at a time; between two chunks others may use the run
@@ -136,19 +137,32 @@ class Sources:
                 yield name, self._of_run(docs, with_feedback=not run.options.feedback)
 
     def _of_run(self, docs: DocumentArrayMemmap, *, with_feedback: bool) -> Iterator[Document]:
-        """The documents of an earlier run. Where they came from feedback, the latest word counts, not that of then."""
+        """The documents of an earlier run. Where something was said of one since, the latest word counts.
+
+        Args: with_feedback: whether those of feedback are wanted, too; else they were copied before.
+        """
+        known = self._feedback.ids()
         for doc in docs:
-            if doc.tags.get(SOURCE_TAG) != FEEDBACK:
-                yield doc
-            elif with_feedback:
-                known, latest = self._feedback.latest(str(doc.id))
-                if latest is not None or not known:
-                    yield latest or doc
+            latest = self._feedback.latest(str(doc.id)) if str(doc.id) in known else None
+            is_of_feedback = doc.tags.get(SOURCE_TAG) == FEEDBACK
+            if latest is None or not (is_of_feedback or _is_of(latest, doc)):
+                if with_feedback or not is_of_feedback:
+                    yield doc
+            elif with_feedback and isinstance(latest, Document):
+                yield latest
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         file = self._store.workspace.sources_file(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         publish_file(file, json.dumps(content).encode())
+
+
+def _is_of(word: Document | Withdrawn, doc: Document) -> bool:
+    """Whether a word is about a document that came by `/fit`: ids repeat, so it must be about the same content."""
+    content = identity_of(doc).content
+    if isinstance(word, Withdrawn):
+        return word.content == content
+    return not word.matches and not doc.matches and identity_of(word).content == content
 
 
 def rule_of(options: ExecutorOptions) -> Rule:

@@ -94,14 +94,21 @@ class Supervisor:
     def cancel(self, run: str) -> None:
         """Cancel a run, unless it has ended. When this returns, its trainer is gone."""
         with self._lock:
-            if not self._store.get(run).state.ended:
-                self._store.advance(run, RunState.CANCELLED)
+            if not (found := self._store.get(run)).state.ended:
+                self._store.advance(run, RunState.CANCELLED, **self._received(found))
             if self._process_is_for(run):
                 self._end_trainer(self._trainers.cancel_by)
             self._receiver.release(run)
             if (ended := self._store.get(run)).state is RunState.CANCELLED:
                 self._trainers.forget(ended)
                 self._store.workspace.prune(run, keep_checkpoints=False)
+
+    def _received(self, run: Run) -> dict[str, int]:
+        """What a run has got so far, if nobody has written it down yet: its status goes on to say so."""
+        if run.state is not RunState.RECEIVING:
+            return {}
+        train, evaluation = self._receiver.counts(run.name)
+        return {"train_rows": train, "eval_rows": evaluation}
 
     def delete(self, run: str) -> None:
         """Delete a run that has ended. A new run with its name inherits nothing. Raises: as `RunStore.delete`."""

@@ -14,8 +14,14 @@ pictures.py           make the small pictures in the file
 saving.py             write both files
 report.html.jinja     the template of the page
 macros.html.jinja     the parts of it that occur often
-index.html.jinja      its sections on what to do with an index, and on small vectors
-documents.html.jinja  its sections on classes, labels and copies
+proof.html.jinja      its sections: the deciding metric,
+measured.html.jinja   all metrics,
+index.html.jinja      what to do with an index, and small vectors,
+documents.html.jinja  classes,
+labels.html.jinja     labels that may be wrong,
+copies.html.jinja     copies,
+training.html.jinja   the epochs,
+found.html.jinja      and what queries find
 style.css.jinja       its style
 
 May import evaluation, store and the packages below them, but not torch: the service reads and completes reports.

@@ -140,9 +140,14 @@ def rewrite(workspace: Workspace, name: str) -> Path:
 
 def read(store: RunStore, name: str) -> str:
     """Return the report of a run as HTML. Raises: UnknownRun. NotFound: the run has no report."""
+    return render(report_of(store, name))
+
+
+def report_of(store: RunStore, name: str) -> Report:
+    """Return the report of a run. Raises: UnknownRun. NotFound: the run has no report."""
     run = store.get(name)
     try:
-        return render(load(store.workspace.run_folder(name)))
+        return load(store.workspace.run_folder(name))
     except NotFound:
         raise NotFound(
             f"Run {name!r} is {run.state.value} and has no report; a run writes one when it succeeds."

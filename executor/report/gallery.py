@@ -64,8 +64,7 @@ def rank_sessions(
         root, matches = items[labels[items, 1] == 0][0], items[labels[items, 1] != 0]
         roots.append(int(root))
         for side, embeddings in enumerate((before, after)):
-            similarity = _unit(embeddings[matches]) @ _unit(embeddings[[root]])[0]
-            ranked = matches[np.argsort(-similarity, kind="stable")][:neighbours]
+            ranked = nearest_candidates(embeddings, int(root), matches)[:neighbours]
             found[side].append(ranked.tolist())
             precision[side].append(float(_precision(labels[ranked, 1][None] == 1)[0]))
     return _chosen(np.array(roots), found, np.subtract(precision[1], precision[0]), count)
@@ -136,6 +135,13 @@ def nearest(embeddings: np.ndarray, queries: np.ndarray, neighbours: int) -> Ite
         top = np.argpartition(-similarity, depth - 1, axis=1)[:, :depth]
         order = np.argsort(-np.take_along_axis(similarity, top, axis=1), axis=1, kind="stable")
         yield np.take_along_axis(top, order, axis=1)
+
+
+def nearest_candidates(embeddings: np.ndarray, query: int, candidates: np.ndarray) -> np.ndarray:
+    """Return the candidates of a query, (M,) positions, nearest first by cosine."""
+    similarity = _unit(embeddings[candidates]) @ _unit(embeddings[[query]])[0]
+    ranked: np.ndarray = candidates[np.argsort(-similarity, kind="stable")]
+    return ranked
 
 
 def _unit(embeddings: np.ndarray) -> np.ndarray:

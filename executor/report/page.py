@@ -5,6 +5,7 @@ The page needs no other file: it has no script, font or link, and its images are
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -34,27 +35,37 @@ EXTREMES = 10  # classes shown that lost most, and as many that gained most; a c
 
 def render(report: Report) -> str:
     """Return the report as one HTML page."""
+    return _template().render(values_of(report))
+
+
+def values_of(report: Report) -> dict[str, Any]:
+    """Return what the templates of the report show."""
     before = report.metrics[DECIDING].before.mean if report.metrics and not report.choosing else None
     measured_on = f"the {report.choosing:,} documents to choose by" if report.choosing else "the eval documents"
+    return {
+        "report": report,
+        "deciding": report.metrics.get(DECIDING),  # none without a difference
+        "standing": _standing(report.difference),
+        "titles": TITLES,
+        "charts": charts_of(report.history, measured_on, before),
+        "epochs": max(map(len, report.history.values()), default=0),
+        "sample": [query for query in report.gallery if not query.worst],
+        "worst": [query for query in report.gallery if query.worst],
+        "reach": _reach(report.difference),
+        "advice": advise(report),
+        "by_class": _parted(report.by_class),
+        "settings": _settings(report),
+    }
+
+
+def charts_of(history: Mapping[str, Sequence[float]], measured_on: str, before: float | None = None) -> list[Curve]:
+    """Return the line charts of a history. Args: measured_on: which documents, in words. before: mAP@R before."""
     charts = [
-        Curve("Loss", report.history.get("loss", [])),
-        Curve(f"mAP@R on {measured_on}", report.history.get(DECIDING, []), before),
-        Curve("Learning rate", report.history.get("learning_rate", [])),
+        Curve("Loss", history.get("loss", [])),
+        Curve(f"mAP@R on {measured_on}", history.get(DECIDING, []), before),
+        Curve("Learning rate", history.get("learning_rate", [])),
     ]
-    return _template().render(
-        report=report,
-        deciding=report.metrics.get(DECIDING),  # none without a difference
-        standing=_standing(report.difference),
-        titles=TITLES,
-        charts=[curve for curve in charts if curve.segments],
-        epochs=max(map(len, report.history.values()), default=0),
-        sample=[query for query in report.gallery if not query.worst],
-        worst=[query for query in report.gallery if query.worst],
-        reach=_reach(report.difference),
-        advice=advise(report),
-        by_class=_parted(report.by_class),
-        settings=_settings(report),
-    )
+    return [curve for curve in charts if curve.segments]
 
 
 def _parted(classes: list[ClassChange]) -> dict[str, list[ClassChange]]:
@@ -102,7 +113,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"image": data_uri, "number": _number, "moment": _moment, "value": _value}
+    environment.filters |= FILTERS
     environment.globals |= {"duration": _duration}
     return environment.get_template("report.html.jinja")
 
@@ -127,3 +138,6 @@ def _duration(started: str, ended: str) -> str:
     seconds = round((datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds())
     hours, minutes = seconds // 3600, seconds // 60 % 60
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
+
+
+FILTERS: dict[str, Any] = {"image": data_uri, "number": _number, "moment": _moment, "value": _value}

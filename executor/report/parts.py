@@ -124,6 +124,7 @@ class Suspect:
         caption: its given label. suggested: the label of its neighbours.
         margin: the share of the neighbours' votes by which it leads, in (0, 1].
         part: `train`, `held out` or `eval`.
+        id: of the document; empty: a report of an earlier release. given, proposed: both labels, as they are written.
     """
 
     image: Picture | None
@@ -132,6 +133,9 @@ class Suspect:
     suggested: Text
     margin: float
     part: str
+    id: Text = ""
+    given: int | Text | None = None
+    proposed: int | Text | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -9,13 +9,13 @@ from PIL import Image
 
 from ..images.arrays import image_from_array
 
-_THUMBNAIL = 144  # pixels of the longer side: twice the size on the page, for dense screens
+THUMBNAIL = 144  # pixels of the longer side: twice the size on the page, for dense screens
 _EXACT = 48  # images up to this side are stored without loss; JPEG would blur them
 
 
 def _thumbnail(image: np.ndarray) -> Image.Image:
     picture = Image.fromarray(image_from_array(image))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
+    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)  # never enlarges
     return picture
 
 

@@ -129,6 +129,22 @@ def to_json(report: Report) -> str:
     return json.dumps({"format": FORMAT, **_SAVED.dump_python(report, mode="json")}, allow_nan=False)
 
 
+def from_json(text: str, name: str = "The report") -> Report:
+    """Return the report that `to_json` wrote. Args: name: what to call it in messages.
+
+    Raises: WorkspaceError: it is damaged, or has the format of another release.
+    """
+    try:
+        values: dict[str, Any] = json.loads(text)
+        if values.pop("format", None) not in READABLE:
+            raise WorkspaceError(f"{name} has a format that this release does not read.")
+        return _SAVED.validate_python(values)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise WorkspaceError(
+            f"{name} is damaged ({type(error).__name__}); train the run again for a new one."
+        ) from error
+
+
 def load(folder: Path) -> Report:
     """Read the report that was saved in a folder.
 
@@ -136,13 +152,9 @@ def load(folder: Path) -> Report:
     """
     file = folder / "report.json"
     try:
-        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if values.pop("format", None) not in READABLE:
-            raise WorkspaceError(f"{file} has a format that this release does not read.")
-        return _SAVED.validate_python(values)
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise NotFound(f"There is no report in {folder}; a run writes one when it succeeds.") from None
-    except (ValidationError, ValueError, AttributeError) as error:
-        raise WorkspaceError(
-            f"{file} is damaged ({type(error).__name__}); train the run again for a new one."
-        ) from error
+    except UnicodeDecodeError as error:
+        raise WorkspaceError(f"{file} is damaged ({error.reason}); train the run again for a new one.") from error
+    return from_json(text, str(file))

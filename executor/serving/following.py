@@ -3,6 +3,7 @@
 Until a new version is whole, undamaged and loaded, the last good one is served.
 """
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -15,8 +16,9 @@ from ..models.model import EmbeddingModel
 from ..models.saving import load_model
 from ..store.published import Place, Pointer, is_whole
 
-LOOK_SECONDS = 1.0  # between two looks at the store
-LAST_RETRY_SECONDS = 15.0
+LOOK_SECONDS = 0.5  # between two looks at the store: what is published is served within 2 s, loading included
+FIRST_RETRY_SECONDS = 1.0  # after something went wrong; then twice as long each time,
+LAST_RETRY_SECONDS = 15.0  # up to this
 SILENT_SECONDS = 10.0  # without an answer of the store, until we say so
 KEPT_VERSIONS = 3  # folders of versions that stay on the disk: a rollback then fetches nothing
 
@@ -86,7 +88,7 @@ def _age(folder: Path) -> float:
 
 
 class Follower:
-    """Looks for a new version about once a second, in a thread of its own.
+    """Looks for a new version about twice a second, in a thread of its own.
 
     Args: load: loads a version that was brought, in place of another of its name; it may take long.
     """
@@ -96,6 +98,7 @@ class Follower:
         self._versions = versions
         self._load = load
         self._seen: Pointer | None = None
+        self._looked_at: Pointer | None = None  # None: there was none, or it could not be read
         self._trouble: str | None = None
         self._answered = time.monotonic()
         self._ended = threading.Event()
@@ -115,20 +118,31 @@ class Follower:
         self._thread.join(timeout=5)
 
     def _work(self) -> None:
-        wait = LOOK_SECONDS
+        retry = FIRST_RETRY_SECONDS
         while not self._ended.is_set():
             try:
                 self._look()
             except Exception as error:  # a store may raise anything; the last good version stays
                 self._complain(error)
-                wait = min(2 * wait, LAST_RETRY_SECONDS)
+                self._answered = time.monotonic()
+                self._wait_for_news(retry)
+                retry = min(2 * retry, LAST_RETRY_SECONDS)
             else:
-                self._trouble, wait = None, LOOK_SECONDS
-            self._answered = time.monotonic()
-            self._ended.wait(wait)
+                self._trouble, retry = None, FIRST_RETRY_SECONDS
+                self._answered = time.monotonic()
+                self._ended.wait(LOOK_SECONDS)
+
+    def _wait_for_news(self, seconds: float) -> None:
+        """Wait, but only until something else is published than what was looked at: that may mend what is wrong."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._ended.wait(LOOK_SECONDS):
+            with contextlib.suppress(Exception):  # what is wrong with the store is known
+                if self._place.pointer() != self._looked_at:
+                    return
 
     def _look(self) -> None:
-        pointer = self._place.pointer()
+        self._looked_at = None
+        self._looked_at = pointer = self._place.pointer()
         if pointer is None:
             if self._seen is not None:
                 raise FileNotFoundError("served.json is gone")

@@ -119,6 +119,10 @@ class Spaces:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._lock = threading.Lock()
 
+    def space_of(self, version: str) -> str:
+        """Return the space of a version. Raises: UnknownModel: there is no such version."""
+        return self._read(version).space
+
     def conversion(self, version: Version, wanted: EmbedParameters) -> Conversion:
         """Return what makes the vectors that are wanted of the embeddings of a version.
 

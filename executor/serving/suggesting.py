@@ -104,7 +104,8 @@ def _to_labels(unit: np.ndarray, known: np.ndarray | None, labels: Sequence[Labe
 def _reason(unsure: np.ndarray, scale: float) -> str:
     """Args: unsure: of the documents that a suggestion stands for. scale: how many there are for each covered one."""
     count = round(scale * len(unsure))
-    words = f"is the nearest suggestion to about {count} pictures, and no labelled one is nearer"
+    pictures = "1 picture" if count == 1 else f"{count} pictures"
+    words = f"is the nearest suggestion to about {pictures}, and no labelled one is nearer"
     if not count:
         return "is unlike what is labelled, and stands for itself"
     if unsure.mean() > UNSURE_FROM:

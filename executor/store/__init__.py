@@ -6,6 +6,7 @@ moves.py       the trace of a run: a span of each state that it was in
 runs.py        the runs of a workspace: states, progress, quarantine, events, which version is served
 database.py    a SQLite file of a workspace: schema, transactions, readable errors
 feedback.py    what users said of documents: sessions and labels, the latest word of each id
+cache.py       thumbnails and other bytes that can be made again, bounded
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 proof_documents.py  the documents that prove the model of a run
 budget.py      the automatic runs, and what each has taken of their shared budget of false promotions

@@ -36,7 +36,18 @@ STEPS: tuple[tuple[str, ...], ...] = (
 )
 WITHDRAWN = "withdrawn"
 _PAGE = 100  # documents read at a time
+_FEW = 20  # the same, where people look at them: pictures that they dropped may have megabytes each
+_WORDS = "SELECT id, number, at, sort, document FROM words"
 _DAY = 86_400.0
+
+
+class Withdrawn(NamedTuple):
+    """A word that takes back what was said of an id.
+
+    Attributes: content: the digest of a document of an earlier run, which later runs shall leave out; empty: of none.
+    """
+
+    content: bytes = b""
 
 
 class Rule(NamedTuple):
@@ -66,6 +77,18 @@ class Kept(NamedTuple):
     oldest: float | None
     thinned: int
     last: int
+
+
+class Word(NamedTuple):
+    """The latest word of an id. Attributes: number: as said above. at: seconds since the epoch.
+
+    document: None: it was withdrawn.
+    """
+
+    id: str
+    number: int
+    at: float
+    document: Document | None
 
 
 class Taker(NamedTuple):
@@ -102,25 +125,26 @@ class FeedbackStore:
             if self._opened is not None:
                 self._opened.close()
 
-    def put(self, words: Sequence[tuple[str, StoredForm | None]], rule: Rule) -> None:
+    def put(self, words: Sequence[tuple[str, StoredForm | Withdrawn]], rule: Rule) -> None:
         """Store words durably, all or none, then thin what is kept. A word that says nothing new changes nothing.
 
-        Args: words: the id of a document, and its form; None withdraws what was said of that id.
+        Args: words: the id of a document, and its form, or that it is withdrawn.
         """
         at = now()
         with self.database.transaction() as db:
             ((upto,),) = db.execute("SELECT coalesce(max(upto), 0) FROM takers")
             for id, form in words:
-                found = db.execute("SELECT number, document, taken FROM words WHERE id = ?", (id,)).fetchone()
-                number, known, was_taken = found or (None, None, 0)
-                payload = None if form is None else form.payload
-                if _same(known, payload):
+                found = db.execute("SELECT number, sort, document, taken FROM words WHERE id = ?", (id,)).fetchone()
+                number, was, known, was_taken = found or (None, WITHDRAWN, None, 0)
+                sort, payload = _stored(form)
+                if _same(was, known, sort, payload):
                     continue
-                taken = was_taken or (number is not None and number <= upto)
+                is_trained_on = sort == WITHDRAWN and payload is not None  # by the run that the document is of
+                taken = was_taken or is_trained_on or (number is not None and number <= upto)
                 db.execute("DELETE FROM words WHERE id = ?", (id,))
                 db.execute(
                     "INSERT INTO words (id, at, sort, taken, bytes, document) VALUES (?, ?, ?, ?, ?, ?)",
-                    (id, at, _sort(form), int(taken), len(payload or b""), payload),
+                    (id, at, sort, int(taken), len(payload or b""), payload),
                 )
             self._thin(db, rule, at)
 
@@ -165,12 +189,39 @@ class FeedbackStore:
                 after = number
                 yield restored(payload)
 
-    def latest(self, id: str) -> tuple[bool, Document | None]:
-        """Whether an id is known, and the latest word of it; None: it was withdrawn."""
-        rows = self._rows("SELECT document FROM words WHERE id = ?", id)
+    def latest(self, id: str) -> Document | Withdrawn | None:
+        """The latest word of an id; None: nothing was said of it."""
+        rows = self._rows("SELECT sort, document FROM words WHERE id = ?", id)
         if not rows:
-            return False, None
-        return True, None if rows[0][0] is None else restored(rows[0][0])
+            return None
+        sort, payload = rows[0]
+        return Withdrawn(payload or b"") if sort == WITHDRAWN else restored(payload)
+
+    def ids(self) -> set[str]:
+        """All ids of which something was said, withdrawn ones included."""
+        return {id for (id,) in self._rows("SELECT id FROM words")}
+
+    def words(self, ids: Sequence[str]) -> Iterator[Word]:
+        """Iterate over the latest words of those of these ids that are known, in constant memory."""
+        for start in range(0, len(ids), _FEW):
+            some = ids[start : start + _FEW]
+            marks = ", ".join("?" * len(some))
+            yield from map(_word, self._rows(f"{_WORDS} WHERE id IN ({marks})", *some))
+
+    def latest_words(self, before: int | None, limit: int) -> Iterator[Word]:
+        """Iterate over the latest words, newest first. Args: before: only those before the word with this number."""
+        last = 2**62 if before is None else before
+        while limit > 0 and (
+            rows := self._rows(f"{_WORDS} WHERE number < ? ORDER BY number DESC LIMIT ?", last, min(limit, _FEW))
+        ):
+            yield from map(_word, rows)
+            last, limit = rows[-1][1], limit - len(rows)
+
+    def words_after(self, number: int) -> Iterator[Word]:
+        """Iterate over the words after a number, oldest first."""
+        while rows := self._rows(f"{_WORDS} WHERE number > ? ORDER BY number LIMIT ?", number, _FEW):
+            yield from map(_word, rows)
+            number = rows[-1][1]
 
     # the runs that were trained on it -----------------------------------------------------------------------------
 
@@ -212,6 +263,11 @@ class FeedbackStore:
             )
 
 
+def _word(row: tuple[Any, ...]) -> Word:
+    id, number, at, sort, payload = row
+    return Word(id, number, at, None if sort == WITHDRAWN or payload is None else restored(payload))
+
+
 def now() -> float:
     """The current time in seconds since the epoch: what is kept here is older than any process."""
     return datetime.now(timezone.utc).timestamp()
@@ -222,16 +278,17 @@ def iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _sort(form: StoredForm | None) -> str:
-    if form is None:
-        return WITHDRAWN
-    return "sessions" if form.matches else "labelled"
+def _stored(form: StoredForm | Withdrawn) -> tuple[str, bytes | None]:
+    """The sort of a word, and what is kept of it: a document, or of a withdrawal the digest of one, if it has one."""
+    if isinstance(form, Withdrawn):
+        return WITHDRAWN, form.content or None
+    return "sessions" if form.matches else "labelled", form.payload
 
 
-def _same(known: bytes | None, said: bytes | None) -> bool:
-    """Whether two documents say the same. The order of tags is no difference. None: there is no document."""
-    if known is None or said is None:
-        return known is said
+def _same(was: str, known: bytes | None, sort: str, said: bytes | None) -> bool:
+    """Whether two words say the same. The order of tags is no difference."""
+    if WITHDRAWN in (was, sort) or known is None or said is None:
+        return (was, known) == (sort, said)
     return known == said or canonical(DocProto.FromString(known)) == canonical(DocProto.FromString(said))
 
 

@@ -305,6 +305,22 @@ class RunStore:
         )
         return [(document, reason) for document, reason in rows]
 
+    def problems_after(self, name: str, number: int, limit: int) -> list[tuple[int, str, Quarantined, bool]]:
+        """Some of the quarantined documents of a run, in order, each (number, split, document, whether it is spooled).
+
+        Args: number: leave out those up to this one.
+        """
+        rows = self._database.rows(
+            "SELECT number, split, place, document, reason, spooled FROM problems WHERE run = ? AND number > ? "
+            "ORDER BY number LIMIT ?",
+            name,
+            number,
+            limit,
+        )
+        return [
+            (number, split, Quarantined(*quarantined), bool(spooled)) for number, split, *quarantined, spooled in rows
+        ]
+
     def count_problems(self, name: str, split: str | None = None, *, spooled: bool | None = None) -> int:
         """Count the quarantined documents, their matches included.
 
@@ -380,12 +396,18 @@ class RunStore:
         rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
         return str(rows[0][0]) if rows else "base"
 
+    def served_since(self) -> str | None:
+        """Since when that version is served, ISO 8601; None: since ever."""
+        rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted_at'")
+        return str(rows[0][0]) if rows else None
+
     def promote(self, version: str) -> None:
         """Serve `version` from now on: `base` or a run. Raises: UnknownRun: the run was deleted meanwhile."""
         with self._database.transaction() as db:
             if version != "base":
                 self.get(version)
-            db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES ('promoted', ?)", (version,))
+            for setting, value in (("promoted", version), ("promoted_at", now())):
+                db.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (setting, value))
             if version != "base":
                 self._append_event(db, version, "promoted", "this version is served now")
         self._promoted = version

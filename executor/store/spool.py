@@ -209,6 +209,11 @@ class DocumentArrayMemmap(Sequence[Document]):
         id = doc if isinstance(doc, str) else getattr(doc, "id", None)
         return bool(id) and bool(self._select("SELECT 1 FROM documents WHERE id = ? AND split = ?", id, self.split))
 
+    def with_id(self, id: str) -> list[Document]:
+        """Return the documents that have an id: one as a rule, the first two if there are several."""
+        query = "SELECT document FROM documents WHERE split = ? AND id = ? ORDER BY position LIMIT 2"
+        return [restored(document) for (document,) in self._select(query, self.split, id)]
+
     def ids(self) -> Iterator[str]:
         """Iterate over the ids in order, without decoding documents."""
         return (id for (id,) in self._pages("id", 0, len(self), _ROWS_PAGE))
@@ -216,6 +221,11 @@ class DocumentArrayMemmap(Sequence[Document]):
     def labels(self) -> Iterator[LabelRow]:
         """Iterate over the labels in order, without decoding documents."""
         return map(LabelRow._make, self._pages("id, label, matches", 0, len(self), _ROWS_PAGE))
+
+    def label_counts(self, limit: int) -> list[tuple[Label, int]]:
+        """Return the labels that most documents have, and how many have each, without decoding documents."""
+        query = "SELECT label, count(*) FROM documents WHERE split = ? AND label IS NOT NULL AND matches = 0"
+        return self._select(f"{query} GROUP BY label ORDER BY count(*) DESC, label LIMIT ?", self.split, limit)
 
     def sorts(self) -> Sorts:
         """Count the sorts of documents, without decoding them."""

@@ -93,11 +93,12 @@ def identity_of(doc: Any) -> Identity:
     said = sha256()
     said.update(_said(doc))
     for match in doc.matches or ():
-        said.update(_content(match) + _said(match))
-    return Identity(str(doc.id), _content(doc), said.digest()[:_DIGEST])
+        said.update(content_digest(match) + _said(match))
+    return Identity(str(doc.id), content_digest(doc), said.digest()[:_DIGEST])
 
 
-def _content(doc: Any) -> bytes:
+def content_digest(doc: Any) -> bytes:
+    """Return a digest of `uri`, `blob`, `buffer` and `text`: what a document shows."""
     digest = sha256()
     for name in _CONTENT:
         value = getattr(doc, name, None)

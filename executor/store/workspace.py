@@ -22,6 +22,8 @@ class Workspace:
         self.root = root
         self.database = root / "runs.sqlite"
         self.feedback = root / "feedback.sqlite"
+        self.thumbnails = root / "thumbnails.sqlite"
+        self.vectors = root / "vectors.sqlite"
         self.base = root / "base"
         self.lock = root / "service.lock"
         self._discarded = root / "deleted"

@@ -10,6 +10,7 @@ embeddings.py  `/v1/embeddings`
 openapi.py     the description of all routes
 bounds.py      how much a request may bring, and for how long
 server.py      the server: its socket, its bounds, its end
+ui/            the page
 
 May import endpoints, `wire/token.py`, `wire/answering.py` and the layers below them, but not Jina.
 """

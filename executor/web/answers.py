@@ -1,5 +1,6 @@
 """Answers and refusals as JSON."""
 
+import base64
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
+        return value.decode("ascii") if value.isascii() else base64.b64encode(value).decode("ascii")
     return list(value)
 
 

@@ -8,8 +8,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 
 from .. import tracing
 from ..endpoints.table import ENDPOINTS
@@ -20,11 +20,13 @@ from . import answers, embeddings, routes
 from .bounds import Bodies
 from .openapi import description
 from .room import Room
+from .ui.app import make_page
 
 HEALTH = ("/healthz", "/readyz", "/metrics")
 
 
 PATHS = frozenset([*ENDPOINTS, "/watch", embeddings.PATH, *HEALTH, "/openapi.json"])
+UI = "/ui"  # where the page is mounted
 
 
 def make_app(room: Room, options: ExecutorOptions, token: str | None) -> App:
@@ -32,7 +34,13 @@ def make_app(room: Room, options: ExecutorOptions, token: str | None) -> App:
 
     Args: options: those of the executor, of which this door has a few. token: what every call must present, if any.
     """
-    app: App = Starlette(routes=_routes(room, Bodies(options.max_request_bytes)), exception_handlers=_HANDLERS)
+    bodies = Bodies(options.max_request_bytes)
+    pages = [
+        Mount(UI, make_page(room, bodies, token)),
+        Route("/", _to_page, methods=["GET"]),
+        Route(UI, _to_page, methods=["GET"]),
+    ]
+    app: App = Starlette(routes=[*_routes(room, bodies), *pages], exception_handlers=_HANDLERS)
     if token is not None:
         app = _TokenRequired(app, token, () if options.metrics_token else HEALTH)
     app = _OwnOrigin(app, options.cors_origins)
@@ -67,7 +75,12 @@ def traced(app: App) -> App:
     )
 
 
-def _routes(room: Room, bodies: Bodies) -> list[Route]:
+def is_of_page(path: str) -> bool:
+    """Whether a path is one of the page's."""
+    return path == UI or path.startswith(f"{UI}/")
+
+
+def _routes(room: Room, bodies: Bodies) -> list[BaseRoute]:
     return [
         *(Route(path, routes.endpoint(room, bodies, path), methods=["POST"]) for path in ENDPOINTS),
         Route("/watch", routes.watch(room), methods=["GET"]),
@@ -77,6 +90,10 @@ def _routes(room: Room, bodies: Bodies) -> list[Route]:
         Route("/metrics", routes.metrics(room), methods=["GET"]),
         Route("/openapi.json", _openapi, methods=["GET"]),
     ]
+
+
+async def _to_page(request: Request) -> Response:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{UI}/")
 
 
 async def _openapi(_: Request) -> Response:
@@ -95,7 +112,10 @@ _HANDLERS = {HTTPException: _no_route}
 
 
 class _TokenRequired(TokenRequired):
-    """The token, refused at `/v1/embeddings` in the form of its callers."""
+    """The token, refused at `/v1/embeddings` in the form of its callers. The page asks for it by itself."""
+
+    def is_free(self, path: str) -> bool:
+        return path == "/" or is_of_page(path) or super().is_free(path)
 
     def refusal(self, path: str) -> dict[str, object]:
         if path == embeddings.PATH:
@@ -111,7 +131,7 @@ class DoorFirst:
         self._door = door
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        ours = scope["type"] == "http" and scope["path"] in PATHS
+        ours = scope["type"] == "http" and (scope["path"] in PATHS or is_of_page(scope["path"]))
         await (self._door if ours else self._app)(scope, receive, send)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import BaseModel
 from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import FormParser, MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ..docarray_private import LARGEST_INTEGER
@@ -25,6 +25,7 @@ FORM = "multipart/form-data"
 LABELLED = "label:"  # how the name of a form's file begins whose label is the rest of the name
 LARGE = 256 * 1024  # bytes of JSON: from here on it is read in a thread
 MAX_FILES = 100_000  # of one form
+MAX_FIELDS = 1000  # the same
 MAX_LINE_BYTES = 64 << 20
 LINES_TOGETHER = 1000  # lines in one part of a call,
 LINES_TOGETHER_BYTES = 8 << 20  # or fewer if they are long
@@ -199,21 +200,27 @@ async def _form(request: Request, body: Body) -> Call:
     A field `parameters` has the parameters as JSON, and a field `data` the other fields of the documents, as a list in
     the order of the files. A file whose name in the form is `label:NAME` has that label.
     """
-    parser = _Form(
-        Headers(raw=request.headers.raw),
-        body.chunks(),  # type: ignore[arg-type]  # it only iterates
-        max_files=MAX_FILES,
-        max_fields=100,
-        max_part_size=64 << 20,
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        raise BadRequest(f"The form cannot be read: {error.message.rstrip('.')}.") from None
+    form = await fields_and_files(request, body)
     try:
         return await _call_of_form(form)
     finally:
         await form.close()
+
+
+async def fields_and_files(request: Request, body: Body) -> FormData:
+    """Read a form, in either of the two ways in which browsers send one. Close it when its files have been read.
+
+    Raises: BadRequest: it cannot be read. Whatever `Body.chunks` raises.
+    """
+    headers = Headers(raw=request.headers.raw)
+    chunks: Any = body.chunks()  # the parsers only iterate
+    try:
+        if media_type(request) == FORM:
+            parser = _Form(headers, chunks, max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=64 << 20)
+            return await parser.parse()
+        return await FormParser(headers, chunks).parse()
+    except MultiPartException as error:
+        raise BadRequest(f"The form cannot be read: {error.message.rstrip('.')}.") from None
 
 
 async def _call_of_form(form: FormData) -> Call:

@@ -21,6 +21,7 @@ from .pictures import as_json
 from .room import Room
 
 WITH_PICTURES = ("/fit", "/embed")  # take forms and JSON lines too
+SAID_OF_READINESS = ("ready", "served", "space", "degraded", "executor")
 SILENCE_SECONDS = 15.0  # of `/watch`, before a comment shows that it is still there
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -131,7 +132,8 @@ def readyz(room: Room) -> Handler:
     """Return the route that says whether the served model answers."""
 
     async def handle(_: Request) -> Response:
-        found = {name: value for name, value in asdict(await room.readiness()).items() if name != "executor" or value}
+        readiness = asdict(await room.readiness())
+        found = {name: readiness[name] for name in SAID_OF_READINESS if name != "executor" or readiness[name]}
         return answers.answer(found, 200 if found["ready"] else 503)
 
     return refusing(handle)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jina.helper
 from fastapi import FastAPI
+from google.protobuf.message import DecodeError
 from jina.proto import jina_pb2
 from jina.serve.instrumentation import InstrumentationMixin
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
@@ -69,6 +70,12 @@ PRIVATE = (
 def extend_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
     """Let `extend` change the app of the HTTP servers that Jina is about to start in this process."""
     jina.helper.extend_rest_interface = extend
+
+
+def add_to_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
+    """The same, after what others have put there to change it."""
+    others = jina.helper.extend_rest_interface
+    extend_http_app(lambda app: extend(others(app)))
 
 
 def set_grpc_interceptors(make: Callable[[list[Any]], list[Any]], options: dict[str, Any]) -> None:
@@ -218,3 +225,13 @@ def refusal_in(response: Any) -> tuple[list[str], str] | None:
     if header is None or header.status.code != jina_pb2.StatusProto.ERROR:
         return None
     return list(header.status.exception.args), str(header.status.description)
+
+
+def says_error(message: bytes) -> bool:
+    """Whether an answer, as a websocket carries it, says that the call failed. Its documents are not read."""
+    try:
+        return bool(
+            jina_pb2.DataRequestProtoWoData.FromString(message).header.status.code == jina_pb2.StatusProto.ERROR
+        )
+    except DecodeError:
+        return False

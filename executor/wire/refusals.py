@@ -7,6 +7,8 @@ error's own status. In a Flow the HTTP gateway is another process: see `gateway.
 If a token is configured, `extend_servers` also makes the servers of this process ask for it.
 """
 
+import asyncio
+import functools
 import json
 from contextvars import ContextVar
 from types import TracebackType
@@ -17,10 +19,18 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from ..errors import BadDocument, BadRequest, FinetunerError, InternalError
-from .jina_private import extend_http_app, replace_exceptions, set_grpc_interceptors, use_http_protocol
+from .jina_private import (
+    add_to_http_app,
+    extend_http_app,
+    replace_exceptions,
+    says_error,
+    set_grpc_interceptors,
+    use_http_protocol,
+)
 from .limits import BodyLimit, ImpatientProtocol, grpc_options
 from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
 
+LOOK_SECONDS = 0.2  # in which a client looks at an error that has come
 MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents and is too costly to parse twice
 
 _statuses: ContextVar[list[int] | None] = ContextVar("statuses", default=None)
@@ -98,21 +108,53 @@ class OptionalData:
         chunked = "transfer-encoding" in request.headers
         if chunked or int(request.headers.get("content-length", 0)) > MAX_BYTES_WITHOUT_DOCUMENTS:
             return await self._app(scope, receive, send)
-        messages = [{"type": "http.request", "body": with_data(await request.body()), "more_body": False}]
+        sent = await request.body()
+        body = with_data(sent)
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive_again() -> Message:
             return messages.pop() if messages else await receive()
 
-        return await self._app(scope, receive_again, send)
+        return await self._app(scope if body == sent else _with_json(scope, body), receive_again, send)
+
+
+def _with_json(scope: Message, body: bytes) -> Message:
+    """Say that the body is JSON: a call without documents may have no body, and then nobody has said what it is."""
+    others = [(name, value) for name, value in scope["headers"] if name not in (b"content-type", b"content-length")]
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    return {**scope, "headers": [*others, *own]}
 
 
 def with_data(body: bytes) -> bytes:
-    """Add an empty `data` to a JSON body that has none. A body that is not a JSON object stays as it is."""
+    """Add an empty `data` to a JSON body that has none, or null. A body that is no JSON object stays as it is."""
     try:
         value = json.loads(body or b"{}")
     except (ValueError, RecursionError):  # it is refused later
         return body
-    return json.dumps(value | {"data": []}).encode() if isinstance(value, dict) and "data" not in value else body
+    lacks = isinstance(value, dict) and value.get("data") is None
+    return json.dumps(value | {"data": []}).encode() if lacks else body
+
+
+class LastErrorFirst:
+    """Keeps a websocket open for a moment after an error (ASGI middleware).
+
+    Jina's client throws the error away, and returns what it has, if the connection has ended before it looks at it.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        last = b""
+
+        async def noting(message: Message) -> None:
+            nonlocal last
+            last = message.get("bytes") or b""
+            await send(message)
+
+        await self._app(scope, receive, noting if scope["type"] == "websocket" else send)
+        if says_error(last):
+            await asyncio.sleep(LOOK_SECONDS)
 
 
 async def malformed(_: Request, error: Exception) -> Response:
@@ -121,6 +163,23 @@ async def malformed(_: Request, error: Exception) -> Response:
     where = ".".join(map(str, first["loc"]))[:200]
     detail = json.dumps({"detail": f"The request has the wrong form at {where}: {first['msg']}."})
     return Response(detail, BadDocument.status, media_type="application/json")
+
+
+@functools.cache  # once is enough
+def ease_gateways() -> None:
+    """Let the gateways of this process, and of those that it forks from now on, be as easy to call as our doors.
+
+    Over HTTP a call without documents needs no `data`, and a websocket's error is not lost. A Flow in Python forks its
+    gateway; one that `jina flow` starts with Jina's own gateway never imports us, and stays as Jina made it.
+    """
+
+    def eased(app: FastAPI) -> FastAPI:
+        app.add_exception_handler(RequestValidationError, malformed)
+        app.add_middleware(OptionalData)
+        app.add_middleware(LastErrorFirst)
+        return app
+
+    add_to_http_app(eased)
 
 
 def extend_servers(token: str | None, max_request_bytes: int) -> None:

@@ -106,7 +106,7 @@ class TokenRequired:
         self._free = free
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in self._free):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self.is_free(scope["path"])):
             return await self._app(scope, receive, send)
         if presents(self._token, scope["headers"]):
             before = _passed.set(True)
@@ -121,6 +121,10 @@ class TokenRequired:
         headers.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": Unauthorized.status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    def is_free(self, path: str) -> bool:
+        """Whether a path needs no token."""
+        return path in self._free
 
     def refusal(self, path: str) -> dict[str, object]:
         """Return what the body of a 401 says."""

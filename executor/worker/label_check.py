@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..compute.ranks import Ranks
+from ..documents import LABEL_TAG, Label, normalise_label
 from ..errors import BadDocument
 from ..evaluation.eval_set import EvalSet, embed_in_steps
 from ..evaluation.label_errors import LabelCheck, find_label_errors
@@ -69,10 +70,10 @@ def check_labels(
         return None
     if not ranks.first:
         return None
-    labels, names = _joined_labels(parts)
+    labels, known = _joined_labels(parts)
     units = np.concatenate([part.units for part in parts])
     found = find_label_errors(features[0], features[1], labels, units)
-    return None if found is None else _told(found, parts, names)
+    return None if found is None else _told(found, parts, known)
 
 
 def features_of(model: EmbeddingModel) -> nn.Module:
@@ -97,19 +98,19 @@ def _sampled(parts: list[Part]) -> list[Part]:
     return sampled
 
 
-def _joined_labels(parts: list[Part]) -> tuple[np.ndarray, list[str]]:
-    """Number the labels of all parts alike. Return the number of each item's label, (N,) int64, and the names."""
-    numbers: dict[object, int] = {}
+def _joined_labels(parts: list[Part]) -> tuple[np.ndarray, list[Label]]:
+    """Number the labels of all parts alike. Return the number of each item's label, (N,) int64, and the labels."""
+    numbers: dict[Label, int] = {}
     labels = []
     for part in parts:
         dataset = part.items.dataset
         assert isinstance(dataset, ClassDataset)  # only labelled documents have labels to check
         known = np.array([numbers.setdefault(label, len(numbers)) for label in dataset.classes])
         labels.append(known[part.items.labels])
-    return np.concatenate(labels), [str(label) for label in numbers]
+    return np.concatenate(labels), list(numbers)
 
 
-def _told(found: LabelCheck, parts: list[Part], names: list[str]) -> LabelErrors:
+def _told(found: LabelCheck, parts: list[Part], labels: list[Label]) -> LabelErrors:
     places = [(part, position) for part in parts for position in range(len(part.items.items))]
     suspects = []
     for position, label, margin in zip(found.suspects[:SHOWN], found.suggested, found.margins, strict=False):
@@ -120,9 +121,12 @@ def _told(found: LabelCheck, parts: list[Part], names: list[str]) -> LabelErrors
                 image=part.items.image(place),
                 caption=label_of(doc),
                 name=name_of(doc),
-                suggested=names[label],
+                suggested=str(labels[label]),
                 margin=float(margin),
                 part=part.name,
+                id=str(doc.id),
+                given=normalise_label(doc.tags[LABEL_TAG]),
+                proposed=labels[label],
             )
         )
     return LabelErrors(

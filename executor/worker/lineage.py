@@ -24,19 +24,29 @@ class Lineage:
 
 def lineage_of(store: RunStore, run: Run, docs: DocumentArrayMemmap) -> Lineage | None:
     """Look through the runs that the base version of a run comes from; None: it comes from none that is there."""
-    taught: set[str] = set()
-    proved: set[str] = set()
-    version = run.options.base
-    while version != "base" and store.exists(version):
-        held_out, others = _parts(store, version)
-        taught |= others
-        proved |= held_out
-        version = store.get(version).options.base
-    if not taught:
+    before, proved = _history(store, run.options.base)
+    if not before:
         return None
     ids = list(docs.ids())
-    known = np.fromiter((id in taught for id in ids), bool, len(ids))
+    known = np.fromiter((id in before for id in ids), bool, len(ids))
     return Lineage(known, ~known & np.fromiter((id in proved for id in ids), bool, len(ids)))
+
+
+def taught(store: RunStore, version: str) -> set[str]:
+    """The ids of the documents that a version was trained on, by its own run and by those that it comes from."""
+    return _history(store, version)[0]
+
+
+def _history(store: RunStore, version: str) -> tuple[set[str], set[str]]:
+    """The ids that a version was trained on, and those that proved it, by its run and by those that it comes from."""
+    trained: set[str] = set()
+    proved: set[str] = set()
+    while version != "base" and store.exists(version):
+        held_out, others = _parts(store, version)
+        trained |= others
+        proved |= held_out
+        version = store.get(version).options.base
+    return trained, proved
 
 
 def _parts(store: RunStore, version: str) -> tuple[set[str], set[str]]:
