@@ -10,11 +10,13 @@ from fastapi import HTTPException
 from jina.excepts import InternalNetworkError
 
 from . import errors
-from .documents import DocumentArray, RunStatus
+from .documents import Comparison, Document, DocumentArray, RunStatus
 from .endpoints.health import Readiness
+from .endpoints.table import UNTOLD
 from .web.pictures import Picture, fields_of
 from .wire.jina_private import Models, models_of
 
+KNOWN_BY = "/promote"  # no executor but ours is likely to have it
 UNREACHABLE = "No executor of this Flow answers: it has ended, or is being started. Try again, or start the Flow anew."
 _CLASSES = (
     errors.BadRequest,
@@ -40,6 +42,8 @@ class FlowRoom:
 
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         """Call the endpoint of all executors that have it, in one request. Raises: FinetunerError."""
+        if path in UNTOLD:
+            return await self._ask_ours(path, docs, parameters)
         models = self._models(path)
         if path == "/evaluate" and docs and "run" not in parameters:
             parameters = {"total": len(docs), **parameters}  # this is all of them
@@ -60,6 +64,20 @@ class FlowRoom:
         except InternalNetworkError as error:
             raise errors.Unreachable(UNREACHABLE) from error
         raise errors.Unreachable(UNREACHABLE)
+
+    async def _ask_ours(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
+        """Call an endpoint that is none of the Flow's, but of our executor alone."""
+        sent = DocList[Document](Document(**_given(doc)) for doc in docs)
+        try:
+            response = await self._streamer.ask_one(KNOWN_BY, path, sent, parameters)
+        except HTTPException as refused:
+            raise _BY_STATUS.get(refused.status_code, errors.InternalError)(str(refused.detail)) from None
+        except InternalNetworkError as error:
+            raise errors.Unreachable(UNREACHABLE) from error
+        if response is None:
+            raise errors.Unreachable(UNREACHABLE)
+        response.document_array_cls = DocList[Comparison if path == "/compare" else Document]
+        return list(response.docs)
 
     def _models(self, path: str) -> Models:
         models = models_of(self._streamer, path)

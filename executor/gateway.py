@@ -36,6 +36,7 @@ from .wire.jina_private import (
     GRPCServer,
     HTTPServer,
     WebSocketServer,
+    ask_one,
     order_answers_ourselves,
     refusal_in,
     settings_of_servers,
@@ -168,10 +169,21 @@ class _Watched:
         if reason := unsendable(docs, kwargs.get("parameters"), kwargs.get("target_executor")):
             raise HTTPException(errors.BadRequest.status, reason)
         async for response in self._streamer.stream_docs(docs, **kwargs):
-            if (refused := refusal_in(response)) is not None:
-                arguments, sentence = refused
-                raise HTTPException(_status(arguments), sentence)
-            yield response
+            yield _unrefused(response)
+
+    async def ask_one(self, known_by: str, path: str, docs: Any, parameters: dict[str, Any]) -> Any:
+        """As `jina_private.ask_one`. Raises: HTTPException, as above."""
+        if reason := unsendable(docs, parameters, None):
+            raise HTTPException(errors.BadRequest.status, reason)
+        return _unrefused(await ask_one(self._streamer, known_by, path, docs, parameters))
+
+
+def _unrefused(response: Any) -> Any:
+    """Return a response. Raises: HTTPException: the executor refused the request."""
+    if (refused := refusal_in(response)) is not None:
+        arguments, sentence = refused
+        raise HTTPException(_status(arguments), sentence)
+    return response
 
 
 def _status(arguments: Any) -> int:

@@ -28,13 +28,14 @@ from .documents import (
 )
 from .endpoints.health import readiness
 from .endpoints.runs import watch
-from .endpoints.table import call, open_service, writer_of
+from .endpoints.table import UNTOLD, call, open_service, writer_of
 from .errors import FinetunerError
 from .parameters import ExecutorOptions, parse_executor_options
 from .web.app import make_app, traced
 from .web.room import OwnRoom
 from .web.server import Door
 from .wire.ending import answer_before_the_end
+from .wire.jina_private import hide_endpoints
 from .wire.quiet import quieten
 from .wire.refusals import Refusal, ease_gateways, extend_servers
 from .wire.token import read_token, require
@@ -69,6 +70,7 @@ class FinetunerExecutor(Executor):
             print(f"FinetunerExecutor serves HTTP on {door.address} (the page: {door.address}/ui/)", flush=True)
         answer_before_the_end(*([door.end] if door else []))
         extend_servers(self._token, options.max_request_bytes)
+        hide_endpoints(UNTOLD)
 
     def _trace(self) -> None:
         """Make spans by Jina's tracing where that is on, else where the environment names a collector."""

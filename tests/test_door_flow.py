@@ -103,6 +103,15 @@ def test_the_page_is_at_both_doors_and_kept_up_to_date(served):
         assert done.status_code == 303
 
 
+def test_what_only_the_page_asks_for_is_asked_of_our_executor_alone(served):
+    (small,) = served.post("/thumbnails", data=[{"uri": URI}], parameters={"side": 32}).json()["data"]
+    assert small["uri"].startswith("data:image/")
+    unknown = served.post("/compare", parameters={"second": "nobody"})
+    assert (unknown.status_code, "nobody" in unknown.text) == (404, True)
+    wrong = served.post("/gallery", parameters={"run": "nobody", "offset": float(2**70)})
+    assert wrong.status_code == 400
+
+
 def test_health_and_figures_say_of_which_executor_they_are(served):
     ready = served.get("/readyz")
     assert (ready.status_code, ready.json()["served"], ready.json()["executor"]) == (200, "base", "executor0/rep-0")

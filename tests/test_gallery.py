@@ -19,7 +19,7 @@ from executor.documents import FeedbackStatus
 from executor.parameters import FitParameters
 from executor.serving import galleries, neighbours, thumbnails
 from executor.store.run import RunState
-from serving import Service
+from serving import DOOR, Service
 
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -401,15 +401,14 @@ def test_a_run_that_receives_more_has_more_neighbours(door, clicks):
 
 
 @pytest.mark.flow
-@pytest.mark.parametrize("protocol", ["grpc", "http", "websocket"])
-def test_galleries_are_shown_over_every_protocol(service: Service, protocol: str):
-    folder = service.directory / "shown"  # one for all: new ones are looked for every half a minute only
-    folder.mkdir(exist_ok=True)
+def test_galleries_are_shown_by_the_door_of_an_executor_in_a_flow(service: Service):
+    folder = service.directory / "shown"
+    folder.mkdir()
     for number in range(3):
         (folder / f"{number}.png").write_bytes(encoded(coloured(number % 2, number, 64)))
 
     def asked(path: str, docs: Any = None, **parameters: Any) -> list[Document]:
-        return list(service.post(path, docs, protocol=protocol, returns=Document, **parameters))
+        return list(service.post(path, docs, protocol=DOOR, returns=Document, **parameters))
 
     assert str(folder.name) in {doc.id for doc in asked("/galleries", limit=1000)}
     (page,) = asked("/gallery", gallery=str(folder), limit=2)
@@ -420,10 +419,10 @@ def test_galleries_are_shown_over_every_protocol(service: Service, protocol: str
     assert picture_of({"uri": small.uri}).size == (32, 32)
     (found,) = asked("/neighbours", query, gallery=str(folder))
     assert [match.id for match in found.matches] == ["2.png", "1.png"]
-    said = Document(id=f"gallery-{protocol}", uri=page.matches[0].uri, tags={"finetuner_label": f"of {protocol}"})
-    service.post("/feedback", DocumentArray([said]), protocol=protocol, returns=FeedbackStatus)
+    said = Document(id="gallery", uri=page.matches[0].uri, tags={"finetuner_label": "of the door"})
+    service.post("/feedback", DocumentArray([said]), protocol=DOOR, returns=FeedbackStatus)
     (word,) = asked("/words", DocumentArray([Document(id=said.id)]))
-    assert word.tags["finetuner_label"] == f"of {protocol}"
-    assert f"of {protocol}" in {doc.tags["finetuner_label"] for doc in asked("/labels")}
+    assert word.tags["finetuner_label"] == "of the door"
+    assert "of the door" in {doc.tags["finetuner_label"] for doc in asked("/labels")}
     taken_back = Document(id=said.id, tags={"finetuner_withdrawn": True})
-    service.post("/feedback", DocumentArray([taken_back]), protocol=protocol, returns=FeedbackStatus)
+    service.post("/feedback", DocumentArray([taken_back]), protocol=DOOR, returns=FeedbackStatus)

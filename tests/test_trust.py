@@ -11,7 +11,7 @@ from jina import Client
 
 from executor import Document, DocumentArray
 from executor.documents import Comparison, Evaluation, RunStatus
-from serving import DOORS, Service, served
+from serving import DOOR, Service, served
 
 pytestmark = pytest.mark.flow
 MAP = "mean_average_precision_at_r"
@@ -134,15 +134,12 @@ def test_the_documents_that_a_run_held_out_can_be_evaluated_on(service: Service,
     assert evaluation.metrics[MAP] == pytest.approx(proven.metrics[f"tuned/{MAP}"], abs=1e-4)
 
 
-@pytest.mark.parametrize("protocol", DOORS)
-def test_two_versions_are_compared_on_the_documents_that_prove_a_run(
-    service: Service, proven: RunStatus, protocol: str
-) -> None:
+def test_two_versions_are_compared_on_the_documents_that_prove_a_run(service: Service, proven: RunStatus) -> None:
     asked = {"returns": Comparison, "first": "base", "second": "proven", "which": "all", "limit": 2, "pictures": True}
-    (answer,) = service.post("/compare", protocol=protocol, **asked)
+    (answer,) = service.post("/compare", protocol=DOOR, **asked)
     assert answer.metrics[f"second/{MAP}"][0] == pytest.approx(proven.metrics[f"tuned/{MAP}"], abs=1e-4)
     assert answer.metrics[f"first/{MAP}"][0] == pytest.approx(proven.metrics[f"base/{MAP}"], abs=1e-4)
-    (one,) = service.post("/compare", protocol=protocol, query=answer.queries[1].number, **asked)
+    (one,) = service.post("/compare", protocol=DOOR, query=answer.queries[1].number, **asked)
     assert one.queries[0].picture.startswith("data:image/png;base64,")
     assert [len(found) for found in (one.found_first, one.found_second)] == [8, 8]
 

@@ -36,7 +36,7 @@ class Indexer(Executor):
 
     # Jina starts a Flow only if an executor takes what the one before it answers, at each of that one's endpoints.
 
-    @requests(on=["/embed", "/report", "/suggest", "/readyz", "/metrics"])
+    @requests(on=["/embed", "/report", "/suggest"])
     async def pass_documents(self, docs: DocumentArray, **_: Any) -> DocumentArray:
         """Leave documents as they are."""
         return docs

@@ -51,6 +51,14 @@ ENDPOINTS = {
 }
 
 
+# What the page and our gateway ask for. Other gateways are not told of these: an executor behind ours must have every
+# endpoint that they know of.
+UNTOLD = frozenset(
+    [
+        *("/compare", "/galleries", "/gallery", "/labels", "/neighbours", "/quarantined", "/thumbnails", "/words"),
+        *("/readyz", "/metrics"),
+    ]
+)
 _OF_A_READER = {path: ENDPOINTS[path] for path in ("/embed", "/evaluate")} | {
     "/status": Endpoint(reader.status, of.StatusParameters)
 }

@@ -16,7 +16,7 @@ from ..models.model import EmbeddingModel
 from ..models.saving import load_model
 from ..store.published import Place, Pointer, is_whole
 
-LOOK_SECONDS = 0.5  # between two looks at the store: what is published is served within 2 s, loading included
+LOOK_SECONDS = 1.0  # between two looks at the store
 FIRST_RETRY_SECONDS = 1.0  # after something went wrong; then twice as long each time,
 LAST_RETRY_SECONDS = 15.0  # up to this
 SILENT_SECONDS = 10.0  # without an answer of the store, until we say so
@@ -88,7 +88,7 @@ def _age(folder: Path) -> float:
 
 
 class Follower:
-    """Looks for a new version about twice a second, in a thread of its own.
+    """Looks for a new version about once a second, in a thread of its own.
 
     Args: load: loads a version that was brought, in place of another of its name; it may take long.
     """

@@ -4,7 +4,7 @@
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from typing import Any, NamedTuple
 
 import jina.helper
@@ -20,6 +20,7 @@ from jina.serve.runtimes.servers.composite import CompositeBaseServer
 from jina.serve.runtimes.servers.grpc import GRPCServer
 from jina.serve.runtimes.servers.http import HTTPServer
 from jina.serve.runtimes.servers.websocket import WebSocketServer
+from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 from jina.serve.stream import RequestStreamer
 from jina.types.request import Request as JinaRequest
 from jina.types.request.data import DataRequest
@@ -60,11 +61,16 @@ PRIVATE = (
     Part(GRPCServer, "server", "The library's server, which knows how to end gracefully.", in_source=True),
     Part(HTTPServer, "_request_handler", "Its streamer gets the refusals of the executors.", in_source=True),
     Part(GatewayStreamer, "_endpoints_models_map", "The classes that a Flow exchanges.", in_source=True),
+    Part(WorkerRequestHandler, "endpoint_discovery", "Some endpoints are not told to gateways."),
+    Part(GatewayStreamer, "_connection_pool", "A call that goes to one executor alone.", in_source=True),
     Part(RequestStreamer, "wait_floating_requests_end", "Jina's own waits for ever for a call that broke off."),
     Part(RequestStreamer, "_stream_requests", "Jina's own never ends some calls that want their answers in order."),
     Part(auto, "AutoHTTPProtocol", "uvicorn waits for ever for a request, and Jina chooses its protocol."),
     Part(RequestStreamer, "total_num_floating_tasks_alive", "What it waits for; we reset it.", in_source=True),
 )
+
+
+_DISCOVER = WorkerRequestHandler.endpoint_discovery
 
 
 def extend_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
@@ -217,6 +223,45 @@ def models_of(streamer: Any, path: str) -> Models | None:
     """Return the classes of an endpoint of a Flow; None: no executor has it."""
     found = (streamer._endpoints_models_map or {}).get(path)
     return None if found is None else Models(found["input"], found["output"])
+
+
+def hide_endpoints(hidden: Set[str]) -> None:
+    """Do not tell gateways of some endpoints of the executors in this process.
+
+    Every executor behind ours would need all that a gateway knows of, or Jina would not start the Flow.
+    """
+
+    async def discover_others(handler: WorkerRequestHandler, empty: Any, context: Any) -> Any:
+        found = await _DISCOVER(handler, empty, context)
+        told = [path for path in found.endpoints if path not in hidden]
+        del found.endpoints[:]
+        found.endpoints.extend(told)
+        for path in hidden & found.schemas.fields.keys():
+            del found.schemas.fields[path]
+        return found
+
+    WorkerRequestHandler.endpoint_discovery = discover_others
+
+
+async def ask_one(streamer: Any, known_by: str, path: str, docs: Any, parameters: dict[str, Any]) -> Any:
+    """Call an endpoint of the one executor of a Flow that has the endpoint `known_by`, which may be a hidden one.
+
+    Args: docs: a DocList of one class. Returns: the response, whose class of documents is not set; None: there is no
+        such executor, or it cannot be reached.
+    """
+    names = [node.name for node in streamer.topology_graph.all_nodes if known_by in (node.endpoints or ())]
+    if not names:
+        return None
+    request = DataRequest()
+    request.document_array_cls = type(docs)
+    request.data.docs = docs
+    request.header.exec_endpoint = path
+    request.parameters = parameters
+    sent = streamer._connection_pool.send_requests_once([request], deployment=names[0], head=True, endpoint=path)
+    answer = None if sent is None else await sent
+    if isinstance(answer, BaseException):  # Jina returns some
+        raise answer
+    return None if answer is None else answer[0]
 
 
 def refusal_in(response: Any) -> tuple[list[str], str] | None:
