@@ -15,6 +15,8 @@ def compared(page: Any) -> Any:
     """The page with `base` and the first run compared, after a click."""
     page.goto("/ui/")
     page.get_by_role("link", name="Compare", exact=True).click()
+    page.get_by_label("The version before").select_option("base")
+    page.get_by_label("The other one").select_option(FIRST)
     page.get_by_role("button", name="Compare").click()
     page.get_by_role("heading", name="Got worse").wait_for()
     return page

@@ -88,6 +88,8 @@ def test_a_service_that_restarts_beneath_an_open_page_is_waited_for(page: Any, s
     page.get_by_text("The service behind this page does not answer").wait_for(state="hidden")
     # The page goes on as if nothing had been: its forms are still good.
     page.get_by_role("link", name="Compare", exact=True).click()
+    page.get_by_label("The version before").select_option("base")
+    page.get_by_label("The other one").select_option(FIRST)
     page.get_by_role("button", name="Compare").click()
     page.get_by_role("heading", name=re.compile("Measuring|Got worse")).first.wait_for()
 
