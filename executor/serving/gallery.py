@@ -7,6 +7,7 @@ from ..images.policy import ImagePolicy
 from ..images.uris import check_uri
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+UNSAYABLE = "has no pictures whose names are UTF-8, in it or below it; rename them"
 MOST_PICTURES = 5_000  # that are embedded to answer one question; of a larger gallery some are drawn
 
 
@@ -20,3 +21,12 @@ def check_gallery(place: str, policy: ImagePolicy) -> Path:
     if not (path.is_dir() or (path.is_file() and path.suffix == ".parquet")):
         raise BadRequest(f"gallery={place!r} is neither a folder of pictures nor a parquet file; name one of them.")
     return path
+
+
+def can_be_said(name: str) -> bool:
+    """Whether the name of a file is text: other bytes, as old archives have them, fit into no address and no answer."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
