@@ -202,12 +202,12 @@ def test_what_to_label_next_is_labelled_right_there_by_the_keyboard(page: Any, s
     first = page.locator(".suggestion input[name=label]").first
     first.wait_for()
     assert page.get_by_text(re.compile("nearest suggestion to about|stands for itself")).count() >= 3
-    first.fill("brick")
+    page.keyboard.type("brick")  # the first one has the cursor
     page.keyboard.press("Enter")
-    page.get_by_text("It is labelled 'brick'.").wait_for()
+    page.get_by_text("It is labelled “brick”.").wait_for()
     page.keyboard.type("slate")  # in the field of the next one
     page.keyboard.press("Enter")
-    page.get_by_text("It is labelled 'slate'.").wait_for()
+    page.get_by_text("It is labelled “slate”.").wait_for()
     labels = [word["tags"]["finetuner_label"] for word in shop.call("/words") if not withdrawn(word)]
     assert labels == ["slate", "brick"]
 

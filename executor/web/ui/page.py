@@ -164,9 +164,15 @@ class Page:
     async def ask_for_token(self, request: Request, why: str = "", to: str | None = None) -> Response:
         """Return the page that asks for the token. Args: why: a sentence. to: where to go after that."""
         if to is None:
-            to = request.url.path.removeprefix(request.scope["root_path"]) if request.method == "GET" else "/"
+            to = _place(request) if request.method == "GET" else "/"
         text = self.render(request, "enter.html.jinja", service=None, why=why, to=to)
         return HTMLResponse(text, 401)
+
+
+def _place(request: Request) -> str:
+    """Where a visitor is on the page, with the query."""
+    path = request.url.path.removeprefix(request.scope["root_path"])
+    return f"{path}?{request.url.query}" if request.url.query else path
 
 
 def field(form: FormData, name: str) -> str | None:

@@ -155,7 +155,11 @@ def _row(word: Any) -> dict[str, Any]:
     return {
         "id": str(word.id),
         "name": str(word.tags.get("name") or word.id),
-        "said": "taken back" if word.tags.get(WITHDRAWN_TAG) else ", ".join(parts) if parts else f"label {label!r}",
+        "said": "taken back"
+        if word.tags.get(WITHDRAWN_TAG)
+        else ", ".join(parts)
+        if parts
+        else f"label {words.quoted(label)}",
         "withdrawn": bool(word.tags.get(WITHDRAWN_TAG)),
         "at": str(word.tags.get("finetuner_said_at") or ""),
         "number": int(word.tags["finetuner_word"]),

@@ -17,6 +17,7 @@ if (list && waiting) {
       }
       list.innerHTML = text;
       waiting.remove();
+      if (document.activeElement === document.body) list.querySelector("input[name=label]")?.focus(); // else somebody types
     } catch {
       setTimeout(fetchAll, 3000);
     }
@@ -33,6 +34,7 @@ list?.addEventListener("submit", async (event) => {
     const answer = await (await send(form.action, new FormData(form))).json();
     form.elements.known.value = answer.label_word;
     item.classList.add("done");
+    document.getElementById("kept").textContent = answer.labels;
     say(answer.told || answer.said, answer.told ? "open" : "good", "label");
     const further = item.nextElementSibling?.querySelector("input[name=label]");
     further?.focus();
