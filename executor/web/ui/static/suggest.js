@@ -12,7 +12,9 @@ if (list && waiting) {
       const text = await response.text();
       if (!response.ok) {
         const page = new DOMParser().parseFromString(text, "text/html");
-        waiting.textContent = page.querySelector("main .note, main p")?.textContent || "There are no suggestions.";
+        const why = page.querySelector("main .note") || page.querySelector("main p"); // what it says itself comes first
+        waiting.textContent = why?.textContent || "There are no suggestions.";
+        waiting.className = "notice bad";
         return;
       }
       list.innerHTML = text;
