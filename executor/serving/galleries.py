@@ -17,10 +17,11 @@ import numpy as np
 from ..documents import Document
 from ..errors import BadRequest
 from ..images.policy import ImagePolicy
+from ..images.uris import can_be_said
 from ..store.cache import NOBODY
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
-from .gallery import ENDINGS, UNSAYABLE, can_be_said, check_gallery
+from .gallery import ENDINGS, UNSAYABLE, check_gallery
 
 MOST_PICTURES = 1_000_000  # of a folder or a file: their names stay in memory, about 100 bytes each
 KEPT_LISTS = 4  # galleries whose names stay in memory

@@ -21,12 +21,3 @@ def check_gallery(place: str, policy: ImagePolicy) -> Path:
     if not (path.is_dir() or (path.is_file() and path.suffix == ".parquet")):
         raise BadRequest(f"gallery={place!r} is neither a folder of pictures nor a parquet file; name one of them.")
     return path
-
-
-def can_be_said(name: str) -> bool:
-    """Whether the name of a file is text: other bytes, as old archives have them, fit into no address and no answer."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .gallery import ENDINGS, can_be_said
+from ..images.uris import can_be_said
+from .gallery import ENDINGS
 
 NAMED_DEPTH = 2  # folders so far below a root are named;
 LOOKED_DEPTH = 4  # those below them are only looked into for pictures
