@@ -12,7 +12,7 @@ from ...documents import COUNT_TAG, DONE_TAG, EMBEDDED_TAG, ERROR_TAG
 from ...errors import BadDocument, BadRequest, FinetunerError
 from ..pictures import Picture
 from . import words
-from .page import Page, field
+from .page import Page, field, whole
 from .pictures import (
     LARGEST_DROP,
     Item,
@@ -213,7 +213,8 @@ def _first_unsaid(near: dict[str, Any] | None) -> int:
 
 
 def _whole(text: str | None, otherwise: int = 0) -> int:
-    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 16 else otherwise
+    number = whole(text)
+    return otherwise if number is None else number
 
 
 def _by_script(request: Request) -> bool:

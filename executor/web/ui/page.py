@@ -181,6 +181,11 @@ def field(form: FormData, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def whole(text: str | None) -> int | None:
+    """Return the whole number that an address or a form says; None: it says none, or one that nothing here has."""
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 16 else None
+
+
 def fields(form: FormData, name: str) -> list[str]:
     """Return the texts of all fields with a name."""
     return [value for value in form.getlist(name) if isinstance(value, str) and value]

@@ -10,7 +10,7 @@ from ...documents import LABEL_TAG, WITHDRAWN_TAG
 from ...errors import BadRequest
 from ..pictures import Picture
 from . import words
-from .page import Page, field
+from .page import Page, field, whole
 
 CLASS, SESSION = "class", "session"
 LOOKED_AT = 200  # words, to see whether a run can learn from so few; of more that is not asked
@@ -49,8 +49,7 @@ def routes(page: Page) -> list[Route]:
         return page.to(request, f"/runs/{status.run}", "started")
 
     async def said(request: Request) -> Response:
-        before = request.query_params.get("before") or ""
-        before_number = int(before) if before.isascii() and before.isdecimal() and 0 < len(before) < 16 else None
+        before_number = whole(request.query_params.get("before"))
         found = await page.call("/words", limit=50, before=before_number)
         (kept,) = await page.call("/feedback")
         rows = [_row(word) for word in found]
