@@ -209,6 +209,16 @@ def test_a_label_is_kept_corrected_and_taken_back(visitor, folder):
     assert said(visitor, "c0-0.png") is None
 
 
+def test_what_cannot_be_seen_cannot_be_labelled(visitor, folder):
+    (folder / "empty.png").write_bytes(b"")
+    item = {"of": str(folder), "id": "empty.png", "uri": str(folder / "empty.png")}
+    assert 'id="name"' not in shown(visitor, **item)
+    answer = visitor.submit("/ui/label/name", item | {"label": "lemon"})
+    assert (answer.status_code, "this is no picture that can be used" in answer.text) == (422, True)
+    assert said(visitor, "empty.png") is None
+    (folder / "empty.png").unlink()
+
+
 def test_a_label_that_is_a_number_in_use_stays_that_number(visitor, folder):
     visitor.service.feedback.receive([Document(id="n", uri="data:,x", tags={"finetuner_label": 7})])
     item = {"of": str(folder), "id": "c0-1.png", "uri": str(folder / "c0-1.png")}

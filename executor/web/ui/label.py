@@ -15,6 +15,7 @@ from . import words
 from .page import Page, field, whole
 from .pictures import (
     LARGEST_DROP,
+    SMALL,
     Item,
     Pictures,
     galleries_of,
@@ -162,6 +163,8 @@ class Label:
         item, label = item_of(form), (field(form, "label") or "").strip()
         if item is None:
             raise BadRequest("The form is not complete; load the page again.")
+        if label:
+            await self._check_shown(item)
         doc = await self.pictures.document(item)
         stored = await self.sayings.name(doc, item, label, _whole(field(form, "known")))
         if not _by_script(request):
@@ -171,6 +174,13 @@ class Label:
         named = {"label": stored.kept.label, "label_word": stored.kept.word}
         labels = words.count(kept.labelled, "label")
         return JSONResponse(named | {"said": said, "told": stored.told, "labels": labels})
+
+    async def _check_shown(self, item: Item) -> None:
+        """Raises: BadDocument: there is no picture to be seen, so nothing can be learned from its label."""
+        try:
+            await self.pictures.thumbnail(item, SMALL)
+        except BadDocument as error:
+            raise BadDocument(f"Nothing was stored: this is no picture that can be used. {error}") from None
 
     # what is dropped ------------------------------------------------------------------------------------------------
 

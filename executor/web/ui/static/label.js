@@ -219,7 +219,7 @@ if (list && form) {
         show(news);
         say("Another tab labels this picture, too. What was said there is shown here now.", "open", "other");
       }
-      if (news.label_word > Number(labelling.dataset.labelWord)) {
+      if (name && news.label_word > Number(labelling.dataset.labelWord)) {
         labelling.dataset.labelWord = news.label_word;
         name.elements.known.value = news.label_word;
         const field = name.elements.label, wrote = field.value !== field.defaultValue; // what somebody types now stays
