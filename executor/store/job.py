@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ from .run import Configuration, Run, RunState
 from .workspace import Workspace
 
 FORMAT = 1
+TRIES = 5  # to bring a job from its store,
+RETRY_SECONDS = 1.0  # so long after one another
 
 
 class Attempt(BaseModel):
@@ -241,8 +244,15 @@ def open_job(address: str, rank: int) -> Job:
     if not is_url(address):
         return Job(Path(address).resolve())
     job = Job(Job(Path(), address).new_scratch(rank, "copy"), address)
-    job.exchange.bring("inputs")
-    job.exchange.bring("made")
+    for left in reversed(range(TRIES)):
+        try:
+            job.exchange.bring("inputs")
+            job.exchange.bring("made")
+            break
+        except OSError:
+            if not left:
+                raise
+            time.sleep(RETRY_SECONDS)
     return job
 
 
