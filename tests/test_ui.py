@@ -77,6 +77,7 @@ def test_a_reader_says_what_it_has_and_where_the_rest_is(tmp_path):
         assert answer.status_code == 200
         assert "This service only reads" in answer.text
         assert "Start a run" not in answer.text
+        assert re.findall(r'href="/ui/(\w*)"', answer.text) == [""]  # no way to what a reader refuses
         assert "serve_from" in answer.text or "published" in answer.text  # why there is no version yet
         refused = client.get("/ui/start")
         assert (refused.status_code, "call the service that trains" in refused.text) == (409, True)

@@ -60,6 +60,11 @@ class Page:
             self._standing = time.monotonic(), found
         return found
 
+    def _reads_only(self) -> bool:
+        """Whether the service is a reader, as far as was seen: it refuses what the other pages need."""
+        _, found = self._standing or (0.0, None)
+        return found is not None and found.role == "serve"
+
     def forget_standing(self) -> None:
         """Ask anew what is served: it was just changed."""
         self._standing = None
@@ -82,7 +87,7 @@ class Page:
                 static=f"{base}/static/{static.digest()}",
                 here=request.url.path.removeprefix(base),
                 request_said=request.query_params.get("said"),
-                navigation=NAVIGATION,
+                navigation=NAVIGATION[:1] if self._reads_only() else NAVIGATION,
                 csrf="" if session is None else self.guard.csrf(session),
                 signed_in=session is not None and self.guard.wants_token,
                 **values,
