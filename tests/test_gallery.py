@@ -16,8 +16,10 @@ from conftest import coloured, encoded
 from doors import Opened, opened
 from executor import Document, DocumentArray
 from executor.documents import FeedbackStatus
+from executor.errors import BadRequest
 from executor.parameters import FitParameters
 from executor.serving import galleries, neighbours, thumbnails
+from executor.serving.gallery_places import places_of
 from executor.store.run import RunState
 from serving import DOOR, Service
 
@@ -96,6 +98,18 @@ def test_a_file_that_comes_or_goes_is_noticed(door, shop, monkeypatch):
     assert answered(door, "/gallery", gallery=str(shop), limit=0)[0]["tags"]["finetuner_count"] == 13
     new.unlink()
     assert answered(door, "/gallery", gallery=str(shop), limit=0)[0]["tags"]["finetuner_count"] == 12
+
+
+def test_names_that_are_no_text_are_left_out_and_do_not_spoil_the_rest(tmp_path):
+    os.mkdir(os.fsencode(tmp_path / "old"))
+    for name in (b"caf\xe9.png", b"old/\xff.png"):  # as Latin-1 archives have them
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(encoded(coloured(0)))
+    os.mkdir(os.fsencode(tmp_path) + b"/\xfe")
+    with pytest.raises(BadRequest, match="no pictures whose names are UTF-8, in it or below it; rename them"):
+        galleries.FolderGallery("shop", tmp_path)
+    (tmp_path / "café.png").write_bytes(encoded(coloured(0)))
+    assert [doc.id for doc in galleries.FolderGallery("shop", tmp_path).documents(0, 9)] == ["café.png"]
+    assert [place for place, _ in places_of([str(tmp_path)], tmp_path / "workspace")] == [tmp_path]
 
 
 def test_a_run_s_documents_are_shown_without_their_bytes_unless_asked_for(door, clicks):

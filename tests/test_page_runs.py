@@ -131,6 +131,24 @@ def test_the_page_of_a_run_has_its_figures_its_labels_what_was_left_out_and_its_
         assert said in text, said
 
 
+def test_the_page_of_a_run_says_what_was_measured_and_where_it_is_decided(page):
+    good, bad = (text_of(page.get(f"/ui/runs/{name}")) for name in ("good", "bad"))
+    decided = "On this page, Compare shows what it does better and worse, and Serve it serves it from then on."
+    assert "Documents to measure with some of these" in good
+    assert "Documents to measure with none" in bad
+    assert (decided in good, decided in bad) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "path", ["compare/query?second=good&number=", "compare?second=good&which=worse&from=", "label?at="]
+)
+@pytest.mark.parametrize("number", ["9" * 5000, "-1", "²"])
+def test_a_number_that_is_none_or_absurd_is_refused_in_a_sentence(page, path, number):
+    answer = page.get(f"/ui/{path}{number}")
+    assert answer.status_code < 500
+    assert "It is the fault of the service" not in answer.text
+
+
 @pytest.mark.parametrize("path", ["/ui/", "/ui/runs/good", "/ui/runs/bad", "/ui/runs/good/left-out", "/ui/start"])
 def test_markup_in_texts_of_others_is_shown_as_text(page, path):
     answer = page.get(path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,18 @@ def test_a_corpus_has_no_labels_and_may_have_anything_beside_its_pictures(tmp_pa
     pictures(tmp_path, "red/1.png", "above.png")
     (tmp_path / "notes.txt").write_text("of no use")
     assert [(doc.id, doc.tags) for doc in documents(tmp_path, labelled=False)] == [("above.png", {}), ("red/1.png", {})]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_name_that_is_no_text_is_left_out_with_the_reason(tmp_path, labelled):
+    pictures(tmp_path, "red/1.png", "red/2.png")
+    (tmp_path / "red" / "2.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/red/caf\xe9.png"))  # a Latin-1 archive
+    (tmp_path / "red" / os.fsdecode(b"\xff.txt")).write_text("of no use")
+    good, bad, *others = rows(tmp_path, labelled=labelled)
+    assert [row.document.id for row in others] == ([r"red/\xff.txt"] if labelled else [])
+    assert (good.document.id, good.problem) == ("red/1.png", None)
+    problem = r"the name of red/caf\xe9.png is not UTF-8; rename it"
+    assert (bad.document.id, bad.document.uri, bad.problem) == (r"red/caf\xe9.png", None, problem)
 
 
 def test_the_columns_of_a_table_are_found_by_their_usual_names(tmp_path):

@@ -1,5 +1,6 @@
 """The page: who may see it, what it tells browsers to forbid, and what it says when something is wrong."""
 
+import html
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_a_reader_says_what_it_has_and_where_the_rest_is(tmp_path):
         assert answer.status_code == 200
         assert "This service only reads" in answer.text
         assert "Start a run" not in answer.text
+        assert re.findall(r'href="/ui/(\w*)"', answer.text) == [""]  # no way to what a reader refuses
         assert "serve_from" in answer.text or "published" in answer.text  # why there is no version yet
         refused = client.get("/ui/start")
         assert (refused.status_code, "call the service that trains" in refused.text) == (409, True)
@@ -94,6 +96,13 @@ def test_with_a_token_every_page_asks_for_it_and_the_right_one_opens_it(guarded)
     right = guarded.post("/ui/enter", data={"token": "s3cret", "to": "/"})
     assert (right.status_code, "<h1>Runs</h1>" in right.text) == (200, True)
     assert guarded.get("/status").status_code == 401  # the endpoints want it in each call
+
+
+def test_who_enters_comes_to_what_was_asked_for(guarded):
+    asked = guarded.get("/ui/compare?first=base&second=a%20b").text
+    (to,) = re.findall(r'name="to" value="([^"]*)"', asked)
+    answer = guarded.post("/ui/enter", data={"token": "s3cret", "to": html.unescape(to)}, follow_redirects=False)
+    assert answer.headers["location"] == "/ui/compare?first=base&second=a%20b"
 
 
 def test_the_cookie_is_strict_and_does_not_hold_the_token(guarded):

@@ -104,6 +104,8 @@ def test_what_may_not_be_read_has_no_thumbnail(visitor, uri):
 def test_a_gallery_that_is_none_is_said_in_plain_words(visitor):
     answer = visitor.get("/ui/label?of=/etc")
     assert (answer.status_code, "outside the allowed roots" in answer.text) == (400, True)
+    assert 'name="of" list="galleries" value="/etc"' in answer.text  # to be corrected there
+    assert visitor.get("/ui/label?of=run:gone").status_code == 404
 
 
 # clicks -------------------------------------------------------------------------------------------------------------
@@ -207,6 +209,16 @@ def test_a_label_is_kept_corrected_and_taken_back(visitor, folder):
     assert said(visitor, "c0-0.png") is None
 
 
+def test_what_cannot_be_seen_cannot_be_labelled(visitor, folder):
+    (folder / "empty.png").write_bytes(b"")
+    item = {"of": str(folder), "id": "empty.png", "uri": str(folder / "empty.png")}
+    assert 'id="name"' not in shown(visitor, **item)
+    answer = visitor.submit("/ui/label/name", item | {"label": "lemon"})
+    assert (answer.status_code, "this is no picture that can be used" in answer.text) == (422, True)
+    assert said(visitor, "empty.png") is None
+    (folder / "empty.png").unlink()
+
+
 def test_a_label_that_is_a_number_in_use_stays_that_number(visitor, folder):
     visitor.service.feedback.receive([Document(id="n", uri="data:,x", tags={"finetuner_label": 7})])
     item = {"of": str(folder), "id": "c0-1.png", "uri": str(folder / "c0-1.png")}
@@ -229,7 +241,7 @@ def test_a_tab_is_told_that_another_had_labelled_the_picture(visitor, folder):
     first = by_script(visitor, "/ui/label/name", item | {"label": "kiwi", "known": "0"})
     assert (first["label"], first["told"]) == ("kiwi", "")
     second = by_script(visitor, "/ui/label/name", item | {"label": "plum", "known": "0"})
-    assert "another tab had labelled it 'kiwi'; your word, the later one, counts" in second["told"]
+    assert "another tab had labelled it “kiwi”; your word, the later one, counts" in second["told"]
     assert (
         by_script(visitor, "/ui/label/name", item | {"label": "fig", "known": str(second["label_word"])})["told"] == ""
     )
@@ -288,7 +300,8 @@ def test_a_file_that_is_no_picture_is_refused_in_plain_words(visitor):
         answer = drop(visitor, content)
         assert answer.status_code == 422
         assert "This file is no picture that can be used." in answer.text
-    assert "No picture was chosen" in drop(visitor, b"").text
+    assert "This file is empty." in drop(visitor, b"").text
+    assert "No picture was chosen." in visitor.submit("/ui/label/drop", {"of": "x"}).text
 
 
 def test_a_picture_that_is_too_large_is_refused_in_plain_words(visitor, monkeypatch):
@@ -307,6 +320,8 @@ def test_suggestions_come_with_their_reasons_and_can_be_labelled_there(visitor, 
     assert "It is the nearest suggestion to about" in page or "stands for itself" in page
     assert EVIL not in page
     assert f"/ui/label?of={urlencode({'x': folder})[2:]}" in page  # a way into Label
+    assert re.search(r'id="kept">\d+ labels?<', page)
+    assert 'href="/ui/label/train">Train with these' in page
     waiting = visitor.get(f"/ui/suggest?{urlencode({'of': folder})}").text
     assert 'id="waiting"' in waiting
     assert visitor.get(f"/ui/suggest/pictures?{urlencode({'of': folder})}").text.count("<form") == 8
@@ -314,9 +329,8 @@ def test_suggestions_come_with_their_reasons_and_can_be_labelled_there(visitor, 
 
 def test_what_was_said_is_listed_and_taken_back(visitor, folder):
     item = {"of": str(folder), "id": "c1-2.png", "uri": str(folder / "c1-2.png")}
-    visitor.submit("/ui/label/name", item | {"label": "lemon"})
-    page = visitor.get("/ui/label/said").text
-    assert "label &#39;lemon&#39;" in page
+    visitor.submit("/ui/label/name", item | {"label": "l'été \\ 🍋"})
+    assert "label “l'été \\ 🍋”" in html.unescape(visitor.get("/ui/label/said").text)  # as it was typed
     assert visitor.get(f"/ui/thumbnail?{urlencode({'word': 'c1-2.png'})}").headers["content-type"] == "image/jpeg"
     after = visitor.submit("/ui/label/withdraw", {"id": "c1-2.png"})
     assert "That was taken back." in after.text

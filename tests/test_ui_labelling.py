@@ -159,6 +159,10 @@ def test_of_two_tabs_with_one_picture_each_learns_what_the_other_says(visitors: 
     assert signs(sessions(shop)[0]) == [-1]
     one.get_by_text("Another tab labels this picture, too.").wait_for()
     assert one.locator("#neighbours .badge:visible").all_inner_texts() == ["does not fit"]
+    one.get_by_label("What it shows").fill("brick")
+    one.keyboard.press("Enter")
+    other.get_by_text("Another tab has labelled this picture “brick”.").wait_for()
+    assert other.get_by_label("What it shows").input_value() == "brick"
 
 
 def test_a_gallery_goes_on_as_somebody_scrolls(page: Any, shop: Shop) -> None:
@@ -202,14 +206,21 @@ def test_what_to_label_next_is_labelled_right_there_by_the_keyboard(page: Any, s
     first = page.locator(".suggestion input[name=label]").first
     first.wait_for()
     assert page.get_by_text(re.compile("nearest suggestion to about|stands for itself")).count() >= 3
-    first.fill("brick")
+    page.keyboard.type("brick")  # the first one has the cursor
     page.keyboard.press("Enter")
-    page.get_by_text("It is labelled 'brick'.").wait_for()
+    page.get_by_text("It is labelled “brick”.").wait_for()
     page.keyboard.type("slate")  # in the field of the next one
     page.keyboard.press("Enter")
-    page.get_by_text("It is labelled 'slate'.").wait_for()
+    page.get_by_text("It is labelled “slate”.").wait_for()
     labels = [word["tags"]["finetuner_label"] for word in shop.call("/words") if not withdrawn(word)]
     assert labels == ["slate", "brick"]
+    page.watched.allowed += ["403", "400"]
+    page.context.clear_cookies()  # without a token, that is another visitor: the page is of an old session
+    page.keyboard.type("brick")
+    page.keyboard.press("Enter")
+    page.get_by_text("Load it again, and repeat what you did.").wait_for()
+    page.goto("/ui/suggest?of=nowhere")
+    page.get_by_text("is neither a folder of pictures nor a parquet file").wait_for()
 
 
 def test_training_with_what_was_said_says_what_it_does_and_starts(page: Any, shop: Shop) -> None:

@@ -59,7 +59,7 @@ def test_from_pictures_in_a_folder_to_a_version_that_is_served_and_taken_back(
         page.locator("#gallery a.cell").nth(number).click()
         page.get_by_role("combobox", name=re.compile("label|shows")).fill(label)
         page.get_by_role("button", name="Store the label").click()
-        page.get_by_text(f"It is labelled '{label}'.").wait_for()
+        page.get_by_text(f"It is labelled “{label}”.").wait_for()
 
     # Train again: with these, and with the pictures that the served version has learned from.
     page.get_by_role("link", name="Train with these").click()

@@ -17,6 +17,15 @@ from .remote import SCHEMES, read_remote, shown
 _SCHEME = re.compile(r"(?:([a-z][a-z0-9+.-]*)://|(file|data):)", re.IGNORECASE)
 
 
+def can_be_said(name: str) -> bool:
+    """Whether the name of a file is text: other bytes, as old archives have them, fit into no address and no answer."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_uri(uri: str, policy: ImagePolicy) -> None:
     """Check that `policy` allows `uri`, without opening anything. `read_uri` checks again, more strictly.
 

@@ -17,10 +17,11 @@ import numpy as np
 from ..documents import Document
 from ..errors import BadRequest
 from ..images.policy import ImagePolicy
+from ..images.uris import can_be_said
 from ..store.cache import NOBODY
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
-from .gallery import ENDINGS, check_gallery
+from .gallery import ENDINGS, UNSAYABLE, check_gallery
 
 MOST_PICTURES = 1_000_000  # of a folder or a file: their names stay in memory, about 100 bytes each
 KEPT_LISTS = 4  # galleries whose names stay in memory
@@ -54,7 +55,10 @@ class Gallery(Protocol):
 
 
 class FolderGallery:
-    """The pictures of a folder and of all below it, by name; the id of each is its path from there."""
+    """The pictures of a folder and of all below it, by name; the id of each is its path from there.
+
+    Those whose names are not UTF-8 are left out: neither JSON nor an address can name them.
+    """
 
     owner = NOBODY
 
@@ -63,9 +67,11 @@ class FolderGallery:
         self._folder = folder.absolute()
         self._looked = time.monotonic()
         self._times: dict[str, int] = {}
-        self._names = sorted(self._walk())
+        found = list(self._walk())
+        self._names = sorted(filter(can_be_said, found))
         if not self._names:
-            raise BadRequest(f"gallery={name!r} has no pictures, in it or below it.")
+            why = UNSAYABLE if found else "has no pictures, in it or below it"
+            raise BadRequest(f"gallery={name!r} {why}.")
 
     def _walk(self) -> Iterator[str]:
         count = 0

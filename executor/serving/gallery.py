@@ -7,6 +7,7 @@ from ..images.policy import ImagePolicy
 from ..images.uris import check_uri
 
 ENDINGS = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+UNSAYABLE = "has no pictures whose names are UTF-8, in it or below it; rename them"
 MOST_PICTURES = 5_000  # that are embedded to answer one question; of a larger gallery some are drawn
 
 

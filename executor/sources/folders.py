@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..documents import LABEL_TAG, Document
 from ..errors import ConfigurationError
+from ..images.uris import can_be_said
 from .rows import SPLITS, Row
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -16,7 +17,8 @@ def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
     """Yield the pictures of a folder, by name; the id of each is its path from there.
 
     Hidden files are passed over. Others that are no pictures, by their names, are rows with a problem if the pictures
-    are `labelled`; a corpus may have anything beside its pictures.
+    are `labelled`; a corpus may have anything beside its pictures. So are pictures whose names are not UTF-8, in either
+    case: no answer can name them.
 
     Args: labelled: the first folder on the way to a picture is its label.
     Raises: ConfigurationError: there are no pictures, or `labelled` and no class folders.
@@ -42,14 +44,23 @@ def _read_part(root: Path, part: Path, split: Literal["train", "eval"], labelled
         name = os.path.relpath(path, root)
         doc = Document(id=name, uri=os.path.abspath(path))
         inside = Path(os.path.relpath(path, part)).parts
-        if not path.lower().endswith(ENDINGS):
-            if labelled:
-                yield Row(doc, split, f"{name} is no picture, by its name")
+        is_picture = path.lower().endswith(ENDINGS)
+        if not is_picture and not labelled:
+            continue
+        if not can_be_said(path):
+            yield _unsayable(name, split)
+        elif not is_picture:
+            yield Row(doc, split, f"{name} is no picture, by its name")
         elif labelled and len(inside) == 1:
             yield Row(doc, split, f"{name} lies in no class folder")
         else:
             doc.tags = {LABEL_TAG: inside[0]} if labelled else {}
             yield Row(doc, split)
+
+
+def _unsayable(name: str, split: Literal["train", "eval"]) -> Row:
+    shown = os.fsencode(name).decode(errors="backslashreplace")
+    return Row(Document(id=shown), split, f"the name of {shown} is not UTF-8; rename it")
 
 
 def _splits(folder: Path) -> dict[str, Literal["train", "eval"]]:

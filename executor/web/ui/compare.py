@@ -17,7 +17,7 @@ from ...evaluation.metrics import DECIDING
 from ...report.page import TITLES
 from ..answers import understood
 from . import words
-from .page import Page
+from .page import Page, whole
 
 SHOWN = 12  # queries of a list
 PAGE = 60  # of a list by itself
@@ -149,10 +149,9 @@ async def _lists(page: Page, request: Request, asked: Asked, found: Any) -> list
     wanted = request.query_params.get("which")
     if wanted not in ("worse", "better"):
         return [await _list(page, asked, found, which, 0, SHOWN) for which in ("worse", "better")]
-    try:
-        offset = max(0, int(request.query_params.get("from", "0")))
-    except ValueError:
-        raise BadRequest("The number of the first picture in this address is none.") from None
+    offset = whole(request.query_params.get("from", "0"))
+    if offset is None:
+        raise BadRequest("The number of the first picture in this address is none.")
     return [await _list(page, asked, found, wanted, offset, PAGE)]
 
 
@@ -279,10 +278,10 @@ def _event(kind: str, value: dict[str, Any]) -> bytes:
 def _query(page: Page) -> Any:
     async def show(request: Request) -> Response:
         asked = Asked.of(request.query_params)
-        number = request.query_params.get("number", "")
-        if not (number.isascii() and number.isdecimal()):
+        number = whole(request.query_params.get("number"))
+        if number is None:
             raise BadRequest("The address of this page names no picture.")
-        found = await _compare(page, asked, query=int(number), pictures=True)
+        found = await _compare(page, asked, query=number, pictures=True)
         if found.state != "done":
             return page.to(request, asked.address())
         return await page.html(request, "compared_query.html.jinja", asked=asked, found=found, query=found.queries[0])

@@ -9,12 +9,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...documents import COUNT_TAG, DONE_TAG, EMBEDDED_TAG, ERROR_TAG
-from ...errors import BadDocument, BadRequest
+from ...errors import BadDocument, BadRequest, FinetunerError
 from ..pictures import Picture
 from . import words
-from .page import Page, field
+from .page import Page, field, whole
 from .pictures import (
     LARGEST_DROP,
+    SMALL,
     Item,
     Pictures,
     galleries_of,
@@ -66,8 +67,13 @@ class Label:
         }
         if item is None:
             offset = _whole(request.query_params.get("offset"))
-            shown = await gallery_page(self.page, of, offset, ON_A_PAGE) if of else None
-            return await self.page.html(request, "label.html.jinja", item=None, shown=shown, **shared)
+            try:
+                shown = await gallery_page(self.page, of, offset, ON_A_PAGE) if of else None
+            except FinetunerError as error:
+                if error.status >= 500:
+                    raise
+                return await self._choose_again(request, str(error), error.status, shared)
+            return await self.page.html(request, "label.html.jinja", item=None, shown=shown, refused="", **shared)
         doc = await self.pictures.document(item)
         near = await self._near(of, doc) if of else None
         named = await self.sayings.label(doc, item)
@@ -76,12 +82,18 @@ class Label:
             "label.html.jinja",
             item=item,
             shown=None,
+            refused="",
             named=named,
             labels=await labels_of(self.page),
             near=near,
             number=_whole(request.query_params.get("n"), _first_unsaid(near)),
             **shared,
         )
+
+    async def _choose_again(self, request: Request, why: str, status: int, shared: dict[str, Any]) -> Response:
+        """Say why a gallery cannot be shown where another one can be named."""
+        shared = shared | {"galleries": await galleries_of(self.page)}
+        return await self.page.html(request, "label.html.jinja", status, item=None, shown=None, refused=why, **shared)
 
     async def _near(self, of: str, doc: Picture) -> dict[str, Any]:
         """The neighbours of a picture, what was said of them, and how far the gallery was looked at."""
@@ -151,14 +163,24 @@ class Label:
         item, label = item_of(form), (field(form, "label") or "").strip()
         if item is None:
             raise BadRequest("The form is not complete; load the page again.")
+        if label:
+            await self._check_shown(item)
         doc = await self.pictures.document(item)
         stored = await self.sayings.name(doc, item, label, _whole(field(form, "known")))
         if not _by_script(request):
             return self.page.to(request, field(form, "to") or f"/label?{item.query}", "kept" if label else "undone")
-        said = f"It is labelled {stored.kept.label!r}." if label else "Its label was taken back."
-        return JSONResponse(
-            {"label": stored.kept.label, "label_word": stored.kept.word, "said": said, "told": stored.told}
-        )
+        (kept,) = await self.page.call("/feedback")
+        said = f"It is labelled {words.quoted(stored.kept.label)}." if label else "Its label was taken back."
+        named = {"label": stored.kept.label, "label_word": stored.kept.word}
+        labels = words.count(kept.labelled, "label")
+        return JSONResponse(named | {"said": said, "told": stored.told, "labels": labels})
+
+    async def _check_shown(self, item: Item) -> None:
+        """Raises: BadDocument: there is no picture to be seen, so nothing can be learned from its label."""
+        try:
+            await self.pictures.thumbnail(item, SMALL)
+        except BadDocument as error:
+            raise BadDocument(f"Nothing was stored: this is no picture that can be used. {error}") from None
 
     # what is dropped ------------------------------------------------------------------------------------------------
 
@@ -168,7 +190,8 @@ class Label:
         file, of = form.get("picture"), field(form, "of") or ""
         content = await file.read() if isinstance(file, UploadFile) else b""
         if not content:
-            raise BadRequest("No picture was chosen.")
+            chosen = isinstance(file, UploadFile) and file.filename
+            raise BadRequest("This file is empty." if chosen else "No picture was chosen.")
         if len(content) > LARGEST_DROP:
             raise BadDocument(
                 f"The picture has {words.size(len(content))}; at most {words.size(LARGEST_DROP)} are taken."
@@ -200,7 +223,8 @@ def _first_unsaid(near: dict[str, Any] | None) -> int:
 
 
 def _whole(text: str | None, otherwise: int = 0) -> int:
-    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 16 else otherwise
+    number = whole(text)
+    return otherwise if number is None else number
 
 
 def _by_script(request: Request) -> bool:

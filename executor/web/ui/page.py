@@ -60,6 +60,11 @@ class Page:
             self._standing = time.monotonic(), found
         return found
 
+    def _reads_only(self) -> bool:
+        """Whether the service is a reader, as far as was seen: it refuses what the other pages need."""
+        _, found = self._standing or (0.0, None)
+        return found is not None and found.role == "serve"
+
     def forget_standing(self) -> None:
         """Ask anew what is served: it was just changed."""
         self._standing = None
@@ -82,7 +87,7 @@ class Page:
                 static=f"{base}/static/{static.digest()}",
                 here=request.url.path.removeprefix(base),
                 request_said=request.query_params.get("said"),
-                navigation=NAVIGATION,
+                navigation=NAVIGATION[:1] if self._reads_only() else NAVIGATION,
                 csrf="" if session is None else self.guard.csrf(session),
                 signed_in=session is not None and self.guard.wants_token,
                 **values,
@@ -164,15 +169,26 @@ class Page:
     async def ask_for_token(self, request: Request, why: str = "", to: str | None = None) -> Response:
         """Return the page that asks for the token. Args: why: a sentence. to: where to go after that."""
         if to is None:
-            to = request.url.path.removeprefix(request.scope["root_path"]) if request.method == "GET" else "/"
+            to = _place(request) if request.method == "GET" else "/"
         text = self.render(request, "enter.html.jinja", service=None, why=why, to=to)
         return HTMLResponse(text, 401)
+
+
+def _place(request: Request) -> str:
+    """Where a visitor is on the page, with the query."""
+    path = request.url.path.removeprefix(request.scope["root_path"])
+    return f"{path}?{request.url.query}" if request.url.query else path
 
 
 def field(form: FormData, name: str) -> str | None:
     """Return the text of a field; None if it is not there, or empty."""
     value = form.get(name)
     return value if isinstance(value, str) and value else None
+
+
+def whole(text: str | None) -> int | None:
+    """Return the whole number that an address or a form says; None: it says none, or one that nothing here has."""
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 16 else None
 
 
 def fields(form: FormData, name: str) -> list[str]:

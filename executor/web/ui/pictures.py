@@ -17,7 +17,7 @@ from ...documents import COUNT_TAG, ERROR_TAG, LABEL_TAG, POSITION_TAG, SORT_TAG
 from ...errors import BadDocument, BadRequest, NotFound
 from ...images.policy import DEFAULT_POLICY
 from ..pictures import Picture
-from .page import Page
+from .page import Page, whole
 
 SMALL, LARGE = 192, 640  # pixels a side; no others, so that nobody fills the store of thumbnails with sizes
 KEPT_SECONDS = 300  # that a browser shows a thumbnail without asking whether it is still right
@@ -80,10 +80,11 @@ def item_of(given: QueryParams | FormData, prefix: str = "") -> Item | None:
     """Return the picture that an address or a form names; None: it names none. Raises: BadRequest: it is wrong."""
     found = {name: value for name in _PARTS if isinstance(value := given.get(prefix + name), str) and value}
     found.setdefault("of", str(given.get("of") or ""))
-    at = found.pop("at", None)
-    if at is not None and not (at.isascii() and at.isdecimal() and len(at) < 16):
+    said = found.pop("at", None)
+    at = whole(said)
+    if said is not None and at is None:
         raise BadRequest("The number of a picture must be a whole number.")
-    item = Item(**found, at=None if at is None else int(at))
+    item = Item(**found, at=at)
     return None if item.uri is None and item.at is None and item.drop is None and item.word is None else item
 
 

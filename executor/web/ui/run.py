@@ -14,7 +14,7 @@ from ...report.report import from_json
 from ..pictures import Picture
 from . import words
 from .live import Parts, Snapshot, stream
-from .page import Page, field
+from .page import Page, field, whole
 
 QUARANTINED = 24  # documents left out that are shown at a time
 EVENTS = 100  # entries of the history, the latest first
@@ -60,14 +60,14 @@ def routes(page: Page) -> list[Route]:
         return HTMLResponse(found.text or "", headers=headers)
 
     async def left_out(request: Request) -> Response:
-        name, after = request.path_params["run"], _number(request, "after")
+        name, after = request.path_params["run"], whole(request.query_params.get("after"))
         (status,) = await page.call("/status", run=name)
         found = await page.call("/quarantined", run=name, after=after, limit=QUARANTINED)
         values = {"run": status, "left_out": found, "most": QUARANTINED, "error_tag": ERROR_TAG}
         return await page.html(request, "left_out.html.jinja", **values)
 
     async def events(request: Request) -> Response:
-        name, after = request.path_params["run"], _number(request, "after")
+        name, after = request.path_params["run"], whole(request.query_params.get("after"))
         (status,) = await page.call("/status", run=name)
         found = await page.call("/events", run=name, after=after, limit=EVENTS)
         return await page.html(request, "events.html.jinja", run=status, events=found)
@@ -144,8 +144,3 @@ def _as_given(label: str, given: str | None) -> int | str:
         return int(label) if given == "number" else label
     except ValueError:
         return label
-
-
-def _number(request: Request, name: str) -> int | None:
-    value = request.query_params.get(name, "")
-    return int(value) if value.isascii() and value.isdecimal() and len(value) < 16 else None

@@ -14,6 +14,7 @@ from ...documents import LABEL_TAG, WITHDRAWN_TAG, WORD_TAG, Label
 from ...errors import BadDocument
 from ...store.spool_rows import content_digest
 from ..pictures import Picture
+from . import words
 from .page import Page
 from .pictures import RUN, Item, Pictures, clicks_on, copied
 
@@ -122,7 +123,7 @@ class Sayings:
                 await self._keep(*await self._labelled(doc, item, before.id, label))
             after = await self.label(doc, item)
         changed = before.word > known and before.label not in (None, after.label)
-        told = f"Meanwhile another tab had labelled it {before.label!r}; your word, the later one, counts."
+        told = f"Meanwhile another tab had labelled it {words.quoted(before.label)}; your word, the later one, counts."
         return Stored(after, told if changed else "")
 
     async def _labelled(self, doc: Picture, item: Item, id: str, label: str) -> tuple[Picture, str | None]:

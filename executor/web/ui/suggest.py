@@ -17,12 +17,14 @@ def routes(page: Page) -> list[Route]:
     async def show(request: Request) -> Response:
         """The page at once; the suggestions come when they are found, which may take a while."""
         of = request.query_params.get("of") or ""
+        (kept,) = await page.call("/feedback")
         found = await _found(of) if of and request.query_params.get("wait") else None
         shown: dict[str, Any] = {
             "of": of,
             "found": found,
             "galleries": await galleries_of(page),
             "labels": await labels_of(page),
+            "kept": kept,
         }
         return await page.html(request, "suggest.html.jinja", **shown)
 

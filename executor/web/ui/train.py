@@ -10,7 +10,7 @@ from ...documents import LABEL_TAG, WITHDRAWN_TAG
 from ...errors import BadRequest
 from ..pictures import Picture
 from . import words
-from .page import Page, field
+from .page import Page, field, whole
 
 CLASS, SESSION = "class", "session"
 LOOKED_AT = 200  # words, to see whether a run can learn from so few; of more that is not asked
@@ -49,8 +49,7 @@ def routes(page: Page) -> list[Route]:
         return page.to(request, f"/runs/{status.run}", "started")
 
     async def said(request: Request) -> Response:
-        before = request.query_params.get("before") or ""
-        before_number = int(before) if before.isascii() and before.isdecimal() and 0 < len(before) < 16 else None
+        before_number = whole(request.query_params.get("before"))
         found = await page.call("/words", limit=50, before=before_number)
         (kept,) = await page.call("/feedback")
         rows = [_row(word) for word in found]
@@ -155,7 +154,11 @@ def _row(word: Any) -> dict[str, Any]:
     return {
         "id": str(word.id),
         "name": str(word.tags.get("name") or word.id),
-        "said": "taken back" if word.tags.get(WITHDRAWN_TAG) else ", ".join(parts) if parts else f"label {label!r}",
+        "said": "taken back"
+        if word.tags.get(WITHDRAWN_TAG)
+        else ", ".join(parts)
+        if parts
+        else f"label {words.quoted(label)}",
         "withdrawn": bool(word.tags.get(WITHDRAWN_TAG)),
         "at": str(word.tags.get("finetuner_said_at") or ""),
         "number": int(word.tags["finetuner_word"]),

@@ -104,6 +104,11 @@ def count(value: float, one: str, many: str | None = None) -> str:
     return f"{value:,.0f} {one if value == 1 else many or f'{one}s'}"
 
 
+def quoted(text: object) -> str:
+    """Return what somebody wrote, in quotation marks and as it was written: no escapes."""
+    return f"“{text}”"
+
+
 def first_sentence(text: str) -> str:
     """Return the first sentence of a text."""
     first, mark, _ = text.partition(". ")

@@ -219,9 +219,12 @@ if (list && form) {
         show(news);
         say("Another tab labels this picture, too. What was said there is shown here now.", "open", "other");
       }
-      if (news.label_word > Number(labelling.dataset.labelWord)) {
+      if (name && news.label_word > Number(labelling.dataset.labelWord)) {
         labelling.dataset.labelWord = news.label_word;
-        document.getElementById("name").elements.known.value = news.label_word;
+        name.elements.known.value = news.label_word;
+        const field = name.elements.label, wrote = field.value !== field.defaultValue; // what somebody types now stays
+        field.defaultValue = news.label ?? "";
+        if (!wrote) field.value = field.defaultValue;
         say(news.label === null ? "Another tab has taken the label back." : `Another tab has labelled this picture “${news.label}”.`, "open", "other-label");
       }
     } catch { /* the service is away for a moment: the next click will say so */ }
@@ -262,6 +265,7 @@ name?.addEventListener("submit", async (event) => {
   try {
     const answer = await (await send(name.action, new FormData(name))).json();
     name.elements.known.value = answer.label_word;
+    name.elements.label.defaultValue = answer.label ?? "";
     labelling.dataset.labelWord = answer.label_word;
     say(answer.told || answer.said, answer.told ? "open" : "good", "label");
   } catch (error) {

@@ -30,6 +30,7 @@ export async function send(path, data, options = {}) {
     throw new Error("The service does not answer. Nothing was stored; try again in a moment.");
   }
   if (response.ok) return response;
+  if (response.status === 401) throw new Error("You are signed out. Nothing was stored; load the page again, and enter the token.");
   throw new Error((await response.text()) || "The service refused this.");
 }
 

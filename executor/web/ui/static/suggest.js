@@ -12,11 +12,14 @@ if (list && waiting) {
       const text = await response.text();
       if (!response.ok) {
         const page = new DOMParser().parseFromString(text, "text/html");
-        waiting.textContent = page.querySelector("main .note, main p")?.textContent || "There are no suggestions.";
+        const why = page.querySelector("main .note") || page.querySelector("main p"); // what it says itself comes first
+        waiting.textContent = why?.textContent || "There are no suggestions.";
+        waiting.className = "notice bad";
         return;
       }
       list.innerHTML = text;
       waiting.remove();
+      if (document.activeElement === document.body) list.querySelector("input[name=label]")?.focus(); // else somebody types
     } catch {
       setTimeout(fetchAll, 3000);
     }
@@ -33,6 +36,7 @@ list?.addEventListener("submit", async (event) => {
     const answer = await (await send(form.action, new FormData(form))).json();
     form.elements.known.value = answer.label_word;
     item.classList.add("done");
+    document.getElementById("kept").textContent = answer.labels;
     say(answer.told || answer.said, answer.told ? "open" : "good", "label");
     const further = item.nextElementSibling?.querySelector("input[name=label]");
     further?.focus();
