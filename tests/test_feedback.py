@@ -346,9 +346,9 @@ def test_plain_json_without_ids_of_matches_counts_once(service: Service):
 
 @pytest.mark.flow
 def test_an_unknown_parameter_is_refused_by_name(service: Service):
-    answer = service.http("/feedback", [as_json(labelled("a"))], run="r")
+    answer = service.http("/feedback", [as_json(labelled("a"))], runs="r")
     assert answer.status_code >= 400
-    assert "/feedback has no parameter 'run'" in answer.text
+    assert "/feedback has no parameter 'runs'" in answer.text
 
 
 @pytest.mark.flow
