@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.timeout(900)  # they start services and trainers, and never mind a busy machine
 @pytest.mark.parametrize(
     "name",
-    ["train", "embed", "bulk", "ingest", "proof", "copies", "label_errors"],  # the others take minutes
+    ["train", "ingest"],  # the others take longer; a fast test imports them
 )
 def test_a_benchmark_runs_and_ends_with_its_figure(name: str) -> None:
     assert figure_of(name) > 0
@@ -33,12 +33,6 @@ def test_peers_are_compared_on_photographs_and_a_stopped_run_goes_on(tmp_path: P
     assert '"pytorch-metric-learning, our rate and norms"' in kept
     assert figure_of("quality", *arguments) == figure
     assert (tmp_path / "kept").read_text() == kept, "nothing was measured twice"
-
-
-@pytest.mark.timeout(900)
-def test_settings_of_the_recipe_are_compared_on_photographs(tmp_path: Path) -> None:
-    write_visits(tmp_path)
-    assert figure_of("recipe", "--photos", str(tmp_path), "--part", "all") is not None
 
 
 def write_visits(folder: Path) -> None:

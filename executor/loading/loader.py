@@ -5,6 +5,7 @@ again, with a seed made from (seed, epoch, batch), so that a resumed run sees th
 is called again for every batch, and its results are not kept.
 """
 
+import _thread
 import queue
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from .datasets import Dataset
 from .samplers import Sampler
 
 AHEAD = 4  # batches that are ready before they are needed
+BEGIN_SECONDS = 60.0  # that a thread has to begin, on a machine however busy
 
 
 class Loader:
@@ -67,9 +69,12 @@ class Loader:
 
 
 def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
-    """Yield `items`. A thread produces up to `depth` of them ahead; if it raises, the exception is raised here."""
+    """Yield `items`. A thread produces up to `depth` of them ahead; if it raises, the exception is raised here.
+
+    Raises: MemoryError: there was too little memory for the thread to begin.
+    """
     made: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
+    began, stop, ended = threading.Event(), threading.Event(), threading.Event()
     end = object()
 
     def put(item: Any) -> None:
@@ -80,6 +85,7 @@ def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
                 continue
 
     def produce() -> None:
+        began.set()
         try:
             for item in items:
                 put(item)
@@ -88,9 +94,14 @@ def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
             put(end)
         except BaseException as error:  # passed on, to be raised in the consumer's thread
             put(error)
+        finally:
+            ended.set()
 
-    producer = threading.Thread(target=produce, name="loader", daemon=True)
-    producer.start()
+    _thread.start_new_thread(
+        produce, ()
+    )  # the start of a `Thread` waits for ever if there is no memory for it to begin
+    if not began.wait(BEGIN_SECONDS):
+        raise MemoryError("The thread that makes batches could not begin.")
     try:
         while (item := made.get()) is not end:
             if isinstance(item, BaseException):
@@ -98,4 +109,4 @@ def ahead(items: Iterator[Any], depth: int = AHEAD) -> Iterator[Any]:
             yield item
     finally:
         stop.set()
-        producer.join()
+        ended.wait()
