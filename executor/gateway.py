@@ -27,6 +27,7 @@ from fastapi import FastAPI, HTTPException
 from . import errors
 from .docarray_private import LARGEST_INTEGER
 from .flow_room import FlowRoom
+from .images.uris import is_unicode
 from .parameters import DEFAULT_MAX_REQUEST_BYTES, ExecutorOptions, parse_executor_options
 from .web.app import DoorFirst, make_app
 from .wire.ending import answer_before_the_end
@@ -216,15 +217,7 @@ def _unsendable(value: Any, largest: int, where: str, depth: int = 0) -> str | N
         return f"An integer in {where} is larger than {largest:.4g}; send it as text."
     if isinstance(value, float) and where == "parameters" and not math.isfinite(value):
         return f"A number in {where} is not finite; JSON has no such numbers."
-    if isinstance(value, str) and not _is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         return f"A text in {where} has half a surrogate pair, which is no Unicode."
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     return next((found for each in inner if (found := _unsendable(each, largest, where, depth + 1))), None)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

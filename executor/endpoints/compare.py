@@ -13,7 +13,7 @@ from docarray import DocList
 from .. import documents
 from ..documents import Document, DocumentArray
 from ..errors import BadDocument, BadRequest, ConfigurationError
-from ..images.thumbnails import as_uri
+from ..images.thumbnails import SMALL, as_uri
 from ..parameters import CompareParameters
 from ..serving.comparisons import Comparison, Item, Measuring, Sides, document_of
 from ..serving.gallery import MOST_PICTURES, check_gallery
@@ -22,8 +22,6 @@ from ..store.cache import NOBODY
 from ..store.proof_documents import proof_documents
 from ..worker.lineage import taught
 from .service import Service
-
-SIDE = 192  # of a small picture, in pixels; the same as on the page to label, so that each is made once
 
 
 async def compare(service: Service, docs: Sequence[Document], wanted: CompareParameters) -> list[documents.Comparison]:
@@ -172,8 +170,8 @@ def _picture(service: Service, sides: Sides, docs: Sequence[Any], item: Item) ->
     owner = NOBODY if sides.number is None else sides.number
     try:
         doc = document_of(docs[item.root], item)
-        (kept,) = service.thumbnails.kept([doc], SIDE, owner)
-        return as_uri(kept or service.thumbnails.begin(doc, SIDE, owner).result())
+        (kept,) = service.thumbnails.kept([doc], SMALL, owner)
+        return as_uri(kept or service.thumbnails.begin(doc, SMALL, owner).result())
     except (BadDocument, LookupError):
         return ""
 

@@ -9,6 +9,7 @@ from PIL import Image
 from .policy import ImagePolicy
 from .reading import image_of
 
+SMALL = 192  # pixels a side: what the page shows many of, wherever, so that each is made once
 _EXACT = 48  # pictures up to this side are kept without loss; JPEG would blur them
 _QUALITY = 80  # of JPEG. WebP is a third smaller and takes four times the processor time (seen at 192 px)
 

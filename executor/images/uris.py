@@ -17,10 +17,10 @@ from .remote import SCHEMES, read_remote, shown
 _SCHEME = re.compile(r"(?:([a-z][a-z0-9+.-]*)://|(file|data):)", re.IGNORECASE)
 
 
-def can_be_said(name: str) -> bool:
-    """Whether the name of a file is text: other bytes, as old archives have them, fit into no address and no answer."""
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair: such names of files, from old archives, fit into no answer."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True

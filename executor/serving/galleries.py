@@ -17,7 +17,7 @@ import numpy as np
 from ..documents import Document
 from ..errors import BadRequest
 from ..images.policy import ImagePolicy
-from ..images.uris import can_be_said
+from ..images.uris import is_unicode
 from ..store.cache import NOBODY
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -68,7 +68,7 @@ class FolderGallery:
         self._looked = time.monotonic()
         self._times: dict[str, int] = {}
         found = list(self._walk())
-        self._names = sorted(filter(can_be_said, found))
+        self._names = sorted(filter(is_unicode, found))
         if not self._names:
             why = UNSAYABLE if found else "has no pictures, in it or below it"
             raise BadRequest(f"gallery={name!r} {why}.")

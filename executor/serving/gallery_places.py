@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..images.uris import can_be_said
+from ..images.uris import is_unicode
 from .gallery import ENDINGS
 
 NAMED_DEPTH = 2  # folders so far below a root are named;
@@ -76,7 +76,7 @@ def _entries(folder: Path) -> tuple[list[Path], bool, list[Path]]:
                 if number >= MOST_ENTRIES:
                     break
                 ending = os.path.splitext(entry.name)[1].lower()
-                if entry.name.startswith((".", "__")) or not can_be_said(entry.name):
+                if entry.name.startswith((".", "__")) or not is_unicode(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))

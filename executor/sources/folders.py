@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..documents import LABEL_TAG, Document
 from ..errors import ConfigurationError
-from ..images.uris import can_be_said
+from ..images.uris import is_unicode
 from .rows import SPLITS, Row
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -47,7 +47,7 @@ def _read_part(root: Path, part: Path, split: Literal["train", "eval"], labelled
         is_picture = path.lower().endswith(ENDINGS)
         if not is_picture and not labelled:
             continue
-        if not can_be_said(path):
+        if not is_unicode(path):
             yield _unsayable(name, split)
         elif not is_picture:
             yield Row(doc, split, f"{name} is no picture, by its name")

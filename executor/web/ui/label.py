@@ -10,12 +10,12 @@ from starlette.routing import Route
 
 from ...documents import COUNT_TAG, DONE_TAG, EMBEDDED_TAG, ERROR_TAG
 from ...errors import BadDocument, BadRequest, FinetunerError
+from ...images.thumbnails import SMALL
 from ..pictures import Picture
 from . import words
 from .page import Page, field, whole
 from .pictures import (
     LARGEST_DROP,
-    SMALL,
     Item,
     Pictures,
     galleries_of,
@@ -218,8 +218,10 @@ def _as_json(clicks: Clicks) -> dict[str, Any]:
 
 def _first_unsaid(near: dict[str, Any] | None) -> int:
     """The number of the first neighbour of which nothing was said."""
-    items = near["items"] if near else []
-    return next((number for number, item in enumerate(items) if not near["clicks"].said.get(item.key)), 0)  # type: ignore[index]
+    if near is None:
+        return 0
+    said = near["clicks"].said
+    return next((number for number, item in enumerate(near["items"]) if not said.get(item.key)), 0)
 
 
 def _whole(text: str | None, otherwise: int = 0) -> int:

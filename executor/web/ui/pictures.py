@@ -16,10 +16,11 @@ from starlette.routing import Route
 from ...documents import COUNT_TAG, ERROR_TAG, LABEL_TAG, POSITION_TAG, SORT_TAG
 from ...errors import BadDocument, BadRequest, NotFound
 from ...images.policy import DEFAULT_POLICY
+from ...images.thumbnails import SMALL
 from ..pictures import Picture
 from .page import Page, whole
 
-SMALL, LARGE = 192, 640  # pixels a side; no others, so that nobody fills the store of thumbnails with sizes
+LARGE = 640  # pixels a side; beside `SMALL` no others, so that nobody fills the store of thumbnails with sizes
 KEPT_SECONDS = 300  # that a browser shows a thumbnail without asking whether it is still right
 DROPPED_BYTES = 96 << 20  # of dropped pictures that wait for their first word: three of the largest
 MOST_LABELS = 500  # that are offered
