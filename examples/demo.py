@@ -48,6 +48,7 @@ executors:
     uses_with:
       model: {model}
       trainer_nice: 0
+      trainer_yields: false # what is busy beside the demonstration shall not hold it up: a search in use leaves this out
       allowed_roots: [{roots}]
 """
 # Digits have few pixels: the small network, which starts from nothing, suits them. Photographs get the default one.
