@@ -94,7 +94,8 @@ class Shop:
     def __init__(self, folder: Path, pictures: Pictures, **configured: Any) -> None:
         self.pictures = pictures
         roots = sorted({str(Path(uri).parent.parent) for uri, _ in (*pictures.gallery, *pictures.test)})
-        self.service = Service(folder, parse_executor_options({"allowed_roots": roots, **configured}).with_roots())
+        chosen = {"allowed_roots": roots, "trainer_yields": False, "trainer_nice": 0, **configured}
+        self.service = Service(folder, parse_executor_options(chosen).with_roots())
 
     async def post(self, path: str, docs: Any = (), **parameters: Any) -> Any:
         return await call(self.service, path, DocumentArray(docs), parameters)
@@ -148,7 +149,9 @@ async def loop(shop: Shop, rounds: int, searches: int) -> list[tuple[float, str]
         vectors = await shop.embeddings(shop.pictures.gallery)
         await shop.post("/feedback", clicks(shop.pictures, vectors, searches, number))
         status = await shop.ended(number + 1)
-        outcome = "promoted" if status.promoted else status.state if status.error else "not proven better"
+        if status.error:
+            raise SystemExit(f"Run {status.run} {status.state}: {status.error}")
+        outcome = "promoted" if status.promoted else "not proven better"
         found.append((await shop.recall(), outcome))
         print(f"round {number + 1}: recall@1 {found[-1][0]:.3f}, {outcome}", flush=True)
     return found

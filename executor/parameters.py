@@ -361,6 +361,10 @@ class ThumbnailsParameters(_Parameters):
     side: Annotated[Whole, Field(ge=16, le=1024)] = Field(192, description="at most so many pixels a side")
     run: RunName | None = Field(None, description="instead of documents: the train documents of this run")
     positions: Positions = Field((), description="which of them, by their numbers from 0 on")
+    wait: Annotated[Number, Field(ge=0, le=60)] | None = Field(
+        None,
+        description="seconds, by default as long as it takes; what is not made by then has no `uri`",
+    )
 
 
 class NeighboursParameters(_OfGallery):

@@ -383,7 +383,7 @@ def png(image: Any) -> str:
 
 
 @pytest.mark.flow
-def test_a_run_on_sessions_gets_hard_negatives(service: Service, run: str):
+def test_a_run_on_sessions_gets_hard_negatives_and_is_measured_on_held_out_ones(service: Service, run: str):
     docs = DocumentArray(
         Document(
             id=f"hard-{n}",
@@ -395,8 +395,10 @@ def test_a_run_on_sessions_gets_hard_negatives(service: Service, run: str):
         )
         for n in range(12)
     )
-    service.post("/fit", docs, returns=RunStatus, run=run, total=12, hard_negatives=2, epochs=1)
-    assert service.wait(run).state == "succeeded"
+    service.post("/fit", docs, returns=RunStatus, run=run, total=12, hard_negatives=2, epochs=1, val_split=0.25)
+    status = service.wait(run)
+    assert (status.state, status.error) == ("succeeded", None)
+    assert status.metrics, "nothing was held out"
     told = [event.message for event in service.post("/events", returns=Event, run=run) if event.kind == "negatives"]
     assert len(told) == 1
     assert "hard negatives were added to" in told[0]

@@ -200,9 +200,21 @@ def test_thumbnails_are_small_and_look_like_their_pictures(door, shop):
 def test_thumbnails_of_a_run_are_named_by_their_places(door, clicks):
     found = answered(door, "/thumbnails", run=clicks, positions=[2, 0])
     assert [doc["id"] for doc in found] == ["data", "array"]
+    twice = answered(door, "/thumbnails", run=clicks, positions=[0, 0, 2])
+    assert [doc["id"] for doc in twice] == ["array", "array", "data"]
     assert [int(np.asarray(picture_of(doc).convert("RGB")).mean((0, 1)).argmax()) for doc in found] == [2, 0]
     assert "has 3 train documents, numbered from 0" in refused(door, "/thumbnails", run=clicks, positions=[3])
     assert "send one of them" in refused(door, "/thumbnails", [{"uri": "x"}], run=clicks)
+
+
+def test_what_is_not_made_in_the_time_to_wait_has_no_uri_and_is_no_error(door, shop):
+    uris = [str(file) for file in sorted(shop.glob("*/*.png"))]
+    sent = [{"id": uri, "uri": uri} for uri in uris]
+    found = answered(door, "/thumbnails", sent, side=79, wait=0)
+    assert [doc["id"] for doc in found] == uris
+    assert not any(doc["uri"] or doc["tags"] for doc in found)
+    assert all(doc["uri"] for doc in answered(door, "/thumbnails", sent, side=79))
+    assert all(doc["uri"] for doc in answered(door, "/thumbnails", sent, side=79, wait=0))  # those that are kept
 
 
 def test_what_may_not_be_embedded_has_no_thumbnail_and_says_why(door, shop, tmp_path):

@@ -1,5 +1,6 @@
 """The page to label, as a browser without scripts sees it: galleries, clicks, labels, dropped pictures, suggestions."""
 
+import base64
 import html
 import io
 import re
@@ -14,7 +15,7 @@ from PIL import Image
 from conftest import coloured, encoded
 from executor import Document, DocumentArray
 from executor.parameters import FitParameters
-from executor.web.ui import label
+from executor.web.ui import label, pictures
 from pages import Visitor, csrf_of, page_over
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -73,10 +74,13 @@ def test_without_a_gallery_the_page_asks_for_one_and_names_those_at_hand(visitor
 
 def test_a_gallery_is_shown_with_lazy_thumbnails_page_by_page(visitor, folder, monkeypatch):
     monkeypatch.setattr(label, "ON_A_PAGE", 5)
+    monkeypatch.setattr(pictures, "SOON_SECONDS", 0.0)
     page = shown(visitor, of=folder)
     assert "8 pictures" in page
-    pictures = re.findall(r'<img class="picture" src="/ui(/thumbnail[^"]+)" alt="" loading="lazy"', page)
-    assert len(pictures) == 5
+    assert len(re.findall(r'<img class="picture" src="/ui(/thumbnail[^"]+)" alt="" loading="lazy"', page)) == 5
+    monkeypatch.setattr(pictures, "SOON_SECONDS", 60.0)
+    made = re.findall(r'<img class="picture" src="data:image/jpeg;base64,([^"]+)"', shown(visitor, of=folder))
+    assert [Image.open(io.BytesIO(base64.b64decode(each))).size for each in made] == [(64, 64)] * 5
     more = visitor.get(f"/ui/label/pictures?{urlencode({'of': folder, 'offset': 5})}").text
     assert more.count("<li>") == 3
     assert EVIL not in more
@@ -190,6 +194,7 @@ def test_a_run_s_documents_can_be_queries_and_neighbours_with_their_content(visi
     assert (session.matches[0].blob == coloured(0, 2, 64)).all()
     thumbnail = visitor.get("/ui/thumbnail?of=run:arrays&at=0")
     assert thumbnail.headers["content-type"] == "image/jpeg"
+    assert shown(visitor, of="run:arrays").count('<img class="picture" src="data:image/jpeg;base64,') == 4
 
 
 # labels -------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..errors import BadRequest
 from ..images.thumbnails import as_uri
 from ..lifecycle.sizes import bytes_of
 from ..parameters import GalleriesParameters, GalleryParameters, NeighboursParameters, ThumbnailsParameters
-from ..serving.galleries import Gallery
+from ..serving.galleries import Gallery, documents_at
 from ..serving.neighbours import Embedded, Near
 from ..store.cache import NOBODY
 from .outward import outward_documents
@@ -100,33 +101,38 @@ def _shown(doc: Any, number: int, *, content: bool, **tags: Any) -> Match:
 async def thumbnails(service: Service, docs: Sequence[Any], wanted: ThumbnailsParameters) -> list[Document]:
     """Return a document for each one sent, or for each of a run's that was named; its `uri` is a small picture.
 
-    That is a `data:` uri of a JPEG or PNG image. Where there is none, `tags['finetuner_error']` says why.
+    That is a `data:` uri of a JPEG or PNG image. Where there is none, `tags['finetuner_error']` says why, unless it was
+    not made in the time to wait.
 
     Raises: BadRequest: nothing is named, or both are. UnknownRun. Overloaded: too many wait.
     """
     answers: list[Document] = []
+    until = None if wanted.wait is None else time.monotonic() + wanted.wait
     if wanted.run is None:
-        answers = await _made(service, docs, wanted.side, NOBODY)
+        answers = await _made(service, docs, wanted.side, NOBODY, until)
     elif docs:
         raise BadRequest("/thumbnails got documents and the parameter 'run'; send one of them.")
     else:
         opened = await asyncio.to_thread(service.galleries.open, None, wanted.run)
         for start in range(0, len(wanted.positions), CHUNK):
             some = await asyncio.to_thread(_at, opened, wanted.positions[start : start + CHUNK])
-            answers += await _made(service, some, wanted.side, opened.owner)
+            answers += await _made(service, some, wanted.side, opened.owner, until)
     outward_documents(answers, service.places)
     return answers
 
 
-async def _made(service: Service, docs: Sequence[Any], side: int, owner: int) -> list[Document]:
+async def _made(service: Service, docs: Sequence[Any], side: int, owner: int, until: float | None) -> list[Document]:
+    """Args: until: when to wait no longer, by the monotonic clock; None: never."""
     kept = await asyncio.to_thread(service.thumbnails.kept, docs, side, owner)
     waiting: list[asyncio.Future[bytes] | None] = []
     try:
         for doc, picture in zip(docs, kept, strict=True):
             begun = None if picture is not None else service.thumbnails.begin(doc, side, owner)
             waiting.append(None if begun is None else asyncio.wrap_future(begun))
-        made = zip(docs, kept, waiting, strict=True)
-        return [await _thumbnail(doc, picture, task) for doc, picture, task in made]
+        if any(waiting):
+            left = None if until is None else max(0.0, until - time.monotonic())
+            await asyncio.wait([task for task in waiting if task is not None], timeout=left)
+        return [_thumbnail(doc, picture, task) for doc, picture, task in zip(docs, kept, waiting, strict=True)]
     finally:
         for task in waiting:
             if task is not None:
@@ -134,16 +140,18 @@ async def _made(service: Service, docs: Sequence[Any], side: int, owner: int) ->
 
 
 def _at(opened: Gallery, positions: Sequence[int]) -> list[Document]:
-    found = [doc for place in positions for doc in opened.documents(place, place + 1)]
+    found = documents_at(opened, positions)
     if len(found) < len(positions):
         raise BadRequest(f"Run {opened.name!r} has {opened.count} train documents, numbered from 0; name some of them.")
     return found
 
 
-async def _thumbnail(doc: Any, picture: bytes | None, task: "asyncio.Future[bytes] | None") -> Document:
+def _thumbnail(doc: Any, picture: bytes | None, task: "asyncio.Future[bytes] | None") -> Document:
     answer = Document(id=doc.id)
+    if task is not None and not task.done():
+        return answer
     try:
-        picture = await task if task is not None else picture
+        picture = task.result() if task is not None else picture
     except Exception as error:  # one picture's fault, as in `/embed`
         answer.tags = {ERROR_TAG: str(error) or type(error).__name__}
     else:

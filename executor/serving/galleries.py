@@ -221,8 +221,8 @@ class Galleries:
 
 
 def documents_at(gallery: Gallery, numbers: Sequence[int]) -> list[Document]:
-    """Return the pictures with these numbers, which are sorted: all at once if none is left out between them."""
-    if numbers and numbers[-1] - numbers[0] + 1 == len(numbers):
+    """Return the pictures with these numbers: all at once if each follows the one before it."""
+    if numbers and list(numbers) == list(range(numbers[0], numbers[0] + len(numbers))):
         return gallery.documents(numbers[0], numbers[-1] + 1)
     return [doc for number in numbers for doc in gallery.documents(number, number + 1)]
 

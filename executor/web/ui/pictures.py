@@ -14,13 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...documents import COUNT_TAG, ERROR_TAG, LABEL_TAG, POSITION_TAG, SORT_TAG
-from ...errors import BadDocument, BadRequest, NotFound
+from ...errors import BadDocument, BadRequest, FinetunerError, NotFound
 from ...images.policy import DEFAULT_POLICY
 from ...images.thumbnails import SMALL
 from ..pictures import Picture
 from .page import Page, whole
 
 LARGE = 640  # pixels a side; beside `SMALL` no others, so that nobody fills the store of thumbnails with sizes
+SOON_SECONDS = 0.15  # that a page waits for its thumbnails
 KEPT_SECONDS = 300  # that a browser shows a thumbnail without asking whether it is still right
 DROPPED_BYTES = 96 << 20  # of dropped pictures that wait for their first word: three of the largest
 MOST_LABELS = 500  # that are offered
@@ -119,12 +120,17 @@ async def labels_of(page: Page) -> list[str]:
 
 
 class Shown(NamedTuple):
-    """A page of a gallery. Attributes: total: how many pictures all of it has."""
+    """A page of a gallery.
+
+    Attributes: total: how many pictures all of it has. thumbnails: of the items, as `data:` uris; None: one has an
+        address of its own, from which the browser fetches it.
+    """
 
     of: str
     offset: int
     items: list[Item]
     total: int
+    thumbnails: list[str | None]
 
     @property
     def following(self) -> int | None:
@@ -136,7 +142,26 @@ class Shown(NamedTuple):
 async def gallery_page(page: Page, of: str, offset: int, limit: int) -> Shown:
     """Return a page of a gallery. Raises: FinetunerError: there is no such gallery."""
     (found,) = await page.call("/gallery", offset=offset, limit=limit, **place(of))
-    return Shown(of, offset, items_of(of, found.matches), int(found.tags[COUNT_TAG]))
+    items = items_of(of, found.matches)
+    return Shown(of, offset, items, int(found.tags[COUNT_TAG]), await _made_soon(page, of, offset, items))
+
+
+async def _made_soon(page: Page, of: str, offset: int, items: list[Item]) -> list[str | None]:
+    """Return the thumbnails that are there, or can be made before anybody notices; None for the others.
+
+    A browser takes longer to fetch a small picture than we to make it.
+    """
+    docs: list[Picture] = []
+    named: dict[str, Any] = {}
+    if of.startswith(RUN):
+        named = {**place(of), "positions": list(range(offset, offset + len(items)))}
+    else:
+        docs = [Picture(item.id, item.uri) for item in items]
+    try:
+        made = await page.call("/thumbnails", docs, side=SMALL, wait=SOON_SECONDS, **named)
+    except FinetunerError:  # too much waits; each picture says so itself
+        return [None] * len(items)
+    return [each.uri for each in made]
 
 
 class Drops:
