@@ -4,8 +4,8 @@ The gallery has 100,000 names of 200 different pictures (hard links, 640×480 JP
 paths, so it makes a thumbnail for each name; only the disk has less to do than with 100,000 files. The service is
 `python -m executor serve` in its own process, with the default model, and nothing trains.
 
-A page of 60 is measured over HTTP as a browser asks for it (the page, then its thumbnails by six connections), and in
-Chromium, from the click to the last of its 60 pictures, on a screen that is high enough to show them all. Places in the
+A page of 60 is measured over HTTP as a browser asks for it (the page, then the thumbnails that it does not bring along,
+by six connections), and in Chromium, from the click to the last of its 60 pictures, on a screen that is high enough to show them all. Places in the
 gallery are random: `new` pages were never shown before, `again` is the same page once more. `scrolled` is the time from
 the moment when a page of the endless gallery comes into sight to its last picture.
 
@@ -148,7 +148,8 @@ def over_http(port: int, folder: Path, sizes: Sizes) -> tuple[float, ...]:
         text = pool.submit(fetch, page_at(folder, offset)).result().decode()
         pictures = re.findall(r'<img class="picture" src="([^"]+)"', text)
         assert len(pictures) == SHOWN, len(pictures)
-        list(pool.map(fetch, (each.replace("&amp;", "&") for each in pictures)))
+        apart = (each.replace("&amp;", "&") for each in pictures if not each.startswith("data:"))
+        list(pool.map(fetch, apart))
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         return both(show, sizes)
