@@ -44,6 +44,7 @@ TALL = 4000  # pixels of a screen that shows a whole page
 DIFFERENT = 200  # pictures
 TURNED_SECONDS = 10.0
 LIMIT_MS = 300.0
+LOOK_SECONDS = 0.5  # at a page, before the next: meanwhile the browser fetches what is below
 
 
 class Sizes(NamedTuple):
@@ -184,7 +185,9 @@ def in_browser(chromium: Any, port: int, folder: Path, sizes: Sizes) -> tuple[fl
     def show(offset: int) -> float:
         page.goto(page_at(folder, offset), wait_until="commit")
         page.wait_for_function(ALL_SHOWN, polling="raf")
-        return float(page.evaluate("performance.now()")) / 1000
+        seconds = float(page.evaluate("performance.now()")) / 1000
+        time.sleep(LOOK_SECONDS)
+        return seconds
 
     found = both(show, sizes)
     context.close()
