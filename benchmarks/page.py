@@ -44,6 +44,7 @@ TALL = 4000  # pixels of a screen that shows a whole page
 DIFFERENT = 200  # pictures
 TURNED_SECONDS = 10.0
 LIMIT_MS = 300.0
+SETTLE_SECONDS = 3.0  # until open pages have drawn what they show
 LOOK_SECONDS = 0.5  # at a page, before the next: meanwhile the browser fetches what is below
 
 
@@ -198,11 +199,11 @@ SCROLL = """async (pages) => {
     const gallery = document.getElementById("gallery"), times = [];
     for (let number = 1; number <= pages; number++) {
         while (gallery.children.length <= number) {
-            scrollBy(0, 400);
+            scrollBy({ top: 400, behavior: "instant" });
             await new Promise(requestAnimationFrame);
         }
         const page = gallery.children[number], began = performance.now();
-        page.scrollIntoView();
+        page.scrollIntoView({ behavior: "instant" });
         const shown = () => page.children.length && [...page.querySelectorAll("img")].every((each) => {
             const place = each.getBoundingClientRect();
             return place.top > innerHeight || place.bottom < 0 || (each.complete && each.naturalWidth);
@@ -301,6 +302,7 @@ def ten_pages(chromium: Any, port: int, folder: Path) -> Iterator[Callable[[], N
     for number, page in enumerate(pages):
         page.goto(addresses[number % len(addresses)])
     pages[3].wait_for_selector(".suggestion, #waiting:not(:has(a))", timeout=300_000)
+    time.sleep(SETTLE_SECONDS)
     last, turned = time.monotonic(), 0
 
     def turn() -> None:
