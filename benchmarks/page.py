@@ -5,15 +5,15 @@ paths, so it makes a thumbnail for each name; only the disk has less to do than 
 `python -m executor serve` in its own process, with the default model, and nothing trains.
 
 A page of 60 is measured over HTTP as a browser asks for it (the page, then the thumbnails that it does not bring along,
-by six connections), and in Chromium, from the click to the last of its 60 pictures, on a screen that is high enough to show them all. Places in the
-gallery are random: `new` pages were never shown before, `again` is the same page once more. `scrolled` is the time from
-the moment when a page of the endless gallery comes into sight to its last picture.
+by six connections), and in Chromium, from the click to the last of its 60 pictures, on a screen that is high enough to
+show them all. Places in the gallery are random: `new` pages were never shown before, `again` is the same one once more.
+`scrolled` is the time from the moment when a page of the endless gallery comes into sight to its last picture.
 
-p99 of `/embed`: one caller after the other's answer, raw JPEGs over HTTP, in turns without and with ten open pages in
-Chromium: two each of the runs, a gallery, a picture with its neighbours, what to label next and what was said. With
-`turning` every page is turned every ten seconds, as by ten people at once. Here Chromium computes only where nobody else
-wants to, because the browsers of ten people are not on the service's cores. The last line is the p99 with ten open pages
-as a share of that without.
+p99 of `/embed`: one caller after the other's answer, raw JPEGs over HTTP, in turns without and with ten open pages: two
+each of the runs, a gallery, a picture with its neighbours, what to label next and what was said. The browsers of ten
+people are not on the service's cores, so a client asks for all that they ask for and holds their streams. With `turned`
+it asks for every page anew every ten seconds, as by ten people at once. `in Chromium here` are the same ten pages in a
+browser on the same cores. The last line is the p99 with ten open pages as a share of that without.
 
 Chromium is that of the system, and playwright that of the extras (`./scripts/test --extra` installs it).
 """
@@ -80,7 +80,6 @@ def main() -> None:
                     rows.append(("in Chromium, scrolled", *scrolled(chromium, port, folder, sizes)))
                 print_table(("ms for a page of 60", "new", "longest", "again", "longest"), rows)
                 print(f"wanted: at most {LIMIT_MS:g}\n")
-            with browser(yields=True) as chromium:
                 print_headline("p99_with_ten_pages", beside_embed(chromium, port, folder, sizes))
 
 
@@ -235,18 +234,19 @@ def scrolled(chromium: Any, port: int, folder: Path, sizes: Sizes) -> tuple[floa
 
 def beside_embed(chromium: Any, port: int, folder: Path, sizes: Sizes) -> float:
     """Return the p99 of `/embed` with ten open pages as a share of that without."""
-    found: dict[str, list[float]] = {"no pages": [], "ten open": [], "ten, turning": []}
+    found: dict[str, list[float]] = {"no pages": [], "ten open": [], "ten, turned": [], "ten in Chromium here": []}
     embed_times(port, sizes.calls // 4)
     for _ in range(sizes.turns):
         found["no pages"] += embed_times(port, sizes.calls)
-        if chromium is None:
-            continue
-        with ten_pages(chromium, port, folder) as turn:
+        with ten_visitors(port, folder) as turn:
             found["ten open"] += embed_times(port, sizes.calls)
-            found["ten, turning"] += embed_times(port, sizes.calls, turn)
+            found["ten, turned"] += embed_times(port, sizes.calls, turn)
+        if chromium is not None:
+            with ten_pages(chromium, port, folder):
+                found["ten in Chromium here"] += embed_times(port, sizes.calls)
     rows = [(name, median(times), at(times, 0.99), max(times)) for name, times in found.items() if times]
     print_table(("ms of a call of /embed", "median", "p99", "longest"), rows)
-    return at(found["ten open"], 0.99) / at(found["no pages"], 0.99) if found["ten open"] else float("nan")
+    return at(found["ten open"], 0.99) / at(found["no pages"], 0.99)
 
 
 def at(times: list[float], share: float) -> float:
@@ -287,48 +287,71 @@ print(json.dumps(times))
 """
 
 
-@contextlib.contextmanager
-def ten_pages(chromium: Any, port: int, folder: Path) -> Iterator[Callable[[], None]]:
-    """Open ten pages, and give a function that turns the next one when it is time."""
+def ten_addresses(folder: Path) -> list[str]:
+    """Two each of five kinds of pages."""
     gallery = folder / "gallery"
     small = {"of": gallery / "000", "uri": gallery / "000" / "000001.jpg"}
-    addresses = [
+    return 2 * [
         "/ui/",
         f"/ui/label?{urlencode({'of': gallery})}",
         f"/ui/label?{urlencode(small)}",
         f"/ui/suggest?{urlencode({'of': gallery / '000'})}",
         "/ui/label/said",
     ]
-    context = chromium.new_context(base_url=f"http://127.0.0.1:{port}", viewport={"width": 1280, "height": 900})
-    pages = [context.new_page() for _ in range(10)]
-    for number, page in enumerate(pages):
-        page.goto(addresses[number % len(addresses)])
-    pages[3].wait_for_selector(".suggestion, #waiting:not(:has(a))", timeout=300_000)
-    time.sleep(SETTLE_SECONDS)
+
+
+@contextlib.contextmanager
+def ten_visitors(port: int, folder: Path) -> Iterator[Callable[[], None]]:
+    """Ask for ten pages and hold their streams, as browsers elsewhere do; give a function that turns one when due."""
+    addresses = ten_addresses(folder)
+    visitors = [http.client.HTTPConnection("127.0.0.1", port, timeout=120) for _ in addresses]
+    streams: list[http.client.HTTPConnection] = []
     last, turned = time.monotonic(), 0
+
+    def visit(number: int, address: str) -> str:
+        text = get(port, address, visitors[number])[1].decode()
+        for each in re.findall(r'<img class="picture" src="(/[^"]+)"', text):
+            get(port, each.replace("&amp;", "&"), visitors[number])
+        return text
 
     def turn() -> None:
         nonlocal last, turned
-        if time.monotonic() - last > TURNED_SECONDS / len(pages):
-            last, page = time.monotonic(), pages[turned % len(pages)]
-            if turned % len(addresses) == 1:
-                page.goto(page_at(folder, random.randrange(0, 240, SHOWN)), wait_until="commit")
-            else:
-                page.goto(addresses[turned % len(addresses)], wait_until="commit")
+        if time.monotonic() - last > TURNED_SECONDS / len(addresses):
+            last, number = time.monotonic(), turned % len(addresses)
+            new = page_at(folder, random.randrange(0, 240, SHOWN))
+            visit(number, new if "gallery" in addresses[number].rpartition("%2F")[2] else addresses[number])
             turned += 1
 
     try:
+        for number, address in enumerate(addresses):
+            if live := re.search(r'data-live="([^"]+)"', visit(number, address)):
+                stream = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+                stream.request("GET", live[1])
+                streams.append(stream)
+        time.sleep(SETTLE_SECONDS)
         yield turn
+    finally:
+        for each in (*visitors, *streams):
+            each.close()
+
+
+@contextlib.contextmanager
+def ten_pages(chromium: Any, port: int, folder: Path) -> Iterator[None]:
+    """Open the ten pages in Chromium."""
+    context = chromium.new_context(base_url=f"http://127.0.0.1:{port}", viewport={"width": 1280, "height": 900})
+    for address in ten_addresses(folder):
+        context.new_page().goto(address)
+    context.pages[3].wait_for_selector(".suggestion, #waiting:not(:has(a))", timeout=300_000)
+    time.sleep(SETTLE_SECONDS)
+    try:
+        yield
     finally:
         context.close()
 
 
 @contextlib.contextmanager
-def browser(*, yields: bool = False) -> Iterator[Any]:
-    """A headless Chromium; None, with a word why, if there is none.
-
-    Args: yields: whether it computes only where nobody else wants to, as if it had a machine of its own.
-    """
+def browser() -> Iterator[Any]:
+    """A headless Chromium; None, with a word why, if there is none."""
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     sys.path += [str(each) for each in ROOT.glob(".venv-extras/lib/python3*/site-packages")]
     try:
@@ -339,12 +362,9 @@ def browser(*, yields: bool = False) -> Iterator[Any]:
         print("Without Chromium and playwright only HTTP is measured.\n")
         yield None
         return
-    if yields:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # Chromium's processes inherit it
     with sync_playwright() as playwright:
         arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
         running = playwright.chromium.launch(executable_path=executable, args=arguments)
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         yield running
         running.close()
 
