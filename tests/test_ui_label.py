@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,27 @@ def test_without_a_gallery_the_page_asks_for_one_and_names_those_at_hand(visitor
 
 def test_a_gallery_is_shown_with_lazy_thumbnails_page_by_page(visitor, folder, monkeypatch):
     monkeypatch.setattr(label, "ON_A_PAGE", 5)
-    monkeypatch.setattr(pictures, "SOON_SECONDS", 0.0)
+    monkeypatch.setattr(pictures, "SOON_SECONDS", 60.0)
     page = shown(visitor, of=folder)
     assert "8 pictures" in page
-    assert len(re.findall(r'<img class="picture" src="/ui(/thumbnail[^"]+)" alt="" loading="lazy"', page)) == 5
-    monkeypatch.setattr(pictures, "SOON_SECONDS", 60.0)
-    made = re.findall(r'<img class="picture" src="data:image/jpeg;base64,([^"]+)"', shown(visitor, of=folder))
+    made = re.findall(r'<img class="picture" src="data:image/jpeg;base64,([^"]+)" alt="" loading="lazy"', page)
     assert [Image.open(io.BytesIO(base64.b64decode(each))).size for each in made] == [(64, 64)] * 5
     more = visitor.get(f"/ui/label/pictures?{urlencode({'of': folder, 'offset': 5})}").text
     assert more.count("<li>") == 3
     assert EVIL not in more
     assert html.escape(EVIL) in more
+
+
+def test_a_thumbnail_that_a_page_does_not_bring_along_has_an_address(visitor, folder):
+    place = folder / "few"
+    place.mkdir()
+    (place / "broken.png").write_bytes(b"none")
+    (address,) = re.findall(
+        r'<img class="picture" src="(/ui/thumbnail[^"]+)" alt="" loading="lazy"', shown(visitor, of=place)
+    )
+    answer = visitor.get(html.unescape(address))
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "image/svg+xml")
+    shutil.rmtree(place)
 
 
 def test_a_thumbnail_is_kept_by_the_browser_and_asked_for_again_by_its_tag(visitor, folder):
