@@ -74,10 +74,10 @@ class Photos:
         )
 
 
-def shapes(size: int, *, others: bool = False) -> Photos:
-    """Generate textured shapes of 50 classes, or of the 40 others, 24 of each to train on and 10 to measure on."""
+def shapes(size: int, *, others: bool = False, measured: int = 10) -> Photos:
+    """Generate textured shapes of 50 classes, or of the 40 others, 24 of each to train on and some to measure on."""
     kinds = make_kinds(90)[50:] if others else make_kinds(50)
-    parts = [make_shapes(kinds, count, number) for number, count in enumerate((24, 10))]
+    parts = [make_shapes(kinds, count, number) for number, count in enumerate((24, measured))]
     images = np.concatenate([part[0] for part in parts])
     labels = np.concatenate([part[1] for part in parts]).astype(str)
     return Photos(resized(images, size), labels, np.arange(len(labels)) < len(parts[0][1]))

@@ -48,7 +48,7 @@ executors:
     uses_with:
       model: {model}
       trainer_nice: 0
-      trainer_yields: false # what is busy beside the demonstration shall not hold it up: a search in use leaves this out
+      trainer_yields: false # what else keeps the machine busy does not hold it up; a search in use has the default
       allowed_roots: [{roots}]
 """
 # Digits have few pixels: the small network, which starts from nothing, suits them. Photographs get the default one.

@@ -11,7 +11,17 @@ import pytest
 
 from conftest import images
 from executor.lifecycle.processes import TrainerProcesses
-from executor.lifecycle.watchdog import COMPUTING, LONGEST_LOOK, SLOWEST, STARTING, Vitals, Watch, is_stopped, vitals
+from executor.lifecycle.watchdog import (
+    COMPUTING,
+    LONGEST_LOOK,
+    SLOWEST,
+    STARTING,
+    WINDOW,
+    Vitals,
+    Watch,
+    is_stopped,
+    vitals,
+)
 from executor.store.run import Progress, RunState
 from executor.store.workspace import Workspace
 from executor.worker.command import end_process, on_workspace, start_process
@@ -67,6 +77,21 @@ def test_a_stopped_trainer_hangs_sooner(trainer: Trainer) -> None:
 def test_a_trainer_that_gets_no_processor_is_left_alone(trainer: Trainer) -> None:
     assert trainer.lives(100_000, wants=True) == 0
     assert trainer.lives(100_000, wants=True, share=0.01) == 0
+
+
+def test_a_trainer_that_gets_hardly_any_processor_is_spoken_of_once(trainer: Trainer) -> None:
+    assert trainer.watch.starvation() is None
+    trainer.lives(2 * WINDOW, wants=True, share=0.02)
+    assert trainer.watch.starvation() == pytest.approx(0.02)
+    assert trainer.watch.starvation() is None
+
+
+@pytest.mark.parametrize(("share", "wants"), [(0.3, True), (0.0, False)])
+def test_a_trainer_that_computes_or_waits_for_something_else_does_not_starve(
+    trainer: Trainer, share: float, wants: bool
+) -> None:
+    trainer.lives(10 * WINDOW, beats=True, wants=wants, share=share)
+    assert trainer.watch.starvation() is None
 
 
 def test_a_trainer_that_computes_without_a_word_is_left_alone_for_hours(trainer: Trainer) -> None:

@@ -62,6 +62,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_kills: KernelKills | None = None  # counted since the process was started
         self._watch: Watch | None = None  # of the process, while its run is in training
+        self._starved = False  # whether its run has been told so
         self._hung = False  # the process was killed because it hung
         self._started_for: Run | None = None  # the run of the process, as it was when the process was started
         self._tries = Tries()  # for the process that has ended
@@ -141,7 +142,11 @@ class Supervisor:
     def _end_if_it_hangs(self) -> None:
         if self._process is None or self._started_for is None or self._watch is None or self._hung:
             return
-        if (fault := self._watch.fault()) is None or self._process.poll() is not None:
+        fault = self._watch.fault()
+        if (share := self._watch.starvation()) is not None and not self._starved:
+            self._starved = True
+            self._store.event(self._started_for.name, "warning", _starving(share, self._started_for))
+        if fault is None or self._process.poll() is not None:
             return
         self._hung = True
         for each in family(self._process.pid):
@@ -160,7 +165,7 @@ class Supervisor:
             if not self._knows_options_of(first):
                 self._end_trainer(signal.SIGKILL)  # it has only warmed up, for another run or with old options
                 self._spawn(first)
-            self._watch = self._new_watch(first)
+            self._watch, self._starved = self._new_watch(first), False
             self._store.advance(first.name, RunState.TRAINING)
             return
         for run in receiving:
@@ -309,3 +314,10 @@ def how_it_ended(code: int) -> str:
     if code == TrainerExit.INTERRUPTED:
         return "was told to stop"
     return f"ended with exit code {code}"
+
+
+def _starving(share: float, run: Run) -> str:
+    told = f"in the last minute the trainer got {share:.1%} of a processor, because other processes want all of them"
+    if run.configuration.options.trainer_yields:
+        told += "; with the option trainer_yields: false it competes with them"
+    return told

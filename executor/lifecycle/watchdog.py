@@ -19,6 +19,9 @@ COMPUTES = 0.1  # from this share of a processor on it computes; threads that wa
 STOPPED = 1 / 3  # of `patience`: a stopped process does not go on by itself
 STARTING = 3  # times `patience` before its first report: it may wait for another process that builds the base model
 SLOWEST = 10  # times the longest time between two reports so far
+WINDOW = 60.0  # seconds over which it is seen whether a trainer starves:
+WANTED = 0.9  # it wants to compute for this share of them,
+GOT = 0.05  # and gets less than this share of a processor
 COMPUTING = 240  # times `patience` for one that computes and reports nothing: a large evaluation takes hours
 
 
@@ -56,6 +59,9 @@ class Watch:
         self._quiet = 0.0  # seconds without a sign of life
         self._silent = 0.0  # seconds without progress
         self._computing = 0.0  # seconds of these in which it computed
+        self._since = self._looked  # of a window
+        self._wanted = self._got = 0.0  # seconds of it
+        self._share: float | None = None  # of a processor, in the last window, if it starved there
         self._longest: float | None = None  # time without progress after which it made some; None: it never did
 
     def fault(self) -> str | None:
@@ -73,8 +79,14 @@ class Watch:
             return f"it has computed for {self._computing / 60:.0f} minutes without reporting any progress"
         return None
 
+    def starvation(self) -> float | None:
+        """Return the share of a processor that it got in the last window, if it wanted much more. Said once."""
+        share, self._share = self._share, None
+        return share
+
     def _count(self, passed: float) -> None:
         before, self._seen = self._seen, self._look()
+        self._count_wishes(passed, self._seen.processor - before.processor)
         self._silent += passed
         if self._seen.beat != before.beat:
             self._longest = max(self._longest or 0.0, self._silent)
@@ -84,6 +96,15 @@ class Watch:
             self._quiet = 0.0
         elif self._seen.stopped or not self._seen.wants:
             self._quiet += passed
+
+    def _count_wishes(self, passed: float, got: float) -> None:
+        self._wanted += passed if self._seen.wants else 0.0
+        self._got += got
+        lasted = self._looked - self._since
+        if lasted >= WINDOW:
+            starves = self._wanted >= WANTED * lasted and self._got < GOT * lasted
+            self._share = self._got / lasted if starves else None
+            self._since, self._wanted, self._got = self._looked, 0.0, 0.0
 
     def _limit(self) -> float:
         if self._longest is None:
