@@ -19,6 +19,12 @@ _DONE = {
     INDEX: "map the stored vectors with `python -m executor map`",
     ANEW: "embed the whole index anew",
 }
+_HOW = {
+    NOTHING: "if nothing is done",
+    QUERIES: "with mapped queries",
+    INDEX: "with mapped vectors",
+    ANEW: "embedded anew",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +54,10 @@ class IndexPlan:
 
     def sentence(self) -> str:
         """Say it in words."""
-        told = ", ".join(
-            f"{way}: " + ("impossible, as the sizes differ" if figure is None else f"{figure[0]:.3f}")
-            for way, figure in self.figures.items()
-        )
-        seen = self.unseen_figures
-        apart = ", ".join(f"{way} {figure[0]:.3f}" for way, figure in seen.items() if figure is not None)
-        words = f" On the {self.unseen} classes never seen: {apart}." if seen else ""
+        impossible = [_HOW[way] for way, figure in self.figures.items() if figure is None]
+        words = f" There is none {' or '.join(impossible)}, as the sizes differ." if impossible else ""
+        if self.unseen_figures:
+            words += f" On the {self.unseen} classes never seen: {_told(self.unseen_figures)}."
         loss = self.losses.get(self.advice)
         why = (
             "no cheaper way is proven to lose at most "
@@ -62,9 +65,13 @@ class IndexPlan:
             else f"it loses {loss[0]:.3f} ({loss[1]:.3f} to {loss[2]:.3f}), and may lose "
         )
         return (
-            f"An index of {self.version!r} vectors would have mAP@R {told}.{words} Advice: {_DONE[self.advice]} "
-            f"({self.advice}): {why}{self.tolerance:g}."
+            f"Searches in an index of {self.version!r} vectors have mAP@R {_told(self.figures)}.{words} "
+            f"Advice: {_DONE[self.advice]} ({self.advice}): {why}{self.tolerance:g}."
         )
+
+
+def _told(figures: dict[str, Figure | None]) -> str:
+    return ", ".join(f"{figure[0]:.3f} {_HOW[way]}" for way, figure in figures.items() if figure is not None)
 
 
 def measure_plan(
