@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -32,7 +32,7 @@ from benchmarks.common import jpeg, options, print_headline, print_machine, prin
 from executor.documents import Document, DocumentArray, Match
 from executor.endpoints.service import Service
 from executor.endpoints.table import call
-from executor.evaluation.hold_out import document_numbers, split_documents
+from executor.evaluation.hold_out import LEAST_QUERIES, document_numbers, split_documents
 from executor.evaluation.metrics import score_classes, score_sessions
 from executor.evaluation.proof import USUAL_LEVEL, verdict
 from executor.loading.datasets import SessionDataset
@@ -100,18 +100,18 @@ class Shop:
     async def post(self, path: str, docs: Any = (), **parameters: Any) -> Any:
         return await call(self.service, path, DocumentArray(docs), parameters)
 
-    async def embeddings(self, files: list[tuple[str, int]]) -> np.ndarray:
-        """(N, D) float32, of the served version."""
+    async def embeddings(self, files: list[tuple[str, int]], **version: str) -> np.ndarray:
+        """(N, D) float32, of the served version, or of the `model` named."""
         found = []
         for start in range(0, len(files), 256):
             docs = DocumentArray(Document(uri=uri) for uri, _ in files[start : start + 256])
-            found += [doc.embedding for doc in await self.post("/embed", docs)]
+            found += [doc.embedding for doc in await self.post("/embed", docs, **version)]
         return np.stack(found)
 
-    async def recall(self) -> float:
-        """recall@1 of the served version on the pictures to measure with."""
+    async def recall(self, **version: str) -> float:
+        """recall@1 of the served version, or of another, on the pictures to measure with."""
         labels = [label for _, label in self.pictures.test]
-        return score_classes(await self.embeddings(self.pictures.test), labels).mean()["recall_at_1"]
+        return score_classes(await self.embeddings(self.pictures.test, **version), labels).mean()["recall_at_1"]
 
     async def ended(self, runs: int) -> Any:
         """Wait until so many runs have ended; return the status of the newest."""
@@ -142,9 +142,17 @@ def clicks(pictures: Pictures, vectors: np.ndarray, searches: int, number: int) 
         yield Document(id=f"search-{number}-{search}", uri=uri, matches=matches)
 
 
-async def loop(shop: Shop, rounds: int, searches: int) -> list[tuple[float, str]]:
-    """Return recall@1 after each round, beginning before the first, and what became of its run."""
-    found = [(await shop.recall(), "")]
+class Round(NamedTuple):
+    """Attributes: recall: recall@1 after it. model: that of its run's model, whether it is served or not."""
+
+    recall: float
+    model: float | None = None
+    outcome: str = ""
+
+
+async def loop(shop: Shop, rounds: int, searches: int) -> list[Round]:
+    """Return how things stand after each round, beginning before the first."""
+    found = [Round(await shop.recall())]
     for number in range(rounds):
         vectors = await shop.embeddings(shop.pictures.gallery)
         await shop.post("/feedback", clicks(shop.pictures, vectors, searches, number))
@@ -152,8 +160,8 @@ async def loop(shop: Shop, rounds: int, searches: int) -> list[tuple[float, str]
         if status.error:
             raise SystemExit(f"Run {status.run} {status.state}: {status.error}")
         outcome = "promoted" if status.promoted else "not proven better"
-        found.append((await shop.recall(), outcome))
-        print(f"round {number + 1}: recall@1 {found[-1][0]:.3f}, {outcome}", flush=True)
+        found.append(Round(await shop.recall(), await shop.recall(model=status.run), outcome))
+        print(f"round {number + 1}: recall@1 {found[-1].recall:.3f}, {outcome}. {status.verdict}", flush=True)
     return found
 
 
@@ -179,9 +187,12 @@ def measure_loop(pictures: Pictures, rounds: int, searches: int, configured: dic
             best = asyncio.run(oracle(shop))
         finally:
             shop.service.close()
-    rows = [(number, recall, found[0][0], best, outcome) for number, (recall, outcome) in enumerate(found)]
-    print_table(("round", "recall@1", "no feedback", "oracle", "the round's run"), rows)
-    return [*(recall for recall, _ in found), best]
+    rows = [
+        (number, each.recall, found[0].recall, best, each.model if each.model is not None else "", each.outcome)
+        for number, each in enumerate(found)
+    ]
+    print_table(("round", "recall@1", "no feedback", "oracle", "its run's model", "the run was"), rows)
+    return [*(each.recall for each in found), best]
 
 
 # --- noise -----------------------------------------------------------------------------------------------------------
@@ -209,19 +220,22 @@ class Noise:
         self.proved = np.zeros(0, bool)
         self.served = np.eye(NUMBERS)
 
-    def round(self, *, level: float) -> bool:
-        """One round; return whether its model was promoted."""
+    def round(self, *, level: float) -> bool | None:
+        """One round; return whether its model was promoted. None: there were too few queries to judge it."""
         self._click()
         dataset = Sessions(self.signs)
         numbers = document_numbers(dataset)
-        before = {"taught": self.taught[numbers], "proved": self.proved[numbers]} if self.taught.any() else {}
-        parts = split_documents(dataset, np.arange(len(dataset)), "auto", seed=0, **before)
+        lineage = {"taught": self.taught[numbers], "proved": self.proved[numbers]} if self.taught.any() else {}
+        parts = split_documents(dataset, np.arange(len(dataset)), "auto", seed=0, **lineage)
         proof = np.unique(numbers[parts.proof])
         if not len(proof):
-            return False
+            return None
         train = np.setdiff1d(np.arange(len(self.signs)), proof)
         tuned = self._trained(train)
-        better, _ = verdict(self._scores(self.served, proof), self._scores(tuned, proof), level=level)
+        before, after = self._scores(self.served, proof), self._scores(tuned, proof)
+        if after.queries < LEAST_QUERIES:
+            return None
+        better, _ = verdict(before, after, level=level)
         if better:
             self.served = tuned
             self.taught[:], self.proved[:] = False, False
@@ -258,8 +272,12 @@ def promoting(histories: int, rounds: int, *, shared: bool) -> float:
     promoted = 0
     for seed in range(histories):
         noise = Noise(seed)
-        levels = (1 - 2 * level_of(k) if shared else USUAL_LEVEL for k in range(1, rounds + 1))
-        promoted += any(noise.round(level=level) for level in levels)
+        promotes, judged = False, 0
+        for _ in range(rounds):
+            better = noise.round(level=1 - 2 * level_of(judged + 1) if shared else USUAL_LEVEL)
+            judged += better is not None
+            promotes |= better is True
+        promoted += promotes
     return promoted / histories
 
 

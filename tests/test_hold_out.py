@@ -15,11 +15,14 @@ def labelled(*sizes: int) -> ClassDataset:
     return ClassDataset(DocumentArray(Document(text="x", tags={"finetuner_label": label}) for label in labels))
 
 
-def sessions(count: int) -> SessionDataset:
+def sessions(count: int, *, plain: int = 0) -> SessionDataset:
+    """Sessions with a match of either label, and `plain` ones more, all of whose matches fit."""
+
     def match(label: int) -> Match:
         return Match(text="x", tags={"finetuner_label": label})
 
-    return SessionDataset(DocumentArray(Document(text="x", matches=[match(1), match(-1)]) for _ in range(count)))
+    labels = [(1, -1)] * count + [(1, 1)] * plain
+    return SessionDataset(DocumentArray(Document(text="x", matches=[*map(match, both)]) for both in labels))
 
 
 def parts_of(dataset, share="auto", **arguments) -> Parts:
@@ -40,6 +43,27 @@ def test_every_item_is_in_one_part():
 def test_the_automatic_share_grows_where_it_would_be_fewer_than_20_queries(sizes, share):
     dataset = labelled(*sizes)
     assert automatic_share(dataset, np.arange(len(dataset))) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("ranked", "plain", "share"), [(200, 0, 0.15), (80, 120, 0.25), (20, 180, 1 / 3), (20, 10, 0.0)]
+)
+def test_of_sessions_those_are_queries_whose_matches_can_be_ranked(ranked, plain, share):
+    dataset = sessions(ranked, plain=plain)
+    assert automatic_share(dataset, np.arange(len(dataset))) == pytest.approx(share)
+
+
+def test_sessions_that_cannot_be_ranked_are_trained_on_unless_they_belong_to_one_that_can():
+    dataset = sessions(60, plain=240)
+    parts = parts_of(dataset)
+    numbers = document_numbers(dataset)
+    assert len(np.unique(numbers[parts.proof])) == 20
+    assert max(numbers[parts.proof]) < 60
+    assert max(numbers[parts.choose]) < 60
+    units = np.where(numbers < 299, numbers, 0)  # the last session is of the first one's customer
+    together = parts_of(dataset, units=units)
+    for part in (together.train, together.proof, together.choose):
+        assert np.isin(numbers[part], [0, 299]).sum() in (0, 6)
 
 
 def test_about_the_share_of_each_label_is_held_out():

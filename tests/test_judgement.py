@@ -90,6 +90,16 @@ def test_a_gain_that_the_documents_are_too_few_to_prove_is_said_with_what_they_c
         assert told == (gain > 0 and not found.better)
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_an_automatic_run_is_judged_by_no_fewer_than_20_queries(classes: int) -> None:
+    few = LABELS[: classes * EACH]
+    found = judged(measured(1.0, 0, few), measured(0.3, 0, few), chance=0.01)
+    assert (found.better is None) == (len(few) < 20)
+    assert ("judged by 20 queries or more, not 16" in found.verdict) == (len(few) < 20)
+    assert "tuned/mrr" in found.metrics
+    assert judged(measured(1.0, 0, few), measured(0.3, 0, few)).better is not None  # a run that a person started
+
+
 # --- which weights the model has -------------------------------------------------------------------------------------
 
 CPU = torch.device("cpu")

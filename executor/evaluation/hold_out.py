@@ -55,7 +55,8 @@ def split_documents(
     """Divide `items` into parts.
 
     At least two documents of a label are trained on. None or at least two are held out, so that each finds another.
-    If there are many classes, some are held out whole: they show how the model does on classes it has never seen.
+    If there are many classes, some are held out whole: they show how the model does on classes it has never seen. A
+    session whose matches are all alike is trained on, because it proves nothing.
 
     Args:
         share: of the documents (or sessions) for the proof: a number, 0 for none, or `auto`.
@@ -72,10 +73,11 @@ def split_documents(
     ranks = _ranks(units, taught, proved, random)
     whole = _whole_classes(dataset, items[ranks[items] < NEVER], units, random) if share == "auto" and wanted else ()
     proof = np.zeros(len(items), bool)
+    able = np.isin(units[items], units[items][_in_queries(dataset, items)])
     if wanted:
         if whole:
             proof = np.isin(units[items], units[items][np.isin(dataset.labels[items], whole)])
-        rest = np.flatnonzero(~proof)
+        rest = np.flatnonzero(~proof & able)
         proof[rest[_part(dataset, items[rest], units, wanted, random, ranks)]] = True
     if share != "auto" and wanted and not proof.any():
         raise NotTrainable(
@@ -86,20 +88,34 @@ def split_documents(
     choose = np.zeros(len(left), bool)
     if count >= LEAST_CHOOSING:
         anything = np.zeros(len(dataset), np.int64)
-        choose = _part(dataset, left, units, min(CHOOSING_SHARE, MOST_CHOOSING / count), random, anything)
+        rest = np.flatnonzero(able[~proof])
+        choose[rest] = _part(dataset, left[rest], units, min(CHOOSING_SHARE, MOST_CHOOSING / count), random, anything)
     return Parts(left[~choose], items[proof], left[choose], whole)
 
 
 def automatic_share(dataset: Dataset, items: np.ndarray) -> float:
     """The share that `auto` holds out for the proof. It is 0 for few documents, and for documents without labels."""
-    return 0.0 if dataset.kind == "unlabeled" else usual_share(documents(dataset, items))
+    if dataset.kind == "unlabeled":
+        return 0.0
+    return usual_share(documents(dataset, items), documents(dataset, items[_in_queries(dataset, items)]))
 
 
-def usual_share(count: int) -> float:
-    """The share of so many labelled documents or sessions that `auto` holds out; 0: they are too few."""
+def usual_share(count: int, queries: int) -> float:
+    """The share of so many labelled documents or sessions that `auto` holds out; 0: they are too few.
+
+    Args: queries: how many of them can be queries, so that they prove something; it is a share of these.
+    """
     if count < LEAST_DOCUMENTS:
         return 0.0
-    return min(LARGEST_SHARE, max(USUAL_SHARE, LEAST_QUERIES / count))
+    return min(LARGEST_SHARE, max(USUAL_SHARE, LEAST_QUERIES / max(1, queries)))
+
+
+def _in_queries(dataset: Dataset, items: np.ndarray) -> np.ndarray:
+    """Whether items prove something, (N,) bool. A session whose matches are all alike does not: nothing is ranked."""
+    if not isinstance(dataset, SessionDataset):
+        return np.ones(len(items), bool)
+    sessions, signs = dataset.labels[items].T
+    return np.isin(sessions, np.intersect1d(sessions[signs > 0], sessions[signs < 0]))
 
 
 def documents(dataset: Dataset, items: np.ndarray) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..evaluation.eval_set import Measured
-from ..evaluation.hold_out import LEAST_DOCUMENTS
+from ..evaluation.hold_out import LEAST_DOCUMENTS, LEAST_QUERIES
 from ..evaluation.metrics import DECIDING
 from ..evaluation.proof import USUAL_LEVEL, caution, paired_difference, verdict
 from ..loading.datasets import ClassDataset
@@ -50,7 +50,7 @@ def judge(
 
     Args:
         served: what the version served now did on the eval set; None: there is no eval set.
-        chance: of calling a model better that is not; None: the usual one.
+        chance: of calling a model better that is not, of an automatic run; None: the usual one.
         whole_classes: the classes held out whole. unproven: why there is no eval set.
         noticed: warnings about the documents.
     """
@@ -59,6 +59,7 @@ def judge(
     if outcome.after is None or served is None:
         return Judgement(better=None, verdict=f"{unproven} {weights} {ALL_THE_SAME}", warnings=warnings)
     level = USUAL_LEVEL if chance is None else 1 - 2 * chance
+    better: bool | None
     better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by, level=level)
     metrics = {f"served/{name}": value for name, value in served.scores.mean().items()}
     metrics |= {f"tuned/{name}": value for name, value in outcome.after.scores.mean().items()}
@@ -77,6 +78,12 @@ def judge(
             f"The eval documents are too few to prove the gain that was measured ({difference:+.3f}): with "
             f"{outcome.after.scores.queries} queries only a gain of about {(high - low) / 2:.3f} shows. Send more "
             "labelled documents, of more classes above all."
+        )
+    if chance is not None and (queries := outcome.after.scores.queries) < LEAST_QUERIES:
+        better = None
+        sentence = (
+            f"The model is unproven: an automatic run is judged by {LEAST_QUERIES} queries or more, not {queries}, and "
+            f"spends nothing of the budget of false promotions until then. {sentence}"
         )
     return Judgement(better=better, verdict=f"{sentence} {weights}", metrics=metrics, warnings=warnings)
 

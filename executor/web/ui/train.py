@@ -111,7 +111,7 @@ def _proof(count: int, kind: str) -> list[str]:
     """What so many documents can prove, in sentences."""
     from ...evaluation.hold_out import LEAST_DOCUMENTS, usual_share
 
-    share = usual_share(count)
+    share = usual_share(count, count)
     if not share:
         return [
             f"{words.count(count, 'document')} cannot prove that the new version is better: from {LEAST_DOCUMENTS} on, "
