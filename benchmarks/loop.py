@@ -32,9 +32,9 @@ from benchmarks.common import jpeg, options, print_headline, print_machine, prin
 from executor.documents import Document, DocumentArray, Match
 from executor.endpoints.service import Service
 from executor.endpoints.table import call
-from executor.evaluation.hold_out import LEAST_QUERIES, document_numbers, split_documents
+from executor.evaluation.hold_out import document_numbers, split_documents
 from executor.evaluation.metrics import score_classes, score_sessions
-from executor.evaluation.proof import USUAL_LEVEL, verdict
+from executor.evaluation.proof import LEAST_QUERIES, USUAL_LEVEL, verdict
 from executor.loading.datasets import SessionDataset
 from executor.parameters import parse_executor_options
 from executor.store.budget import BUDGET, level_of

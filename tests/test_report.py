@@ -239,6 +239,16 @@ def test_the_interval_of_the_difference_decides_what_is_proven(proven, low, high
     assert re.findall(r'class="badge \w+">([^<]+)', html) == [words, "Promoted"]
 
 
+def test_an_automatic_run_is_shown_with_the_interval_by_which_it_was_judged(proven):
+    difference = dataclasses.replace(proven.difference, mean=0.2, low=0.1, high=0.3)
+    judged = dataclasses.replace(proven, difference=difference, level=0.9924, queries=20)
+    html = render(judged)
+    assert "99.24 % interval on an axis" in html
+    assert "that of the difference is one of 99.24 %" in html
+    for report, words in ((judged, "Proven better"), (dataclasses.replace(judged, queries=19), "Unproven")):
+        assert re.findall(r'class="badge \w+">([^<]+)', render(report)) == [words, "Promoted"]
+
+
 def test_held_out_documents_are_not_counted_as_trained_on(proven):
     words = Page(render(dataclasses.replace(proven, eval_documents=0, held_out=34))).words
     assert "Trained on 1,200 documents" in words

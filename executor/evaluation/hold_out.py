@@ -12,10 +12,10 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import NotTrainable
 from ..loading.datasets import ClassDataset, Dataset, SessionDataset
+from .proof import LEAST_QUERIES
 
 LEAST_DOCUMENTS = 40  # with fewer, `auto` holds out none
 USUAL_SHARE = 0.15
-LEAST_QUERIES = 20  # if the usual share would be fewer, more are held out
 LARGEST_SHARE = 1 / 3
 MANY_CLASSES = 40  # from so many on, some classes are held out whole
 WHOLE_CLASSES = 20  # one class in so many

@@ -6,9 +6,18 @@ from .intervals import cluster_interval
 from .metrics import DECIDING, Scores
 
 USUAL_LEVEL = 0.95  # of confidence: a model that is no better is called better with a chance of 2.5 %
+LEAST_QUERIES = 20  # so many are held out where there are enough; by fewer no automatic run is judged
 ENOUGH = 20  # clusters; with so many the 95 % interval was seen to cover the truth in 93 to 97 % of the cases
 
 _PLURALS = {"class": "classes", "query": "queries"}
+
+
+def level_judged_by(chance: float | None) -> float:
+    """Return the confidence by which a run is judged.
+
+    Args: chance: of calling a model better that is not, of an automatic run; None: the usual one.
+    """
+    return USUAL_LEVEL if chance is None else 1 - 2 * chance
 
 
 def paired_difference(

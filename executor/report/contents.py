@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import NotFound
+from ..evaluation.proof import level_judged_by
 from ..store.run import Run
 from ..store.runs import RunStore
 from ..store.workspace import Workspace
@@ -72,6 +73,7 @@ def write(
         after: what the tuned model did. used, model, label_errors, copies, tried, ways, small_vectors: as
             in the `Report`.
     """
+    level = level_judged_by(run.configuration.level)
     metrics: dict[str, Change] = {}
     difference: Interval | None = None
     outcomes: Outcomes | None = None
@@ -79,7 +81,7 @@ def write(
     by_class: list[ClassChange] = []
     confused: tuple[list[Confusion], int] = ([], 0)
     if eval_set is not None and before is not None and after is not None:
-        metrics, difference, outcomes = compare(before.scores, after.scores)
+        metrics, difference, outcomes = compare(before.scores, after.scores, level=level)
         shown = _Shown(eval_set)
         gallery = shown.gallery(before.embeddings, after.embeddings)
         if isinstance(known := getattr(eval_set.dataset, "classes", None), list):
@@ -111,6 +113,7 @@ def write(
         promoted=None,
         gallery=gallery,
         choosing=choosing,
+        level=level,
         served=served,
         used=used,
         model=model,

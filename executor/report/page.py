@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..evaluation.metrics import DECIDING
+from ..evaluation.proof import LEAST_QUERIES, USUAL_LEVEL
 from .advice import advise
 from .charts import Curve
 from .parts import ClassChange, Interval
@@ -45,7 +46,7 @@ def values_of(report: Report) -> dict[str, Any]:
     return {
         "report": report,
         "deciding": report.metrics.get(DECIDING),  # none without a difference
-        "standing": _standing(report.difference),
+        "standing": _standing(report),
         "titles": TITLES,
         "charts": charts_of(report.history, measured_on, before),
         "epochs": max(map(len, report.history.values()), default=0),
@@ -89,9 +90,11 @@ def _settings(report: Report) -> list[tuple[str, Any, str | None]]:
     return options + [(name, used, None) for name, used in report.used.items() if name not in report.options]
 
 
-def _standing(difference: Interval | None) -> tuple[str, str]:
+def _standing(report: Report) -> tuple[str, str]:
     """Say what is proven, as (style, words)."""
-    if difference is None:
+    difference = report.difference
+    is_automatic = report.level != USUAL_LEVEL
+    if difference is None or (is_automatic and report.queries < LEAST_QUERIES):
         return "open", "Unproven"
     if difference.low > 0:
         return "good", "Proven better"
@@ -123,6 +126,11 @@ def _number(number: float, places: int = 4) -> str:
     return f"{number:.{places}g}".replace("-", "−") if math.isfinite(number) else "not finite"
 
 
+def _percent(share: float) -> str:
+    """Return a share as in a verdict: 95 %, 99.24 %."""
+    return f"{100 * share:.5g} %"
+
+
 def _value(value: Any) -> str:
     """Return an option's value as a user writes it."""
     if value is None:
@@ -140,4 +148,10 @@ def _duration(started: str, ended: str) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
 
 
-FILTERS: dict[str, Any] = {"image": data_uri, "number": _number, "moment": _moment, "value": _value}
+FILTERS: dict[str, Any] = {
+    "image": data_uri,
+    "number": _number,
+    "moment": _moment,
+    "percent": _percent,
+    "value": _value,
+}

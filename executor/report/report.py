@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from ..errors import NotFound, WorkspaceError
 from ..evaluation.metrics import DECIDING, METRICS, Scores
-from ..evaluation.proof import paired_difference
+from ..evaluation.proof import USUAL_LEVEL, paired_difference
 from .parts import (
     CONFIG,
     Change,
@@ -47,7 +47,8 @@ class Report:
         history: One list per measured value, one entry per epoch.
         metrics: By the names in `METRICS`. If nothing was measured, it is empty, and `difference` and `outcomes` are
             None.
-        difference: Of mAP@R, after minus before, query by query.
+        difference: Of mAP@R, after minus before, query by query. level: The confidence of its interval, by which the
+            run was judged; that of the other intervals is .95.
         queries: How many queries were scored; `queries_skipped` more had nothing to find.
         promoted: Whether the model is served; None: not decided yet.
         choosing: How many train documents were kept to choose the best epoch by. They are not among the held out ones.
@@ -90,6 +91,7 @@ class Report:
     promoted: bool | None
     gallery: list[Query]
     choosing: int = 0
+    level: float = USUAL_LEVEL
     served: str | None = None
     used: dict[str, Any] = Field(default_factory=dict)
     model: ModelFacts | None = None
@@ -103,8 +105,13 @@ class Report:
     small_vectors: list[SmallVectorForm] = Field(default_factory=list)
 
 
-def compare(before: Scores, after: Scores) -> tuple[dict[str, Change], Interval, Outcomes]:
-    """Return `metrics`, `difference` and `outcomes` of a report. Raises: ValueError: the queries are not the same."""
+def compare(
+    before: Scores, after: Scores, *, level: float = USUAL_LEVEL
+) -> tuple[dict[str, Change], Interval, Outcomes]:
+    """Return `metrics`, `difference` and `outcomes` of a report. Raises: ValueError: the queries are not the same.
+
+    Args: level: the confidence of the interval of the difference.
+    """
 
     def interval(scores: Scores, name: str, mean: float) -> Interval:
         low, high = scores.interval(name)
@@ -115,7 +122,7 @@ def compare(before: Scores, after: Scores) -> tuple[dict[str, Change], Interval,
         name: Change(before=interval(before, name, means[0][name]), after=interval(after, name, means[1][name]))
         for name in METRICS
     }
-    mean, low, high = paired_difference(before, after, DECIDING)
+    mean, low, high = paired_difference(before, after, DECIDING, level=level)
     change = np.sign(np.round(after.per_query[DECIDING] - before.per_query[DECIDING], 9))
     better, same, worse = (int((change == sign).sum()) for sign in (1, 0, -1))
     return metrics, Interval(mean=mean, low=low, high=high), Outcomes(better=better, same=same, worse=worse)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..evaluation.eval_set import Measured
-from ..evaluation.hold_out import LEAST_DOCUMENTS, LEAST_QUERIES
+from ..evaluation.hold_out import LEAST_DOCUMENTS
 from ..evaluation.metrics import DECIDING
-from ..evaluation.proof import USUAL_LEVEL, caution, paired_difference, verdict
+from ..evaluation.proof import LEAST_QUERIES, caution, level_judged_by, paired_difference, verdict
 from ..loading.datasets import ClassDataset
 from ..training.recipe import Outcome, Task
 
@@ -58,7 +58,7 @@ def judge(
     weights = _about_weights(outcome)
     if outcome.after is None or served is None:
         return Judgement(better=None, verdict=f"{unproven} {weights} {ALL_THE_SAME}", warnings=warnings)
-    level = USUAL_LEVEL if chance is None else 1 - 2 * chance
+    level = level_judged_by(chance)
     better: bool | None
     better, sentence = verdict(served.scores, outcome.after.scores, by=promote_by, level=level)
     metrics = {f"served/{name}": value for name, value in served.scores.mean().items()}
