@@ -304,35 +304,35 @@ def ten_addresses(folder: Path) -> list[str]:
 def ten_visitors(port: int, folder: Path) -> Iterator[Callable[[], None]]:
     """Ask for ten pages and hold their streams, as browsers elsewhere do; give a function that turns one when due."""
     addresses = ten_addresses(folder)
-    visitors = [http.client.HTTPConnection("127.0.0.1", port, timeout=120) for _ in addresses]
     streams: list[http.client.HTTPConnection] = []
     last, turned = time.monotonic(), 0
 
-    def visit(number: int, address: str) -> str:
-        text = get(port, address, visitors[number])[1].decode()
-        for each in re.findall(r'<img class="picture" src="(/[^"]+)"', text):
-            get(port, each.replace("&amp;", "&"), visitors[number])
+    def visit(address: str) -> str:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
+            text = get(port, address, connection)[1].decode()
+            for each in re.findall(r'<img class="picture" src="(/[^"]+)"', text):
+                get(port, each.replace("&amp;", "&"), connection)
         return text
 
     def turn() -> None:
         nonlocal last, turned
         if time.monotonic() - last > TURNED_SECONDS / len(addresses):
-            last, number = time.monotonic(), turned % len(addresses)
-            new = page_at(folder, random.randrange(0, 240, SHOWN))
-            visit(number, new if "gallery" in addresses[number].rpartition("%2F")[2] else addresses[number])
+            last, address = time.monotonic(), addresses[turned % len(addresses)]
+            is_of_gallery = address == addresses[1]
+            visit(page_at(folder, random.randrange(0, 240, SHOWN)) if is_of_gallery else address)
             turned += 1
 
     try:
-        for number, address in enumerate(addresses):
-            if live := re.search(r'data-live="([^"]+)"', visit(number, address)):
+        for address in addresses:
+            if live := re.search(r'data-live="([^"]+)"', visit(address)):
                 stream = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
                 stream.request("GET", live[1])
                 streams.append(stream)
         time.sleep(SETTLE_SECONDS)
         yield turn
     finally:
-        for each in (*visitors, *streams):
-            each.close()
+        for stream in streams:
+            stream.close()
 
 
 @contextlib.contextmanager
