@@ -235,6 +235,7 @@ def scrolled(chromium: Any, port: int, folder: Path, sizes: Sizes) -> tuple[floa
 def beside_embed(chromium: Any, port: int, folder: Path, sizes: Sizes) -> float:
     """Return the p99 of `/embed` with ten open pages as a share of that without."""
     found: dict[str, list[float]] = {"no pages": [], "ten open": [], "ten, turned": [], "ten in Chromium here": []}
+    embed_gallery(port, folder / "gallery" / "000")
     embed_times(port, sizes.calls // 4)
     for _ in range(sizes.turns):
         found["no pages"] += embed_times(port, sizes.calls)
@@ -247,6 +248,16 @@ def beside_embed(chromium: Any, port: int, folder: Path, sizes: Sizes) -> float:
     rows = [(name, median(times), at(times, 0.99), max(times)) for name, times in found.items() if times]
     print_table(("ms of a call of /embed", "median", "p99", "longest"), rows)
     return at(found["ten open"], 0.99) / at(found["no pages"], 0.99)
+
+
+def embed_gallery(port: int, folder: Path) -> None:
+    """Wait until a gallery is embedded, as it is when a page asks for neighbours in it for the first time."""
+    asked = {"data": [{"uri": str(folder / "000001.jpg")}], "parameters": {"gallery": str(folder), "limit": 1}}
+    while True:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
+            connection.request("POST", "/neighbours", json.dumps(asked), {"Content-Type": "application/json"})
+            if json.loads(connection.getresponse().read())["data"][0]["tags"]["finetuner_done"]:
+                return
 
 
 def at(times: list[float], share: float) -> float:
