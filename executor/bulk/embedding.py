@@ -76,7 +76,8 @@ class VersionEmbedder:
 
     async def __call__(self, docs: list[Document]) -> list[Document]:
         """Set the embedding of each document, or `tags['finetuner_error']`, and return the same documents."""
-        await self._embedder.embed(docs, model=self._version, exact=self._exact)
+        # One caller, whose batches the model gets all cores for: nothing else here wants a core for long.
+        await self._embedder.embed(docs, model=self._version, exact=self._exact, caller=self)
         if self._conversion is not None:
             await asyncio.to_thread(self._conversion.apply, docs)
         return docs
