@@ -68,7 +68,7 @@ def test_vectors_of_another_size_make_doing_nothing_impossible_and_are_mapped_al
     service: Service, narrower: RunStatus
 ) -> None:
     assert narrower.index_plan["nothing"] == []
-    assert "nothing: impossible, as the sizes differ" in narrower.verdict
+    assert "There is none if nothing is done, as the sizes differ." in narrower.verdict
     there = embed(service, model="base", space="narrower")
     assert all(doc.embedding.shape == (OTHER,) for doc in there)
     back = embed(service, model="narrower", space="base")
