@@ -62,7 +62,6 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._kernel_kills: KernelKills | None = None  # counted since the process was started
         self._watch: Watch | None = None  # of the process, while its run is in training
-        self._starved = False  # whether its run has been told so
         self._hung = False  # the process was killed because it hung
         self._started_for: Run | None = None  # the run of the process, as it was when the process was started
         self._tries = Tries()  # for the process that has ended
@@ -143,8 +142,7 @@ class Supervisor:
         if self._process is None or self._started_for is None or self._watch is None or self._hung:
             return
         fault = self._watch.fault()
-        if (share := self._watch.starvation()) is not None and not self._starved:
-            self._starved = True
+        if (share := self._watch.starvation()) is not None:
             self._store.event(self._started_for.name, "warning", _starving(share, self._started_for))
         if fault is None or self._process.poll() is not None:
             return
@@ -165,7 +163,7 @@ class Supervisor:
             if not self._knows_options_of(first):
                 self._end_trainer(signal.SIGKILL)  # it has only warmed up, for another run or with old options
                 self._spawn(first)
-            self._watch, self._starved = self._new_watch(first), False
+            self._watch = self._new_watch(first)
             self._store.advance(first.name, RunState.TRAINING)
             return
         for run in receiving:

@@ -62,6 +62,7 @@ class Watch:
         self._since = self._looked  # of a window
         self._wanted = self._got = 0.0  # seconds of it
         self._share: float | None = None  # of a processor, in the last window, if it starved there
+        self._told = False  # whether that was said
         self._longest: float | None = None  # time without progress after which it made some; None: it never did
 
     def fault(self) -> str | None:
@@ -81,8 +82,10 @@ class Watch:
 
     def starvation(self) -> float | None:
         """Return the share of a processor that it got in the last window, if it wanted much more. Said once."""
-        share, self._share = self._share, None
-        return share
+        if self._told or self._share is None:
+            return None
+        self._told = True
+        return self._share
 
     def _count(self, passed: float) -> None:
         before, self._seen = self._seen, self._look()

@@ -137,7 +137,7 @@ class RunDocuments:
         """
         make_eval = functools.partial(EvalSet, device=device, batch=batch, ranks=self._ranks)
         dataset, items = self._train.dataset(kind)
-        given = self._given = bool(len(self._eval.docs))
+        given = bool(len(self._eval.docs))
         share = 0.0 if given else self._options.val_split
         others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
         kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
@@ -216,7 +216,7 @@ class RunDocuments:
         for name, items in (("train", self.parts.train), ("held out", held_out)):
             eval_set = EvalSet(task.dataset, items, device=device, cache=task.cache, batch=batch, ranks=self._ranks)
             found.append(Part(name, eval_set, self._kin.train[items]))
-        if task.eval_set is not None and self._given:
+        if task.eval_set is not None and len(self._eval.docs):
             found.append(Part("eval", task.eval_set, self._kin.eval[task.eval_set.items]))
         return found
 
