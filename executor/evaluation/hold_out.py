@@ -11,7 +11,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import NotTrainable
-from ..loading.datasets import ClassDataset, Dataset, SessionDataset
+from ..loading.datasets import ClassDataset, Dataset, SessionDataset, ranking_sessions
 from .proof import LEAST_QUERIES
 
 LEAST_DOCUMENTS = 40  # with fewer, `auto` holds out none
@@ -114,8 +114,8 @@ def _in_queries(dataset: Dataset, items: np.ndarray) -> np.ndarray:
     """Whether items prove something, (N,) bool. A session whose matches are all alike does not: nothing is ranked."""
     if not isinstance(dataset, SessionDataset):
         return np.ones(len(items), bool)
-    sessions, signs = dataset.labels[items].T
-    return np.isin(sessions, np.intersect1d(sessions[signs > 0], sessions[signs < 0]))
+    labels = dataset.labels[items]
+    return np.isin(labels[:, 0], ranking_sessions(labels))
 
 
 def documents(dataset: Dataset, items: np.ndarray) -> int:

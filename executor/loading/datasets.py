@@ -229,6 +229,16 @@ def make_dataset(
     return DATASETS[kind_of(docs) if kind == "auto" else kind](docs, preprocess_fn, collate_fn)
 
 
+def ranking_sessions(labels: np.ndarray) -> np.ndarray:
+    """Return the numbers of the sessions that have a match labelled 1 and one labelled -1, so that they rank something.
+
+    Args: labels: (N, 2), of items of a `SessionDataset`.
+    """
+    sessions, kinds = labels.T
+    found: np.ndarray = np.intersect1d(sessions[kinds == 1], sessions[kinds == -1])
+    return found
+
+
 def check_trainable(dataset: Dataset, items: np.ndarray) -> None:
     """Raise NotTrainable if a model cannot learn from these items of `dataset`; the message gives the counts."""
     labels = dataset.labels[items]
@@ -247,8 +257,8 @@ def check_trainable(dataset: Dataset, items: np.ndarray) -> None:
                 "2 documents of one label, or train without labels: kind='unlabeled'."
             )
     elif isinstance(dataset, SessionDataset):
-        sessions, kinds = labels[:, 0], labels[:, 1]
-        if len(np.intersect1d(sessions[kinds == 1], sessions[kinds == -1])) == 0:
+        if not len(ranking_sessions(labels)):
+            kinds = labels[:, 1]
             raise NotTrainable(
                 f"No session has both a match labelled 1 and one labelled -1 ({(kinds == 1).sum()} matches are "
                 f"labelled 1, {(kinds == -1).sum()} are labelled -1); send sessions with both."
