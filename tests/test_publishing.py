@@ -22,8 +22,9 @@ from executor.models.model import ModelConfig
 from executor.models.saving import save_model, space_of
 from executor.parameters import ExecutorOptions, parse
 from executor.serving import following, publishing
+from executor.serving.following import FollowedVersions
 from executor.serving.publishing import Publisher
-from executor.store.published import Place, Pointer
+from executor.store.published import KEPT_WAY, Place, Pointer, is_whole
 
 
 @pytest.fixture
@@ -83,6 +84,7 @@ def test_the_files_of_a_version_lie_below_its_space_and_the_pointer_has_their_di
     place: Place, versions: dict[str, Path], tmp_path: Path
 ) -> None:
     (versions["first"] / "serving").write_text("graph")  # what this machine measured says nothing about a reader's
+    (versions["first"] / ".serving-left").write_text("gr")  # by a process that was killed
     space = publish(place, "first", versions["first"])
     said = json.loads((tmp_path / "shop" / "served.json").read_text())
     assert (said["version"], said["space"]) == ("first", space)
@@ -213,6 +215,50 @@ def test_what_was_fetched_is_kept_for_a_rollback_and_thinned(reader: Reader, pla
         until(lambda: serves(reader, spaces[-1]))
     fetched = tmp_path / "reader" / "versions"
     until(lambda: {folder.name for folder in fetched.iterdir()} == set(spaces[-3:]))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_readers_that_share_a_folder_one_fetches_and_measures_a_version(
+    place: Place, versions: dict[str, Path], tmp_path: Path, damaged: bool
+) -> None:
+    space = publish(place, "first", versions["first"])
+    pointer = place.pointer()
+    assert pointer is not None
+    kept, found = tmp_path / "reader" / space / KEPT_WAY, []
+    if damaged:
+        kept.parent.mkdir(parents=True)
+        kept.write_text("of what was here before")
+    together = threading.Barrier(4)
+
+    def read() -> None:
+        followed = FollowedVersions(place, tmp_path / "reader")
+        together.wait()
+        with followed.alone_if_new(pointer):
+            followed.bring(pointer)
+            found.append(kept.is_file())
+            time.sleep(0.05)  # as long as measuring takes
+            kept.write_text("fp32")
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for each in readers:
+        each.start()
+    for each in readers:
+        each.join()
+    assert sorted(found) == [False, True, True, True]
+    assert is_whole(kept.parent, pointer)
+
+
+def test_a_reader_that_waits_in_vain_for_another_goes_on(
+    place: Place, versions: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.1)
+    publish(place, "first", versions["first"])
+    pointer = place.pointer()
+    assert pointer is not None
+    stopped, other = (FollowedVersions(place, tmp_path / "reader") for _ in range(2))
+    with stopped.alone_if_new(pointer), other.alone_if_new(pointer):
+        other.bring(pointer)
+    assert is_whole(other.folder("first"), pointer)
 
 
 def test_a_reader_refuses_what_only_a_writer_has(reader: Reader, place: Place, versions: dict[str, Path]) -> None:

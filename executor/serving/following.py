@@ -8,18 +8,22 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 from ..errors import FinetunerError, NotReady, UnknownModel
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model
-from ..store.published import Place, Pointer, is_whole
+from ..store.files import remove_leftovers
+from ..store.published import KEPT_WAY, Place, Pointer, is_whole
 
 LOOK_SECONDS = 1.0  # between two looks at the store
 FIRST_RETRY_SECONDS = 1.0  # after something went wrong; then twice as long each time,
 LAST_RETRY_SECONDS = 15.0  # up to this
 SILENT_SECONDS = 10.0  # without an answer of the store, until we say so
+PATIENCE_SECONDS = 60.0  # with another reader that brings and loads a version
 KEPT_VERSIONS = 3  # folders of versions that stay on the disk: a rollback then fetches nothing
 
 _MEANWHILE = "The last version that came is served."
@@ -60,6 +64,38 @@ class FollowedVersions:
         """Return the model of a version that was fetched. Raises: UnknownModel: it was not."""
         return load_model(self.folder(version))
 
+    @contextlib.contextmanager
+    def alone_if_new(self, pointer: Pointer) -> Iterator[None]:
+        """Bring and load a version in this context: the first of the readers that share the folder goes alone.
+
+        The others wait. Then they find its files here, and by which way it is served fastest: what each of them would
+        measure depends on the moment, and a client must not see which of them has embedded a picture.
+        """
+        lock = FileLock(self._folder.with_suffix(".lock"))
+        try:
+            if not self._was_loaded(pointer) and self._is_acquired(lock):
+                if self._was_loaded(pointer):
+                    lock.release()
+                else:
+                    remove_leftovers(self._folder)
+            yield
+        finally:
+            lock.release()
+
+    def _is_acquired(self, lock: FileLock) -> bool:
+        """Wait for the lock. Where it cannot be had, the version is brought all the same: twice, rather than never."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=PATIENCE_SECONDS)
+        except (OSError, NotImplementedError) as error:  # filelock's Timeout is an OSError
+            _log.warning("A version is brought beside other readers that may share %s: %s", self._folder, error)
+            return False
+        return True
+
+    def _was_loaded(self, pointer: Pointer) -> bool:
+        folder = self._folder / pointer.space
+        return (folder / KEPT_WAY).is_file() and is_whole(folder, pointer)
+
     def bring(self, pointer: Pointer) -> None:
         """Have the files of a version here, whole. Raises: OSError, WorkspaceError: as `Place.fetch`."""
         folder = self._folder / pointer.space
@@ -75,7 +111,7 @@ class FollowedVersions:
         """Serve a version from now on: it was brought and loaded."""
         self._served = pointer
         self._known = {pointer.version: pointer}
-        folders = sorted((place for place in self._folder.iterdir() if place.is_dir()), key=_age)
+        folders = sorted((place for place in self._folder.glob("[!.]*") if place.is_dir()), key=_age)
         for place in [place for place in folders if place.name != pointer.space][KEPT_VERSIONS - 1 :]:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -150,8 +186,9 @@ class Follower:
         if pointer == self._seen:
             return
         try:
-            self._versions.bring(pointer)
-            self._load(pointer.version)
+            with self._versions.alone_if_new(pointer):
+                self._versions.bring(pointer)
+                self._load(pointer.version)
         except BaseException:
             self._versions.forget_unserved()
             raise

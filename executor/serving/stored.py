@@ -19,7 +19,7 @@ from pyarrow import compute, parquet
 
 from ..errors import BadRequest, ConfigurationError
 from ..evaluation.index_plan import ANEW, INDEX
-from ..store.files import publish_file, sync, unwritable
+from ..store.files import publish_file, read_kept, sync, unwritable
 from .spaces import Leap
 
 PART_ROWS = 10_000
@@ -106,7 +106,7 @@ def _begin(folder: Path, source: Path, leap: Leap) -> None:
     }
     file = folder / "plan.json"
     if file.exists():
-        if json.loads(file.read_text()) != plan:
+        if read_kept(file) != plan:
             raise ConfigurationError(f"{folder} has the parts of another file or map; delete it, or name another file.")
         return
     folder.mkdir(parents=True, exist_ok=True)

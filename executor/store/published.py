@@ -20,7 +20,7 @@ from .files import publish_file, publish_folder
 
 POINTER = "served.json"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_NOT_PUBLISHED = ("serving",)  # what was measured to be fastest on the machine of the writer
+KEPT_WAY = "serving"  # the file beside a model that names the way found to serve it fastest on this machine
 
 
 class Pointer(BaseModel):
@@ -86,7 +86,7 @@ class Place:
         Args: anew: write them even if `served.json` names them already, which mends what was damaged there.
         Raises: OSError: the store cannot be written, or does not answer.
         """
-        files = sorted(file for file in folder.iterdir() if file.is_file() and file.name not in _NOT_PUBLISHED)
+        files = sorted(file for file in folder.iterdir() if file.is_file() and _is_published(file.name))
         digests = {file.name: digest_of(file) for file in files}
         served = self._pointer_if_whole()
         if (
@@ -137,6 +137,11 @@ class Place:
             publish_file(Path(self._root) / name, content)
         else:
             self._files.pipe_file(f"{self._root}/{name}", content)  # an object store replaces an object at once
+
+
+def _is_published(name: str) -> bool:
+    """Whether a file belongs to the version. What begins with a dot was left by a killed process, or a file manager."""
+    return name != KEPT_WAY and not name.startswith(".")
 
 
 def is_whole(folder: Path, pointer: Pointer) -> bool:
