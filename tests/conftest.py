@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
 # With small matrices threads mostly wait for each other: they cost more than they gain, above all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where there are more threads all the same, in programs that tests start, they sleep soon when they have to wait.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import io
 import re
@@ -24,6 +26,8 @@ from executor.documents import RunStatus
 from progress import Progress
 from serving import Service, served
 
+# Files that take longest. They begin first: else one of them goes on when all others are done.
+_LONG = ("benchmarks", "commands", "demo", "distributed", "elsewhere", "hostile", "readme", "trials", "trust")
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40))
 
 
@@ -37,6 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
     if not config.getoption("extra"):
         elsewhere = pytest.mark.skip(reason="needs more than .venv has: ./scripts/test --extra")
         for item in items:

@@ -16,11 +16,15 @@ import pytest
 from docarray import BaseDoc, DocList
 from docarray.documents import ImageDoc
 from docarray.documents.legacy import LegacyDocument
+from docarray.proto import DocProto
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from executor.documents import Document, Match
 from executor.errors import BadDocument, WorkspaceError
 from executor.store.spool import DocumentArrayMemmap, label_rows, sorts_of
-from executor.store.spool_rows import LabelRow, Sorts, identity_of
+from executor.store.spool_rows import LabelRow, Sorts, identity_of, row_of
+from executor.web.pictures import picture_of
 
 ROOT = Path(__file__).parents[1]
 PREAMBLE = """
@@ -372,6 +376,38 @@ class Photo(BaseDoc):
     uri: str | None = None
     tags: dict[str, Any] = {}
     matches: list[Any] = []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+JSON_DOCUMENTS = st.fixed_dictionaries(
+    {"id": st.text(min_size=1)},
+    optional={
+        **dict.fromkeys(("uri", "buffer", "text"), st.none() | st.text()),
+        "tags": st.none() | st.dictionaries(st.sampled_from(("finetuner_label", "finetuner_group", "x")), JSON),
+        "blob": st.none() | st.just([[0, 255], [1, 2]]),
+        "matches": st.none() | st.lists(st.fixed_dictionaries({"id": st.just("m"), "uri": st.text()}), max_size=1),
+    },
+)
+
+
+@given(JSON_DOCUMENTS)
+@settings(max_examples=300, deadline=None)
+def test_a_document_of_our_own_door_is_stored_as_a_document_of_the_same_fields(fields):
+    ours = Document(**fields | {"buffer": None if fields.get("buffer") is None else fields["buffer"].encode()})
+    assert row_or_refusal(picture_of(fields, "it")) == row_or_refusal(ours)
+
+
+def row_or_refusal(doc):
+    """The row of a document with its protobuf decoded, because that may be written in several ways; or the refusal."""
+    try:
+        row = row_of(doc, "train")
+    except BadDocument as error:
+        return str(error)
+    return row._replace(document=DocProto.FromString(row.document))
 
 
 def test_documents_of_another_class_are_stored_as_ours(memmap):

@@ -29,13 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..compute.memory import be_killed_first, keep_freed_memory
     from ..store.runs import RunStore
     from ..store.workspace import Workspace
-    from ..training.loop import rehearse
     from ..worker.other_ranks import OtherRanks
     from ..worker.trainer import main as run_trainer
 
     be_killed_first()
     keep_freed_memory()
-    rehearse()
     name = told.get().decode().strip()
     setproctitle(f"{sys.executable} -m executor train --workspace {arguments.workspace} --run={name} --tied")
     with open(Workspace(arguments.workspace).log_file(name), "ab") as log:

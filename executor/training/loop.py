@@ -21,7 +21,7 @@ from .config import TrainConfig
 from .gradients import Gradients
 from .micro_batch import MicroBatch
 from .norms import set_training
-from .optimizer import interpolated, moving_average, parameter_groups, trainable_parameters, warmup_cosine
+from .optimizer import PlainAdamW, interpolated, moving_average, parameter_groups, trainable_parameters, warmup_cosine
 from .state import TrainState, copy, note, restore, snapshot
 
 GRADIENT_NORM = 5.0  # larger gradients are scaled down to this norm
@@ -84,7 +84,7 @@ def train(
         even one item fits into the memory of an accelerator.
     """
     total_steps = loader.sampler.steps(config.epochs)
-    optimizer = torch.optim.AdamW(parameter_groups(model, loss, config))
+    optimizer = PlainAdamW(parameter_groups(model, loss, config))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(total_steps, config.warmup))
     base = copy(model.state_dict()) if config.wise_ft < 1 else {}
     average = moving_average(model, config.ema)
@@ -151,14 +151,6 @@ def train(
     model.load_state_dict(interpolated(base, final, config.wise_ft) if base else final)
     model.eval()
     return state
-
-
-def rehearse() -> None:
-    """Make a step that changes nothing: at its first step torch imports 800 more modules, which takes a second."""
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.AdamW([parameter])
-    parameter.sum().backward()
-    optimizer.step()
 
 
 def out_of_patience(state: TrainState, config: TrainConfig) -> bool:

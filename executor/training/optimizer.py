@@ -1,16 +1,31 @@
 """The optimizer's parameter groups, the learning rate schedule, and averages of weights."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .config import TrainConfig
 
 PROXY_LEARNING_RATE = 1e-2  # for the proxies of a loss, which start random (Kim et al. 2020, arXiv:2003.13911)
+
+
+class PlainAdamW(AdamW):
+    """AdamW that does not import torch's compiler, which takes a second and 66 MB at the first step.
+
+    Torch wraps these methods to keep its compiler away from them, and the wrappers import it. Nothing is compiled here.
+    """
+
+    add_param_group = inspect.unwrap(AdamW.add_param_group)
+    zero_grad = inspect.unwrap(AdamW.zero_grad)
+    state_dict = inspect.unwrap(AdamW.state_dict)
+    load_state_dict = inspect.unwrap(AdamW.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:

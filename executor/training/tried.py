@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compute.ranks import Ranks
-from ..store.files import publish_file
+from ..store.files import publish_file, read_kept
 
 Settings = dict[str, Any]  # by name; JSON values
 
@@ -78,10 +78,10 @@ class KeptTrials:
         self.now = ranks.agree(self._read)
 
     def _read(self) -> Trials:
-        if self._file is None or not self._file.exists():
+        found = None if self._file is None else read_kept(self._file)
+        if found is None:
             return Trials()
         try:
-            found = json.loads(self._file.read_text())
             return Trials([Trial.from_json(**tried) for tried in found["tried"]], found["chosen"])
         except (AttributeError, KeyError, TypeError, ValueError):  # it was edited, or cut short: try all again
             return Trials()
