@@ -596,8 +596,9 @@ class ExecutorOptions(_Parameters):
     max_open_runs: Annotated[Whole, Field(ge=1)] = Field(100, description="runs receiving, queued or training")
     fast_inference: Flag = Field(
         True,
-        description="embed in bf16, by a traced graph, where that is measured to be faster and gives the same (the "
-        "graph's weights take half as much memory again); false: always fp32, as `/evaluate` is",
+        description="embed in bf16, by a traced graph, or both, where that is measured to be faster and gives the same "
+        "(the graph's weights take up to as much memory again); false: always by the plain model in fp32, as "
+        "`/evaluate` does",
     )
     index_tolerance: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.02, description="loss of mAP@R for which an index need not be embedded anew: see `index_plan` in a status"

@@ -1,12 +1,20 @@
 """Calls through Jina's own gateways: a body without documents, and the error at the end of a websocket."""
 
 import asyncio
+import gc
+import logging
+import weakref
+from collections.abc import AsyncIterator
 from typing import Any
 
 import jina.helper
 import pytest
 from fastapi import Body, FastAPI
 from jina.proto import jina_pb2
+from jina.serve.runtimes.gateway.websocket_fastapi_app import get_fastapi_app
+from jina.types.request.data import DataRequest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import executor.service  # noqa: F401  (imported as whoever makes a Flow of the class imports it)
 from executor.wire import refusals
@@ -89,3 +97,67 @@ def test_a_websocket_stays_open_for_a_moment_after_an_error(answers, waits, monk
         pass
 
     assert asyncio.run(ends()) is not waits
+
+
+class Echo:
+    """A streamer that sends each request back."""
+
+    async def rpc_stream(self, request_iterator: AsyncIterator[DataRequest]) -> AsyncIterator[DataRequest]:
+        async for request in request_iterator:
+            yield request
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def by_websocket() -> TestClient:
+    """A client of Jina's own gateway by websocket."""
+    app = get_fastapi_app(streamer=Echo(), logger=logging.getLogger("jina"), tracing=False)
+    return TestClient(jina.helper.extend_rest_interface(app))
+
+
+def request() -> bytes:
+    message = jina_pb2.DataRequestProto()
+    message.header.exec_endpoint = "/status"
+    return message.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message", "reason"),
+    [
+        (["bytes"], b"", "no request of Jina's"),
+        (["bytes"], b"\xff\xff", "no request of Jina's"),
+        (["bytes"], "{}", "messages are binary"),
+        (["json"], request(), "the subprotocol is `bytes`"),
+        ([], request(), "the subprotocol is `bytes`"),
+    ],
+)
+def test_a_websocket_whose_message_is_no_request_is_told_why_it_ends(by_websocket, kinds, message, reason):
+    with by_websocket.websocket_connect("/", subprotocols=kinds) as connection:
+        (connection.send_text if isinstance(message, str) else connection.send_bytes)(message)
+        with pytest.raises(WebSocketDisconnect) as ended:
+            connection.receive_bytes()
+    assert ended.value.code == 1003
+    assert reason in ended.value.reason
+    assert len(ended.value.reason.encode()) <= 123  # the longest that a frame can carry
+
+
+@pytest.mark.parametrize("end", [bytes(True), b"\xff", None], ids=["its last word", "no request", "it hangs up"])
+def test_a_websocket_that_has_ended_is_forgotten(by_websocket, end, monkeypatch):
+    made = []
+    begin = WebSocket.__init__
+
+    def noted(self: WebSocket, *arguments: Any, **named: Any) -> None:
+        made.append(weakref.ref(self))
+        begin(self, *arguments, **named)
+
+    monkeypatch.setattr(WebSocket, "__init__", noted)
+    with by_websocket.websocket_connect("/", subprotocols=["bytes"]) as connection:
+        connection.send_bytes(request())
+        assert DataRequest(connection.receive_bytes()).header.exec_endpoint == "/status"
+        if end is not None:
+            connection.send_bytes(end)
+    gc.collect()
+    assert made
+    assert [each for each in made if each() is not None] == []

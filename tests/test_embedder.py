@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.errors import Overloaded
 from executor.images import remote
-from executor.images.budget import LARGE_BYTES, reserved
+from executor.images.budget import reserved
 from executor.models.versions import WorkspaceVersions
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
+from executor.serving.pipeline import largest_batch
 from executor.store.workspace import Workspace
 from serving import QUICK
 
@@ -31,10 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def embedder(folder: Path, **options: Any) -> AsyncIterator[Embedder]:
+async def embedder(
+    folder: Path, batched: Callable[[int], None] = lambda images: None, **options: Any
+) -> AsyncIterator[Embedder]:
     """An embedder with its model loaded, in the running event loop."""
     parsed = parse_executor_options(QUICK | options).with_roots()
-    running = Embedder(WorkspaceVersions(Workspace(folder), parsed, lambda: "base"), parsed)
+    running = Embedder(WorkspaceVersions(Workspace(folder), parsed, lambda: "base"), parsed, batched)
     try:
         await running.embed(images(1))
         yield running
@@ -54,6 +58,17 @@ def in_turn(folder: Path, play: Callable[[Embedder], Awaitable[None]], **options
 
 def embedded(docs: DocumentArray) -> int:
     return sum(doc.embedding is not None for doc in docs)
+
+
+def test_a_call_of_many_pictures_is_embedded_in_batches_for_which_nobody_waits_long(folder: Path) -> None:
+    batches: list[int] = []
+
+    async def play(embedder: Embedder) -> None:
+        await embedder.embed(images(200))
+
+    in_turn(folder, play, batched=batches.append)
+    assert sum(batches) == 201
+    assert 1 < max(batches) <= largest_batch(torch.device("cpu"), torch.get_num_threads())
 
 
 def test_one_call_may_have_any_number_of_documents(folder: Path) -> None:
@@ -155,7 +170,7 @@ def test_large_pictures_hold_up_no_small_one(folder: Path) -> None:
     async def play(embedder: Embedder) -> None:
         large = DocumentArray(Document(buffer=large_png) for _ in range(4))
         small = images(20)
-        with reserved(2 * LARGE_BYTES, limit=1):  # the memory for large pictures is taken
+        with reserved(2**50, limit=1):  # all the memory for large pictures is taken
             waiting = asyncio.create_task(embedder.embed(large))
             await asyncio.sleep(0.1)
             await embedder.embed(small)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..errors import ConfigurationError, WorkspaceError
-from ..store.files import publish_file, sync
+from ..store.files import publish_file, read_kept, sync
 
 PART_ROWS = 2000
 VALUES: dict[str, Any] = {"float": np.float32, "int8": np.int8, "binary": np.uint8}  # of an embedding, by its encoding
@@ -73,10 +73,11 @@ class Output:
             raise ConfigurationError(f"{file} exists already; name another file, or remove it.")
         self._plan_file = self._folder / "plan.json"
         self._plan = {**plan, "part_rows": part_rows}
-        begun = json.loads(self._plan_file.read_text(encoding="utf-8")) if self._plan_file.exists() else self._plan
+        begun = read_kept(self._plan_file) if self._plan_file.exists() else self._plan
         if begun != self._plan:
+            difference = _difference(begun, self._plan) if isinstance(begun, dict) else "plan.json is damaged"
             raise ConfigurationError(
-                f"{file} was begun with another plan ({_difference(begun, self._plan)}). Start it again as it was "
+                f"{file} was begun with another plan ({difference}). Start it again as it was "
                 f"begun, or remove {self._folder}."
             )
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..compute.memory import give_back_freed_memory
 from ..compute.threads import in_brief_thread
 from ..errors import Overloaded
 from ..parameters import ExecutorOptions
@@ -198,6 +199,7 @@ class Embedder:
         if not plain:
             self._ways[network] = way_of(bf16, graph)
         space = space_of(folder)
+        give_back_freed_memory()  # loading takes several times what stays, and another version may have gone before
         return Version(name, space, model, make_preprocess(self._options, model), device, bf16, light, graph)
 
 

@@ -1,19 +1,20 @@
 """Measure the fastest way to serve a model version, among those that give the same embeddings.
 
-The ways are fp32, bf16, and a graph in bf16: the model traced, with casts and batch norms folded into its weights. The
-choice is written beside the weights, so that a restarted service embeds the same way. A light model is measured with
-one thread: while the service starts, the other cores are busy, and threads that wait for each other would cost far
-more time than the differences that we measure.
+The ways are fp32, bf16, and a graph in either precision: the model traced, with casts and batch norms folded into its
+weights. The choice is written beside the weights, so that a restarted service embeds the same way. A light model is
+measured with one thread: while the service starts, the other cores are busy, and threads that wait for each other would
+cost far more time than the differences that we measure.
 """
 
 import contextlib
 import functools
+import io
 import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ..loading.forward import embed_batches
 from ..models.model import EmbeddingModel, WithNormalisation
 from ..store.files import publish_file, remove_leftovers
+from ..store.published import KEPT_WAY
 from ..training.precision import computes_in_bf16
 
 AGREEMENT = 0.999  # least cosine similarity between the served embedding and the fp32 one
@@ -36,13 +38,24 @@ TRIES = 3
 CPU = torch.device("cpu")
 Embed = Callable[[Tensor], np.ndarray]  # (B, S, S, 3) uint8 images -> (B, D) float32 embeddings
 
+
+class Way(NamedTuple):
+    """A way to serve. Attributes: traced: by a graph."""
+
+    bf16: bool
+    traced: bool
+
+
+# By the names under which the choice is kept.
+WAYS = {"fp32": Way(False, False), "bf16": Way(True, False), "graph": Way(True, True), "fp32 graph": Way(False, True)}
+
 _log = logging.getLogger(__name__)
 
 
 def choose_path(
     model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, light: bool, like: str | None = None
 ) -> tuple[bool, torch.jit.ScriptModule | None]:
-    """Return whether to serve `model` in bf16, and a graph if that is even faster.
+    """Return whether to serve `model` in bf16, and a graph, in the same precision, if that is even faster.
 
     A version is measured once; the choice is kept in its `folder`.
 
@@ -51,18 +64,17 @@ def choose_path(
         like: the way (`way_of`) of another version of the same network on this machine. It is as fast here, so it is
             taken if it gives the same embeddings here too, and a promotion need not wait until that is measured again.
     """
-    if not computes_in_bf16(device):
-        return False, None
-    chosen = folder / "serving"
-    kept = chosen.read_text() if chosen.is_file() else ""
-    if kept in ("fp32", "bf16", "graph"):
-        return kept in ("bf16", "graph"), _graph_of(model, sample_images(size)) if kept == "graph" else None
+    chosen = folder / KEPT_WAY
+    kept = chosen.read_text(errors="replace") if chosen.is_file() else ""
+    if kept in WAYS and (computes_in_bf16(device) or not WAYS[kept].bf16):
+        bf16, traced = WAYS[kept]
+        return bf16, _graph_of(model, sample_images(size), bf16=bf16) if traced else None
     images = sample_images(size)
     found = _way_like(like, model, images, device)
     if found is None:
         with torch_threads(1 if light else torch.get_num_threads()):
-            bf16 = agrees_and_is_faster(model, images, device)
-            found = bf16, faster_graph(model, images) if bf16 and device.type == "cpu" else None
+            bf16 = computes_in_bf16(device) and agrees_and_is_faster(model, images, device)
+            found = bf16, faster_graph(model, images, bf16=bf16) if device.type == "cpu" else None
     remove_leftovers(folder)
     try:
         publish_file(chosen, way_of(*found).encode())
@@ -72,21 +84,24 @@ def choose_path(
 
 
 def way_of(bf16: bool, graph: Any) -> str:
-    """Return the name of a way to serve: `fp32`, `bf16` or `graph`."""
-    return "graph" if graph is not None else "bf16" if bf16 else "fp32"
+    """Return the name of a way to serve, as in `WAYS`."""
+    return next(name for name, way in WAYS.items() if way == (bf16, graph is not None))
 
 
 def _way_like(
     like: str | None, model: EmbeddingModel, images: Tensor, device: torch.device
 ) -> tuple[bool, torch.jit.ScriptModule | None] | None:
     """Return the way called `like` if `model` gives the same embeddings by it, else None."""
-    if like in (None, "fp32"):
-        return None if like is None else (False, None)
-    graph = _graph_of(model, images) if like == "graph" else None
-    if like == "graph" and graph is None:
+    if like is None:
         return None
-    embed = _eager(model, device, bf16=True) if graph is None else functools.partial(embed_by_graph, graph)
-    return (True, graph) if _agrees(embed, _eager(model, device), images) else None
+    bf16, traced = WAYS[like]
+    if not bf16 and not traced:
+        return False, None
+    graph = _graph_of(model, images, bf16=bf16) if traced else None
+    if traced and graph is None:
+        return None
+    embed = _eager(model, device, bf16=bf16) if graph is None else functools.partial(embed_by_graph, graph)
+    return (bf16, graph) if _agrees(embed, _eager(model, device), images) else None
 
 
 @torch.inference_mode()
@@ -131,15 +146,18 @@ def agrees_and_is_faster(model: nn.Module, images: Tensor, device: torch.device)
     )
 
 
-def faster_graph(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
-    """Return a bf16 graph of `model` if it gives the same embeddings and is faster than `model` in bf16, else None."""
-    graph = _graph_of(model, images)
+def faster_graph(model: EmbeddingModel, images: Tensor, *, bf16: bool) -> torch.jit.ScriptModule | None:
+    """Return a graph of `model` if it gives the same embeddings, faster than `model` in the same precision; else None.
+
+    Args: bf16: the precision; false: fp32.
+    """
+    graph = _graph_of(model, images, bf16=bf16)
     if graph is None:
         return None
     traced = functools.partial(embed_by_graph, graph)
-    rounded = _eager(model, CPU, bf16=True)
+    eager = _eager(model, CPU, bf16=bf16)
     faster = _agrees(traced, _eager(model, CPU), images) and all(
-        _gain(traced, rounded, some) >= 1 for some in (images, images[:1])
+        _gain(traced, eager, some) >= 1 for some in (images, images[:1])
     )
     return graph if faster else None
 
@@ -148,20 +166,59 @@ def _eager(model: nn.Module, device: torch.device, *, bf16: bool = False) -> Emb
     return lambda images: embed_batches(model, [images], device, bf16=bf16)
 
 
-def _graph_of(model: EmbeddingModel, images: Tensor) -> torch.jit.ScriptModule | None:
-    """Trace `model`; return None if that fails, as it does for some networks of transformers."""
+def _graph_of(model: EmbeddingModel, images: Tensor, *, bf16: bool) -> torch.jit.ScriptModule | None:
+    """Trace `model`; return None if that fails, as it does for some networks of transformers.
+
+    What torch traces stays in memory until the process ends, weights and all. So a network is traced once, and a
+    further version of it gets a copy of that with weights of its own, if the copy gives the embeddings of its model.
+    """
     whole = WithNormalisation(model).eval()
+    shapes = ((name, value.shape, value.dtype) for name, value in whole.state_dict().items())
+    network = hash((bf16, images.shape, repr(whole), *shapes))
     try:
-        with warnings.catch_warnings(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            # The warnings say that TorchScript is deprecated (its successor needs a C++ compiler) and where tracing may
-            # go wrong; `_agrees` checks the result.
-            warnings.simplefilter("ignore")
-            graph: torch.jit.ScriptModule = torch.jit.freeze(torch.jit.trace(whole, images, check_trace=False))
+        if network in _traces:
+            graph = _copy_of(_traces[network], whole)
+            if _agrees(functools.partial(embed_by_graph, graph), _eager(model, CPU, bf16=bf16), images):
+                return graph
+        _traces[network] = _traced(whole, images, bf16=bf16)
+        graph = _copy_of(_traces[network], whole)
         embed_by_graph(graph, images[:1])
     except Exception as error:  # tracing may raise anything; the model itself always works
         _log.info("The model is not served by a graph: %s", error)
         return None
     return graph
+
+
+_traces: dict[int, bytes] = {}  # by network
+
+
+def _traced(whole: nn.Module, images: Tensor, *, bf16: bool) -> bytes:
+    """Return a trace as the bytes of a file."""
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False)
+    file = io.BytesIO()
+    with _in_peace(), torch.no_grad(), precision:
+        torch.jit.save(torch.jit.trace(whole, images, check_trace=False), file)
+    return file.getvalue()
+
+
+def _copy_of(trace: bytes, whole: nn.Module) -> torch.jit.ScriptModule:
+    """Return a graph with the weights of `whole`. It is freed with the last reference to it."""
+    with _in_peace(), torch.no_grad():
+        copy = torch.jit.load(io.BytesIO(trace)).eval()
+        copy.load_state_dict(whole.state_dict(), strict=False)  # it calls all buffers persistent
+        graph: torch.jit.ScriptModule = torch.jit.freeze(copy)
+    return graph
+
+
+@contextlib.contextmanager
+def _in_peace() -> Iterator[None]:
+    """Show no warnings: that TorchScript is deprecated (its successor needs a C++ compiler), and where it may go wrong.
+
+    `_agrees` checks the result.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _agrees(embed: Embed, exact: Embed, images: Tensor) -> bool:
