@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
+from executor.bulk.parts import Embedded, Output
 from executor.compute.ranks import ALONE
 from executor.errors import UnknownRun
 from executor.models.building import build_model
@@ -21,7 +24,9 @@ from executor.models.model import ModelConfig
 from executor.models.saving import load_model, save_model
 from executor.models.versions import ensure_base, load_version
 from executor.parameters import parse_executor_options
+from executor.serving.following import FollowedVersions
 from executor.store.files import publish_file, publish_folder, remove_leftovers
+from executor.store.published import Place
 from executor.store.run import RunState
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
@@ -178,6 +183,42 @@ def run_and_files(folder: Path) -> object:
         store.close()
 
 
+SPACES = {"one": "1" * 12, "two": "2" * 12}
+
+
+def versions(folder: Path) -> None:
+    """Two versions to publish, of which the first is published."""
+    for value in SPACES:
+        (folder / value).mkdir()
+        files(value)(folder / value)
+    publish("one")(folder)
+
+
+def publish(version: str) -> Callable[[Path], object]:
+    return lambda folder: Place(str(folder / "published")).publish(version, SPACES[version], folder / version)
+
+
+def published(folder: Path) -> object:
+    """What a reader gets."""
+    place = Place(str(folder / "published"))
+    pointer = place.pointer()
+    assert pointer is not None
+    FollowedVersions(place, folder / "fetched").bring(pointer)
+    assert text(folder / "fetched" / pointer.space / "one") == pointer.version
+    return pointer.version
+
+
+def parts(folder: Path) -> None:
+    output = Output(folder / "whole.parquet", {})
+    for number in (0, 1):
+        output.write(number, [Embedded(str(number), None, np.ones(2, np.float32), "base", "a space")])
+
+
+def joined_ids(folder: Path) -> object:
+    file = folder / "whole.parquet"
+    return tuple(parquet.read_table(file)["id"].to_pylist()) if file.exists() else None
+
+
 PATHS = {
     "a file": Way(
         lambda folder: (folder / "f").write_text("old"),
@@ -204,6 +245,10 @@ PATHS = {
     "a checkpoint": Way(lambda folder: [checkpoint(1)(folder), checkpoint(2)(folder)], checkpoint(3), done_of, (2, 3)),
     "trials": Way(trials(0.25), trials(0.5), score_of, (0.25, 0.5)),
     "a halving": Way(halved, halved, lambda folder: MicroBatch(None, 64, file=folder / "micro_batch").at(0), (32, 16)),
+    "a published version": Way(versions, publish("two"), published, ("one", "two")),
+    "the output of bulk": Way(
+        parts, lambda folder: Output(folder / "whole.parquet", {}).join(2), joined_ids, (None, ("0", "1"))
+    ),
     "a deletion": Way(run_with_files, delete_run, run_and_files, ("a", None)),
 }
 

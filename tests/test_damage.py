@@ -11,17 +11,21 @@ from conftest import images
 from executor import DocumentArrayMemmap
 from executor.compute.ranks import ALONE
 from executor.errors import IllegalTransition, WorkspaceError
+from executor.lifecycle.receiving import Receiver
+from executor.lifecycle.sources import copied
+from executor.lifecycle.status import status_of
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.saving import load_model, save_model
 from executor.models.versions import ensure_base, load_version
-from executor.parameters import parse_executor_options
+from executor.parameters import FitParameters, TrainingOptions, parse_executor_options
 from executor.store.run import Progress, RunState
 from executor.store.runs import RunStore
 from executor.store.sqlite import Schema, connect
 from executor.store.workspace import Workspace
 from executor.training.micro_batch import MicroBatch
 from executor.training.tried import KeptTrials, Trial
+from executor.worker.lineage import lineage_of
 
 OPTIONS = parse_executor_options({"model": "small", "input_size": 16})
 
@@ -240,3 +244,49 @@ def test_halvings_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     file = tmp_path / "micro_batch"
     file.write_text("0 32\n5 x\n7\n\n8 4\n")
     assert [MicroBatch(None, 64, file=file).at(step) for step in (0, 6, 8)] == [32, 32, 4]
+
+
+# --- the small files of a run ----------------------------------------------------------------------------------------
+
+DAMAGE = pytest.mark.parametrize("content", [b"", b'{"upto": 3', b"\xff\xfe\x00", b"[]", b"{}"])
+
+
+@DAMAGE
+def test_what_says_where_documents_came_from_is_made_anew(workspace: Workspace, content: bytes) -> None:
+    store = RunStore(workspace)
+    run = store.create("a", TrainingOptions(feedback=True))
+    receiver = Receiver(store, OPTIONS)
+    file = workspace.sources_file("a")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    assert status_of(store, run, lambda name: (0, 0)).sources == {}
+    assert receiver.receive(images(1), FitParameters(run="a")) == "a"
+    assert copied(store, "a") == {"feedback": 0}
+    receiver.close()
+    store.close()
+
+
+@DAMAGE
+def test_a_run_based_on_one_whose_proof_is_unknown_says_so(workspace: Workspace, content: bytes) -> None:
+    store = RunStore(workspace)
+    store.create("a")
+    run = store.create("b", TrainingOptions(base="a"))
+    for name in "ab":
+        with DocumentArrayMemmap(workspace.spool_file(name)) as docs:
+            docs.extend(images(1))
+    workspace.proof_file("a").write_bytes(content)
+    with (
+        DocumentArrayMemmap(workspace.spool_file("b")) as docs,
+        pytest.raises(WorkspaceError, match=r"proof\.json, which says what proved run 'a', is damaged"),
+    ):
+        lineage_of(store, run, docs)
+    store.close()
+
+
+def test_a_trainer_that_begins_removes_leftovers_but_not_what_the_service_is_writing(workspace: Workspace) -> None:
+    folder = workspace.run_folder("a")
+    folder.mkdir(parents=True)
+    for name in (".proof.json-x1", ".sources.json-x2", "report.json"):
+        (folder / name).write_text("")
+    workspace.remove_leftovers("a")
+    assert sorted(place.name for place in folder.iterdir()) == [".sources.json-x2", "report.json"]

@@ -19,7 +19,8 @@ from executor.store import feedback as keeping
 from executor.store.run import Run, RunState
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
-from serving import Service
+from executor.web.pictures import pictures_of
+from serving import DOOR, Service
 
 RECEIVING, QUEUED, TRAINING, SUCCEEDED, FAILED, CANCELLED = RunState
 
@@ -117,6 +118,17 @@ def test_a_document_without_an_id_counts_once_too(desk):
     for number, match in enumerate([*session.matches, *again.matches]):
         match.id = f"a gateway's {number}"
     assert desk.say(session).total == desk.say(again).total == 3
+
+
+def test_what_our_own_door_reads_gets_the_ids_that_the_same_documents_get(desk):
+    said = [
+        {"blob": [[[0, 0, 0]]], "tags": {"finetuner_label": 1}},
+        {"blob": [[[9, 9, 9]]], "tags": {"finetuner_label": 1}},
+        {"uri": "q.jpg", "matches": [{"uri": "a.jpg", "tags": {"finetuner_label": 1}}]},
+        {"uri": "q.jpg", "matches": [{"uri": "b.jpg", "tags": {"finetuner_label": 1}}]},
+    ]
+    assert desk.say(*pictures_of(said)).total == 4
+    assert desk.say(*(Document(**fields, id=None) for fields in said)).total == 4
 
 
 def test_a_word_can_be_withdrawn_and_said_again(desk):
@@ -330,6 +342,16 @@ def test_feedback_is_taken_over_every_protocol(service: Service, protocol: str):
     (answer,) = service.post("/feedback", docs, protocol=protocol, returns=FeedbackStatus)
     assert (answer.stored, answer.total, answer.skipped) == (2, before + 2, 1)
     assert answer.problems[0].id == f"{protocol}-bad"
+
+
+@pytest.mark.flow
+def test_our_own_door_takes_documents_without_ids(service: Service):
+    before = service.http("/feedback").json()["data"][0]["total"]
+    said = [{"blob": [[[grey, grey, grey]]], "tags": {"finetuner_label": "grey"}} for grey in (3, 7)]
+    for _ in range(2):
+        answer = service.http("/feedback", said, protocol=DOOR)
+        assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["total"] == before + 2
 
 
 @pytest.mark.flow

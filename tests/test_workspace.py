@@ -4,6 +4,7 @@ import multiprocessing
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +106,18 @@ def test_a_new_workspace_has_the_schema_that_an_old_one_is_brought_to(old: Works
     Database(old.database).close()
     Database(tmp_path / "new.sqlite").close()
     assert schema(old.database) == schema(tmp_path / "new.sqlite")
+
+
+def test_a_file_into_which_another_process_writes_while_it_is_opened_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "new.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(0.3, other.execute, ["COMMIT"])
+    release.start()
+    Database(path).close()
+    release.join()
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
 
 
 def test_an_older_workspace_is_brought_forward_step_by_step(old: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ..store.feedback import FeedbackStore, Taker, Withdrawn, canonical, iso
 from ..store.run import RunState
 from ..store.runs import SHOWN_PROBLEMS, RunStore
 from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
-from ..store.spool_rows import identity_of
+from ..store.spool_rows import as_document, identity_of
 from .sources import FEEDBACK, rule_of
 
 LABELS_KEPT = 1000  # documents whose labels are known without reading
@@ -176,6 +176,6 @@ def _name(doc: Any) -> None:
     So a request that is sent again counts once, and with another label a match is still the same match.
     """
     if not doc.id:
-        doc.id = f"{FEEDBACK}-{hashlib.sha256(canonical(doc.to_protobuf())).hexdigest()[:24]}"
+        doc.id = f"{FEEDBACK}-{hashlib.sha256(canonical(as_document(doc).to_protobuf())).hexdigest()[:24]}"
     for number, match in enumerate(doc.matches):
         match.id = match.id or f"{doc.id}-{number}"

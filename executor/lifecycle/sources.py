@@ -14,7 +14,7 @@ from ..documents import SOURCE_TAG, Document
 from ..errors import Conflict, LimitExceeded, UnknownRun
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..store.feedback import FeedbackStore, Rule, Withdrawn
-from ..store.files import publish_file
+from ..store.files import publish_file, read_kept
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -32,12 +32,12 @@ def are_wanted(options: TrainingOptions) -> bool:
 def copied(store: RunStore, name: str) -> dict[str, int]:
     """How many documents of a run came from each source; empty: from none, or they are not all copied yet."""
     found = _read(store, name)
-    return dict(found["from"]) if found.get("complete") else {}
+    return dict(found.get("from", {})) if found.get("complete") else {}
 
 
 def _read(store: RunStore, name: str) -> dict[str, Any]:
-    file = store.workspace.sources_file(name)
-    return json.loads(file.read_text()) if file.exists() else {}
+    found = read_kept(store.workspace.sources_file(name))
+    return found if isinstance(found, dict) and "upto" in found else {}
 
 
 class Sources:
@@ -104,6 +104,7 @@ class Sources:
             run = self._store.get(name)
             if self.are_complete(run) or run.state is not RunState.RECEIVING:
                 return
+            again = self._store.workspace.sources_file(name).exists()  # a service was killed before it had them all
             upto = self._begin(run)
             counts: dict[str, int] = {}
             for source, docs in self._sources(run, upto):
@@ -112,7 +113,7 @@ class Sources:
                     new = self._append(name, chunk)
                     if new is None:  # it was cancelled meanwhile
                         return
-                    counts[source] += new
+                    counts[source] += len(chunk) if again else new
             if run.options.feedback:
                 self._feedback.take(run.number, name, upto)
             self._write(name, {"complete": True, "upto": upto, "from": counts})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..errors import BadDocument
 from ..images.policy import ImagePolicy
-from ..images.remote import fetched_now, host_of
+from ..images.remote import fetched_now, host_of, shown
 
 MOST = 32  # bodies that are fetched, or wait to be decoded, at a time
 MOST_OF_A_HOST = 16
@@ -102,5 +102,5 @@ class Fetches:
         except BadDocument as error:
             fetch.body = error
         except Exception as error:  # what waits for the image must be told, whatever happened
-            fetch.body = BadDocument(f"The image cannot be fetched: {error or type(error).__name__}")
+            fetch.body = BadDocument(f"The image cannot be fetched: {shown(error) or type(error).__name__}")
         fetch.then(fetch)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import WorkspaceError
-from .sqlite import connect, is_damage
+from .sqlite import connect, is_damage, use_wal
 
 NOBODY = 0  # the owner of what belongs to no run
 _STEPS = (
@@ -98,7 +98,7 @@ class Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             opened = connect(self.path, mode="rwc", busy_seconds=_BUSY_SECONDS, factory=sqlite3.Connection)
             try:
-                opened.execute("PRAGMA journal_mode=WAL")
+                use_wal(opened, busy_seconds=_BUSY_SECONDS)
                 opened.execute("PRAGMA synchronous = NORMAL")  # what a power failure takes can be made again
                 for step in _STEPS:
                     opened.execute(step)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WorkspaceError
-from .sqlite import Schema, connect, identity, is_damage
+from .sqlite import Schema, connect, identity, is_damage, use_wal
 
 BUSY_SECONDS = 30.0  # how long to wait for another process's transaction
 
@@ -66,7 +66,7 @@ class Database:
                 self._look_before_writing()
             self._connection = self._connect("rwc")
             try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
+                use_wal(self._connection, busy_seconds=BUSY_SECONDS)
                 self._migrate()
                 self._file = identity(path)
             except BaseException:
@@ -100,7 +100,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Store everything that the block executes, or nothing if it raises. Do not nest."""
         with self._lock, self._explained():
-            self._check_in_place()
+            self.check_in_place()
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -110,7 +110,7 @@ class Database:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _check_in_place(self) -> None:
+    def check_in_place(self) -> None:
         """Raise WorkspaceError if the file was moved away: what is written to it now would be lost without a word."""
         if self._file is not None and identity(self.path) != self._file:
             raise WorkspaceError(

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import WorkspaceError
 
@@ -53,17 +55,20 @@ def publish_file(path: Path, content: bytes) -> None:
         sync(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         raise
     sync(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, *, spare: str | None = None) -> None:
     """Remove the temporary files and folders that killed processes left in `folder`.
 
-    Nobody may publish there meanwhile.
+    Nobody may publish there meanwhile, but for the file named `spare`.
     """
     for place in folder.glob(".*-*"):
+        if spare is not None and place.name.startswith(f".{spare}-"):
+            continue
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)
         else:
@@ -92,3 +97,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_kept(file: Path) -> Any:
+    """Return the JSON in a file; None: there is no file, or it was edited or cut short, and is no JSON."""
+    try:
+        return json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..documents import DocumentArray
@@ -28,13 +27,22 @@ class _Chosen(Sequence[Any]):
         return self._docs[self._positions[index]]
 
 
-def _read(file: Path) -> dict[str, list[int]]:
+def proof_positions(workspace: Workspace, run: str) -> dict[str, list[int]] | None:
+    """Return the positions, by split, of the documents that prove a run's model; None: it is not known yet.
+
+    Raises: WorkspaceError: the file that says so is damaged.
+    """
+    file = workspace.proof_file(run)  # written when the training begins
+    if not file.exists():
+        return None
     try:
-        return {
-            split: [int(position) for position in json.loads(file.read_text())[split]] for split in ("train", "eval")
-        }
+        found = json.loads(file.read_bytes())
+        return {split: [int(position) for position in found[split]] for split in ("train", "eval")}
     except (KeyError, TypeError, ValueError) as error:
-        raise WorkspaceError(f"{file} is damaged ({error}); send labelled documents to /evaluate instead.") from error
+        raise WorkspaceError(
+            f"{file}, which says what proved run {run!r}, is damaged ({error}). Restore it from a backup, send "
+            "labelled documents to /evaluate, or start new runs from another version (base)."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -47,8 +55,7 @@ def proof_documents(workspace: Workspace, run: str) -> Iterator[Sequence[Any]]:
         DocumentArrayMemmap(workspace.spool_file(run), split="eval") as given,
         DocumentArrayMemmap(workspace.spool_file(run), split="train") as train,
     ):
-        file = workspace.proof_file(run)  # written when the training begins
-        proof = _read(file) if file.exists() else {"train": [], "eval": range(len(given))}
+        proof = proof_positions(workspace, run) or {"train": [], "eval": list(range(len(given)))}
         if not proof["train"] and not proof["eval"]:
             raise BadRequest(
                 f"Run {run!r} has no eval documents, and none of its train documents were held out (or not yet); "

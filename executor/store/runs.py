@@ -106,6 +106,10 @@ class RunStore:
         self._database = Database(workspace.database)
         self._promoted = self.served_now()
 
+    def check_in_place(self) -> None:
+        """Raise WorkspaceError if the database was removed or replaced: nothing can be stored then."""
+        self._database.check_in_place()
+
     def close(self) -> None:
         """Close the database."""
         self._database.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import WorkspaceError
 from .connections import SharedConnections
-from .sqlite import Schema, connect, is_damage
+from .sqlite import Schema, connect, is_damage, use_wal
 
 _APPLICATION_ID = 0x46544D44  # "FTMD", in the file's header
 _SCHEMA_VERSION = 2
@@ -107,7 +107,7 @@ def create_file(path: Path, digests: Callable[[bytes], tuple[bytes, bytes]]) -> 
                     connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                     connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
                 connection.execute("COMMIT")
-                connection.execute("PRAGMA journal_mode = WAL")
+                use_wal(connection, busy_seconds=_BUSY_SECONDS)
             if connection.execute("PRAGMA user_version").fetchone() != (_SCHEMA_VERSION,):
                 _bring_up(connection, digests)
         finally:

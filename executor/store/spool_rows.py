@@ -10,7 +10,7 @@ from hashlib import sha256  # faster than others where the processor has it
 from typing import Any, NamedTuple
 
 import numpy as np
-from docarray import DocList
+from docarray import BaseDoc
 from docarray.proto import DocProto
 from google.protobuf.message import DecodeError, EncodeError
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from ..documents import (
     Document,
     Label,
     Match,
+    Matches,
     check_integers,
     check_ours,
     group_of,
@@ -143,13 +144,21 @@ def row_of(doc: Any, split: str) -> Row:
 
 
 def _is_plain(doc: Any) -> bool:
-    return isinstance(doc, Document) and all(type(match) is Match for match in doc.matches)
+    """Whether a document can be encoded as it is: one of ours, or a plain one of our door's."""
+    if isinstance(doc, BaseDoc):
+        return isinstance(doc, Document) and all(type(match) is Match for match in doc.matches)
+    return getattr(doc, "is_plain", False)
+
+
+def as_document(doc: Any) -> Document:
+    """Return any document as a `Document`, itself if it is one. Raises: BadDocument: it has no such form."""
+    return doc if isinstance(doc, Document) and _is_plain(doc) else _converted(doc)
 
 
 def _converted(doc: Any) -> Document:
     """Convert any document to a `Document`, its matches to `Match`es, and numpy's scalars in tags to Python's."""
     try:
-        matches = DocList[Match](Match(**_fields(match)) for match in getattr(doc, "matches", None) or ())
+        matches = Matches(Match(**_fields(match)) for match in getattr(doc, "matches", None) or ())
         return Document(**_fields(doc), matches=matches)
     except ValidationError as error:
         first = error.errors()[0]

@@ -1,6 +1,7 @@
 """The one way to open one of our SQLite files, and the check of its kind and schema version."""
 
 import sqlite3
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -8,6 +9,7 @@ from typing import TypeVar
 from ..errors import WorkspaceError
 
 C = TypeVar("C", bound=sqlite3.Connection)
+_WAL_PAUSE_SECONDS = 0.02  # between two tries to change the journal mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +80,23 @@ def connect(path: Path, *, mode: str, busy_seconds: float, factory: type[C]) -> 
         connection.close()
         raise
     return connection
+
+
+def use_wal(connection: sqlite3.Connection, *, busy_seconds: float) -> None:
+    """Let readers read while one connection writes, by a write-ahead log. No transaction may be open.
+
+    SQLite waits for other connections with everything but this: changing the mode needs the file alone, and fails at
+    once where another process has it open for a moment, such as to do the same.
+
+    Args: busy_seconds: how long to try.
+    Raises: sqlite3.OperationalError: the others have not let go of it.
+    """
+    deadline = time.monotonic() + busy_seconds
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_WAL_PAUSE_SECONDS)

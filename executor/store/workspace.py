@@ -134,7 +134,7 @@ class Workspace:
     def remove_leftovers(self, name: str) -> None:
         """Remove what a killed trainer had begun to write. The next trainer must not write meanwhile."""
         remove_leftovers(self.checkpoint_folder(name))
-        remove_leftovers(self.run_folder(name))
+        remove_leftovers(self.run_folder(name), spare=self.sources_file(name).name)  # the service writes that
 
     def keep_reserve(self) -> None:
         """Reserve a little disk space, so that a run can be deleted when the disk is full: deleting needs space."""

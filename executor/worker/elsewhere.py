@@ -30,7 +30,7 @@ from .mirror import Mirror, worst
 
 LOOK_SECONDS = 0.2
 EXCHANGE_SECONDS = 1.0  # between two looks at an object store
-END_SECONDS = 4.0  # that the command of a cancelled run gets to end its own processes
+END_SECONDS = 8.0  # that the command of a cancelled run gets to end what it has started, here and elsewhere
 HOPELESS = (TrainerExit.REFUSED, TrainerExit.UNWRITABLE)
 _PR_SET_PDEATHSIG = 1
 # By default torchrun's ranks meet at a store that outlives them. A machine that joins in a lost one's place waits in

@@ -4,11 +4,11 @@ A version looks good on documents that it was trained on. So a run that starts f
 them. It is proven by what proved that model, and by some of what is new.
 """
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..store.proof_documents import proof_positions
 from ..store.run import Run
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -51,8 +51,8 @@ def _history(store: RunStore, version: str) -> tuple[set[str], set[str]]:
 
 def _parts(store: RunStore, version: str) -> tuple[set[str], set[str]]:
     """The ids of the train documents of a run: those that proved it, and the others."""
-    file = store.workspace.proof_file(version)
-    proof = set(json.loads(file.read_text())["train"]) if file.exists() else set()
+    known = proof_positions(store.workspace, version)
+    proof = set() if known is None else set(known["train"])
     held_out: set[str] = set()
     others: set[str] = set()
     with DocumentArrayMemmap(store.workspace.spool_file(version)) as docs:

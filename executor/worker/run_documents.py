@@ -5,6 +5,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..loading.datasets import Dataset, SessionDataset, kind_of
 from ..loading.hard_negatives import HarderSessions, find_hard_negatives
 from ..models.model import EmbeddingModel
 from ..report.naming import name_of
-from ..store.files import publish_file
+from ..store.files import publish_file, read_kept
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -197,9 +198,8 @@ class RunDocuments:
             found = find_hard_negatives(dataset, train.items, embeddings, self._options.hard_negatives)
             return [part.tolist() for part in found]
 
-        if self._ranks.agree(file.exists):
-            pairs = self._ranks.agree(lambda: json.loads(file.read_text()))
-        else:
+        pairs = self._ranks.agree(lambda: _kept_pairs(file))
+        if pairs is None:
             embeddings = train.embed(self._model)
             pairs = self._ranks.agree(find)
             if self._ranks.first:
@@ -311,3 +311,11 @@ def _about_ids(docs: DocumentArrayMemmap) -> str | None:
 
 def _side(split: Decoded, dataset: Dataset) -> Side:
     return Side(dataset, split.inspection.groups, split.inspection.prints)
+
+
+def _kept_pairs(file: Path) -> list[list[int]] | None:
+    """The hard negatives in a file; None: there is no file, or it was edited or cut short."""
+    found = read_kept(file)
+    lists = isinstance(found, list) and len(found) == 2 and all(isinstance(part, list) for part in found)
+    is_whole = lists and len(found[0]) == len(found[1]) and all(type(item) is int for part in found for item in part)
+    return found if is_whole else None
