@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import coloured, encoded
 from executor import Document, DocumentArray, load_uri_to_image_blob
-from executor.documents import Match, RunStatus, has_label, label_of, normalise_label, with_id
+from executor.documents import Match, RunQuery, RunStatus, has_label, label_of, normalise_label, with_id
 from executor.errors import BadDocument, MissingLabel
 
 
@@ -304,3 +304,22 @@ def test_an_embedding_that_came_as_json_has_its_type_again(embedding, space, kin
     for part in (doc, doc.matches[0]):
         assert part.embedding.dtype == kind
         np.testing.assert_array_equal(part.embedding, embedding)
+
+
+class OddQuery(BaseDoc):
+    run: Any = None
+
+
+@pytest.mark.parametrize(
+    ("run", "beginning"),
+    [
+        (2**60, "(A document cannot be read"),
+        ({"a": 1}, "{'a': 1}"),
+        (b"\xff", "b'"),
+        (np.zeros(3), "NdArray(["),
+        (3, "3"),
+    ],
+)
+def test_a_query_for_what_is_no_name_names_no_run(run, beginning):
+    """Jina says nothing to the caller of a stream whose document cannot be read."""
+    assert RunQuery.from_protobuf(OddQuery(run=run).to_protobuf()).run.startswith(beginning)

@@ -227,6 +227,20 @@ def test_readiness_names_what_is_served(door):
     assert answer.json() == {"ready": True, "served": "base", "space": space, "degraded": []}
 
 
+def test_readiness_says_that_nothing_can_be_stored_while_the_database_is_elsewhere(door):
+    database = door.service.store.workspace.database
+    moved = database.with_name("elsewhere")
+    database.rename(moved)
+    try:
+        refused = door.post("/fit", [{"uri": URI, "tags": {"finetuner_label": 1}}])
+        answer = door.get("/readyz")
+    finally:
+        moved.rename(database)
+    assert refused.status_code == 503
+    assert "was removed or replaced while it was in use" in answer.json()["degraded"][0]
+    assert door.get("/readyz").json()["degraded"] == []
+
+
 def test_metrics_have_exactly_their_names(door):
     names = {line.split()[2] for line in door.get("/metrics").text.splitlines() if line.startswith("# TYPE")}
     assert names == METRICS

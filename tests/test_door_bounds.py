@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -117,6 +118,16 @@ def test_idle_connections_disturb_nobody(door):
     finally:
         for connection in connections:
             connection.close()
+
+
+def test_no_part_of_an_answer_waits_for_the_acknowledgement_of_the_last(door):
+    """asyncio, in whose loop this door is open, does not ask for that by itself, as uvloop does."""
+    with connected(door) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.recv(1 << 16)
+        (accepted,) = [each.fd for each in psutil.Process().net_connections() if each.raddr == connection.getsockname()]
+        with socket.socket(fileno=os.dup(accepted)) as at_the_door:
+            assert at_the_door.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_connections_beyond_the_limit_are_closed_and_those_within_are_served(door, monkeypatch):

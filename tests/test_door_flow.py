@@ -5,6 +5,8 @@ import base64
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from jina import Client
 import fronts
 from conftest import coloured, encoded
 from executor import Document, DocumentArray
+from serving import ROOT
 
 pytestmark = pytest.mark.flow
 PNG = encoded(coloured(0))
@@ -129,6 +132,9 @@ def test_a_dead_executor_is_told_at_once(served):
         assert answer.status_code == 503
         assert "No executor of this Flow answers" in answer.text
     assert served.get("/readyz").json()["ready"] is False
+    command = [sys.executable, ROOT / "scripts" / "healthy", str(served.ports["grpc"])]  # as the image asks
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (asked.returncode, asked.stderr.count("\n"), "is not well" in asked.stderr) == (1, 1, True)
     page = served.get("/ui/")
     assert (page.status_code, "The service behind this page does not answer" in page.text) == (503, True)
     assert "data-retry" in page.text

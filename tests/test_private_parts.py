@@ -13,8 +13,8 @@ from executor.wire.jina_private import PRIVATE, Part
 def test_a_private_part_of_jina_is_where_it_was(part: Part) -> None:
     where = f"{part.owner.__name__}.{part.name}"
     if part.in_source:
-        classes = inspect.getmro(part.owner)
-        assert any(f"self.{part.name}" in inspect.getsource(each) for each in classes if each is not object), where
+        owners = inspect.getmro(part.owner) if inspect.isclass(part.owner) else [part.owner]
+        assert any(f"self.{part.name}" in inspect.getsource(each) for each in owners if each is not object), where
     else:
         assert hasattr(part.owner, part.name), f"Jina has no {where} any more. {part.why}"
 

@@ -218,6 +218,16 @@ def test_a_redirect_to_a_malformed_uri_is_refused():
         fetch(server.uri, **ENOUGH, forbidden=nothing_is_forbidden)
 
 
+def test_what_a_server_says_that_speaks_no_http_is_repeated_shortly_and_printably():
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"\x02" * 5000 + b"\r\n")
+
+    with serve(answer) as server, pytest.raises(BadDocument, match="cannot be fetched") as refused:
+        fetch(server.uri, **ENOUGH, forbidden=nothing_is_forbidden)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 500
+
+
 def test_one_forbidden_address_of_several_refuses_the_name(monkeypatch):
     # no name of this machine has two addresses for sure, so the resolver's answer is given
     monkeypatch.setattr(

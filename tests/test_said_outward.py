@@ -3,14 +3,19 @@
 import inspect
 import io
 import logging
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import requests
+from jina import Client
 from PIL import Image
 
+import needs
 from conftest import coloured
 from executor import Document, FinetunerExecutor, RunStatus
 from executor.documents import ERROR_TAG, Problem
@@ -181,6 +186,65 @@ def test_what_keeps_it_from_serving_is_said_in_one_sentence(tmp_path: Path) -> N
         2,
         "scripts/serve: error: --option model lacks its value; write --option model=VALUE",
     )
+
+
+FLOW = """
+jtype: Flow
+with: {port: %d}
+gateway: {uses: executor.gateway.FinetunerGateway}
+executors:
+  - uses: %s
+    uses_with: {model: small, modle: small}
+"""
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("command", ["flow", "executor"])
+def test_jinas_commands_say_it_too_and_end_with_exit_code_1(tmp_path: Path, command: str) -> None:
+    needs.serving()
+    config, file = ROOT / "config.yml", tmp_path / "flow.yml"
+    (port,) = free_ports(1)
+    file.write_text(FLOW % (port, config))
+    uses = [file] if command == "flow" else [config, "--uses-with", "modle: small", "--port", str(port)]
+    ended = subprocess.run(
+        [sys.executable, "-m", "jina", command, "--uses", *map(str, uses)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "500"},  # else Jina breaks the sentence into lines
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = " ".join((ended.stdout + ended.stderr).split())
+    assert ended.returncode == 1, said
+    assert "The service cannot start: the executor has no parameter 'modle'; it accepts: model" in said
+
+
+@pytest.mark.flow
+def test_a_service_says_in_three_lines_where_it_is_and_ends_as_it_is_told(tmp_path: Path) -> None:
+    grpc, http = map(str, free_ports(2))
+    place = ("--grpc", grpc, "--http", http, "--workspace", str(tmp_path / "w"))
+    command = [sys.executable, "-m", "examples.serve", *place, "--option", "model=small", "--option", "input_size=16"]
+    # As `scripts/serve` does.
+    quiet = {"JINA_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().split() for _ in range(3)]
+        assert requests.get(f"http://127.0.0.1:{http}/readyz", timeout=60).status_code == 200
+        answers = Client(host="127.0.0.1", port=int(grpc)).post("/embed", [Document(blob=coloured(0))])
+        assert answers[0].embedding is not None
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, rest, errors) == (0, "", "")
+    assert lines == [
+        ["gRPC", f"127.0.0.1:{grpc}"],
+        ["HTTP", f"http://127.0.0.1:{http}"],
+        ["workspace", str(tmp_path / "w"), "(Ctrl-C", "ends", "the", "service)"],
+    ]
 
 
 @pytest.mark.flow

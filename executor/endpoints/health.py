@@ -77,6 +77,7 @@ def _store_faults(service: "Service") -> list[str]:
         )
     try:
         service.store.served_now()
+        service.store.check_in_place()
     except FinetunerError as error:
         faults.append(f"The store of the runs is out of reach: {error}")
     return faults

@@ -63,7 +63,7 @@ def read_object(uri: str, policy: ImagePolicy) -> bytes:
             f"{shown(uri)} did not arrive within {policy.remote_timeout:g} seconds; send the image itself"
         ) from error
     except Exception as error:  # the packages of the stores raise what they like
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = shown(str(error).strip().partition("\n")[0]) or type(error).__name__
         raise BadDocument(f"{shown(uri)} cannot be fetched: {reason}") from error
     if len(body) > policy.max_image_bytes:
         raise BadDocument(

@@ -3,6 +3,9 @@
 We resolve the host name once, check every address, and connect to a checked address. So it does not help an attacker
 if the name resolves to something else the second time. We follow redirects ourselves and check each one as a new
 uri. We ignore the proxies of the environment, because a proxy would resolve the name itself.
+
+aiohttp would be a library for it, with a resolver that judges. But it asks no resolver about a host that is an address
+already, and the bound on the whole of a slow transfer would be code of ours there, too.
 """
 
 import contextlib
@@ -37,9 +40,13 @@ _HEADERS = {
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def shown(uri: str) -> str:
-    """Return `uri` for a message: shortened, as a data: uri can have megabytes, and without halves of surrogates."""
-    plain = uri[:201].encode("utf-8", "backslashreplace").decode()
+def shown(text: object) -> str:
+    """Return a uri, or an error that may quote one, for a message: what cannot be printed escaped, and shortened.
+
+    A data: uri can have megabytes.
+    """
+    first = str(text)[:201]
+    plain = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in first)
     return plain if len(plain) <= 200 else f"{plain[:200]}…"
 
 
@@ -124,7 +131,7 @@ def fetch(
             f"{shown(uri)} did not arrive within {timeout:g} seconds; raise remote_timeout or send the image itself"
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise BadDocument(f"{shown(uri)} cannot be fetched: {error or type(error).__name__}") from error
+        raise BadDocument(f"{shown(uri)} cannot be fetched: {shown(error) or type(error).__name__}") from error
     raise BadDocument(f"{shown(uri)} was redirected more than {_MAX_REDIRECTS} times; give the final uri")
 
 
@@ -154,7 +161,7 @@ def _redirected(uri: str, location: str) -> str:
     try:
         return urljoin(uri, location)
     except ValueError as error:
-        raise BadDocument(f"{shown(uri)} was redirected to {shown(location)!r}, not a valid uri") from error
+        raise BadDocument(f"{shown(uri)} was redirected to {shown(location)}, not a valid uri") from error
 
 
 def _parse(uri: str) -> tuple[SplitResult, str, int]:
@@ -164,9 +171,9 @@ def _parse(uri: str) -> tuple[SplitResult, str, int]:
         host = (parts.hostname or "").encode("idna").decode("ascii")
         port = parts.port
     except ValueError as error:  # UnicodeError is a ValueError
-        raise BadDocument(f"{shown(uri)!r} is not a valid uri: {error}") from error
+        raise BadDocument(f"{shown(uri)} is not a valid uri: {shown(error)}") from error
     if parts.scheme not in _DEFAULT_PORTS or not host:
-        raise BadDocument(f"{shown(uri)!r} is not a valid http or https uri")
+        raise BadDocument(f"{shown(uri)} is not a valid http or https uri")
     return parts, host, port if port is not None else _DEFAULT_PORTS[parts.scheme]
 
 

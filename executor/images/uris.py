@@ -98,7 +98,7 @@ def _allowed_path(uri: str, policy: ImagePolicy, resolve: Callable[[str], str] =
     try:
         resolved = resolve(path)
     except (OSError, ValueError) as error:  # ValueError: a null byte
-        raise BadDocument(f"{shown(path)!r} is not a valid path: {error}") from error
+        raise BadDocument(f"{shown(path)} is not a valid path: {shown(error)}") from error
     roots = policy.resolved_roots
     if roots is not None and not any(is_within(resolved, root) for root in roots):
         raise BadDocument(
@@ -112,7 +112,8 @@ def _lately_resolved(path: str) -> str:
     folder, name = os.path.split(path)
     if name in ("", ".", "..") or "\0" in name:
         return os.path.realpath(path)
-    folder = os.path.join(os.getcwd(), folder)  # an absolute cache key: the current directory may change
+    if not folder.startswith("/"):
+        folder = os.path.join(os.getcwd(), folder)  # an absolute cache key: the current directory may change
     place = os.path.join(_folder_resolved(folder, int(time.monotonic())), name)
     return os.path.realpath(place) if os.path.islink(place) else place
 
@@ -128,6 +129,6 @@ def _file_uri_path(uri: str) -> str:
     if path.startswith("//"):
         host, slash, path = path[2:].partition("/")
         if host.lower() not in ("", "localhost"):
-            raise BadDocument(f"{shown(uri)} names the host {shown(host)!r}; write file:///absolute/path")
+            raise BadDocument(f"{shown(uri)} names the host {shown(host)}; write file:///absolute/path")
         path = slash + path
     return unquote(path)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from docarray.typing import ID
 
-from ..documents import content_of
+from ..documents import Matches, content_of, protobuf_of
 from ..errors import BadDocument
 
 _TEXTS = ("id", "uri", "text")
@@ -43,6 +44,16 @@ class Picture:
         """The first of `blob`, `text` and `buffer` that is set, or None."""
         return content_of(self)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it can be stored without making a `Document` of it, which costs more than all the rest."""
+        return self.blob is None and self.embedding is None and not self.matches
+
+    def to_protobuf(self) -> Any:
+        """Return the protobuf of the `Document` with these fields. It must be plain and have an id."""
+        fields = {"id": ID(self.id), "uri": self.uri, "blob": None, "buffer": self.buffer, "text": self.text}
+        return protobuf_of({**fields, "tags": self.tags, "embedding": None, "matches": Matches()})
+
     def load_uri_to_image_blob(self) -> "Picture":
         """Read `uri` (or `buffer`) into `blob`, as `Document.load_uri_to_image_blob` does, for a `preprocess_fn`."""
         from ..images.reading import load_uri_to_image_blob
@@ -64,12 +75,12 @@ def picture_of(value: Any, where: str, *, is_match: bool = False) -> Picture:
         raise BadDocument(f"{where} must be an object with the fields of a document, not {_shown(value)}.")
     picture = Picture()
     for name in _TEXTS:
-        setattr(picture, name, _text(value.get(name), f"{where}.{name}"))
-    buffer = _text(value.get("buffer"), f"{where}.buffer")
+        setattr(picture, name, _text(value, name, where))
+    buffer = _text(value, "buffer", where)
     picture.buffer = None if buffer is None else buffer.encode()
-    picture.blob = _array(value.get("blob"), f"{where}.blob")
-    picture.embedding = _array(value.get("embedding"), f"{where}.embedding")
-    picture.tags = _tags(value.get("tags"), f"{where}.tags")
+    picture.blob = _array(value, "blob", where)
+    picture.embedding = _array(value, "embedding", where)
+    picture.tags = _tags(value, where)
     if not is_match and (matches := value.get("matches")) is not None:
         if not isinstance(matches, list):
             raise BadDocument(f"{where}.matches must be a list of documents, not {_shown(matches)}.")
@@ -79,21 +90,24 @@ def picture_of(value: Any, where: str, *, is_match: bool = False) -> Picture:
     return picture
 
 
-def _text(value: Any, where: str) -> str | None:
+def _text(fields: dict[str, Any], name: str, where: str) -> str | None:
+    value = fields.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise BadDocument(f"{where} must be a text, not {_shown(value)}.")
+    raise BadDocument(f"{where}.{name} must be a text, not {_shown(value)}.")
 
 
-def _tags(value: Any, where: str) -> dict[str, Any]:
+def _tags(fields: dict[str, Any], where: str) -> dict[str, Any]:
+    value = fields.get("tags")
     if value is None:
         return {}
     if isinstance(value, dict):
         return value
-    raise BadDocument(f"{where} must be an object of names and values, not {_shown(value)}.")
+    raise BadDocument(f"{where}.tags must be an object of names and values, not {_shown(value)}.")
 
 
-def _array(value: Any, where: str) -> np.ndarray | None:
+def _array(fields: dict[str, Any], name: str, where: str) -> np.ndarray | None:
+    value = fields.get(name)
     if value is None:
         return None
     try:
@@ -101,7 +115,9 @@ def _array(value: Any, where: str) -> np.ndarray | None:
     except (ValueError, OverflowError):  # rows of different lengths, or an integer beyond 64 bits
         array = None
     if array is None or array.dtype.kind not in _NUMBERS:
-        raise BadDocument(f"{where} must be an array of numbers, nested lists of equal length, not {_shown(value)}.")
+        raise BadDocument(
+            f"{where}.{name} must be an array of numbers, nested lists of equal length, not {_shown(value)}."
+        )
     return array
 
 

@@ -5,14 +5,16 @@
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jina.helper
 from fastapi import FastAPI
+from fastapi.routing import APIWebSocketRoute
 from google.protobuf.message import DecodeError
 from jina.proto import jina_pb2
 from jina.serve.instrumentation import InstrumentationMixin
 from jina.serve.runtimes.asyncio import AsyncNewLoopRuntime
+from jina.serve.runtimes.gateway import websocket_fastapi_app
 from jina.serve.runtimes.gateway.gateway import BaseGateway
 from jina.serve.runtimes.gateway.streamer import GatewayStreamer
 from jina.serve.runtimes.servers import BaseServer
@@ -35,8 +37,8 @@ class Part(NamedTuple):
     """A private part of Jina.
 
     Attributes:
-        owner: the class or module that has it. why: why we need it.
-        in_source: it is set on instances only, so the test looks for it in the source of the class.
+        owner: the class, module or function that has it. why: why we need it.
+        in_source: it is set on instances only, so the test looks for it in the source of the class or function.
     """
 
     owner: Any
@@ -66,6 +68,7 @@ PRIVATE = (
     Part(RequestStreamer, "wait_floating_requests_end", "Jina's own waits for ever for a call that broke off."),
     Part(RequestStreamer, "_stream_requests", "Jina's own never ends some calls that want their answers in order."),
     Part(auto, "AutoHTTPProtocol", "uvicorn waits for ever for a request, and Jina chooses its protocol."),
+    Part(websocket_fastapi_app.get_fastapi_app, "active_connections", "It keeps what has ended.", in_source=True),
     Part(RequestStreamer, "total_num_floating_tasks_alive", "What it waits for; we reset it.", in_source=True),
 )
 
@@ -82,6 +85,35 @@ def add_to_http_app(extend: Callable[[FastAPI], FastAPI]) -> None:
     """The same, after what others have put there to change it."""
     others = jina.helper.extend_rest_interface
     extend_http_app(lambda app: extend(others(app)))
+
+
+class KeepsNothing(list[Any]):
+    """A list into which Jina puts each websocket, but from which it takes few."""
+
+    def append(self, _: Any) -> None:
+        """Leave it out."""
+
+    def remove(self, _: Any) -> None:
+        """It is not there."""
+
+
+def is_websocket_gateway(app: FastAPI) -> bool:
+    """Whether an app is that of Jina's gateway by websocket."""
+    return any(_is_jinas(route) for route in app.routes)
+
+
+def forget_websockets(app: FastAPI) -> None:
+    """Let Jina's gateway keep no websockets that have ended: 10,000 of them take a gigabyte."""
+    endpoints: list[Any] = [route.endpoint for route in app.routes if _is_jinas(route)]
+    for endpoint in endpoints:
+        cells = dict(zip(endpoint.__code__.co_freevars, endpoint.__closure__, strict=True))
+        cells["manager"].cell_contents.active_connections = KeepsNothing()
+
+
+def _is_jinas(route: Any) -> TypeGuard[APIWebSocketRoute]:
+    """Others may have added routes of their own."""
+    module = getattr(getattr(route, "endpoint", None), "__module__", "")
+    return isinstance(route, APIWebSocketRoute) and module == websocket_fastapi_app.__name__
 
 
 def set_grpc_interceptors(make: Callable[[list[Any]], list[Any]], options: dict[str, Any]) -> None:
@@ -270,6 +302,20 @@ def refusal_in(response: Any) -> tuple[list[str], str] | None:
     if header is None or header.status.code != jina_pb2.StatusProto.ERROR:
         return None
     return list(header.status.exception.args), str(header.status.description)
+
+
+def is_request(message: bytes) -> bool:
+    """Whether a websocket's message is a request of Jina's client, or the byte with which that ends a call.
+
+    It decodes all of the message: a damaged document would end the connection, too.
+    """
+    if message == bytes(True):
+        return True
+    try:
+        jina_pb2.DataRequestProto.FromString(message)
+    except DecodeError:
+        return False
+    return bool(message)  # no bytes are a request without content, but Jina fails on them
 
 
 def says_error(message: bytes) -> bool:

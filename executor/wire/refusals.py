@@ -16,12 +16,16 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from jina.logging.predefined import default_logger
 from pydantic import ValidationError
 
 from ..errors import BadDocument, BadRequest, FinetunerError, InternalError
 from .jina_private import (
     add_to_http_app,
     extend_http_app,
+    forget_websockets,
+    is_request,
+    is_websocket_gateway,
     replace_exceptions,
     says_error,
     set_grpc_interceptors,
@@ -30,6 +34,7 @@ from .jina_private import (
 from .limits import BodyLimit, ImpatientProtocol, grpc_options
 from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
 
+UNREADABLE = 1003  # the code with which a websocket is closed: it got data of a kind that it does not take
 LOOK_SECONDS = 0.2  # in which a client looks at an error that has come
 MAX_BYTES_WITHOUT_DOCUMENTS = 64 * 1024  # a larger body has documents and is too costly to parse twice
 
@@ -157,6 +162,44 @@ class LastErrorFirst:
             await asyncio.sleep(LOOK_SECONDS)
 
 
+class ReadableMessages:
+    """Hangs up on a websocket whose message is no request of Jina's, and says why (ASGI middleware).
+
+    Jina hangs up on it, too, but without a reason, and logs forty lines.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket" or scope["path"] != "/":  # where Jina takes requests
+            return await self._app(scope, receive, send)
+        closed = False
+
+        async def received() -> Message:
+            nonlocal closed
+            message = await receive()
+            fault = _fault_of(message, scope) if message["type"] == "websocket.receive" else None
+            if fault is None:
+                return message
+            default_logger.info(f"Refused: {fault}")
+            closed = True
+            await send({"type": "websocket.close", "code": UNREADABLE, "reason": fault})
+            return {"type": "websocket.disconnect", "code": UNREADABLE}
+
+        async def send_while_open(message: Message) -> None:
+            if not closed:
+                await send(message)
+
+        await self._app(scope, received, send_while_open)
+
+
+def _fault_of(message: Message, scope: Message) -> str | None:
+    if scope["subprotocols"] != ["bytes"] or message.get("bytes") is None:
+        return "This websocket is for Jina's client: the subprotocol is `bytes`, and messages are binary."
+    return None if is_request(message["bytes"]) else "The message is no request of Jina's (a DataRequestProto)."
+
+
 async def malformed(_: Request, error: Exception) -> Response:
     """Refuse a body of the wrong form in one sentence. FastAPI's own answer repeats the body, and fails for some."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
@@ -169,14 +212,18 @@ async def malformed(_: Request, error: Exception) -> Response:
 def ease_gateways() -> None:
     """Let the gateways of this process, and of those that it forks from now on, be as easy to call as our doors.
 
-    Over HTTP a call without documents needs no `data`, and a websocket's error is not lost. A Flow in Python forks its
-    gateway; one that `jina flow` starts with Jina's own gateway never imports us, and stays as Jina made it.
+    Over HTTP a call without documents needs no `data`; a websocket's error is not lost, nor the reason for its end.
+    A Flow in Python forks its gateway; one that `jina flow` starts with Jina's own gateway never imports us, and stays
+    as Jina made it.
     """
 
     def eased(app: FastAPI) -> FastAPI:
         app.add_exception_handler(RequestValidationError, malformed)
         app.add_middleware(OptionalData)
         app.add_middleware(LastErrorFirst)
+        if is_websocket_gateway(app):
+            app.add_middleware(ReadableMessages)
+            forget_websockets(app)
         return app
 
     add_to_http_app(eased)
