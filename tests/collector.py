@@ -50,14 +50,24 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         with self._arrived:
             return [span for span in self._spans if trace in (None, span.trace)]
 
-    def wait(self, *names: str, trace: str | None = None, seconds: float = 60.0) -> dict[str, list[Span]]:
-        """Wait until there are spans with all these names. Return all spans, by name."""
+    def wait(
+        self, *names: str, trace: str | None = None, below: str | None = None, seconds: float = 60.0
+    ) -> dict[str, list[Span]]:
+        """Wait until there are spans with all these names. Return all spans, by name.
+
+        Args: below: wait also until each span's parent is there, but for this one: processes send theirs in any order.
+        """
         deadline = time.monotonic() + seconds
         while True:
             found: dict[str, list[Span]] = {}
             for span in self.spans(trace):
                 found.setdefault(span.name, []).append(span)
-            if missing := [name for name in names if name not in found]:
+            missing = [name for name in names if name not in found]
+            if below is not None:
+                every = [span for spans in found.values() for span in spans]
+                ids = {below, *(span.id for span in every)}
+                missing += [f"the parent of {span.name}" for span in every if span.parent not in ids]
+            if missing:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{missing} did not come; there are {sorted(found)}")
                 with self._arrived:

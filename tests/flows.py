@@ -12,8 +12,7 @@ import requests
 
 import needs
 
-# torch's threads wait only briefly for each other before they sleep, so that tests can run on a busy machine.
-ENVIRONMENT = {**os.environ, "GOMP_SPINCOUNT": "10000", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
 @contextlib.contextmanager

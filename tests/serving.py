@@ -183,6 +183,10 @@ class Service:
                     found.append(child)
         return found
 
+    def executor(self) -> psutil.Process:
+        """The process of the executor: it has written its number into the lock of its workspace."""
+        return psutil.Process(int(next(self.workspace.rglob("service.lock")).read_text()))
+
     def run_folder(self, run: str) -> Path:
         """Return the folder of a run in the workspace."""
         return next(self.workspace.glob(f"*/*/runs/{run}"))
@@ -214,7 +218,7 @@ def _serve(settings: dict[str, Any]) -> None:
     told = os.dup(sys.stdout.fileno())  # the test reads this pipe only until "ready"; later output goes to
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stderr, because a full pipe would block the service
     ports = {"protocol": list(settings["ports"]), "port": list(settings["ports"].values())}
-    flow = Flow(**ports, host="127.0.0.1", quiet_error=True, **settings["flow"]).add(
+    flow = Flow(**ports, host="127.0.0.1", **{"quiet_error": True, **settings["flow"]}).add(
         uses=str(ROOT / "config.yml"),
         uses_with=settings["options"],
         workspace=settings["workspace"],

@@ -89,6 +89,13 @@ def test_kills_do_no_harm(printed: str, what: str) -> None:
 
 @pytest.mark.process
 @pytest.mark.alone
+def test_no_trainer_outlives_its_service_and_a_stopped_one_is_replaced(printed: str) -> None:
+    assert "\ntrainers that outlived their service: 0\n" in printed
+    assert "\nstopped trainers that were not replaced: 0\n" in printed
+
+
+@pytest.mark.process
+@pytest.mark.alone
 def test_both_the_trainer_and_the_service_were_killed_while_there_was_something_to_lose(printed: str) -> None:
     kills = {what: count(printed, f"kills: {what}") for what in ("trainer", "stopped trainer", "gateway", "service")}
     assert kills["trainer"] > 0

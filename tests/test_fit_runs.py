@@ -14,7 +14,7 @@ from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.documents import Match, RunStatus
 from executor.store.run import RunState
-from serving import Service
+from serving import Service, as_json
 from workshop import Workshop
 
 pytestmark = pytest.mark.flow
@@ -243,3 +243,16 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_names_the_documents(
     assert "poison" in run.error
     assert workshop.store.promoted() == "base"
     workshop.close()
+
+
+def test_many_receiving_runs_take_few_file_descriptors(service: Service) -> None:
+    executor = service.executor()
+    names = [f"many-{number}" for number in range(60)]
+    for name in names[:30]:
+        assert service.http("/fit", [as_json(doc) for doc in images(1)], run=name).ok
+    before = executor.num_fds()
+    for name in names[30:]:
+        assert service.http("/fit", [as_json(doc) for doc in images(1)], run=name).ok
+    assert executor.num_fds() <= before + 10
+    for name in names:
+        assert service.http("/cancel", run=name).json()["data"][0]["state"] == "cancelled"

@@ -21,7 +21,10 @@ from hypothesis import strategies as st
 from jina.clients.request import request_generator
 from jina.enums import DataInputType
 from jina.proto import jina_pb2, jina_pb2_grpc
-from jina.types.request.data import SingleDocumentRequest
+from jina.types.request.data import DataRequest, SingleDocumentRequest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from conftest import coloured, encoded
 from executor import Document, DocumentArray, errors
@@ -29,15 +32,15 @@ from executor.documents import RunStatus
 from executor.parameters import EvaluateParameters, EventsParameters, FitParameters
 from fronts import Served, flow, ports_for, serving
 
-pytestmark = pytest.mark.flow
-
 THOROUGH = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 LONGEST_URL = 60_000  # uvicorn itself answers a far longer one (200 kB) with 400 and resets the connection
+TEST_SECONDS = 3600 if THOROUGH else 300  # for a test: ten thousand calls take half an hour
 SECONDS = 60.0  # for an answer: a call that takes longer hangs
 GROWTH = 200 * 2**20  # bytes of memory that all the calls together may take for ever
 # A sentence may repeat what was sent, so these are what no strategy writes.
 LEAKS = ("Traceback (most recent", 'File "', "site-packages", "The service failed with")
+pytestmark = [pytest.mark.flow, pytest.mark.timeout(TEST_SECONDS)]
 OPTIONS = {
     "model": "small",
     "input_size": 16,
@@ -78,8 +81,8 @@ class LooseQuery(BaseDoc):
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A Flow with our gateway, over gRPC and HTTP."""
-    folder, ports = tmp_path_factory.mktemp("fuzz"), ports_for("grpc", "http")
+    """A Flow with our gateway, over gRPC, HTTP and websocket."""
+    folder, ports = tmp_path_factory.mktemp("fuzz"), ports_for("grpc", "http", "websocket")
     gateway = {"uses": "executor.gateway.FinetunerGateway"}
     with serving(folder, ports, flow(folder, ports, gateway, OPTIONS)) as running:
         yield running
@@ -256,6 +259,13 @@ endpoints = st.sampled_from(
 )
 
 
+any_call: dict[str, Any] = {
+    "endpoint": endpoints,
+    "fields": st.one_of(st.just([]), st.lists(documents, max_size=3), st.lists(good_images, min_size=1, max_size=3)),
+    "given": parameters,
+}
+
+
 @pytest.fixture(scope="module")
 def channel(served: Served) -> Iterator[grpc.Channel]:
     """A channel to the gateway."""
@@ -282,11 +292,7 @@ def request_for(endpoint: str, fields: list[dict[str, Any]], given: dict[str, An
 
 
 @fuzzed
-@given(
-    endpoint=endpoints,
-    fields=st.one_of(st.just([]), st.lists(documents, max_size=3), st.lists(good_images, min_size=1, max_size=3)),
-    given=parameters,
-)
+@given(**any_call)
 def test_over_grpc_every_call_is_answered_in_the_services_own_words(
     channel: grpc.Channel, endpoint: str, fields: list[dict[str, Any]], given: dict[str, Any]
 ) -> None:
@@ -294,14 +300,18 @@ def test_over_grpc_every_call_is_answered_in_the_services_own_words(
     if request is None:
         return
     stub = jina_pb2_grpc.JinaSingleDataRequestRPCStub(channel)
-    answer = stub.process_single_data(request, timeout=SECONDS)
+    assert_in_own_words(stub.process_single_data(request, timeout=SECONDS))
+
+
+def assert_in_own_words(answer: Any) -> None:
+    """Check that a call was done, or refused as the caller's mistake."""
     status = answer.header.status
     if status.code == jina_pb2.StatusProto.ERROR:
         assert_plain(f"{status.description} {list(status.exception.stacks)}")
         _, kind = status.exception.args
         assert 400 <= getattr(errors, kind).status < 500, status.description
     else:
-        assert_plain(str(answer.to_dict()))
+        assert_plain(str(answer.proto))  # as it came: what Jina has no endpoint for, it sends back unread
 
 
 @fuzzed
@@ -323,6 +333,47 @@ def test_over_grpc_watch_says_what_it_cannot_find(channel: grpc.Channel, run: An
     answers.cancel()
     answer.document_cls = RunStatus
     assert_plain(answer.data.doc.error or "")
+
+
+# over a websocket -----------------------------------------------------------------------------------------------------
+
+
+def by_websocket(served: Served, message: bytes | str) -> DataRequest | str:
+    """Send one message and return the answer, or the reason why the connection was closed instead."""
+    address, kind = f"ws://localhost:{served.ports['websocket']}", [Subprotocol("bytes")]
+    with connect(address, subprotocols=kind, max_size=None) as connection:
+        connection.send(message)
+        try:
+            return DataRequest(connection.recv(timeout=SECONDS, decode=False))
+        except ConnectionClosed as closed:
+            return "" if closed.rcvd is None else closed.rcvd.reason
+
+
+@fuzzed
+@given(**any_call)
+def test_over_websocket_every_call_is_answered_in_the_services_own_words(
+    served: Served, endpoint: str, fields: list[dict[str, Any]], given: dict[str, Any]
+) -> None:
+    request = on_the_wire(lambda: request_for(endpoint, fields, given))
+    if request is None:
+        return
+    answer = by_websocket(served, request.to_bytes())
+    assert not isinstance(answer, str)
+    assert_in_own_words(answer)
+
+
+@fuzzed
+@given(message=st.one_of(st.binary(max_size=200), st.text(max_size=200)))
+def test_over_websocket_what_is_no_request_is_refused_or_hung_up_on_with_a_reason(
+    served: Served, message: bytes | str
+) -> None:
+    assume(message != bytes(True))  # the end of a call: to hang up is the answer
+    answer = by_websocket(served, message)
+    if isinstance(answer, str):
+        assert "Jina's" in answer
+    else:
+        assert_plain(str(answer.header.status))
+    assert "Traceback" not in served.log
 
 
 JSON = {"Content-Type": "application/json"}

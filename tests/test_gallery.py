@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,12 +208,16 @@ def test_thumbnails_of_a_run_are_named_by_their_places(door, clicks):
     assert "send one of them" in refused(door, "/thumbnails", [{"uri": "x"}], run=clicks)
 
 
-def test_what_is_not_made_in_the_time_to_wait_has_no_uri_and_is_no_error(door, shop):
+def test_what_is_not_made_in_the_time_to_wait_has_no_uri_and_is_no_error(door, shop, monkeypatch):
+    allowed = threading.Event()
+    original = thumbnails.thumbnail_of
+    monkeypatch.setattr(thumbnails, "thumbnail_of", lambda *given: allowed.wait(60) and original(*given))
     uris = [str(file) for file in sorted(shop.glob("*/*.png"))]
     sent = [{"id": uri, "uri": uri} for uri in uris]
     found = answered(door, "/thumbnails", sent, side=79, wait=0)
     assert [doc["id"] for doc in found] == uris
     assert not any(doc["uri"] or doc["tags"] for doc in found)
+    allowed.set()
     assert all(doc["uri"] for doc in answered(door, "/thumbnails", sent, side=79))
     assert all(doc["uri"] for doc in answered(door, "/thumbnails", sent, side=79, wait=0))  # those that are kept
 

@@ -38,7 +38,8 @@ class Api:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, folder / "key")
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        # Each connection's thread shakes hands: a caller that leaves in the middle of it holds up no other.
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.environment = os.environ | {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
@@ -149,3 +150,14 @@ def test_a_job_is_deleted_when_its_program_is_told_to_end(api: Api) -> None:
     assert process.wait(60) == 1
     assert not api.jobs
     assert api.asked[-1][1].endswith("?propagationPolicy=Background")
+
+
+def test_a_job_is_deleted_once_the_api_server_answers_again(api: Api) -> None:
+    process = launched(api)
+    api.failing = True
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: any(method == "DELETE" for method, _ in api.asked))
+    assert process.poll() is None
+    api.failing = False
+    assert process.wait(60) == 1
+    assert not api.jobs

@@ -114,6 +114,46 @@ os._exit(0)
 """
 
 
+SILENT = """
+import json, os, socket, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+silent = socket.create_server(("127.0.0.1", 0))
+os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+sys.path.insert(0, "tests")
+from conftest import images
+from executor import Document
+from serving import Service
+
+folder = Path(sys.argv[1])
+service = Service(folder / "workspace", folder / "cwd", remote_prefixes=["s3://shop/"])
+with service as flow, ThreadPoolExecutor(1) as pool:
+    flow.post("/embed", images(1), returns=Document)
+    docs = [Document(uri=f"s3://shop/{number}.png") for number in range(20)]
+    slow = pool.submit(flow.post, "/embed", docs, protocol="door", returns=Document)
+    silent.settimeout(60)
+    silent.accept()
+    began = time.monotonic()
+    (doc,) = flow.post("/embed", images(1), returns=Document)
+    said = {"seconds": time.monotonic() - began, "embedded": doc.embedding is not None, "waiting": not slow.done()}
+    said["errors"] = [doc.tags["finetuner_error"] for doc in slow.result()]
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.extra
+@pytest.mark.flow
+def test_a_store_that_says_nothing_to_one_caller_holds_up_no_other(tmp_path: Path) -> None:
+    said = json.loads(run_with_extras(SILENT, tmp_path).splitlines()[-1])
+    assert said["waiting"]
+    assert said["embedded"]
+    assert said["seconds"] < 10
+    assert len(said["errors"]) == 20
+    assert all("did not arrive within 10 seconds" in error for error in said["errors"])
+
+
 @pytest.mark.extra
 @pytest.mark.process
 def test_pictures_are_read_from_a_real_s3_server(tmp_path: Path) -> None:

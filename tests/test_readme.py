@@ -113,6 +113,7 @@ def test_the_two_commands_are_there_to_be_run():
     assert all(os.access(ROOT / command, os.X_OK) for command in commands)
 
 
+@pytest.mark.timeout(900)  # three runs of the default model and a dozen commands, and never mind a busy machine
 @pytest.mark.flow
 def test_the_code_blocks_of_the_readme_work_in_their_order(reader):
     """Python blocks share one interpreter, so each bash block is run by it where it stands."""

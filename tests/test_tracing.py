@@ -101,7 +101,7 @@ def test_a_flow_with_jinas_tracing_leads_a_call_through_gateway_and_executor(
 ) -> None:
     headers = {"traceparent": f"00-{'2' * 32}-{CALLER}-01"}
     post(f"http://127.0.0.1:{flow.ports['http']}", "/embed", images(3), headers)
-    found = collector.wait("POST /embed", "/embed", *STAGES, trace="2" * 32)
+    found = collector.wait("POST /embed", "/embed", *STAGES, trace="2" * 32, below=CALLER)
     up = way_up(found["embed.forward"][0], found)
     assert up[0] == "/embed"
     assert up[-2:] == ["POST /embed", CALLER]
@@ -113,7 +113,7 @@ def test_a_run_is_one_trace_from_its_first_request_to_its_promotion(flow: Servic
     door = f"http://127.0.0.1:{flow.ports['http']}"
     post(door, "/fit", images(12), headers, run="seen", total=24, epochs=2, batch_size=8, promote="always")
     post(door, "/fit", images(12, prefix="e"), {}, run="seen")
-    found = collector.wait(*OF_A_RUN, "promotion", "run", trace="1" * 32, seconds=240)
+    found = collector.wait(*OF_A_RUN, "promotion", "run", trace="1" * 32, below=CALLER, seconds=240)
     (run,) = found["run"]
     up = way_up(run, found)
     assert up[0] == "/fit"
