@@ -44,12 +44,10 @@ from executor.bulk.parts import Output
 from executor.commands.calling import Place, connect
 from executor.commands.sending import loaded
 from executor.documents import DocumentArray, RunStatus
-from executor.loading.forward import embed_batches
 from executor.models.versions import WorkspaceVersions, ensure_base
 from executor.parameters import ExecutorOptions
 from executor.serving.embedder import Embedder
-from executor.serving.inference import embed_by_graph
-from executor.serving.pipeline import MAX_BATCH
+from executor.serving.pipeline import largest_batch
 from executor.sources import documents, rows
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
@@ -71,15 +69,12 @@ def limit(folder: Path, workspace: Workspace, given: ExecutorOptions) -> float:
         began = time.perf_counter()
         images = list(pool.map(version.preprocess, docs, chunksize=8))
         decoding = time.perf_counter() - began
-    starts = range(0, len(images), MAX_BATCH)
-    batches = [torch.from_numpy(np.stack(images[start : start + MAX_BATCH])) for start in starts]
+    size = largest_batch(version.device, torch.get_num_threads())
+    batches = [torch.from_numpy(np.stack(images[start : start + size])) for start in range(0, len(images), size)]
 
     def forward() -> None:
         for batch in batches:
-            if version.graph is not None:
-                embed_by_graph(version.graph, batch)
-            else:
-                embed_batches(version.model, [batch], version.device, bf16=version.bf16)
+            version.embed(batch)
 
     embedder.close()
     return decoding + seconds_of(forward)

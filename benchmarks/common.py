@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import platform
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,12 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="under a minute; the figures are rough")
     parser.add_argument("--tiny", action="store_true", help="seconds; only shows that the program works")
     return parser
+
+
+def free_port() -> int:
+    """Return a port that nothing was listening on a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def print_machine() -> None:

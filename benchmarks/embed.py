@@ -22,7 +22,6 @@ cell.
 
 import contextlib
 import os
-import socket
 import tempfile
 import time
 from collections import defaultdict
@@ -37,6 +36,7 @@ from jina import Client
 
 from benchmarks.clients import ClientProcess
 from benchmarks.common import (
+    free_port,
     jpeg,
     median,
     options,
@@ -53,13 +53,12 @@ from benchmarks.http_clients import client as http_client
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
 from executor.loading.batches import collate
-from executor.loading.forward import embed_batches
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.versions import WorkspaceVersions
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import Embedder
-from executor.serving.inference import embed_by_graph
+from executor.serving.pipeline import largest_batch
 from executor.store.workspace import Workspace
 
 CLASSES = 16
@@ -204,14 +203,12 @@ def arithmetic(workspace: Path, model: str, size: int) -> tuple[float, int]:
     docs = [Document(buffer=jpeg(textured(number % CLASSES, number))) for number in range(BATCH)]
     decoded: list[Any] = []
     decoding = cpu_of(lambda: decoded.extend(version.preprocess(doc) for doc in docs)) / BATCH
-    inputs = collate(decoded[:BATCH])
+    batches = collate(decoded[:BATCH]).split(largest_batch(version.device, torch.get_num_threads()))
 
-    def forward() -> np.ndarray:
-        if version.graph is not None:
-            return embed_by_graph(version.graph, inputs)
-        return embed_batches(version.model, [inputs], version.device, bf16=version.bf16)
+    def forward() -> list[np.ndarray]:
+        return [version.embed(batch) for batch in batches]
 
-    dimensions = int(forward().shape[1])
+    dimensions = int(forward()[0].shape[1])
     taken = min(cpu_of(forward) for _ in range(3)) / BATCH
     embedder.close()
     return decoding + taken, dimensions
@@ -295,8 +292,7 @@ def main() -> None:
         files = write_jpegs(folder / "images", images, CLASSES)
         forward: dict[int, list[float]] = defaultdict(list)
         paused: list[float] = []
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            door_port = int(probe.getsockname()[1])
+        door_port = free_port()
         settings_of_ours = {"allowed_roots": [str(folder)], "http_port": door_port, **settings}
         ours = Served("ours", folder, model=model_name, input_size=size, **settings_of_ours)
         targets = {

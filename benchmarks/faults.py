@@ -3,7 +3,8 @@
     .venv/bin/python -m benchmarks.faults [--kills 200] [--seed 0] [--minutes 90] [--quick]
 
 Each of two customers posts documents to its run, a few at a time. When both runs have ended, they begin the next ones.
-Other callers use `/status` and `/embed` all the time. A failed `/fit` request is sent again until it is answered; some
+Other callers use `/status` and `/embed` all the time. One customer and one of the others speak gRPC with the Flow's
+gateway, the rest HTTP with the door of our own. A failed `/fit` request is sent again until it is answered; some
 answered requests are sent again too. Meanwhile we send SIGKILL to the trainer or to the service (one kill of four).
 For the service we kill the gateway's process, the executor's, or all processes of the Flow at once, and then start the
 Flow again as an operator would. Every fourth trainer gets SIGSTOP instead: the service must notice that by itself.
@@ -34,23 +35,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.common import options, print_machine, print_table
+from benchmarks.common import free_port, options, print_machine, print_table
 from benchmarks.customers import Ledger, Recipe, deliver, have_trained, recipes, wait_for_end
 from benchmarks.killing import Killer, Victim
 from benchmarks.serving import Served
-from benchmarks.traffic import Caller, Request, end
+from benchmarks.traffic import Caller, DoorCaller, Request, end
 from executor.documents import RunStatus
 from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import find_workspace
 
-CUSTOMERS = 2
 SERVICE_SHARE = 0.25  # share of the kills that hit the service
-# One thread, so that sums are always computed in the same order. Runs wait for all their documents, however long.
+# One thread, so that sums are always computed in the same order. Runs wait for all their documents, however long. A
+# trainer is not to stand still because the machine has other work: that would be one fault more.
 SERVICE = {
     "model": "small",
     "input_size": 16,
     "trainer_threads": 1,
     "trainer_nice": 0,
+    "trainer_yields": False,
     "receive_timeout": 3600.0,
     "trainer_stall_seconds": 15.0,  # a stopped one is replaced after a third of it
 }
@@ -81,11 +83,15 @@ async def train_twins(folder: Path, of: dict[str, Recipe]) -> dict[str, Ended]:
 
 
 async def attack(
-    served: Served, killer: Killer, of: dict[str, Recipe], seed: int, ledger: Ledger, record: list[Request]
+    served: Served, door: int, killer: Killer, of: dict[str, Recipe], seed: int, ledger: Ledger, record: list[Request]
 ) -> None:
     """Use the service until the last kill is done and the last run has ended."""
-    callers = [Caller(served.port, record) for _ in range(CUSTOMERS + 3)]
-    steady = [callers.pop().embed_steadily(), callers.pop().embed_steadily(), callers.pop().ask_steadily()]
+    callers = Caller(served.port, record), DoorCaller(door, record)
+    steady = [
+        Caller(served.port, record).embed_steadily(),
+        DoorCaller(door, record).embed_steadily(),
+        DoorCaller(door, record).ask_steadily(),
+    ]
     background = [asyncio.create_task(task) for task in steady]
     killing = asyncio.create_task(asyncio.to_thread(killer.work))
     customers = asyncio.create_task(have_trained(callers, of, seed, ledger, lambda: killer.finished))
@@ -192,9 +198,10 @@ async def measure(kills: int, seed: int, minutes: float, epochs: int, *, tiny: b
         twins = await train_twins(folder / "twins", of)
         print("\nThe undisturbed twins have succeeded.\n", flush=True)
         ledger, record = Ledger(), list[Request]()
-        with Served("ours", folder, **SERVICE) as served:
+        door = free_port()
+        with Served("ours", folder, http_port=door, **SERVICE) as served:
             killer = Killer(served, seed=seed, kills=kills, service_share=SERVICE_SHARE, seconds=minutes * 60)
-            await attack(served, killer, of, seed, ledger, record)
+            await attack(served, door, killer, of, seed, ledger, record)
             return judge(served, killer, of, twins, ledger, record)
 
 

@@ -23,6 +23,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ from benchmarks.common import print_headline
 
 LIMITS = {"timeout": 5, "rss_limit_mb": 2048}
 MOST_BYTES = 1 << 16
+MOST_RUNS = 500_000  # inputs of a process: atheris keeps up to 1 KB of each, without its instrumentation nothing grows
 KEPT = Path(__file__).with_name("fuzz_seeds.zip")
 MOST_KEPT_BYTES = 2048  # of a seed
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -177,12 +179,15 @@ def run(target: str, folder: Path, seconds: int) -> dict[str, Any]:
         (kept / f"first-{number}").write_bytes(seed)
     limits = [f"-{name}={value}" for name, value in LIMITS.items()]
     command = [sys.executable, "-m", "benchmarks.fuzz_images", "--target", target, f"-max_len={MOST_BYTES}", *limits]
-    done = subprocess.run(
-        [*command, f"-max_total_time={seconds}", f"-artifact_prefix={found}/", "-print_final_stats=1", str(kept)],
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    fuzzing = [*command, f"-runs={MOST_RUNS}", f"-artifact_prefix={found}/", "-print_final_stats=1", str(kept)]
+    executed, coverage, end = 0, 0, time.monotonic() + seconds
+    while True:
+        left = max(1, round(end - time.monotonic()))
+        done = subprocess.run([*fuzzing, f"-max_total_time={left}"], capture_output=True, text=True, errors="replace")
+        executed += sum(map(int, re.findall(r"number_of_executed_units: (\d+)", done.stderr)))
+        coverage = max(coverage, *map(int, re.findall(r"cov: (\d+)", done.stderr)), 0)
+        if done.returncode or time.monotonic() >= end - 1:
+            break
     with tempfile.TemporaryDirectory(dir=folder) as smaller:
         merged = subprocess.run([*command, "-merge=1", smaller, str(kept)], capture_output=True)
         if merged.returncode == 0 and any(Path(smaller).iterdir()):
@@ -190,12 +195,10 @@ def run(target: str, folder: Path, seconds: int) -> dict[str, Any]:
                 file.unlink()
             for file in Path(smaller).iterdir():
                 file.rename(kept / file.name)
-    executed = re.search(r"number_of_executed_units: (\d+)", done.stderr)
-    coverage = re.findall(r"cov: (\d+)", done.stderr)
     return {
         "target": target,
-        "inputs": int(executed[1]) if executed else 0,
-        "coverage": int(coverage[-1]) if coverage else 0,
+        "inputs": executed,
+        "coverage": coverage,
         "seeds": len(list(kept.iterdir())),
         "against us": sorted(map(str, found.iterdir())),
         "exit code": done.returncode,

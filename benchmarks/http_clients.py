@@ -1,7 +1,8 @@
-"""A client of our HTTP door in its own process: `python -m benchmarks.http_clients` reads what to measure.
+"""A client over HTTP in its own process: `python -m benchmarks.http_clients` reads what to measure.
 
-It does what `wrk` does, and costs about as little: requests are encoded before it starts, sockets are raw, and of an
-answer it reads the length alone. One request of each kind is checked.
+It calls our door, and with the form `infinity` a server of that name. It does what `wrk` does, and costs about as
+little: requests are encoded before it starts, sockets are raw, and of an answer it reads the length alone. One request
+of each kind is checked.
 """
 
 import base64
@@ -20,18 +21,25 @@ MODULE = "benchmarks.http_clients"
 
 
 def client() -> ClientProcess:
-    """Return the client process. It measures as a `ClientProcess` does, and takes `port` as that of a door."""
+    """Return the client process. It measures as a `ClientProcess` does, and takes `port` as that of a door.
+
+    The form `infinity` stands for JPEG files as data uris, in the words of infinity's API.
+    """
     return ClientProcess(MODULE)
 
 
-def encoded_request(fields: list[dict[str, Any]], images: int, first: int) -> bytes:
-    """Return a whole request to /embed: one JPEG as it is, several, and arrays, as JSON."""
+def encoded_request(fields: list[dict[str, Any]], form: str, images: int, first: int) -> bytes:
+    """Return a whole request: to /embed one JPEG as it is, several, and arrays, as JSON; to infinity always JSON."""
     chosen = [fields[number % len(fields)] for number in range(first, first + images)]
-    if images == 1 and "buffer" in chosen[0]:
+    path, kind = "/embed", "application/json"
+    if form == "infinity":
+        uris = [_as_json(each)["uri"] for each in chosen]
+        path, body = "/embeddings", json.dumps({"model": "clip", "modality": "image", "input": uris}).encode()
+    elif images == 1 and form == "jpeg":
         kind, body = "image/jpeg", chosen[0]["buffer"]
     else:
-        kind, body = "application/json", json.dumps({"data": [_as_json(each) for each in chosen]}).encode()
-    head = f"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        body = json.dumps({"data": [_as_json(each) for each in chosen]}).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + bytes(body)
 
 
@@ -74,9 +82,11 @@ class Connection:
         return self.left == 0
 
 
-def measure(fields: list[dict[str, Any]], port: int, images: int, concurrency: int, seconds: float) -> dict[str, Any]:
+def measure(
+    fields: list[dict[str, Any]], form: str, port: int, images: int, concurrency: int, seconds: float
+) -> dict[str, Any]:
     """Measure as `ClientProcess.measure` describes; also return the processor time of this process, `cpu`."""
-    requests = itertools.cycle(encoded_request(fields, images, first) for first in range(0, DIFFERENT, images))
+    requests = itertools.cycle(encoded_request(fields, form, images, first) for first in range(0, DIFFERENT, images))
     latencies: list[float] = []
     selector = selectors.DefaultSelector()
     connections = [Connection(socket.create_connection(("127.0.0.1", port))) for _ in range(concurrency)]
@@ -106,9 +116,9 @@ def main() -> None:
     known: dict[str, list[dict[str, Any]]] = {}
     for line in sys.stdin:
         wanted = json.loads(line)
-        form = wanted.pop("form")
+        form = wanted["form"]
         if form not in known:
-            known[form] = contents(form)
+            known[form] = contents("jpeg" if form == "infinity" else form)
         print(json.dumps(measure(known[form], **wanted)), flush=True)
 
 

@@ -5,7 +5,10 @@
 Measured: one gRPC client posts requests of 100 documents. They have a path as `uri`, or a JPEG of 20 KB as `buffer`.
 Every answered request is synced to disk. The limit is the same calls to an Executor with the same schema that stores
 nothing, so 1.0 is the best ratio. The first request starts the run's trainer, as always. The trainer decodes documents
-while more are sent, at its usual low priority. Both targets take turns; figures are medians.
+while more are sent, at its usual low priority. All targets take turns; figures are medians.
+
+Our own HTTP door gets the same documents: those with a path as JSON lines, all in one call; those with an image as the
+files of forms of 1000. Beside the latter stands the disk: the same bytes, appended to a file, synced every 100 images.
 
 Time by part: the parts are called one by one in this process, in milliseconds for 100 documents. The rest of the time
 goes to the client and the network.
@@ -15,7 +18,10 @@ trainer until its first steps. Jina's client sends up to `prefetch` requests ahe
 wait in the service. Other rows therefore send fewer ahead.
 """
 
+import http.client
 import itertools
+import json
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -27,6 +33,7 @@ from docarray import DocList
 from jina import Client
 
 from benchmarks.common import (
+    free_port,
     jpeg,
     median,
     options,
@@ -46,7 +53,9 @@ from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import Workspace
 
 REQUEST = 100
+FORM = 1000  # files in a form
 PREFETCH = 1000  # Jina's own default
+BOUNDARY = "5f2c8e"
 CLASSES = 32
 SMALL = 32  # pixels; small, because we do not measure decoding here
 BUFFER_BYTES = 20_000
@@ -95,26 +104,88 @@ class Caller:
         return len(docs) / seconds_of(lambda: self.post("/fit", DocumentArray(docs), run=run))
 
 
+class DoorCaller:
+    """A client of our HTTP door. It encodes its requests while it is measured, as a client of Jina does."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def rate(self, docs: list[Document], run: str) -> float:
+        """Return documents per second into a run that already receives."""
+        return len(docs) / seconds_of(lambda: self._send(docs, run))
+
+    def _send(self, docs: list[Document], run: str) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port)
+        for kind, body in json_lines(docs) if docs[0].uri else forms(docs):
+            connection.request("POST", f"/fit?run={run}", body, {"Content-Type": kind})
+            answer = connection.getresponse()
+            text = answer.read()
+            if answer.status != 200:
+                raise RuntimeError(f"the door answers {answer.status}: {text[:500]!r}")
+        connection.close()
+
+
+def json_lines(docs: list[Document]) -> Iterator[tuple[str, bytes]]:
+    """Yield the one request that sends documents with a path: its content type and body."""
+    lines = (json.dumps({"uri": doc.uri, "tags": doc.tags}) for doc in docs)
+    yield "application/x-ndjson", "\n".join(lines).encode()
+
+
+def forms(docs: list[Document]) -> Iterator[tuple[str, bytes]]:
+    """Yield the requests that send documents with an image: content types and bodies."""
+    for start in range(0, len(docs), FORM):
+        parts = []
+        for doc in docs[start : start + FORM]:
+            named = f'name="label:{doc.tags["finetuner_label"]}"; filename="{next(_numbers)}.jpg"'
+            parts.append(f"--{BOUNDARY}\r\nContent-Disposition: form-data; {named}\r\n\r\n".encode())
+            parts += [doc.buffer or b"", b"\r\n"]
+        yield f"multipart/form-data; boundary={BOUNDARY}", b"".join([*parts, f"--{BOUNDARY}--\r\n".encode()])
+
+
+class Disk:
+    """What the disk allows: the images alone, appended to a file, which is synced as often as requests are answered."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "disk"
+
+    def rate(self, docs: list[Document], run: str) -> float:
+        """Return images per second."""
+        return len(docs) / seconds_of(lambda: self._write(docs))
+
+    def _write(self, docs: list[Document]) -> None:
+        with open(self._file, "ab") as file:
+            for start in range(0, len(docs), REQUEST):
+                file.write(b"".join(doc.buffer or b"" for doc in docs[start : start + REQUEST]))
+                file.flush()
+                os.fsync(file.fileno())
+        self._file.unlink()
+
+
 def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tuple[dict[str, list[float]], list[Any]]:
     """Return documents per second by "sort, target", and the rows of the table."""
     rates: dict[str, list[float]] = defaultdict(list)
-    ours, noop = Served("ours", folder, **quiet(folder)), Served("noop", folder)
+    door = free_port()
+    ours, noop = Served("ours", folder, http_port=door, **quiet(folder)), Served("noop", folder)
     with ours, noop:
         for sort, make in sorts.items():
-            callers = {"no-op": Caller(noop), "/fit": Caller(ours)}
+            flow = Caller(ours)
+            callers: dict[str, Any] = {"no-op": Caller(noop), "/fit": flow, "/fit, our door": DoorCaller(door)}
+            if sort != "uri":
+                callers["the disk"] = Disk(folder)
             run = sort.split()[0]
             for caller in callers.values():
                 caller.rate(list(make(REQUEST)), run)  # connects and starts the run
             for _ in range(rounds):
                 for target, caller in callers.items():
                     rates[f"{sort}, {target}"].append(caller.rate(list(make(count)), run))
-            callers["/fit"].post("/cancel", run=run)
+            flow.post("/cancel", run=run)
     rows = []
     for sort in sorts:
         limit = median(rates[f"{sort}, no-op"])
-        for target in ("no-op", "/fit"):
-            values = rates[f"{sort}, {target}"]
-            rows.append((f"{sort}, {target}", median(values), spread(values), median(values) / limit))
+        through_flow = median(rates[f"{sort}, /fit"])
+        for name in [name for name in rates if name.startswith(f"{sort}, ")]:
+            rate = median(rates[name])
+            rows.append((name, rate, spread(rates[name]), rate / limit, rate / through_flow))
     return rates, rows
 
 
@@ -219,7 +290,7 @@ def main() -> None:
         }
         rates, rows = compare(folder, sorts, count, rounds)
         print(f"Requests of {REQUEST}, {count} documents a call, {rounds} rounds:\n")
-        print_table(("documents", "documents/s", "range", "of the limit"), rows)
+        print_table(("documents", "documents/s", "range", "of the no-op", "of the Flow's /fit"), rows)
         print(f"Milliseconds for {REQUEST} documents:\n")
         pieces = {sort: breakdown(folder / sort.split()[0], make, repeats) for sort, make in sorts.items()}
         names = list(next(iter(pieces.values())))

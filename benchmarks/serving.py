@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import psutil
 from docarray import DocList
 from jina import Executor, Flow, requests
 
+from benchmarks.common import free_port
 from executor.documents import DocumentArray, RunStatus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,9 +77,7 @@ class Served:
     def __init__(self, what: str, folder: Path, **options: Any) -> None:
         self._log = folder / f"{what}.log"
         self.workspace = folder / what
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._settings = {"what": what, "port": self.port, "workspace": str(self.workspace), "options": options}
         self.start()
 

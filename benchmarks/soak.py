@@ -2,13 +2,14 @@
 
     .venv/bin/python -m benchmarks.soak [--minutes 10] [--quick]
 
-Each run is promoted. After each run, all but the newest three are deleted through `/delete`, and we take a sample. It
-has the memory (PSS, which divides shared pages among processes), open files, threads and processes of the service
-without its trainer, the bytes of the workspace, and the latency of the `/embed` requests since the last sample. The
-first six samples are left out: in this time models and libraries are loaded, and the first runs are kept. For the rest
-we compare the median of the first quarter with that of the last one, and fit a line through all samples for the slope.
-A row is flat if its last quarter is within the bound next to it. The exit code is 1 if a row is not flat, if there were
-too few runs to tell (except with --quick and --tiny), or if a request failed.
+`/embed` is called by gRPC at the Flow's gateway, and by HTTP at the door of our own. Each run is promoted. After each
+run, all but the newest three are deleted through `/delete`, and we take a sample. It has the memory (PSS, which divides
+shared pages among processes), open files, threads and processes of the service without its trainer, the bytes of the
+workspace, and the latency of the `/embed` requests since the last sample. The first six samples are left out: in this
+time models and libraries are loaded, and the first runs are kept. For the rest we compare the median of the first
+quarter with that of the last one, and fit a line through all samples for the slope. A row is flat if its last quarter
+is within the bound next to it. The exit code is 1 if a row is not flat, if there were too few runs to tell (except with
+--quick and --tiny), or if a request failed.
 """
 
 import asyncio
@@ -24,9 +25,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.common import options, print_machine, print_table, textured
+from benchmarks.common import free_port, options, print_machine, print_table, textured
 from benchmarks.serving import Served, words_of
-from benchmarks.traffic import Caller, Request, end
+from benchmarks.traffic import Caller, DoorCaller, Request, end
 from executor.documents import Document, DocumentArray, RunStatus
 from executor.store.workspace import find_workspace
 
@@ -114,9 +115,13 @@ async def train(caller: Caller, run: str, number: int) -> RunStatus:
         await asyncio.sleep(0.2)
 
 
-async def soak(served: Served, minutes: float, record: list[Request]) -> list[tuple[float, ...]]:
+async def soak(served: Served, door: int, minutes: float, record: list[Request]) -> list[tuple[float, ...]]:
     """Train one run after another; return a sample for each."""
-    steady = Caller(served.port, record).embed_steadily(), Caller(served.port, record).ask_steadily()
+    steady = [
+        Caller(served.port, record).embed_steadily(),
+        Caller(served.port, record).ask_steadily(),
+        DoorCaller(door, record).embed_steadily(),
+    ]
     background = [asyncio.create_task(task) for task in steady]
     caller = Caller(served.port, record)
     samples: list[tuple[float, ...]] = []
@@ -160,9 +165,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     print_machine()
     record: list[Request] = []
-    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Served("ours", Path(folder), **SERVICE) as served:
+    door = free_port()
+    settings = SERVICE | {"http_port": door}
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, Served("ours", Path(folder), **settings) as served:
         try:
-            samples = asyncio.run(soak(served, minutes, record))
+            samples = asyncio.run(soak(served, door, minutes, record))
         except KeyboardInterrupt:
             return 130
         kept = [size_of(path) for path in (find_workspace(served.workspace).root / "runs").rglob("*")]

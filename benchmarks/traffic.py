@@ -1,6 +1,6 @@
-"""Callers in one event loop that record every request they make.
+"""Callers in one event loop that record every request they make: by Jina's client, or by HTTP at our own door.
 
-They use Jina's asyncio client, because its synchronous gRPC client allows only one call at a time in a process.
+Of Jina they use the asyncio client, because its synchronous gRPC client allows only one call at a time in a process.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+import aiohttp
 from docarray import DocList
 from jina import Client
 
@@ -93,6 +94,26 @@ class Caller:
         with contextlib.suppress(RequestFailed):  # the record has it
             await self.post(endpoint, docs, **options)
         await asyncio.sleep(PAUSE)
+
+
+class DoorCaller(Caller):
+    """The same by HTTP at the door of a service with the option `http_port`. Each request has its own connection."""
+
+    def __init__(self, port: int, record: list[Request]) -> None:
+        super().__init__(port, record)
+        self._door = f"http://127.0.0.1:{port}"
+
+    async def _answers(self, endpoint: str, docs: Any, returns: Any, parameters: dict[str, Any]) -> list[Any]:
+        call = {"data": [_as_json(doc) for doc in docs or ()], "parameters": parameters}
+        async with aiohttp.ClientSession() as session, session.post(self._door + endpoint, json=call) as response:
+            answer = await response.json()
+        if response.status != 200:
+            raise RequestFailed(str(answer.get("detail", answer)))
+        return [returns(**fields) for fields in answer["data"]]
+
+
+def _as_json(doc: Document) -> dict[str, Any]:
+    return {"id": doc.id, "blob": doc.blob.tolist(), "tags": doc.tags}
 
 
 async def end(tasks: Iterable[asyncio.Task[None]]) -> None:
