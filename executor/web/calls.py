@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import re
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ LARGE = 256 * 1024  # bytes of JSON: from here on it is read in a thread
 MAX_FILES = 100_000  # of one form
 MAX_FIELDS = 1000  # the same
 MAX_LINE_BYTES = 64 << 20
-_MANY_DIGITS = re.compile(rb"[0-9]{19}")  # without them no integer of JSON is beyond 64 bits
 LINES_TOGETHER = 1000  # lines in one part of a call,
 LINES_TOGETHER_BYTES = 8 << 20  # or fewer if they are long
 
@@ -79,7 +77,7 @@ def _exact_call(text: bytes) -> Call:
 
 def _check_integers(text: bytes, docs: list[Picture]) -> None:
     """Raise BadRequest if tags have an integer beyond 64 bits, which orjson has turned into a float."""
-    if _MANY_DIGITS.search(text) and any(_enormous(part.tags) for doc in docs for part in (doc, *doc.matches)):
+    if any(_enormous(part.tags) for doc in docs for part in (doc, *doc.matches)):
         json.loads(text, parse_int=_within)
 
 
@@ -102,7 +100,8 @@ def loads(text: bytes, what: str) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         refusal = BadDocument(f"{what} is not JSON: {error}.")
-    if re.search(rb"NaN|Infinity", text) and b"\\u" not in text:  # no JSON, but Python and others write it for arrays
+    # That is no JSON, but Python and others write it for arrays.
+    if (b"NaN" in text or b"Infinity" in text) and b"\\u" not in text:
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(text, parse_int=orjson.loads)  # which keeps whole numbers within 64 bits
     raise refusal
