@@ -1,14 +1,15 @@
 """Measure images per second and latency of `/embed`, idle and beside a trainer, and how much that slows the trainer.
 
-    .venv/bin/python -m benchmarks.embed [--quick] [--no-yields] [--nice N] [--trainer-threads N]
+    .venv/bin/python -m benchmarks.embed [--quick] [--door] [--no-yields] [--nice N] [--trainer-threads N]
 
 Measured: images per second, and p50 and p99 of the latency of a request. One asyncio client process sends over gRPC:
 requests with one image, 1, 8 and 32 at a time, and requests with 100 images, one at a time. Images are JPEG buffers of
 640×480 or 224×224 uint8 blobs.
 
 The same images go to our own HTTP door, one as a raw body and a hundred as JSON, by a client that costs little; and to
-that door with nothing behind it. Its limit is what decoding, the fastest admitted forward, and the way there (the
-no-op's and the client's processor time) allow on all cores together.
+that door with nothing behind it. Its limit is what decoding, the fastest admitted forward (both on every core at once:
+`all_cores.py`), and the way there (the no-op's and the client's processor time) allow on all cores together. `--door`
+measures only this.
 
 The limit is the bare model: its forward pass on batches in memory, in evaluation mode, with the same number of threads.
 The cost of Jina is the round trip to an Executor that does nothing. The peer is an Executor as people usually write it:
@@ -25,7 +26,6 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,17 +34,17 @@ import torch
 from docarray import DocList
 from jina import Client
 
+from benchmarks.all_cores import AllCores
 from benchmarks.clients import ClientProcess
 from benchmarks.common import (
     free_port,
-    jpeg,
     median,
     options,
     print_headline,
     print_machine,
     print_table,
     seconds_of,
-    textured,
+    spread,
     write_jpegs,
 )
 from benchmarks.door_noop import ServedNoOp
@@ -52,14 +52,8 @@ from benchmarks.door_noop import served as served_noop
 from benchmarks.http_clients import client as http_client
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
-from executor.loading.batches import collate
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
-from executor.models.versions import WorkspaceVersions
-from executor.parameters import parse_executor_options
-from executor.serving.embedder import Embedder
-from executor.serving.pipeline import largest_batch
-from executor.store.workspace import Workspace
 
 CLASSES = 16
 SIZES = {"small": 128, "default": 160}
@@ -195,36 +189,20 @@ def measure_training(
     return cells, trained
 
 
-def arithmetic(workspace: Path, model: str, size: int) -> tuple[float, int]:
-    """Return the processor seconds an image that decoding and the fastest admitted forward take, and the dimensions."""
-    options = parse_executor_options({"model": model, "input_size": size, "allowed_roots": [str(workspace)]})
-    embedder = Embedder(WorkspaceVersions(Workspace(workspace), options, lambda: "base"), options)
-    version = embedder.version("base")
-    docs = [Document(buffer=jpeg(textured(number % CLASSES, number))) for number in range(BATCH)]
-    decoded: list[Any] = []
-    decoding = cpu_of(lambda: decoded.extend(version.preprocess(doc) for doc in docs)) / BATCH
-    batches = collate(decoded[:BATCH]).split(largest_batch(version.device, torch.get_num_threads()))
-
-    def forward() -> list[np.ndarray]:
-        return [version.embed(batch) for batch in batches]
-
-    dimensions = int(forward()[0].shape[1])
-    taken = min(cpu_of(forward) for _ in range(3)) / BATCH
-    embedder.close()
-    return decoding + taken, dimensions
-
-
-def cpu_of(work: Callable[[], object]) -> float:
-    """Return the processor time of this process that something takes, in seconds."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
-
-
 def measure_door(
-    client: ClientProcess, door: int, noop: ServedNoOp, traffics: list[Traffic], seconds: float, rounds: int
-) -> tuple[Cells, dict[Traffic, float]]:
-    """Measure our door and its no-op in turns; also return the no-op's processor seconds an image, the client's too."""
+    client: ClientProcess,
+    door: int,
+    noop: ServedNoOp,
+    cores: AllCores,
+    traffics: list[Traffic],
+    seconds: float,
+    rounds: int,
+) -> tuple[Cells, dict[Traffic, list[float]]]:
+    """Measure our door and its limit in turns.
+
+    Returns: the cells, and the processor seconds that an image takes in each window: the no-op's, the client's, and
+        those of decoding and the forward pass.
+    """
     cells: Cells = defaultdict(Cell)
     taken: dict[Traffic, list[float]] = defaultdict(list)
     for round_number in range(rounds + 1):
@@ -237,18 +215,23 @@ def measure_door(
                 cells["our door", traffic].add(*measured)
                 cells["our door, no-op", traffic].add(*of_noop)
                 images = traffic.images * len(of_noop[1])
-                taken[traffic].append((noop.cpu() - before) / images + client.cpu)
-    return cells, {traffic: median(values) for traffic, values in taken.items()}
+                way = (noop.cpu() - before) / images + client.cpu
+                taken[traffic].append(way + cores.seconds_of_an_image(window))
+    return cells, taken
 
 
-def print_limits(cells: Cells, computing: float, ways: dict[Traffic, float]) -> None:
+def print_limits(cells: Cells, taken: dict[Traffic, list[float]]) -> None:
     """Print what our door reaches of what decoding, the forward and the way allow on all cores together."""
     cores = os.cpu_count() or 1
     rows = []
-    for traffic, way in ways.items():
-        allowed, cell = cores / (computing + way), cells["our door", traffic]
-        rows.append((str(traffic), median(cell.rates), allowed, median(cell.rates) / allowed, cell.percentile(50)))
-    print_table(("our door", "images/s", "allowed", "of it", "p50 ms"), rows)
+    for traffic, seconds in taken.items():
+        cell = cells["our door", traffic]
+        shares = [rate * each / cores for rate, each in zip(cell.rates, seconds, strict=True)]
+        allowed = cores / median(seconds)
+        rows.append(
+            (str(traffic), median(cell.rates), allowed, median(shares), spread(shares), cell.percentile(50)),
+        )
+    print_table(("our door", "images/s", "allowed", "of it", "range", "p50 ms"), rows)
 
 
 def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
@@ -271,6 +254,7 @@ def main() -> None:
     )
     parser.add_argument("--nice", type=int, dest="trainer_nice", help="the executor's option trainer_nice")
     parser.add_argument("--trainer-threads", type=int, help="the executor's option trainer_threads")
+    parser.add_argument("--door", action="store_true", help="measure only our HTTP door and its limit")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=SIZES, default="small")
@@ -305,18 +289,21 @@ def main() -> None:
                 running.enter_context(served)
             client = running.enter_context(ClientProcess())
             cells: Cells = defaultdict(Cell)
-            for _ in range(rounds):
+            for _ in range(0 if arguments.door else rounds):
                 for batch in (1, BATCH):
                     forward[batch].append(forward_rate(model, size, batch, seconds))
                 paused += forward_latency(model, size, PAUSE, seconds)
                 for key, cell in measure_idle(client, targets, traffics, seconds, 1).items():
                     cells[key].rates += cell.rates
                     cells[key].latencies += cell.latencies
-            computing, dimensions = arithmetic(folder / "limit", model_name, size)
-            noop = running.enter_context(served_noop(dimensions))
+            every_core = running.enter_context(AllCores(folder / "limit", model_name, size, os.cpu_count() or 1))
+            noop = running.enter_context(served_noop(every_core.dimensions))
             over_http = running.enter_context(http_client())
             jpegs = [traffic for traffic in traffics if traffic.form == "jpeg"]  # arrays as JSON are no way to send one
-            at_door, ways = measure_door(over_http, door_port, noop, jpegs, seconds, rounds)
+            at_door, taken = measure_door(over_http, door_port, noop, every_core, jpegs, seconds, rounds)
+            if arguments.door:
+                print_limits(at_door, taken)
+                return
             cells |= at_door
             trainer = Trainer(ours.port, files)
             busy, trained = measure_training(client, ours, trainer, traffics, seconds, rounds)
@@ -329,7 +316,7 @@ def main() -> None:
     print(f"Options: {settings or 'the defaults'}; windows of {seconds} s, {rounds} rounds\n")
     columns = ("traffic", "target", "images/s", "of the bare forward", "p50 ms", "p99 ms")
     print_table(columns, rows_of(cells | busy, limit))
-    print_limits(cells, computing, ways)
+    print_limits(cells, taken)
     alone = median(trained["no traffic"])
     rows = [(traffic, median(values), median(values) / alone) for traffic, values in trained.items()]
     print_table(("the trainer beside", "images/s", "of that without traffic"), rows)
