@@ -169,6 +169,12 @@ def test_a_tiff_is_shown_whatever_its_other_tags_hold():
     np.testing.assert_array_equal(decode_image(bytes(broken), ANY), PICTURE)
 
 
+def test_a_tiff_of_measurements_is_refused_as_a_picture_that_has_no_pixels():
+    heights = Image.fromarray(np.linspace(-3, 900.5, 64, dtype=np.float32).reshape(8, 8))
+    with pytest.raises(BadDocument, match=r"^A picture of shape \(8, 8\) .* its values, -3.0 to 900.5, are neither"):
+        decode_image(file("TIFF", heights), ANY)
+
+
 def test_a_gif_is_shown_whatever_its_comments_hold():
     gif = file("GIF")
     after_the_palette = 13 + (3 << (gif[10] & 7) + 1)

@@ -205,7 +205,9 @@ def test_weights_of_another_model_are_refused_by_name(tmp_path):
         config = ModelConfig(model="small", embedding_dim=dim)
         save_model(build_model(config), tmp_path / name)
     shutil.copy(tmp_path / "a" / "weights.safetensors", tmp_path / "b")
-    with pytest.raises(WorkspaceError, match=r"weights\.safetensors does not belong"):
+    with pytest.raises(
+        WorkspaceError, match=r"does not belong to the model\.json beside it; restore both, or train again"
+    ):
         load_model(tmp_path / "b")
 
 

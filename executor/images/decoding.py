@@ -133,7 +133,7 @@ def _band(image: Image.Image, bits: int) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return three_channels(np.rint(np.asarray(image) * np.float32(255 / (2**bits - 1))).astype(np.uint8))
     if image.mode in ("I", "F"):  # 32-bit TIFF: its author chooses the range of values
-        return image_from_array(np.asarray(image))
+        return image_from_array(np.asarray(image), "A picture")
     if image.has_transparency_data:
         return over_white(image.convert("RGBA"))
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))

@@ -181,7 +181,8 @@ def _load_weights(model: EmbeddingModel, file: Path) -> None:
         raise WorkspaceError(f"{file} is missing or damaged ({error}); restore it, or train again.") from error
     except RuntimeError as error:
         raise WorkspaceError(
-            f"{file} does not belong to the model beside it: {' '.join(str(error).split())[:300]}"
+            f"{file} does not belong to the model.json beside it; restore both, or train again. "
+            f"{' '.join(str(error).split())[:300]}"
         ) from error
 
 
