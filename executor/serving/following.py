@@ -87,7 +87,7 @@ class FollowedVersions:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=PATIENCE_SECONDS)
-        except (OSError, NotImplementedError) as error:  # filelock's Timeout is an OSError
+        except (OSError, NotImplementedError) as error:  # too late (an OSError of filelock), or a disk without locks
             _log.warning("A version is brought beside other readers that may share %s: %s", self._folder, error)
             return False
         return True

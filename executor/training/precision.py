@@ -19,9 +19,11 @@ ENOUGH = 16  # images on a CPU: a whole batch gains about as much, and the first
 
 def choose_bf16_once(file: Path, asked: str, model: nn.Module, inputs: Any, device: torch.device) -> bool:
     """Return the choice in `file`; if there is none yet, choose and write it, so that a resumed run uses the same."""
-    if not file.exists() or file.read_bytes() not in (b"bf16", b"fp32"):
-        publish_file(file, b"bf16" if choose_bf16(asked, model, inputs, device) else b"fp32")
-    return file.read_bytes() == b"bf16"
+    kept = file.read_bytes() if file.exists() else b""
+    if kept not in (b"bf16", b"fp32"):
+        kept = b"bf16" if choose_bf16(asked, model, inputs, device) else b"fp32"
+        publish_file(file, kept)
+    return kept == b"bf16"
 
 
 def choose_bf16(asked: str, model: nn.Module, images: Tensor, device: torch.device) -> bool:
