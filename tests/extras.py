@@ -10,8 +10,12 @@ PYTHON = ROOT / ".venv-extras" / "bin" / "python"
 
 
 def extras_environment() -> dict[str, str]:
-    """The variables for a program there: it finds this package, and nobody is told anything."""
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    """The variables for a program there: it finds this package, and nobody is told anything.
+
+    Ray's workers run at niceness 15 by default: beside other tests they would hardly run.
+    """
+    quiet = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    return os.environ | {"PYTHONPATH": str(ROOT)} | quiet
 
 
 def run_with_extras(program: str, *arguments: object, cwd: Path = ROOT) -> str:
