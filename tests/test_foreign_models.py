@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from conftest import coloured
 from executor import Document, DocumentArray, fit
 from executor import embed as embed_documents
-from executor.errors import ConfigurationError
+from executor.errors import ConfigurationError, InvalidParameter
 from executor.models.backbones import Reading, embedding_of, reading_of
 from executor.models.building import build_backbone, build_model, seeded
 from executor.models.export import export
@@ -29,7 +29,7 @@ from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.preprocessing import Preprocessing
 from executor.models.saving import load_model, save_model
 from executor.models.stated import published_preprocessing
-from executor.models.versions import load_version
+from executor.models.versions import ensure_base, load_version
 from executor.parameters import parse_executor_options
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
@@ -170,6 +170,14 @@ def not_a_mapping():
 
 def ends_in_batch_norm():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8))
+
+def ends_in_seen_batch_norm():
+    module = ends_in_batch_norm()
+    module[-1].running_mean.fill_(1.0)
+    return module
+
+def has_batch_norm_of_maps():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8))
 """
 
 
@@ -582,13 +590,43 @@ def test_a_run_says_what_it_assumed_and_the_next_run_does_not(tmp_path, factorie
 )
 def test_parts_of_one_image_and_batch_norm_fail_a_run_at_its_first_attempt(tmp_path, factories, options, reason):
     workshop = Workshop(tmp_path / "workspace", model=f"{factories}:ends_in_batch_norm")
-    workshop.receive("run", labelled(), **options)
+    workshop.receive("run", labelled(), **options)  # nothing was built yet, so nobody knows
     workshop.queue("run")
     with workshop.supervised():
         run = workshop.wait("run")
     assert run.state is RunState.FAILED
     assert reason in (run.error or "")
     assert run.attempts == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "refused"),
+    [
+        ("ends_in_batch_norm", {"micro_batch": 1}, True),
+        ("ends_in_batch_norm", {"micro_batch": 2, "batch_size": 3}, True),
+        ("ends_in_batch_norm", {"micro_batch": 2, "batch_size": 4}, False),
+        ("ends_in_batch_norm", {"batch_size": 3}, False),
+        ("ends_in_batch_norm", {"micro_batch": 1, "freeze": True}, False),
+        ("ends_in_batch_norm", {"micro_batch": 1, "norm_statistics": "fixed"}, False),
+        ("ends_in_seen_batch_norm", {"micro_batch": 1}, False),
+        ("ends_in_seen_batch_norm", {"micro_batch": 1, "norm_statistics": "trained"}, True),
+        ("has_batch_norm_of_maps", {"micro_batch": 1}, False),
+    ],
+    ids=str,
+)
+def test_parts_of_one_image_are_refused_at_once_where_a_batch_norm_needs_two(
+    tmp_path, factories, name, options, refused
+):
+    workshop = Workshop(tmp_path / "workspace", model=f"{factories}:{name}")
+    ensure_base(workshop.store.workspace, workshop.options)
+    if not refused:
+        workshop.receive("run", labelled(), **options)
+        return
+    with pytest.raises(InvalidParameter, match=r"'micro_batch' is \d .* set micro_batch to 2 or more"):
+        workshop.receive("run", labelled(), **options)
+    workshop.receive("run", labelled())
+    with pytest.raises(InvalidParameter, match="which has no variance"):  # named by a later request
+        workshop.receive("run", labelled(), **options)
 
 
 @pytest.mark.flow

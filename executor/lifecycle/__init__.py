@@ -2,6 +2,7 @@
 
 receiving.py   takes documents into a run, and knows when it is complete
 sizes.py       what a document takes, in documents and bytes
+norms.py       refuses parts of one image where a batch norm needs two
 sources.py     copies documents of earlier runs, and feedback, into a run
 feedback.py    takes in what users say of documents
 retraining.py  starts runs by itself, and undoes promotions that were wrong

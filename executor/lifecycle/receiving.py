@@ -32,6 +32,7 @@ from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from ..store.spool_rows import identity_of
 from .deadlines import Deadlines
+from .norms import check_parts
 from .sizes import bytes_of, parts_of
 from .sources import Sources, are_wanted, copied
 
@@ -243,11 +244,16 @@ class Receiver:
             trace=tracing.promise(),
             asked_by=tracing.here(),
         )
-        return self._store.create(parameters.run, self._on_version(options), configuration)
+        return self._store.create(parameters.run, self._checked(options), configuration)
 
-    def _on_version(self, options: TrainingOptions) -> TrainingOptions:
-        """Return the options with a version as `base`; `promoted` becomes the one served now."""
-        return options.model_copy(update={"base": self._version(options.base)})
+    def _checked(self, options: TrainingOptions) -> TrainingOptions:
+        """Return the options with a version as `base`; `promoted` becomes the one served now.
+
+        Raises: UnknownModel: it has no model. InvalidParameter: the options do not fit it.
+        """
+        found = options.model_copy(update={"base": self._version(options.base)})
+        check_parts(found, self._store.workspace.model_folder(found.base))
+        return found
 
     def _version(self, name: str) -> str:
         """Return the version to start from; `promoted` is the one served now. Raises: UnknownModel: it has no model."""
@@ -279,7 +285,7 @@ class Receiver:
         if not {"documents_from", "feedback"}.isdisjoint(changed):
             self._sources.check(run.options.model_copy(update=changed))
         if named:  # unchanged ones, too: from now on they are fixed
-            options = self._on_version(parse(TrainingOptions, present | changed, where="/fit"))
+            options = self._checked(parse(TrainingOptions, present | changed, where="/fit"))
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
             self._store.set_options(run.name, options, configuration)
 

@@ -6,6 +6,7 @@ backbones.py      what all backbones have in common, and how to find the embeddi
 stated.py         the preprocessing that a model states, by its image processor or its own attribute
 efficientnet.py   the network `default`, with pretrained weights
 residual.py       the network `small`, with random weights
+batch_norms.py    the batch norms of a network, and what they have seen
 pretrained.py     vision models of transformers
 building.py       build a model from its name
 saving.py         save a model to a folder and load it

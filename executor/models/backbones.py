@@ -39,6 +39,8 @@ class Backbone:
         description: For a transformers model its class, its configuration and our changes; empty for other models.
         reading: How the embedding is found in its output.
         notes: Sentences on what had to be assumed, for the operator.
+        norms_of_vectors: Whether a batch norm gets one value of an image for each channel, so that it cannot be trained
+            on one image alone.
     """
 
     module: nn.Module
@@ -47,6 +49,7 @@ class Backbone:
     description: Mapping[str, Any] = field(default_factory=dict)
     reading: Reading = Reading()
     notes: tuple[str, ...] = ()
+    norms_of_vectors: bool = False
 
 
 def embedding_of(output: Any, reading: Reading) -> Tensor:

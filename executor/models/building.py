@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError
 from .backbones import Backbone, embedding_of, reading_of
+from .batch_norms import norms_of_vectors
 from .efficientnet import efficientnet_backbone, pretrained_efficientnet
 from .model import EmbeddingModel, ModelConfig
 from .preprocessing import USUAL_SIZE, Preprocessing
@@ -110,20 +111,21 @@ def _factory_backbone(path: str, input_size: int | None) -> Backbone:
 def _tried(backbone: Backbone, name: str) -> tuple[Backbone, int]:
     """Embed two images to find out what the backbone's output is, and whether it can be used.
 
-    Returns: the backbone with its `reading`, and the size of its embeddings.
+    Returns: the backbone with its `reading` and `norms_of_vectors`, and the size of its embeddings.
     Raises: ConfigurationError: it cannot be run, or an embedding does not depend on the image alone.
     """
     size = backbone.preprocessing.size
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     backbone.module.eval()
-    output = _output(backbone, images, name)
+    with norms_of_vectors(backbone.module) as norms:
+        output = _output(backbone, images, name)
     reading = reading_of(backbone.module, output, images)
     features = embedding_of(output, reading)
     if features.shape[0] != 2:
         raise ConfigurationError(f"model={name!r} returned {features.shape[0]} embeddings for 2 images.")
     again = embedding_of(_output(backbone, images[[0, 0]], name), reading)
     _check_same(features[:1].float(), again.float(), name)
-    return replace(backbone, reading=reading), int(features.shape[1])
+    return replace(backbone, reading=reading, norms_of_vectors=bool(norms)), int(features.shape[1])
 
 
 def _output(backbone: Backbone, images: Tensor, name: str) -> Any:

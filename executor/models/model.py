@@ -48,6 +48,7 @@ class EmbeddingModel(nn.Module):
         dim: D, the size of an embedding.
         head_is_new: Whether the head was never trained.
         config: The settings it was built from.
+        norms_of_vectors: See `Backbone`.
         notes: Sentences on what had to be assumed when it was built; they are not saved.
     """
 
@@ -64,6 +65,7 @@ class EmbeddingModel(nn.Module):
         self.options = backbone.options
         self.description = backbone.description
         self.reading = backbone.reading
+        self.norms_of_vectors = backbone.norms_of_vectors
         self.notes = backbone.notes
         self._frozen: list[nn.Module] = []
 

@@ -19,6 +19,7 @@ from ..compute.memory import is_out_of_memory
 from ..errors import FinetunerError, WorkspaceError
 from ..store.files import publish_folder, unwritable
 from .backbones import Backbone, Reading
+from .batch_norms import has_seen_images
 from .building import build_backbone, channels_last, seeded
 from .model import EmbeddingModel, ModelConfig
 from .preprocessing import Preprocessing
@@ -44,6 +45,8 @@ def save_model(model: EmbeddingModel, folder: Path, *, beside: Callable[[Path], 
         "head": model.head is not None,
         "head_is_new": model.head_is_new,
         "normalise": model.normalise,
+        "norms_of_vectors": model.norms_of_vectors,
+        "norms_have_seen_images": has_seen_images(model.backbone),
     }
 
     def write(place: Path) -> None:
@@ -97,7 +100,12 @@ def _built(
     with seeded(config.seed):
         backbone = _rebuilt_backbone(folder, config, preprocessing_from(settings["preprocessing"]))
         model = EmbeddingModel(
-            replace(backbone, reading=Reading(**settings.get("reading", {})), notes=()),
+            replace(
+                backbone,
+                reading=Reading(**settings.get("reading", {})),
+                notes=(),
+                norms_of_vectors=bool(settings.get("norms_of_vectors")),
+            ),
             features=settings["features"],
             config=config,
             normalise=settings["normalise"],

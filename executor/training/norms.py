@@ -1,7 +1,8 @@
 """Batch norms in training: whether they follow the batches, or keep the statistics that they have."""
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
+
+from ..models.batch_norms import batch_norms
 
 
 def set_training(model: nn.Module, *, fixed_norms: bool) -> None:
@@ -15,12 +16,6 @@ def set_training(model: nn.Module, *, fixed_norms: bool) -> None:
         module.eval()
 
 
-def has_seen_images(model: nn.Module) -> bool:
-    """Whether the batch norms of `model` have other statistics than those that they begin with: it was trained."""
-    means = [module.running_mean for module in batch_norms(model)]
-    return any(isinstance(mean, Tensor) and bool(mean.any()) for mean in means)
-
-
 def has_free_norms(model: nn.Module) -> bool:
     """Whether some batch norms of `model` would follow the batches in training: they are not frozen."""
     mode = model.training
@@ -28,8 +23,3 @@ def has_free_norms(model: nn.Module) -> bool:
     free = any(module.training for module in batch_norms(model))
     model.train(mode)
     return free
-
-
-def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """Return the batch norms of `model`."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -18,12 +18,12 @@ from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trai
 from ..loading.loader import Loader
 from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
 from ..models.backbones import embedding_of, reading_of
+from ..models.batch_norms import has_seen_images
 from ..models.lora import add_lora, merge_lora
 from ..models.model import EmbeddingModel
 from ..parameters import TrainingOptions
 from .config import TrainConfig
 from .losses import build_loss
-from .norms import has_seen_images
 
 NEW_LEARNING_RATE = 1e-3  # of weights that start random: a whole network, a head, low-rank updates
 PRETRAINED_LEARNING_RATE = 1e-4

@@ -17,13 +17,14 @@ from ..loading.augmentation import Augmentation
 from ..loading.cache import ImageCache
 from ..loading.datasets import Dataset
 from ..loading.samplers import ClassSampler
+from ..models.batch_norms import batch_norms
 from ..parameters import TrainingOptions
 from .features import FILL_BATCH, choose_trainee
 from .loop import NonFiniteLoss, train
 from .losses import loss_name
 from .micro_batch import MicroBatch
 from .new_head import start_new_head
-from .norms import batch_norms, has_free_norms
+from .norms import has_free_norms
 from .parts import (
     embedding_size,
     example_inputs,
