@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from executor.evaluation.eval_set import score_embeddings
-from executor.evaluation.intervals import cluster_interval, joined
+from executor.evaluation.intervals import bootstrap_interval, cluster_interval, joined
 from executor.evaluation.metrics import DECIDING, METRICS, Scores, score_classes, score_instances, score_sessions
 from executor.evaluation.proof import caution, paired_difference, verdict
 
@@ -129,6 +129,8 @@ def test_no_query_and_clusters_that_do_not_fit_are_refused():
         cluster_interval(np.array([]))
     with pytest.raises(ValueError, match="2 clusters for 3 queries"):
         cluster_interval(np.zeros(3), np.array([0, 1]))
+    with pytest.raises(ValueError, match="2 clusters for 3 queries"):
+        joined(np.array([0, 1, 2]), np.array([0, 1]))
 
 
 def test_a_hundred_thousand_queries_take_little_memory():
@@ -143,6 +145,17 @@ def test_a_hundred_thousand_queries_take_little_memory():
     finally:
         tracemalloc.stop()
     assert peak < 40 * 2**20
+
+
+def test_resamples_are_drawn_in_parts_that_take_little_memory():
+    values = np.random.default_rng(0).random(20_000)
+    tracemalloc.start()
+    try:
+        bootstrap_interval(values, 0.95, 1000, seed=0)  # all at once: 320 MB
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 2**20
 
 
 # --- what rises and falls together ---------------------------------------------------------------------------------
