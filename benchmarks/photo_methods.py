@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import albumentations
 import numpy as np
@@ -23,6 +24,8 @@ from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.peers.photos_metric_learning import balanced
 from benchmarks.peers.photos_task import Settings, batches, hand_over, handed_back
 from executor import Document, DocumentArray, load_uri_to_image_blob
+from executor.evaluation.eval_set import EvalSet
+from executor.evaluation.hold_out import split_documents
 from executor.evaluation.metrics import score_classes
 from executor.loading.augmentation import default_augmentation
 from executor.loading.datasets import ClassDataset
@@ -87,9 +90,9 @@ class Split:
         """The labels of what is trained on, 0 … C-1."""
         return np.searchsorted(self.seen, self.photos.labels[self.items])
 
-    def options(self, *, freeze: bool = False) -> TrainingOptions:
-        """Our defaults, in fp32."""
-        return TrainingOptions(epochs=self.epochs, batch_size=BATCH, seed=self.seed, precision="fp32", freeze=freeze)
+    def options(self, **others: Any) -> TrainingOptions:
+        """Our defaults, in fp32, but for `others`."""
+        return TrainingOptions(epochs=self.epochs, batch_size=BATCH, seed=self.seed, precision="fp32", **others)
 
     def score(self, embeddings: np.ndarray) -> list[float]:
         """Score embeddings (M, D) of the photographs below test/; return a value for each of `COLUMNS`."""
@@ -151,14 +154,22 @@ def raw_features(split: Split) -> np.ndarray:
     return split.photos.features[~split.photos.training]
 
 
-def ours(split: Split, *, freeze: bool = False) -> np.ndarray:
-    """Train by our recipe, with its defaults or only a linear head."""
+def ours(split: Split, *, chosen: bool = False, **others: Any) -> np.ndarray:
+    """Train by our recipe, with its defaults but for `others`.
+
+    Args: chosen: keep a tenth of the photographs to choose the epoch by, and the settings if there are `trials`.
+    """
     images = split.photos.images
-    model, options, dataset = network(images.shape[1]), split.options(freeze=freeze), documents(split)
+    model, options, dataset = network(images.shape[1]), split.options(**others), documents(split)
     prepare_model(model, options)
+    items, choose_set = np.arange(len(dataset)), None
+    if chosen:
+        parts = split_documents(dataset, items, 0.0, seed=split.seed)
+        items, choose_set = parts.train, EvalSet(dataset, parts.choose, device=DEVICE)
     task = Task(
         dataset=dataset,
-        items=np.arange(len(dataset)),
+        items=items,
+        choose_set=choose_set,
         same_content=True,
         augment=default_augmentation("class", images.shape[1]),
     )
@@ -242,6 +253,8 @@ def methods() -> tuple[dict[str, Method], dict[str, str]]:
         OURS: ours,
         "raw features": raw_features,
         "ours, freeze: a linear head": functools.partial(ours, freeze=True),
+        "ours, a tenth chooses the epoch": functools.partial(ours, chosen=True),
+        "ours, a tenth chooses of 8 trials": functools.partial(ours, chosen=True, trials=8),
         "pytorch-metric-learning, a linear head": metric_learning_head,
         "scikit-learn, logistic regression": logistic_regression,
     }

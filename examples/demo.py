@@ -181,7 +181,6 @@ def fit(client: Client, images: Images) -> str:
         track(images.train, f"Sending {len(images.train)} documents to /fit", console=console),
         parameters={"total": len(images.train)} | images.options,
         return_type=DocList[RunStatus],
-        results_in_order=True,
     )
     return statuses[0].run
 
@@ -209,7 +208,6 @@ def compare(client: Client, held_out: DocumentArray, run: str) -> None:
             held_out,
             parameters={"model": model, "total": len(held_out)},  # its requests are scored as one set
             return_type=DocList[Evaluation],
-            results_in_order=True,
         )[0]
         for model in ("base", run)
     )
@@ -223,7 +221,9 @@ def compare(client: Client, held_out: DocumentArray, run: str) -> None:
 
 def embed(client: Client, docs: DocumentArray, model: str) -> DocumentArray:
     """Return the documents with the embeddings of one model version."""
-    return client.post("/embed", docs, parameters={"model": model}, return_type=DocumentArray, results_in_order=True)
+    found = client.post("/embed", docs, parameters={"model": model}, return_type=DocumentArray)
+    answers = {doc.id: doc for doc in found}  # the requests of a call may come back in another order
+    return DocumentArray(answers[doc.id] for doc in docs)
 
 
 def print_next_steps(flow_file: Path, port: int, image: str, run: str) -> None:

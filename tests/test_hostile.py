@@ -173,8 +173,8 @@ def test_documents_beyond_the_first_hundred_are_scored_too_or_it_says_so(flow: S
 def test_one_call_of_5000_documents_is_done(flow: Service, request_size: int) -> None:
     docs = DocumentArray(Document(id=str(number), blob=coloured(number % 4, size=8)) for number in range(5000))
     client = Client(host="127.0.0.1", port=flow.ports["grpc"])
-    answers = client.post("/embed", docs, request_size=request_size, results_in_order=True, return_type=DocumentArray)
-    assert [doc.id for doc in answers] == docs.id
+    answers = client.post("/embed", docs, request_size=request_size, return_type=DocumentArray)
+    assert sorted(doc.id for doc in answers) == sorted(docs.id)  # Jina hands them over as they come
     assert all(doc.embedding is not None for doc in answers)
 
 

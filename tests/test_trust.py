@@ -39,7 +39,7 @@ def stripes(count: int, *, first: int = 0, tag: str = "finetuner_label", **tags:
 def train(service: Service, run: str, docs: DocumentArray, **options: Any) -> RunStatus:
     client = Client(host="127.0.0.1", port=service.ports["grpc"])
     parameters = {"run": run, "total": len(docs), **options}
-    client.post("/fit", docs, parameters=parameters, return_type=DocList[RunStatus], results_in_order=True)
+    client.post("/fit", docs, request_size=len(docs), parameters=parameters, return_type=DocList[RunStatus])
     status = service.wait(run)
     assert status.state == "succeeded", status.error
     return status
