@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from executor.images.budget import reserved
 from executor.models.versions import WorkspaceVersions
 from executor.parameters import parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
-from executor.serving.pipeline import largest_batch
+from executor.serving.inference import torch_threads
+from executor.serving.pipeline import BATCH_OF_A_THREAD, largest_batch
+from executor.store.published import KEPT_WAY
 from executor.store.workspace import Workspace
 from serving import QUICK
 
@@ -69,6 +72,30 @@ def test_a_call_of_many_pictures_is_embedded_in_batches_for_which_nobody_waits_l
     in_turn(folder, play, batched=batches.append)
     assert sum(batches) == 201
     assert 1 < max(batches) <= largest_batch(torch.device("cpu"), torch.get_num_threads())
+
+
+def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_together(tmp_path: Path) -> None:
+    found: dict[str, DocumentArray] = {}
+    batches: list[tuple[str, int]] = []
+
+    def batched(count: int) -> None:
+        batches.append((threading.current_thread().name, count))
+
+    async def play(embedder: Embedder) -> None:
+        docs = images(200)
+        await embedder.embed(docs)
+        found["plain" if embedder.version("base").graph is None else "graph"] = docs
+
+    in_turn(tmp_path, play, fast_inference=False)
+    (Workspace(tmp_path).base / KEPT_WAY).write_text("fp32 graph")
+    with torch_threads(2):
+        in_turn(tmp_path, play, batched=batched, fast_inference=True)
+    assert batches[0] == ("embedder-0", 1)
+    beside = [count for name, count in batches if name.startswith("embedder-beside")]
+    assert sum(beside) > 150
+    assert max(beside) == BATCH_OF_A_THREAD
+    for plain, by_graph in zip(found["plain"], found["graph"], strict=True):
+        np.testing.assert_allclose(plain.embedding, by_graph.embedding, atol=1e-4)
 
 
 def test_one_call_may_have_any_number_of_documents(folder: Path) -> None:

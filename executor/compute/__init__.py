@@ -3,8 +3,10 @@
 device.py   which device to compute on
 ranks.py    several processes that train one run together
 threads.py  runs a computation in a thread that ends right after it
+one_core_each.py  threads that compute side by side, each with one core
 turns.py    a queue that serves its callers in turn
 memory.py   keep freed memory; whether memory ran out, and whether the kernel killed a process for it
 
-May import parameters and the layers below it. The service uses `memory.py` and `turns.py` too, so they import no torch.
+May import parameters and the layers below it. The service uses `memory.py`, `turns.py` and
+`one_core_each.py` too, so they import no torch.
 """

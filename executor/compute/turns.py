@@ -24,6 +24,9 @@ class Turns(Generic[T]):
         self._more = threading.Condition(lock)
         self._room = threading.Condition(lock)
 
+    def __len__(self) -> int:
+        return self._waiting
+
     def put(self, caller: Hashable, items: Collection[T]) -> None:
         """Let items of a caller wait, behind those that it has brought before. Wait while there are too many."""
         with self._room:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .. import tracing
+from ..compute.one_core_each import OneCoreEach
 from ..compute.turns import Turns
 from ..documents import ERROR_TAG, MAPPED_TAG, MODEL_TAG, SPACE_TAG
 from ..images.budget import LargePicture, abandoned_when, small_only
@@ -34,6 +35,7 @@ MAX_BATCH = 64  # images
 # larger batches `default` becomes slower, and no network that was tried faster. And nobody waits long for a batch.
 BATCH_OF_A_THREAD = 8
 LEAST_BATCH = 16
+MANY_FOR_A_CORE = 12  # images: with so many for each core it computes a batch of its own
 MOST_DECODED = 2 * MAX_BATCH  # images that wait for the model, before decoding waits too
 GATHER_SECONDS = 0.005  # a batch waits at most this long for its next image
 
@@ -131,10 +133,12 @@ class Pipeline:
         self._items: Turns[_Item] = Turns(MOST_DECODED)
         self._preparing = 0  # documents that are being decoded or wait for it, without large pictures
         self._counting = threading.Lock()
+        self._embedded_last = 0  # images: who has just got their embeddings may soon send more
         self._threads = torch.get_num_threads()
         cores = os.cpu_count() or 1
         self._decoders = _started(cores, "decode", self._decode)
         self._large_decoders = _started(max(1, cores - 1), "decode-large", self._decode_large)
+        self._beside = OneCoreEach(self._threads, "embedder-beside", self._embed_with_one_core)
         (self._thread,) = _started(1, "embedder", self._work)
 
     def put(self, docs: Sequence[Any], request: Request) -> None:
@@ -160,6 +164,7 @@ class Pipeline:
             turns.close()
             for thread in threads:
                 thread.join()
+        self._beside.close()
 
     def _fetch(self, doc: Any, request: Request, uri: str, policy: ImagePolicy) -> None:
         def decode(fetch: Fetch) -> None:
@@ -223,20 +228,46 @@ class Pipeline:
         A batch waits for images that are just being decoded: it takes little longer than a single image, and the cores
         are busy decoding anyway. With several callers, Jina and decoding keep one core busy. A thread of a light model
         would have to wait for that core, and the other threads for it. So the model then uses one thread less.
+
+        Where enough images wait, each core computes a batch of its own.
         """
         while (item := self._items.take()) is not None:
-            # Only here, because an item's model is imported already. If two threads import a package at once, one may
-            # see half of it; this thread would end, and `/embed` would never answer.
-            from .inference import torch_threads
-
             shared = item.version.light and self._callers() > 1
             threads = max(1, self._threads - 1) if shared else self._threads
-            with torch_threads(threads):
-                batch = self._batch(item, largest_batch(item.version.device, threads))
-                wanted = [each for each in batch if not each.request.abandoned]
-                if wanted:
-                    self._batched(len(wanted))
-                    _embed(wanted)
+            if self._is_enough_for(threads, item.version):
+                self._beside.wait_until_free(threads)
+                self._beside.put(self._batch(item, BATCH_OF_A_THREAD))
+            else:
+                self._embed(self._batch(item, largest_batch(item.version.device, threads)), threads)
+
+    def _is_enough_for(self, cores: int, version: Version) -> bool:
+        """Whether there are so many images that each core should compute a batch of its own.
+
+        While some cores still do, they cannot all share one. Only graphs are used by several threads at once: whether
+        other people's code may be, nobody knows.
+        """
+        if version.graph is None or cores == 1:
+            return False
+        return self._beside.busy > 0 or self._waiting + 1 + self._embedded_last >= MANY_FOR_A_CORE * cores
+
+    @property
+    def _waiting(self) -> int:
+        """How many images are decoded, being decoded, or wait for that."""
+        return self._preparing + len(self._items)
+
+    def _embed_with_one_core(self, batch: list[_Item]) -> None:
+        self._embed(batch, 1)
+
+    def _embed(self, batch: list[_Item], threads: int) -> None:
+        wanted = [each for each in batch if not each.request.abandoned]
+        self._embedded_last = len(wanted)
+        if wanted:
+            self._batched(len(wanted))
+            torch.set_num_threads(threads)
+            try:
+                _embed(wanted)
+            finally:  # not what it was before: a thread begins with the number that any other thread has set last
+                torch.set_num_threads(self._threads)
 
     def _batch(self, first: _Item, most: int) -> list[_Item]:
         batch = [first]
