@@ -75,6 +75,11 @@ RUN_TESTS = (
     "tests/test_disk.py::test_a_run_is_deleted_from_a_full_disk_and_its_room_is_free",
     *QUIETLY,
 )
+RECEIVING_TESTS = (
+    *("tests/test_receiving.py", "tests/test_feedback.py", "tests/test_hold_ups.py", "tests/test_delete.py"),
+    "tests/test_damage.py",
+    *QUIETLY,
+)
 RUN_MOVES = (
     *("create", "get", "in_state", "advance", "delete", "finish_deletes", "_check_deletable", "_remove_discarded"),
     *("promoted", "promote", "_append_event"),
@@ -90,7 +95,7 @@ MODULES = {
     "metrics": Module("evaluation/metrics.py", ("tests/test_metrics.py",)),
     "proof": Module("evaluation/proof.py", ("tests/test_verdict.py", "tests/test_proof_intervals.py")),
     "intervals": Module("evaluation/intervals.py", ("tests/test_proof_intervals.py", "tests/test_metrics.py")),
-    "receiving": Module("lifecycle/receiving.py", ("tests/test_receiving.py",)),
+    "receiving": Module("lifecycle/receiving.py", RECEIVING_TESTS),
     "deadlines": Module("lifecycle/deadlines.py", ("tests/test_deadlines.py",)),
     "supervisor": Module("lifecycle/supervisor.py", ("tests/test_supervisor.py",)),
     "promotion": Module("lifecycle/promotion.py", ("tests/test_supervisor.py",)),

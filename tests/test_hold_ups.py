@@ -44,8 +44,11 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 
 @contextmanager
-def held(desk: Desk, run: str) -> Iterator[threading.Thread]:
-    """Another process holds the documents of a run while a request for it is under way, in a thread."""
+def held(desk: Desk, run: str) -> Iterator[list[object]]:
+    """Another process holds the documents of a run while a request for it is under way, in a thread.
+
+    The list has what became of the request once it has ended.
+    """
     file = sqlite3.connect(desk.store.workspace.spool_file(run), isolation_level=None, check_same_thread=False)
     file.execute("BEGIN IMMEDIATE")
     request = threading.Thread(target=lambda: outcome.append(caught(lambda: desk.post(documents("late"), run=run))))
@@ -54,7 +57,7 @@ def held(desk: Desk, run: str) -> Iterator[threading.Thread]:
     try:
         while not desk.receiver.is_busy(run):
             time.sleep(0.01)
-        yield request
+        yield outcome
         assert request.is_alive()  # else nothing was held up, and nothing is proven
     finally:
         file.execute("ROLLBACK")
@@ -89,11 +92,14 @@ def test_documents_that_cannot_be_stored_just_now_hold_up_no_other_run(desk: Des
 
 def test_a_run_whose_documents_cannot_be_stored_just_now_can_be_cancelled(desk: Desk) -> None:
     desk.post(documents("a"), run="held")
-    with held(desk, "held"):
+    with held(desk, "held") as outcome:
         desk.store.advance("held", RunState.CANCELLED)
         desk.receiver.release("held")
         with pytest.raises(Conflict, match="just being stored; delete it in a moment"):
             desk.receiver.delete("held")
+    (refusal,) = outcome
+    assert isinstance(refusal, Conflict)
+    assert "cancelled" in str(refusal)
     desk.receiver.delete("held")
 
 
