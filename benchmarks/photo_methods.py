@@ -165,7 +165,8 @@ def ours(split: Split, *, chosen: bool = False, **others: Any) -> np.ndarray:
     items, choose_set = np.arange(len(dataset)), None
     if chosen:
         parts = split_documents(dataset, items, 0.0, seed=split.seed)
-        items, choose_set = parts.train, EvalSet(dataset, parts.choose, device=DEVICE)
+        if len(parts.choose):  # not of a few documents
+            items, choose_set = parts.train, EvalSet(dataset, parts.choose, device=DEVICE)
     task = Task(
         dataset=dataset,
         items=items,

@@ -76,7 +76,7 @@ class VersionEmbedder:
 
     async def __call__(self, docs: list[Document]) -> list[Document]:
         """Set the embedding of each document, or `tags['finetuner_error']`, and return the same documents."""
-        # One caller, whose batches the model gets all cores for: nothing else here wants a core for long.
+        # One caller, who may have all cores: nothing else here wants one for long.
         await self._embedder.embed(docs, model=self._version, exact=self._exact, caller=self)
         if self._conversion is not None:
             await asyncio.to_thread(self._conversion.apply, docs)

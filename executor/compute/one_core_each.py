@@ -18,27 +18,34 @@ class OneCoreEach(Generic[T]):
     each of its barriers waits for a thread that had to make way. These threads never share one, so they start no
     threads of OpenMP.
 
-    Args: count: the threads. function: what to do with an item; what it raises is logged.
+    Args:
+        count: the threads. function: what to do with an item; what it raises is logged.
+        begin: called in each thread before the first item, and before this is made.
     """
 
-    def __init__(self, count: int, name: str, function: Callable[[T], None]) -> None:
+    def __init__(
+        self, count: int, name: str, function: Callable[[T], None], *, begin: Callable[[], None] = lambda: None
+    ) -> None:
         self._function = function
         self._items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
-        self._busy = 0
+        self._begin = begin
+        self._busy = count  # until each has begun
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
             thread.start()
+        self.wait_for(busy=0)
 
     @property
     def busy(self) -> int:
         """How many of the threads work or are about to."""
         return self._busy
 
-    def wait_until_free(self, most: int) -> None:
-        """Wait until fewer than `most` threads are busy. `most` is at most their count."""
+    def wait_for(self, *, busy: int) -> None:
+        """Wait until at most so many threads are busy, and one is free."""
+        most = min(busy, len(self._threads) - 1)
         with self._changed:
-            self._changed.wait_for(lambda: self._busy < most)
+            self._changed.wait_for(lambda: self._busy <= most)
 
     def put(self, item: T) -> None:
         """Let a thread call the function with an item."""
@@ -54,12 +61,17 @@ class OneCoreEach(Generic[T]):
             thread.join()
 
     def _work(self) -> None:
+        self._begin()
+        self._is_free()
         while (item := self._items.get()) is not None:
             try:
                 self._function(item)
             except Exception:  # whoever waits for a free thread would wait for ever
-                _log.exception("A thread of %s failed", self._threads[0].name)
-            finally:
-                with self._changed:
-                    self._busy -= 1
-                    self._changed.notify()
+                _log.exception("%s failed", threading.current_thread().name)
+            del item  # while there is nothing to do, nothing is held in memory by it
+            self._is_free()
+
+    def _is_free(self) -> None:
+        with self._changed:
+            self._busy -= 1
+            self._changed.notify()

@@ -14,17 +14,16 @@ def check_parts(options: TrainingOptions, model: Path) -> None:
     Args: model: the folder of the version that the run starts from.
     Raises: InvalidParameter: the message says what to set instead.
     """
-    items = options.micro_batch
-    if items is None or (items > 1 and options.batch_size % items != 1) or options.freeze or options.lora_rank:
+    if options.micro_batch != 1 or options.freeze or options.lora_rank:
         return
     stated = _stated(model)
-    seen = stated.get("norms_have_seen_images", True)
-    free = not seen if options.norm_statistics == "auto" else options.norm_statistics == "trained"
+    untrained = not stated.get("pretrained", True)
+    free = untrained if options.norm_statistics == "auto" else options.norm_statistics == "trained"
     if free and stated.get("norms_of_vectors"):
         raise InvalidParameter(
-            f"Parameter 'micro_batch' is {items} with batches of {options.batch_size}, so a batch norm of the model "
-            "would be trained on one image alone, which has no variance; set micro_batch to 2 or more with an even "
-            "batch_size, leave it out, or set norm_statistics to 'fixed'."
+            "Parameter 'micro_batch' is 1, so a batch norm of the model would be trained on one image alone, which has "
+            "no variance; set micro_batch to 2 or more with an even batch_size, leave it out, or set norm_statistics "
+            "to 'fixed'."
         )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,14 +21,15 @@ def has_seen_images(model: nn.Module) -> bool:
 
 @contextmanager
 def norms_of_vectors(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Collect, while `model` is called, the batch norms that get one value of an image for each channel, not a map.
+    """Collect, while `model` is called with two images, the batch norms that get one value of each for a channel.
 
     In training torch refuses to give these a single image: one value has no variance.
     """
     found: list[nn.Module] = []
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs and inputs[0][0, 0].numel() == 1:
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        values = inputs[0] if inputs else None
+        if isinstance(values, Tensor) and values.ndim > 1 and values.numel() == 2 * values.shape[1]:
             found.append(module)
 
     hooks = [module.register_forward_pre_hook(look) for module in batch_norms(model)]

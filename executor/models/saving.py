@@ -46,7 +46,7 @@ def save_model(model: EmbeddingModel, folder: Path, *, beside: Callable[[Path], 
         "head_is_new": model.head_is_new,
         "normalise": model.normalise,
         "norms_of_vectors": model.norms_of_vectors,
-        "norms_have_seen_images": has_seen_images(model.backbone),
+        "pretrained": bool(model.description) or has_seen_images(model.backbone),  # as `training.parts` sees it
     }
 
     def write(place: Path) -> None:

@@ -138,7 +138,9 @@ class Pipeline:
         cores = os.cpu_count() or 1
         self._decoders = _started(cores, "decode", self._decode)
         self._large_decoders = _started(max(1, cores - 1), "decode-large", self._decode_large)
-        self._beside = OneCoreEach(self._threads, "embedder-beside", self._embed_with_one_core)
+        beside = min(self._threads, MAX_BATCH // BATCH_OF_A_THREAD)
+        self._beside = OneCoreEach(beside, "embedder-beside", self._embed, begin=_use_one_core)
+        torch.set_num_threads(self._threads)  # those threads have set the number for every thread that begins
         (self._thread,) = _started(1, "embedder", self._work)
 
     def put(self, docs: Sequence[Any], request: Request) -> None:
@@ -184,11 +186,13 @@ class Pipeline:
             else:
                 self._let_go_of(picture)
             self._count(-1)  # no batch waits for a large one
+            del picture
 
     def _decode_large(self) -> None:
         while (picture := self._large.take()) is not None:
             self._prepare(picture, small=False)
             self._let_go_of(picture)
+            del picture
 
     def _let_go_of(self, picture: _Picture) -> None:
         if picture.fetch is not None:
@@ -232,13 +236,18 @@ class Pipeline:
         Where enough images wait, each core computes a batch of its own.
         """
         while (item := self._items.take()) is not None:
+            from .inference import torch_threads  # only here, because an item's model has imported it already
+
             shared = item.version.light and self._callers() > 1
             threads = max(1, self._threads - 1) if shared else self._threads
             if self._is_enough_for(threads, item.version):
-                self._beside.wait_until_free(threads)
+                self._beside.wait_for(busy=threads - 1)
                 self._beside.put(self._batch(item, BATCH_OF_A_THREAD))
             else:
-                self._embed(self._batch(item, largest_batch(item.version.device, threads)), threads)
+                self._beside.wait_for(busy=0)
+                with torch_threads(threads):
+                    self._embed(self._batch(item, largest_batch(item.version.device, threads)))
+            del item  # while there is nothing to do, no version is held in memory by it
 
     def _is_enough_for(self, cores: int, version: Version) -> bool:
         """Whether there are so many images that each core should compute a batch of its own.
@@ -248,26 +257,21 @@ class Pipeline:
         """
         if version.graph is None or cores == 1:
             return False
-        return self._beside.busy > 0 or self._waiting + 1 + self._embedded_last >= MANY_FOR_A_CORE * cores
+        waiting = self._waiting + 1
+        each_has_some = waiting > BATCH_OF_A_THREAD * (cores - 1)
+        return self._beside.busy > 0 or (each_has_some and waiting + self._embedded_last >= MANY_FOR_A_CORE * cores)
 
     @property
     def _waiting(self) -> int:
         """How many images are decoded, being decoded, or wait for that."""
         return self._preparing + len(self._items)
 
-    def _embed_with_one_core(self, batch: list[_Item]) -> None:
-        self._embed(batch, 1)
-
-    def _embed(self, batch: list[_Item], threads: int) -> None:
+    def _embed(self, batch: list[_Item]) -> None:
         wanted = [each for each in batch if not each.request.abandoned]
         self._embedded_last = len(wanted)
         if wanted:
             self._batched(len(wanted))
-            torch.set_num_threads(threads)
-            try:
-                _embed(wanted)
-            finally:  # not what it was before: a thread begins with the number that any other thread has set last
-                torch.set_num_threads(self._threads)
+            _embed(wanted)
 
     def _batch(self, first: _Item, most: int) -> list[_Item]:
         batch = [first]
@@ -293,6 +297,12 @@ def _started(count: int, name: str, target: Callable[[], None]) -> list[threadin
     return threads
 
 
+def _use_one_core() -> None:
+    """Let torch use one thread in this thread."""
+    torch.get_num_threads()  # else its first computation would take the number that another thread has set last
+    torch.set_num_threads(1)
+
+
 def _alike(one: _Item, other: _Item) -> bool:
     return one.version is other.version and getattr(one.content, "shape", None) == getattr(other.content, "shape", None)
 
@@ -303,6 +313,7 @@ def _embed(batch: list[_Item]) -> None:
     began = time.time_ns()
     try:
         embeddings = batch[0].version.embed(collate([item.content for item in batch]))
+        pairs = list(zip(batch, embeddings, strict=True))
     except Exception as error:  # try each alone, so that a bad one does not spoil the others
         if len(batch) > 1:
             for item in batch:
@@ -310,7 +321,7 @@ def _embed(batch: list[_Item]) -> None:
             return
         batch[0].doc.tags[ERROR_TAG] = f"the model cannot embed it: {error}"
     else:
-        for item, embedding in zip(batch, embeddings, strict=True):
+        for item, embedding in pairs:
             item.doc.embedding = embedding
             item.doc.tags[MODEL_TAG] = item.version.name
             item.doc.tags[SPACE_TAG] = item.version.space
