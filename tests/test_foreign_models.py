@@ -179,7 +179,7 @@ def ends_in_seen_batch_norm():
 def has_batch_norm_of_maps():
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8))
 
-class Tokens(nn.Module):
+class Folded(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(3)
@@ -189,7 +189,7 @@ class Tokens(nn.Module):
         return self.norm(tokens.flatten(0, 1)).reshape(tokens.shape)
 
 def has_batch_norm_of_tokens():
-    return Tokens()
+    return Folded()
 """
 
 
