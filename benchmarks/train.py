@@ -51,7 +51,7 @@ from executor.evaluation.eval_set import Measured
 from executor.loading.augmentation import default_augmentation
 from executor.loading.samplers import ClassSampler
 from executor.models.building import build_model
-from executor.models.model import ModelConfig
+from executor.models.model import ModelConfig, is_pretrained
 from executor.parameters import ExecutorOptions, TrainingOptions
 from executor.store.run import Configuration, RunState
 from executor.store.runs import RunStore
@@ -61,7 +61,6 @@ from executor.training.config import TrainConfig
 from executor.training.losses import build_loss
 from executor.training.norms import set_training
 from executor.training.optimizer import parameter_groups
-from executor.training.parts import is_pretrained
 from executor.training.state import TrainState
 from executor.worker.other_ranks import OtherRanks
 from executor.worker.trainer import Trainer

@@ -11,10 +11,10 @@ from conftest import coloured
 from executor import ClassDataset, Document, DocumentArray, fit, load_uri_to_image_blob
 from executor.models.batch_norms import batch_norms
 from executor.models.building import build_model
-from executor.models.model import EmbeddingModel, ModelConfig
+from executor.models.model import EmbeddingModel, ModelConfig, is_pretrained
 from executor.parameters import TrainingOptions
 from executor.training.new_head import principal_components, start_new_head
-from executor.training.parts import default_epochs, default_rate, is_pretrained
+from executor.training.parts import default_epochs, default_rate
 
 SIZE = 32
 CPU = torch.device("cpu")

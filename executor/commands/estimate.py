@@ -14,10 +14,11 @@ from ..documents import Document
 from ..errors import FinetunerError
 from ..loading.batches import collate, model_inputs
 from ..loading.content import make_preprocess
+from ..models.model import is_pretrained
 from ..models.versions import load_version
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..store.workspace import Workspace
-from ..training.parts import default_epochs, is_pretrained, prepare_model
+from ..training.parts import default_epochs, prepare_model
 
 TRIED = 8  # pictures
 COPIES_OF_WEIGHTS = 4  # the weights, their gradients, and AdamW's two moments

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigurationError
 from .backbones import Backbone, embedding_of
+from .batch_norms import has_seen_images
 
 SMALLEST_INPUT = 16
 
@@ -149,3 +150,9 @@ class WithNormalisation(nn.Module):
         """Return the embeddings of images."""
         embeddings: Tensor = self.model(self.model.preprocessing.normalise(images))
         return embeddings
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    """Whether the model was trained before: those of transformers were, and all whose batch norms have met images."""
+    backbone = model.backbone if isinstance(model, EmbeddingModel) else model
+    return hasattr(getattr(backbone, "config", None), "model_type") or has_seen_images(backbone)

@@ -19,9 +19,8 @@ from ..compute.memory import is_out_of_memory
 from ..errors import FinetunerError, WorkspaceError
 from ..store.files import publish_folder, unwritable
 from .backbones import Backbone, Reading
-from .batch_norms import has_seen_images
 from .building import build_backbone, channels_last, seeded
-from .model import EmbeddingModel, ModelConfig
+from .model import EmbeddingModel, ModelConfig, is_pretrained
 from .preprocessing import Preprocessing
 from .pretrained import rebuilt_transformers_backbone
 from .stated import preprocessing_from
@@ -46,7 +45,7 @@ def save_model(model: EmbeddingModel, folder: Path, *, beside: Callable[[Path], 
         "head_is_new": model.head_is_new,
         "normalise": model.normalise,
         "norms_of_vectors": model.norms_of_vectors,
-        "pretrained": bool(model.description) or has_seen_images(model.backbone),  # as `training.parts` sees it
+        "pretrained": is_pretrained(model),
     }
 
     def write(place: Path) -> None:

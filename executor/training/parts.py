@@ -18,9 +18,8 @@ from ..loading.datasets import ClassDataset, Dataset, SessionDataset, check_trai
 from ..loading.loader import Loader
 from ..loading.samplers import ClassSampler, InstanceSampler, Sampler, SessionSampler
 from ..models.backbones import embedding_of, reading_of
-from ..models.batch_norms import has_seen_images
 from ..models.lora import add_lora, merge_lora
-from ..models.model import EmbeddingModel
+from ..models.model import EmbeddingModel, is_pretrained
 from ..parameters import TrainingOptions
 from .config import TrainConfig
 from .losses import build_loss
@@ -142,12 +141,6 @@ def default_epochs(documents: int, *, pretrained: bool) -> int:
     """Return how many epochs to train for: the steps grow with the square root of the number of documents."""
     wanted = round(10 * math.sqrt(1000 / documents))
     return min(max(wanted, 3 if pretrained else 10), 30)
-
-
-def is_pretrained(model: nn.Module) -> bool:
-    """Whether the model was trained before: those of transformers were, and all whose batch norms have met images."""
-    backbone = model.backbone if isinstance(model, EmbeddingModel) else model
-    return hasattr(getattr(backbone, "config", None), "model_type") or has_seen_images(backbone)
 
 
 def example_inputs(

@@ -18,6 +18,7 @@ from ..loading.cache import ImageCache
 from ..loading.datasets import Dataset
 from ..loading.samplers import ClassSampler
 from ..models.batch_norms import batch_norms
+from ..models.model import is_pretrained
 from ..parameters import TrainingOptions
 from .features import FILL_BATCH, choose_trainee
 from .loop import NonFiniteLoss, train
@@ -30,7 +31,6 @@ from .parts import (
     example_inputs,
     finish_model,
     fit_memory,
-    is_pretrained,
     make_config,
     make_loader,
     make_loss,
