@@ -32,7 +32,8 @@ QUICK = {
     "trainer_threads": 1,
     "standby_seconds": 0,
     "trainer_stall_seconds": 0,  # tests stop trainers to see what happens meanwhile
-    "fit_defaults": {"epochs": 2, "batch_size": 16},
+    "augment": "none",  # albumentations, and the choice of a precision, take a quarter of a short run
+    "fit_defaults": {"epochs": 2, "batch_size": 16, "precision": "fp32"},
 }
 
 

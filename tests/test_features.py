@@ -24,7 +24,7 @@ from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.saving import load_model
 from executor.training.config import TrainConfig
 from executor.training.features import FeatureLoader, Filling, Trainee, choose_trainee
-from serving import Service
+from serving import Service, served
 
 SIZE = 16
 COUNT = 24
@@ -367,6 +367,13 @@ def test_nothing_temporary_is_left_behind(tmp_path, monkeypatch) -> None:
 
 
 # in the service ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A Flow that augments: else there is one view of each document."""
+    with served(tmp_path_factory.mktemp("augmenting"), augment=None) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -461,7 +461,7 @@ OPTIONS = {"epochs": 9, "batch_size": 32, "trials": 3, "precision": "fp32"}
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory):
     """A workspace in which the run `undisturbed` has ended."""
-    made = Workshop(tmp_path_factory.mktemp("trials"), fit_defaults=OPTIONS)
+    made = Workshop(tmp_path_factory.mktemp("trials"), fit_defaults=OPTIONS, augment=None)
     made.receive("undisturbed", pictures(280))
     made.queue("undisturbed")
     with made.supervised():

@@ -82,7 +82,7 @@ def test_a_run_that_began_before_all_had_come_says_so(service: Service, proven: 
 
 
 def test_a_loss_that_hardly_fell_is_said(service: Service, proven: RunStatus) -> None:
-    status = train(service, "idle", stripes(48), learning_rate=1e-9, epochs=3)
+    status = train(service, "idle", stripes(48), learning_rate=1e-9, epochs=3, batch_size=48)  # one batch an epoch
     assert any("The loss hardly fell" in warning for warning in status.warnings)
 
 
