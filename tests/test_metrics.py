@@ -370,3 +370,105 @@ def test_scores_of_different_queries_are_not_compared():
     embeddings = at_degrees(0, 10, 20, 30)
     with pytest.raises(ValueError, match="different queries"):
         paired_difference(score_classes(embeddings, [0, 0, 1, 2]), score_classes(embeddings, [0, 1, 2, 2]))
+
+
+# clusters, candidates and a nearness of one's own ---------------------------------------------------------------------
+
+
+def scores_of(clusters: list[int] | None) -> Scores:
+    """Scores of four queries, at the positions 0, 1, 3 and 4 of five documents."""
+    values = np.array([0.1, 0.2, 0.3, 0.4])
+    return Scores(
+        {"recall_at_1": values},
+        skipped=1,
+        query_index=np.array([0, 1, 3, 4]),
+        clusters=None if clusters is None else np.array(clusters),
+        unit="query" if clusters is None else "class",
+    )
+
+
+def test_units_are_clusters_and_without_any_the_queries() -> None:
+    assert scores_of(None).units == 4
+    assert scores_of([7, 7, 2, 7]).units == 2
+
+
+@pytest.mark.parametrize(
+    ("clusters", "groups", "joined", "unit"),
+    [
+        (None, [0, 0, 0, 1, 2], [0, 0, 1, 2], "group"),  # the third document is no query
+        ([5, 5, 6, 7], [-1, 0, -1, 0, -1], [0, 0, 0, 1], "group"),
+        ([5, 5, 6, 7], [0, 0, -1, 1, 2], [0, 0, 1, 2], "class"),  # nothing is joined
+        (None, [-1] * 5, [0, 1, 2, 3], "query"),
+    ],
+)
+def test_queries_of_a_group_are_in_one_cluster(clusters, groups, joined, unit) -> None:
+    scores = scores_of(clusters)
+    grouped = scores.grouped(np.array(groups))
+    assert grouped.unit == unit
+    assert grouped.units == len(set(joined))
+    if grouped.clusters is not None:
+        same = grouped.clusters[:, None] == grouped.clusters
+        np.testing.assert_array_equal(same, np.array(joined)[:, None] == np.array(joined))
+    assert grouped.per_query is scores.per_query
+    assert scores.unit == ("query" if clusters is None else "class"), "it is not changed itself"
+
+
+def test_no_queries_are_grouped_into_none() -> None:
+    none = score_classes(np.eye(3, dtype=np.float32), [0, 1, 2])
+    assert none.grouped(np.array([0, 0, 0])) is none
+
+
+@pytest.mark.parametrize("clusters", [None, [5, 5, 6, 7]])
+def test_the_scores_of_some_queries_are_theirs_alone(clusters) -> None:
+    scores = scores_of(clusters).of(np.array([True, False, True, True, False]))
+    np.testing.assert_array_equal(scores.per_query["recall_at_1"], [0.1, 0.3])
+    np.testing.assert_array_equal(scores.query_index, [0, 3])
+    assert (scores.skipped, scores.unit) == (0, "query" if clusters is None else "class")
+    if clusters is None:
+        assert scores.clusters is None
+    else:
+        np.testing.assert_array_equal(scores.clusters, [5, 6])
+
+
+def test_the_interval_of_clusters_stays_among_the_possible_and_is_wider_at_a_higher_level() -> None:
+    values = np.array([0.0, 0.02, 0.5, 1.0, 0.97, 0.4])
+    scores = Scores({"recall_at_1": values}, 0, np.arange(6), np.array([0, 0, 1, 2, 2, 1]), "class")
+    assert scores.interval("recall_at_1") == (0.0, 1.0)
+    narrow, low = scores.interval("recall_at_1", level=0.5), float(values.mean())
+    assert 0 < narrow[0] < low < narrow[1] < 1
+
+
+def test_what_a_cluster_is_is_said_by_each_kind() -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    classes = score_classes(vectors, [0, 0, 1, 1, 1, 2])
+    assert (classes.unit, classes.units) == ("class", 2)
+    np.testing.assert_array_equal(classes.clusters, [0, 0, 1, 1, 1])
+    assert score_sessions(vectors[:2], vectors[2:], [0, 0, 1, 1], [1, -1, 1, -1]).unit == "session"
+    assert score_instances(vectors, vectors).clusters is None
+
+
+def test_queries_are_compared_with_the_candidates_that_are_given() -> None:
+    queries = np.eye(4, dtype=np.float32)
+    stored = queries[[1, 0, 3, 2]]  # the partner of each query lies where the query does
+    scores = score_classes(queries, [0, 0, 1, 1], candidates=stored)
+    assert scores.mean()["recall_at_1"] == 1
+    assert score_classes(queries, [0, 0, 1, 1]).mean()["recall_at_1"] == 0
+    with pytest.raises(ValueError, match=r"candidates"):
+        score_classes(queries, [0, 0, 1, 1], candidates=stored[:3])
+
+
+def test_a_nearness_of_ones_own_is_asked_for_the_queries_of_a_size_and_takes_the_place_of_the_cosine() -> None:
+    vectors = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
+    labels = [0, 1, 0, 1, 1, 0, 0]
+    asked: list[tuple[list[int], int]] = []
+
+    def cosine(rows: np.ndarray, relevant: int) -> np.ndarray:
+        asked.append((sorted(rows.tolist()), relevant))
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit[rows].astype(np.float64) @ unit.T.astype(np.float64)
+
+    found = score_classes(vectors, labels, nearness=cosine)
+    assert asked == [([1, 3, 4], 2), ([0, 2, 5, 6], 3)]
+    expected = score_classes(vectors, labels)
+    for name in METRICS:
+        np.testing.assert_allclose(found.per_query[name], expected.per_query[name])

@@ -17,6 +17,7 @@ from executor import Document, DocumentArray
 from executor.compute.memory import KernelKills
 from executor.errors import Conflict, UnknownRun
 from executor.lifecycle import supervisor as supervising
+from executor.lifecycle import watchdog
 from executor.lifecycle.processes import TrainerProcesses
 from executor.lifecycle.promotion import MAX_TRIES
 from executor.lifecycle.receiving import Receiver
@@ -89,13 +90,14 @@ class Shells(TrainerProcesses):
 class House(logging.Handler):
     """A workspace, its receiver, and its supervisor with such trainers; it hears of the errors that are logged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: object) -> None:
         super().__init__(logging.ERROR)
         self.errors: list[str] = []
+        self.outcomes: list[str] = []
         self.forgives = 0  # so many errors are part of the test
         logging.getLogger(supervising.__name__).addHandler(self)
         self.store = RunStore(Workspace(folder))
-        self.receiver = Receiver(self.store, parse_executor_options({"receive_timeout": 600}).with_roots())
+        self.receiver = Receiver(self.store, parse_executor_options({"receive_timeout": 600, **options}).with_roots())
         self.trainers = Shells(self.store.workspace, FOR_EVER)
         self.promote: Callable[[str], None] = self.store.promote
         self.wake = threading.Event()
@@ -111,6 +113,7 @@ class House(logging.Handler):
             self.receiver,
             self.trainers,
             promote=lambda run: self.promote(run),
+            judged=self.outcomes.append,
             wake=self.wake,
         )
 
@@ -182,8 +185,9 @@ class House(logging.Handler):
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    opened = House(tmp_path / "workspace")
+def house(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[House]:
+    """Its parameter: options of the executor."""
+    opened = House(tmp_path / "workspace", **getattr(request, "param", {}))
     yield opened
     opened.close()
 
@@ -304,6 +308,7 @@ def test_a_run_whose_model_cannot_be_served_ends_after_a_few_tries_and_the_next_
         run = house.wait("a")
         assert house.wait("b").state is SUCCEEDED
     assert calls == ["a"] * MAX_TRIES
+    assert house.outcomes == ["failed", "kept"]
     assert (run.state, house.store.promoted()) == (SUCCEEDED, "base")
     assert run.verdict == (
         "It is better. It was not promoted, because it could not be served: RuntimeError: the model cannot be loaded. "
@@ -328,6 +333,7 @@ def test_a_run_that_was_promoted_is_said_to_be_so_also_if_that_could_not_be_writ
         run = house.wait("a")
     assert (house.store.promoted(), run.verdict) == ("a", "It is better. It was promoted.")
     assert house.events("a", "promoted") == ["this version is served now"]
+    assert house.outcomes == ["promoted"]
 
 
 def test_a_full_disk_costs_no_promotion_however_long_it_is_full(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -682,6 +688,56 @@ def test_a_trainer_that_will_not_stop_is_killed(house: House, monkeypatch: pytes
         began = time.monotonic()
     assert time.monotonic() - began > 0.3
     assert house.trainers.process().returncode == -9
+
+
+# --- a trainer that hangs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("house", [{"trainer_stall_seconds": 1}], indirect=True)
+def test_a_trainer_that_hangs_is_killed_with_its_children_and_its_run_goes_on(house: House) -> None:
+    house.queue("a", DISPROVEN)
+    with house.tended("sleep 600 & echo $!; kill -STOP $$", f"{MODEL}; exit 0"):
+        run = house.wait("a")
+    assert (run.state, run.attempts) == (SUCCEEDED, 2)
+    (stalled,) = house.events("a", "stalled")
+    assert stalled.startswith("the trainer hangs: it has been stopped, by SIGSTOP or a debugger, for ")
+    assert stalled.endswith(" s. It was killed")
+    assert "hung and was killed" in house.events("a", "resumed")[0]
+    child = int(house.store.workspace.log_file("a").read_text().split()[0])
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("house", [{"trainer_stall_seconds": 0}], indirect=True)
+def test_no_trainer_hangs_where_nobody_minds(house: House) -> None:
+    house.queue("a")
+    with house.tended("kill -STOP $$") as supervisor:
+        house.wait_for(lambda: house.trainers.runs)
+        time.sleep(1.5)  # as long as in the test before
+        assert is_alive(house.trainers.process())
+        supervisor.cancel("a")
+    assert house.events("a", "stalled") == []
+
+
+@pytest.mark.parametrize(
+    ("house", "remedy"),
+    [
+        ({"trainer_yields": True}, "; with the option trainer_yields: false it competes with them"),
+        ({"trainer_yields": False}, ""),
+    ],
+    indirect=["house"],
+)
+def test_a_trainer_that_gets_no_processor_is_told_of_with_the_remedy(
+    house: House, monkeypatch: pytest.MonkeyPatch, remedy: str
+) -> None:
+    monkeypatch.setattr(watchdog, "WINDOW", 1.0)
+    starving = watchdog.Vitals(beat=0, processor=0.0, wants=True, stopped=False)
+    monkeypatch.setattr(supervising, "vitals", lambda pid, file: starving)
+    house.queue("a")
+    with house.tended(FOR_EVER):
+        house.wait_for(lambda: house.events("a", "warning"))
+    assert house.events("a", "warning") == [
+        "in the last minute the trainer got 0.0% of a processor, because other processes want all of them" + remedy
+    ]
 
 
 def test_a_supervisor_that_has_nothing_to_do_rests_and_ends_waiting_trainers_in_time(house: House) -> None:
