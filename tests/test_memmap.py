@@ -194,6 +194,14 @@ def test_a_document_that_contradicts_an_earlier_one_is_refused_or_left_out(memma
     assert list(memmap.ids()) == ["a", "b0", "c0"]
 
 
+def test_those_left_out_are_named_by_their_places_also_in_a_later_transaction(memmap: DocumentArrayMemmap) -> None:
+    memmap.extend([labelled(1, id="x")])
+    many = documents("b", 2_500)  # three transactions
+    many[1_200] = many[2_300] = labelled(2, id="x")
+    assert list(memmap.take(many)) == [1_200, 2_300]
+    assert len(memmap) == 1 + 2_498
+
+
 def test_a_session_that_is_sent_again_is_the_same_though_its_matches_get_new_ids(memmap):
     memmap.append(matched(1, -1))
     assert not memmap.append(matched(1, -1))

@@ -773,6 +773,17 @@ def test_cancelling_a_run_that_trains_kills_its_trainer_and_frees_it_for_the_nex
     assert house.kinds("a") == ["received", "queued", "training", "cancelled"]
 
 
+def test_what_a_trainer_has_started_ends_with_it(house: House) -> None:
+    house.queue("a")
+    with house.tended("sleep 600 & sleep 600 & jobs -p; kill -STOP $!; wait") as supervisor:
+        log = house.store.workspace.log_file("a")
+        house.wait_for(lambda: log.exists() and len(log.read_text().split()) == 2)
+        children = [psutil.Process(int(pid)) for pid in log.read_text().split()]
+        supervisor.cancel("a")
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
 def test_cancelling_a_run_that_waits_leaves_the_trainer_of_another_alone(house: House) -> None:
     for name in "ab":
         house.queue(name)
