@@ -23,7 +23,7 @@ from executor.training.gradients import Gradients
 from executor.training.losses import build_loss
 from executor.training.micro_batch import MicroBatch
 from serving import ROOT
-from workshop import Workshop, kill
+from workshop import Workshop, all_gone, kill
 
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # the tensors are tiny
@@ -175,11 +175,6 @@ def ranks_of(pid: int) -> list[psutil.Process]:
 
 def weights(workshop: Workshop, run: str) -> dict[str, torch.Tensor]:
     return load_file(workshop.store.workspace.model_folder(run) / "weights.safetensors")
-
-
-def all_gone(processes: list[psutil.Process]) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
 
 
 def killed_at_first_step(workshop: Workshop, run: str, rank: int) -> list[psutil.Process]:

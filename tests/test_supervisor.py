@@ -29,6 +29,7 @@ from executor.report.report import load
 from executor.store.run import Progress, Run, RunState, TrainerExit
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
+from workshop import all_gone
 
 pytestmark = pytest.mark.process
 FACTS = ModelFacts(name="small", input_size=16, crop=False, parameters=1, embedding_size=2)
@@ -697,14 +698,15 @@ def test_a_trainer_that_will_not_stop_is_killed(house: House, monkeypatch: pytes
 def test_a_trainer_that_hangs_is_killed_with_its_children_and_its_run_goes_on(house: House) -> None:
     house.queue("a", DISPROVEN)
     with house.tended("sleep 600 & echo $!; kill -STOP $$", f"{MODEL}; exit 0"):
+        log = house.store.workspace.log_file("a")
+        child = psutil.Process(int(str(house.wait_for(lambda: log.exists() and log.read_text().strip()))))
         run = house.wait("a")
     assert (run.state, run.attempts) == (SUCCEEDED, 2)
+    assert all_gone([child])
     (stalled,) = house.events("a", "stalled")
     assert stalled.startswith("the trainer hangs: it has been stopped, by SIGSTOP or a debugger, for ")
     assert stalled.endswith(" s. It was killed")
     assert "hung and was killed" in house.events("a", "resumed")[0]
-    child = int(house.store.workspace.log_file("a").read_text().split()[0])
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("house", [{"trainer_stall_seconds": 0}], indirect=True)
@@ -780,8 +782,7 @@ def test_what_a_trainer_has_started_ends_with_it(house: House) -> None:
         house.wait_for(lambda: log.exists() and len(log.read_text().split()) == 2)
         children = [psutil.Process(int(pid)) for pid in log.read_text().split()]
         supervisor.cancel("a")
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert all_gone(children)
 
 
 def test_cancelling_a_run_that_waits_leaves_the_trainer_of_another_alone(house: House) -> None:

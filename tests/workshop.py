@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from executor.documents import DocumentArray
 from executor.lifecycle.processes import TrainerProcesses
 from executor.lifecycle.receiving import Receiver
@@ -111,3 +113,9 @@ class Workshop:
 def kill(pid: int) -> None:
     """Send SIGKILL, as the kernel does when memory runs out."""
     os.kill(pid, signal.SIGKILL)
+
+
+def all_gone(processes: list[psutil.Process]) -> bool:
+    """Whether these processes end soon, or have ended."""
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
