@@ -62,7 +62,7 @@ def fit(
             is used. uint8 images (H, W, 3) become (B, 3, H, W) float32, normalised as the model's preprocessing says;
             without one they are scaled to [0, 1]. All other arrays are stacked as float32.
         collate_fn: turns the contents of a batch into the model's input.
-        device: a torch device; `auto` is CUDA if there is one.
+        device: a torch device, where the model is afterwards; `auto` is CUDA if there is one.
         progress: show the epoch, the loss, images per second and the time left.
         options: the training options of `/fit`, such as `epochs=5` or `loss='triplet'`.
     Raises: InvalidParameter: an option is unknown or has the wrong type. NotTrainable: nothing can be learned from

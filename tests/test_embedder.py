@@ -14,11 +14,12 @@ import torch
 
 from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
+from executor.compute.device import choose_device
 from executor.errors import Overloaded
 from executor.images import remote
 from executor.images.budget import reserved
 from executor.models.versions import WorkspaceVersions
-from executor.parameters import parse_executor_options
+from executor.parameters import ExecutorOptions, parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
 from executor.serving.inference import torch_threads
 from executor.serving.pipeline import BATCH_OF_A_THREAD, largest_batch
@@ -71,7 +72,7 @@ def test_a_call_of_many_pictures_is_embedded_in_batches_for_which_nobody_waits_l
 
     in_turn(folder, play, batched=batches.append)
     assert sum(batches) == 201
-    assert 1 < max(batches) <= largest_batch(torch.device("cpu"), torch.get_num_threads())
+    assert 1 < max(batches) <= largest_batch(choose_device(ExecutorOptions()), torch.get_num_threads())
 
 
 def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_together(tmp_path: Path) -> None:
@@ -86,10 +87,10 @@ def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_toget
         await embedder.embed(docs)
         found["plain" if embedder.version("base").graph is None else "graph"] = docs
 
-    in_turn(tmp_path, play, fast_inference=False)
+    in_turn(tmp_path, play, fast_inference=False, device="cpu")  # graphs are for CPUs
     (Workspace(tmp_path).base / KEPT_WAY).write_text("fp32 graph")
     with torch_threads(2):
-        in_turn(tmp_path, play, batched=batched, fast_inference=True)
+        in_turn(tmp_path, play, batched=batched, fast_inference=True, device="cpu")
     assert batches[0] == ("embedder-0", 1)
     beside = [count for name, count in batches if name.startswith("embedder-beside")]
     assert sum(beside) > 150

@@ -114,11 +114,11 @@ def sessions(count: int = 8) -> DocumentArray:
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.clone().cpu() for name, tensor in model.state_dict().items()}
 
 
 def changed(before: dict[str, torch.Tensor], model: nn.Module) -> bool:
-    return any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    return any(not torch.equal(before[name], tensor.cpu()) for name, tensor in model.state_dict().items())
 
 
 # --- the examples of the data format ------------------------------------------------------------------------------

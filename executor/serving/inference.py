@@ -57,7 +57,8 @@ def choose_path(
 ) -> tuple[bool, torch.jit.ScriptModule | None]:
     """Return whether to serve `model` in bf16, and a graph, in the same precision, if that is even faster.
 
-    A version is measured once; the choice is kept in its `folder`.
+    A version is measured once; the choice is kept in its `folder`. A machine without its precision, and a GPU where it
+    is a graph, measures anew.
 
     Args:
         model: takes images of `size` × `size`. light: the answer of `is_light`.
@@ -66,7 +67,7 @@ def choose_path(
     """
     chosen = folder / KEPT_WAY
     kept = chosen.read_text(errors="replace") if chosen.is_file() else ""
-    if kept in WAYS and (computes_in_bf16(device) or not WAYS[kept].bf16):
+    if kept in WAYS and _can_serve(device, WAYS[kept]):
         bf16, traced = WAYS[kept]
         return bf16, _graph_of(model, sample_images(size), bf16=bf16) if traced else None
     images = sample_images(size)
@@ -81,6 +82,11 @@ def choose_path(
     except OSError as error:  # then the next start measures again
         _log.warning("The precision of %s cannot be kept: %s", folder, error)
     return found
+
+
+def _can_serve(device: torch.device, way: Way) -> bool:
+    """Whether a way that was chosen elsewhere is one for this device: graphs are for CPUs."""
+    return (computes_in_bf16(device) or not way.bf16) and (device.type == "cpu" or not way.traced)
 
 
 def way_of(bf16: bool, graph: Any) -> str:

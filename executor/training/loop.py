@@ -91,7 +91,7 @@ def train(
     state, best_model = TrainState(), {}
     torch.manual_seed(config.seed)
     if resume is not None:
-        restore(resume, model, loss, optimizer, schedule)
+        restore(resume, model, loss, optimizer, schedule, device)
         if average is not None:
             average.load_state_dict(resume.tensors["average"])
         best_model = resume.tensors["best_model"]
@@ -99,7 +99,7 @@ def train(
     measured_model: nn.Module = model if average is None else average.module
 
     def current() -> TrainState:
-        tensors = snapshot(model, loss, optimizer, schedule)
+        tensors = snapshot(model, loss, optimizer, schedule, device)
         tensors |= {"best_model": best_model, "average": copy(average.state_dict()) if average is not None else {}}
         return replace(state, history=copy(state.history), tensors=tensors)
 

@@ -22,12 +22,19 @@ class TrainState:
 
 
 def snapshot(
-    model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+    model: nn.Module,
+    loss: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Return copies of all tensors and numbers that the next step depends on."""
+    """Return copies of all tensors and numbers that the next step depends on.
+
+    Of several GPUs, only `device` is asked: to ask one is to take half a gigabyte of its memory.
+    """
     random: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        random["cuda"] = torch.cuda.get_rng_state(device)
     states = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
     # The schedule's function is code, not state.
     plain = {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}
@@ -41,15 +48,18 @@ def restore(
     loss: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
+    device: torch.device,
 ) -> None:
-    """Restore everything that `snapshot` has copied."""
+    """Restore everything that `snapshot` has copied, there or on another device."""
     model.load_state_dict(state.tensors["model"])
     loss.load_state_dict(state.tensors["loss"])
     optimizer.load_state_dict(state.tensors["optimizer"])
     schedule.load_state_dict(state.tensors["schedule"] | {"lr_lambdas": schedule.state_dict()["lr_lambdas"]})
     torch.set_rng_state(state.tensors["random"]["cpu"])
-    if "cuda" in state.tensors["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state.tensors["random"]["cuda"])
+    drawing = state.tensors["random"].get("cuda")
+    if drawing is not None and device.type == "cuda":
+        # Older checkpoints have the states of all GPUs that the machine had then.
+        torch.cuda.set_rng_state(drawing if isinstance(drawing, Tensor) else drawing[0], device)
 
 
 def copy(value: Any) -> Any:
