@@ -8,11 +8,16 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 WIDTH, HEIGHT = 640, 480
 JPEG_QUALITY = 85
@@ -32,8 +37,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def print_machine() -> None:
-    """Print the properties of the machine that the figures depend on."""
+def print_machine(device: "torch.device | None" = None) -> None:
+    """Print the properties of the machine that the figures depend on. Args: device: what computes, if not the CPU."""
     import torch
 
     capabilities = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
@@ -41,6 +46,8 @@ def print_machine() -> None:
     waiting = os.environ.get("GOMP_SPINCOUNT", "not set")
     print(f"python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} threads", end="")
     print(f", GOMP_SPINCOUNT {waiting}")
+    if device is not None and device.type == "cuda":
+        print(f"{device}: {torch.cuda.get_device_name(device)}")
     print(f"load average at the start: {os.getloadavg()[0]:.1f} (should be near 0)\n", flush=True)
 
 
@@ -79,12 +86,14 @@ def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
 def write_jpegs(folder: Path, count: int, classes: int, **size: int) -> list[tuple[str, int]]:
     """Write `count` JPEG files with labels 0 … classes-1 in turn; return their (path, label)."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for number in range(count):
+
+    def write(number: int) -> tuple[str, int]:
         path = folder / f"{number:06d}.jpg"
         path.write_bytes(jpeg(textured(number % classes, number, **size)))
-        files.append((str(path), number % classes))
-    return files
+        return str(path), number % classes
+
+    with ThreadPoolExecutor(os.cpu_count()) as cores:
+        return list(cores.map(write, range(count)))
 
 
 def seconds_of(function: Callable[[], object]) -> float:

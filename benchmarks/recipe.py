@@ -1,7 +1,7 @@
 """Compare settings of the recipe on photographs, on seen and unseen classes; the defaults were chosen by it.
 
     .venv/bin/python -m benchmarks.recipe --photos FOLDER [--part choose] [--sizes 96] [--seeds 0,1,2] [SETTING …]
-    .venv/bin/python -m benchmarks.recipe --images shapes|digits [--model default|small|vit] …
+    .venv/bin/python -m benchmarks.recipe --images shapes|digits [--model default|small|vit] [--device cuda] …
 
 FOLDER has train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, the latter from another visit. The classes are split once and
 for all into two halves: settings are chosen on the part `choose`, and what was chosen is confirmed on the part
@@ -48,7 +48,6 @@ from executor.training.parts import prepare_model
 from executor.training.progress_bar import ProgressBar
 from executor.training.recipe import Task, fine_tune
 
-CPU = torch.device("cpu")
 PARTS = ("choose", "confirm", "all")
 UNTRAINED: dict[str, Any] = {"untrained": True}
 BEFORE = {"epochs": 10, "learning_rate": 1e-4, "norm_statistics": "trained"}
@@ -95,7 +94,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     return np.stack([Preprocessing(size=size).resize(image) for image in images])
 
 
-def pretrained_vit(folder: Path, size: int) -> str:
+def pretrained_vit(folder: Path, size: int, device: torch.device) -> str:
     """Pretrain a small vision transformer on other shapes, save it in `folder`, and return it as a model's name."""
     from transformers import ViTConfig, ViTModel
 
@@ -106,9 +105,11 @@ def pretrained_vit(folder: Path, size: int) -> str:
     ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
     others = shapes(size, others=True)
     model = build_model(ModelConfig(model=str(folder), input_size=size))
-    train_on(model, others.dataset(set(others.labels), training=True), {"epochs": 30, "learning_rate": 1e-3}, size, 0)
+    train_on(
+        model, others.dataset(set(others.labels), training=True), {"epochs": 30, "learning_rate": 1e-3}, size, 0, device
+    )
     backbone: Any = model.backbone
-    backbone.save_pretrained(folder)
+    backbone.cpu().save_pretrained(folder)
     return str(folder)
 
 
@@ -149,35 +150,39 @@ def pipeline(name: str, size: int) -> Augmentation | None:
     return Augmentation(albumentations.Compose(steps[name]))
 
 
-def tuned(name: str, setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int) -> EmbeddingModel:
+def tuned(
+    name: str, setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int, device: torch.device
+) -> EmbeddingModel:
     """Return a model, tuned by a setting."""
     model = build_model(ModelConfig(model=name, input_size=size, seed=seed))
     if not setting.get("untrained"):
-        train_on(model, dataset, setting, size, seed)
+        train_on(model, dataset, setting, size, seed, device)
     return model
 
 
-def train_on(model: EmbeddingModel, dataset: ClassDataset, setting: dict[str, Any], size: int, seed: int) -> None:
+def train_on(
+    model: EmbeddingModel, dataset: ClassDataset, setting: dict[str, Any], size: int, seed: int, device: torch.device
+) -> None:
     """Train by the recipe, in place."""
     wanted = dict(setting)
     augment = pipeline(wanted.pop("augment", "default"), size)
     chosen = TrainingOptions(seed=seed, **wanted)
-    prepare_model(model, chosen)
+    prepare_model(model.to(device), chosen)
     with ProgressBar(visible=False) as bar:
         fine_tune(
             model,
             Task(dataset=dataset, items=np.arange(len(dataset)), augment=augment, same_content=True),
             chosen,
-            device=CPU,
+            device=device,
             watcher=bar,
             micro_batch=MicroBatch(chosen.micro_batch, say=bar.say),
             max_cache_bytes=2**33,
         )
 
 
-def measured(model: EmbeddingModel, dataset: ClassDataset) -> list[float]:
+def measured(model: EmbeddingModel, dataset: ClassDataset, device: torch.device) -> list[float]:
     """Return mAP@R and recall@1."""
-    scores = EvalSet(dataset, np.arange(len(dataset)), device=CPU).score(model).mean()
+    scores = EvalSet(dataset, np.arange(len(dataset)), device=device).score(model.to(device)).mean()
     return [scores[name] for name in METRICS]
 
 
@@ -199,7 +204,9 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help="choose; all, where there are no --photos")
     parser.add_argument("--sizes", default="96", help="pixels, separated by commas")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="such as cuda")
     arguments = parser.parse_args()
+    device = arguments.device
     settings = arguments.settings or [UNTRAINED, {}, BEFORE]
     sizes, seeds = ([int(value) for value in text.split(",")] for text in (arguments.sizes, arguments.seeds))
     if arguments.quick:
@@ -207,7 +214,7 @@ def main() -> None:
     if arguments.tiny:
         sizes = [32]
     part = arguments.part or ("choose" if arguments.photos else "all")
-    print_machine()
+    print_machine(device)
     gain = float("nan")
     for size in sizes:
         if arguments.photos:
@@ -215,14 +222,18 @@ def main() -> None:
         else:
             photos = shapes(size) if arguments.images == "shapes" else digits(size)
         place = tempfile.mkdtemp(prefix="finetuner-")
-        name = pretrained_vit(Path(place), size) if arguments.model == "vit" else arguments.model
+        name = pretrained_vit(Path(place), size, device) if arguments.model == "vit" else arguments.model
         classes = sorted(set(photos.labels[photos.training]))
         found: dict[str, list[list[float]]] = defaultdict(list)
         for seed in seeds:
             groups = split(classes, part, seed)
             for setting in settings:
-                model = tuned(name, setting, photos.dataset(groups[0], training=True), size, seed)
-                row = [value for group in groups for value in measured(model, photos.dataset(group, training=False))]
+                model = tuned(name, setting, photos.dataset(groups[0], training=True), size, seed, device)
+                row = [
+                    value
+                    for group in groups
+                    for value in measured(model, photos.dataset(group, training=False), device)
+                ]
                 found[json.dumps(setting)].append(row)
                 print(f"{size} px, seed {seed}, {setting or 'defaults'}: {np.round(row, 3).tolist()}", flush=True)
         print(f"\n{arguments.model}, {size} px, part {part}, {len(seeds)} seeds, mean and 95 % interval\n")

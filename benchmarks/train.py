@@ -1,6 +1,6 @@
 """Measure images per second of the trainer, against its limit and against a plain PyTorch DataLoader.
 
-    .venv/bin/python -m benchmarks.train [--quick]
+    .venv/bin/python -m benchmarks.train [--quick] [--device cuda]
 
 Measured: the trainer of the service itself (`worker.trainer.Trainer`), with the model `small` (or `--model default`),
 the default loss, augmentation and batch size. The documents name 640×480 JPEG files by `uri` and are all in the spool
@@ -12,7 +12,8 @@ The limit is a bare loop with the same model, loss, precision and batch size on 
 be faster than that, so 1.0 is the best ratio.
 
 The peer is torch's DataLoader with Pillow decoding and the same augmentation, batches, model and loss, in fp32, as
-scripts usually do it. It runs with 0, 1 and 2 worker processes; we compare with the best.
+scripts usually do it. It runs without worker processes, with one for every second core and with one for each; we
+compare with the best.
 
 After every epoch of the trainer, the limit and a peer also run for an epoch in the same process. An epoch's share of
 the limit is its rate divided by the mean of the limit's rates before and after it, so that a change of the machine's
@@ -66,8 +67,8 @@ from executor.worker.other_ranks import OtherRanks
 from executor.worker.trainer import Trainer
 
 BATCH = 64
+CPU = torch.device("cpu")
 CLASSES = 32
-WORKERS = (0, 1, 2)
 SIZES = {"small": 128, "default": 160}
 TINY = {"small": 16, "default": 32}
 
@@ -97,33 +98,38 @@ class TimedTrainer(Trainer):
 class Steps:
     """A bare loop over batches, with a model, a loss and an optimizer like the trainer's."""
 
-    def __init__(self, model: str, size: int, precision: str, *, channels_last: bool) -> None:
+    def __init__(
+        self, model: str, size: int, precision: str, device: torch.device = CPU, *, channels_last: bool
+    ) -> None:
         self.bf16 = precision == "bf16"
-        self.model = build_model(ModelConfig(model=model, input_size=size))
+        self.device = device
+        self.model = build_model(ModelConfig(model=model, input_size=size)).to(device)
         set_training(self.model, fixed_norms=is_pretrained(self.model))
         if not channels_last:
             self.model.to(memory_format=torch.contiguous_format)
-        self.loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self.model.dim)
+        self.loss = build_loss("auto", "class", num_classes=CLASSES, embedding_size=self.model.dim).to(device)
         self.optimizer = torch.optim.AdamW(parameter_groups(self.model, self.loss, TrainConfig()))
 
     def run(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Train on the batches: images (B, 3, H, W) float32 and labels (B,) int64."""
         for images, labels in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-                embeddings = self.model(images)
-            value = self.loss(embeddings.float(), labels)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                embeddings = self.model(images.to(self.device, non_blocking=True))
+            value = self.loss(embeddings.float(), labels.to(self.device, non_blocking=True))
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             self.optimizer.step()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
 
 class Limit:
     """Steps on one batch in memory."""
 
-    def __init__(self, model: str, size: int, precision: str, batches: int) -> None:
-        self._steps = Steps(model, size, precision, channels_last=True)
-        images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-        self._batch = images, torch.arange(BATCH) % CLASSES
+    def __init__(self, model: str, size: int, precision: str, batches: int, device: torch.device = CPU) -> None:
+        self._steps = Steps(model, size, precision, device, channels_last=True)
+        images = torch.randn(BATCH, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+        self._batch = images, torch.arange(BATCH, device=device) % CLASSES
         self._batches = batches
         self._steps.run(iter([self._batch]))  # the first step allocates
 
@@ -153,8 +159,10 @@ class PlainDataset(Dataset[tuple[Tensor, int]]):
 class Plain:
     """Steps on the batches of a DataLoader."""
 
-    def __init__(self, files: list[tuple[str, int]], model: str, size: int, workers: int) -> None:
-        self._steps = Steps(model, size, "fp32", channels_last=False)
+    def __init__(
+        self, files: list[tuple[str, int]], model: str, size: int, workers: int, device: torch.device = CPU
+    ) -> None:
+        self._steps = Steps(model, size, "fp32", device, channels_last=False)
         labels = np.asarray([label for _, label in files])
         batches = ClassSampler(labels, batch_size=BATCH, num_items_per_class=4).batches(0)
         self._loader: DataLoader[tuple[Tensor, int]] = DataLoader(
@@ -162,6 +170,7 @@ class Plain:
             batch_sampler=[batch.tolist() for batch in batches],
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
         )
         self._steps.run(batch for batch, _ in zip(self._loader, range(1), strict=False))  # starts the workers
 
@@ -178,6 +187,7 @@ def prepare_run(
     *,
     model: str = "small",
     augment: str | None = None,
+    device: str = "cpu",
     **training: Any,
 ) -> RunStore:
     """Make a workspace with one run that is complete and in state `training`; return its store."""
@@ -186,6 +196,7 @@ def prepare_run(
         model=model,
         input_size=size,
         augment=augment,
+        device=device,
         allowed_roots=(str(folder),),
         trainer_threads=torch.get_num_threads(),
     ).with_roots()
@@ -206,24 +217,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=SIZES, default="small")
     parser.add_argument("--augment", choices=("none",), help="none: without the default augmentation")
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
     arguments = parser.parse_args()
+    device, cores = torch.device(arguments.device), os.cpu_count() or 1
     images, epochs, rounds, model = arguments.images, 5, arguments.rounds, arguments.model
-    size, threads = SIZES[model], os.cpu_count() or 1
+    size, threads = SIZES[model], cores
     if arguments.quick:
         images, epochs, rounds = 256, 3, 1  # 8 of a class: batches of 4 repeat none
     if arguments.tiny:
         images, epochs, rounds, size, threads = 128, 3, 1, TINY[model], 1
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the trainer process does; the limit and the peers have it too
-    print_machine()
+    print_machine(device)
     precisions = ["fp32", "bf16"]
     rates: dict[str, list[float]] = defaultdict(list)
     shares: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name)
         files = write_jpegs(folder / "images", images, CLASSES)
-        limits = {precision: Limit(model, size, precision, images // BATCH) for precision in precisions}
-        peers = cycle([(workers, Plain(files, model, size, workers)) for workers in WORKERS])
+        limits = {precision: Limit(model, size, precision, images // BATCH, device) for precision in precisions}
+        peers = cycle(
+            [(workers, Plain(files, model, size, workers, device)) for workers in (0, max(1, cores // 2), cores)]
+        )
         for number in range(rounds):
             for precision in precisions:
 
@@ -240,6 +255,7 @@ def main() -> None:
                     size,
                     model=model,
                     augment=arguments.augment,
+                    device=arguments.device,
                     epochs=epochs,
                     precision=precision,
                 )
@@ -256,7 +272,7 @@ def main() -> None:
                 for found, values in ((rates, measured), (shares, of_limit)):
                     found[f"first {precision}"].append(values[0])
                     found[f"later {precision}"] += values[1:]
-    what = f"{model}, {images} images to {size}×{size}, {epochs} epochs, {rounds} rounds"
+    what = f"{model} on {device}, {images} images to {size}×{size}, {epochs} epochs, {rounds} rounds"
     print_rates(rates, {name: median(values) for name, values in shares.items()}, precisions, what)
 
 
