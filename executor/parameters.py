@@ -732,7 +732,7 @@ def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:
 def _accepted_below(model: type[BaseModel], name: str) -> list[str]:
     """The fields of the model that is the value of field `name`; none if the value is no model."""
     annotation = model.model_fields[name].annotation
-    inner = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type))
+    inner = (each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and not get_args(each))
     return [field for each in inner if issubclass(each, BaseModel) for field in each.model_fields]
 
 
