@@ -48,6 +48,7 @@ from executor.training.parts import prepare_model
 from executor.training.progress_bar import ProgressBar
 from executor.training.recipe import Task, fine_tune
 
+CPU = torch.device("cpu")
 PARTS = ("choose", "confirm", "all")
 UNTRAINED: dict[str, Any] = {"untrained": True}
 BEFORE = {"epochs": 10, "learning_rate": 1e-4, "norm_statistics": "trained"}
@@ -94,7 +95,7 @@ def resized(images: np.ndarray, size: int) -> np.ndarray:
     return np.stack([Preprocessing(size=size).resize(image) for image in images])
 
 
-def pretrained_vit(folder: Path, size: int, device: torch.device) -> str:
+def pretrained_vit(folder: Path, size: int, device: torch.device = CPU) -> str:
     """Pretrain a small vision transformer on other shapes, save it in `folder`, and return it as a model's name."""
     from transformers import ViTConfig, ViTModel
 
@@ -151,7 +152,7 @@ def pipeline(name: str, size: int) -> Augmentation | None:
 
 
 def tuned(
-    name: str, setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int, device: torch.device
+    name: str, setting: dict[str, Any], dataset: ClassDataset, size: int, seed: int, device: torch.device = CPU
 ) -> EmbeddingModel:
     """Return a model, tuned by a setting."""
     model = build_model(ModelConfig(model=name, input_size=size, seed=seed))
@@ -161,7 +162,12 @@ def tuned(
 
 
 def train_on(
-    model: EmbeddingModel, dataset: ClassDataset, setting: dict[str, Any], size: int, seed: int, device: torch.device
+    model: EmbeddingModel,
+    dataset: ClassDataset,
+    setting: dict[str, Any],
+    size: int,
+    seed: int,
+    device: torch.device = CPU,
 ) -> None:
     """Train by the recipe, in place."""
     wanted = dict(setting)
@@ -180,7 +186,7 @@ def train_on(
         )
 
 
-def measured(model: EmbeddingModel, dataset: ClassDataset, device: torch.device) -> list[float]:
+def measured(model: EmbeddingModel, dataset: ClassDataset, device: torch.device = CPU) -> list[float]:
     """Return mAP@R and recall@1."""
     scores = EvalSet(dataset, np.arange(len(dataset)), device=device).score(model.to(device)).mean()
     return [scores[name] for name in METRICS]
@@ -204,7 +210,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, help="choose; all, where there are no --photos")
     parser.add_argument("--sizes", default="96", help="pixels, separated by commas")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="such as cuda")
+    parser.add_argument("--device", type=torch.device, default=CPU, help="such as cuda")
     arguments = parser.parse_args()
     device = arguments.device
     settings = arguments.settings or [UNTRAINED, {}, BEFORE]

@@ -30,7 +30,7 @@ def snapshot(
 ) -> dict[str, Any]:
     """Return copies of all tensors and numbers that the next step depends on.
 
-    Of several GPUs, only `device` is asked: to ask one is to take half a gigabyte of its memory.
+    Of several GPUs, only `device` is asked: to ask one is to begin using it.
     """
     random: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
