@@ -135,7 +135,8 @@ def compute_gradients(
 def _backward(embeddings: Tensor, gradient: Tensor) -> None:
     """Pass the loss's gradient of `embeddings` (b, D) on to the model.
 
-    It is what `embeddings.backward(gradient)` does, which imports sympy first: a tenth of a trainer's start.
+    It is what `embeddings.backward(gradient)` does, which imports sympy first: a tenth of the time of a trainer's
+    imports.
     """
     (embeddings * gradient).sum().backward()
 
