@@ -35,6 +35,13 @@ def a_batch(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(images), labels
 
 
+def parts(device: torch.device):
+    """What `snapshot` copies and `restore` restores."""
+    model, loss = untrained().to(device), torch.nn.Identity()
+    optimizer = PlainAdamW(parameter_groups(model, loss, TrainConfig()))
+    return model, loss, optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0), device
+
+
 def gradient_of(device: torch.device, *, micro_batch: int | None = None) -> torch.Tensor:
     """The gradient of a batch, all parameters one after another, in fp32."""
     model = untrained().to(device)
@@ -76,12 +83,6 @@ def test_a_batch_for_which_memory_is_too_small_is_computed_in_halves(little_memo
 
 @pytest.mark.parametrize("to", [GPU, CPU])
 def test_a_restored_state_goes_on_here_or_on_the_cpu(to: torch.device) -> None:
-    def parts(device: torch.device):
-        model, loss = untrained().to(device), torch.nn.Identity()
-        optimizer = PlainAdamW(parameter_groups(model, loss, TrainConfig()))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-        return model, loss, optimizer, schedule, device
-
     def step(model: EmbeddingModel, device: torch.device) -> None:
         model(torch.randn(4, 3, 64, 64, device=device)).square().mean().backward()
 
@@ -101,13 +102,11 @@ def test_a_restored_state_goes_on_here_or_on_the_cpu(to: torch.device) -> None:
 
 
 def test_a_checkpoint_from_a_machine_with_more_gpus_is_gone_on_with() -> None:
-    model, loss = untrained().to(GPU), torch.nn.Identity()
-    optimizer = PlainAdamW(parameter_groups(model, loss, TrainConfig()))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    tensors = snapshot(model, loss, optimizer, schedule, GPU)
+    run = parts(GPU)
+    tensors = snapshot(*run)
     tensors["random"]["cuda"] = [tensors["random"]["cuda"]] * (torch.cuda.device_count() + 1)
     drawn = torch.rand(3, device=GPU)
-    restore(TrainState(tensors=tensors), model, loss, optimizer, schedule, GPU)
+    restore(TrainState(tensors=tensors), *run)
     assert torch.equal(torch.rand(3, device=GPU), drawn)
 
 

@@ -19,6 +19,7 @@ from ..errors import OutOfMemory
 from ..loading.forward import compute_embeddings
 from .losses import MemoryLoss
 from .micro_batch import MicroBatch
+from .state import random_state, set_random_state
 
 
 class Gradients:
@@ -100,13 +101,13 @@ def compute_gradients(
         inputs = torch.from_numpy(inputs)
     count = 1 if micro_batch is None or not isinstance(inputs, Tensor) else -(-len(inputs) // micro_batch)
     parts = list(inputs.tensor_split(count)) if count > 1 else [inputs]
-    states: list[_Random] = []
+    states: list[dict[str, Any]] = []
     if count > 1:
         buffers = [buffer.clone() for buffer in model.buffers()]
         embedded = []
         with torch.no_grad():
             for part in parts:
-                states.append(_Random(device))
+                states.append(random_state(device))
                 embedded.append(compute_embeddings(model, part, device, bf16=bf16))
             for buffer, saved in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(saved)  # only the second pass may change the buffers
@@ -122,13 +123,13 @@ def compute_gradients(
     if count == 1:
         _backward(mine, gradient)
         return float(value.detach())
-    after = _Random(device)
+    after = random_state(device)
     for number, (part, state) in enumerate(zip(parts, states, strict=True), start=1):
-        state.put_back()  # so that dropout is the same as in the first pass
+        set_random_state(state, device)  # so that dropout is the same as in the first pass
         with contextlib.nullcontext() if number == count else ranks.no_sync(model):
             _backward(compute_embeddings(model, part, device, bf16=bf16), gradient[: len(part)])
         gradient = gradient[len(part) :]
-    after.put_back()
+    set_random_state(after, device)
     return float(value.detach())
 
 
@@ -141,27 +142,14 @@ def _backward(embeddings: Tensor, gradient: Tensor) -> None:
     (embeddings * gradient).sum().backward()
 
 
-class _Random:
-    """The state of the random generators of the CPU and a device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-    def put_back(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-
-
 class _Before:
     """A copy of all that computing gradients changes, except the gradients, so that a step can be tried again."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, device: torch.device) -> None:
         self._model = model
         self._loss = loss
-        self._random = _Random(device)
+        self._device = device
+        self._random = random_state(device)
         self._buffers = [(buffer, buffer.clone()) for buffer in (*model.buffers(), *loss.buffers())]
         self._remembered = loss.get_extra_state() if isinstance(loss, MemoryLoss) else None
 
@@ -174,7 +162,7 @@ class _Before:
                 buffer.copy_(saved)
         if isinstance(self._loss, MemoryLoss) and self._remembered is not None:
             self._loss.set_extra_state(self._remembered)
-        self._random.put_back()
+        set_random_state(self._random, self._device)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

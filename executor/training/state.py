@@ -28,17 +28,11 @@ def snapshot(
     schedule: torch.optim.lr_scheduler.LRScheduler,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return copies of all tensors and numbers that the next step depends on.
-
-    Of several GPUs, only `device` is asked: to ask one is to begin using it.
-    """
-    random: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        random["cuda"] = torch.cuda.get_rng_state(device)
+    """Return copies of all tensors and numbers that the next step depends on."""
     states = {"model": model.state_dict(), "loss": loss.state_dict(), "optimizer": optimizer.state_dict()}
     # The schedule's function is code, not state.
     plain = {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}
-    copied: dict[str, Any] = copy(states | {"schedule": plain, "random": random})
+    copied: dict[str, Any] = copy(states | {"schedule": plain, "random": random_state(device)})
     return copied
 
 
@@ -55,8 +49,24 @@ def restore(
     loss.load_state_dict(state.tensors["loss"])
     optimizer.load_state_dict(state.tensors["optimizer"])
     schedule.load_state_dict(state.tensors["schedule"] | {"lr_lambdas": schedule.state_dict()["lr_lambdas"]})
-    torch.set_rng_state(state.tensors["random"]["cpu"])
-    drawing = state.tensors["random"].get("cuda")
+    set_random_state(state.tensors["random"], device)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of the random generators of the CPU and, if it is a GPU, of `device`.
+
+    No other GPU is asked: to ask one is to begin using it.
+    """
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Put a state back, there or on another device."""
+    torch.set_rng_state(state["cpu"])
+    drawing = state.get("cuda")
     if drawing is not None and device.type == "cuda":
         # Older checkpoints have the states of all GPUs that the machine had then.
         torch.cuda.set_rng_state(drawing if isinstance(drawing, Tensor) else drawing[0], device)
