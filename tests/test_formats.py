@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 
+import nanoarrow
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
@@ -307,6 +308,18 @@ def test_a_large_picture_that_is_converted_in_bands_is_the_same_as_at_once(mode)
     else:
         expected = np.array(large.convert("RGB"))
     np.testing.assert_array_equal(decode_image(file("PNG", large), ANY), expected)
+
+
+def test_a_picture_that_pillow_keeps_in_several_places_is_decoded():
+    """Pillow does so with large pictures, or by `PILLOW_BLOCK_SIZE`, also with small ones."""
+    before = Image.core.get_block_size()
+    Image.core.set_block_size(4096)
+    try:
+        np.testing.assert_array_equal(decode_image(file("PNG"), ANY), PICTURE)
+        with pytest.raises(ValueError, match="not contiguous"):
+            nanoarrow.c_array(Image.fromarray(PICTURE))
+    finally:
+        Image.core.set_block_size(before)
 
 
 TAKEN = """

@@ -608,9 +608,15 @@ def test_a_data_uri_without_a_comma_is_refused():
         read_uri("data:image/png;base64", ANY)
 
 
-def test_a_data_uri_that_is_not_base64_is_refused():
+@pytest.mark.parametrize("text", ["###", "AAAAA", "AA=A", "-_-_", "AA\0A", "é"])
+def test_a_data_uri_that_is_not_base64_is_refused(text):
     with pytest.raises(BadDocument, match="not valid base64"):
-        read_uri("data:image/png;base64,###", ANY)
+        read_uri(f"data:image/png;base64,{text}", ANY)
+
+
+@pytest.mark.parametrize("space", " \t\n\r\f\v")
+def test_spaces_in_base64_do_not_count(space):
+    assert read_uri(f"data:;base64,aG{space}Vs{space * 3}bG8", ImagePolicy(max_image_bytes=5)) == b"hello"
 
 
 @pytest.mark.parametrize("uri", ["data:image/png;base64," + "A" * 140, "data:," + "a" * 101, "data:," + "%61" * 101])

@@ -1,11 +1,11 @@
 """Decode `data:` uris (RFC 2397) and base64, in no more memory than a few times what comes of it."""
 
-import base64
 import binascii
 from dataclasses import replace
 from string import hexdigits
 
 import numpy as np
+import pybase64
 
 from ..errors import BadDocument
 from .decoding import is_encoded_image
@@ -83,6 +83,8 @@ def _block_decoded(block: bytes) -> bytes:
 
 def _from_base64(text: bytes, policy: ImagePolicy) -> bytes:
     """Raises: binascii.Error: it is not base64. BadDocument: it is too large."""
-    digits = text.translate(None, _WHITESPACE).rstrip(b"=")
+    if any(space in text for space in _WHITESPACE):  # to look for it takes a tenth of the time of removing none
+        text = text.translate(None, _WHITESPACE)
+    digits = text.rstrip(b"=")
     check_bytes(len(digits) * 3 // 4, policy)
-    return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
+    return pybase64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)

@@ -38,8 +38,9 @@ def check_prefixes(prefixes: tuple[str, ...]) -> None:
 
 def is_below(uri: str, prefixes: tuple[str, ...]) -> bool:
     """Whether `uri` lies below one of the prefixes, and means nothing else than it says."""
-    plain = "::" not in uri and not {".", ".."} & set(uri.split("/"))  # fsspec chains uris by ::
-    return plain and any(uri.startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
+    if not any(uri.startswith(prefix.rstrip("/") + "/") for prefix in prefixes):
+        return False  # first, as a data: uri is long
+    return "::" not in uri and not {".", ".."} & set(uri.split("/"))  # fsspec chains uris by ::
 
 
 def read_object(uri: str, policy: ImagePolicy) -> bytes:
