@@ -117,7 +117,9 @@ class Reader(io.BytesIO):
 
     def __init__(self, data: bytes, pixels: int) -> None:
         super().__init__(data)
-        self._end = time.thread_time() + SECONDS + SECONDS_A_MEGAPIXEL * pixels / 1e6
+        seconds = SECONDS + SECONDS_A_MEGAPIXEL * pixels / 1e6
+        self._end = time.thread_time() + seconds
+        self._soonest = time.monotonic() + seconds
         self._gone = _abandoned.get()
         self._small_reads = SMALL_READS
 
@@ -132,5 +134,7 @@ class Reader(io.BytesIO):
     def _check(self) -> None:
         if self._gone():
             raise BadDocument("The picture was not decoded to its end: whoever sent it has gone")
-        if time.thread_time() > self._end:
+        # The thread's own clock is a call of the system. At its end another thread may get the core, while this one
+        # holds Python's lock.
+        if time.monotonic() > self._soonest and time.thread_time() > self._end:
             raise BadDocument("The image takes too long to decode; save it anew, for example as a baseline JPEG or PNG")
