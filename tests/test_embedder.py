@@ -22,7 +22,7 @@ from executor.models.versions import WorkspaceVersions
 from executor.parameters import ExecutorOptions, parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
 from executor.serving.inference import torch_threads
-from executor.serving.pipeline import BATCH_OF_A_THREAD, largest_batch
+from executor.serving.pipeline import BATCH_OF_A_CORE, BATCH_OF_A_THREAD, largest_batch
 from executor.store.published import KEPT_WAY
 from executor.store.workspace import Workspace
 from serving import QUICK
@@ -87,14 +87,23 @@ def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_toget
         await embedder.embed(docs)
         found["plain" if embedder.version("base").graph is None else "graph"] = docs
 
+    def beside() -> list[int]:
+        return [count for name, count in batches if name.startswith("embedder-beside")]
+
+    async def play_several(embedder: Embedder) -> None:
+        await play(embedder)
+        assert batches[0] == ("embedder-0", 1)
+        assert sum(beside()) > 150
+        assert max(beside()) == BATCH_OF_A_CORE
+        batches.clear()
+        await asyncio.gather(*(embedder.embed(images(100)) for _ in range(2)))
+        assert sum(beside()) > 150
+        assert sorted(beside())[-2] == BATCH_OF_A_THREAD  # the first may be taken before the other caller is known
+
     in_turn(tmp_path, play, fast_inference=False, device="cpu")  # graphs are for CPUs
     (Workspace(tmp_path).base / KEPT_WAY).write_text("fp32 graph")
     with torch_threads(2):
-        in_turn(tmp_path, play, batched=batched, fast_inference=True, device="cpu")
-    assert batches[0] == ("embedder-0", 1)
-    beside = [count for name, count in batches if name.startswith("embedder-beside")]
-    assert sum(beside) > 150
-    assert max(beside) == BATCH_OF_A_THREAD
+        in_turn(tmp_path, play_several, batched=batched, fast_inference=True, device="cpu")
     for plain, by_graph in zip(found["plain"], found["graph"], strict=True):
         np.testing.assert_allclose(plain.embedding, by_graph.embedding, atol=1e-4)
 
