@@ -75,7 +75,12 @@ def test_a_call_of_many_pictures_is_embedded_in_batches_for_which_nobody_waits_l
     assert 1 < max(batches) <= largest_batch(choose_device(ExecutorOptions()), torch.get_num_threads())
 
 
-def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_together(tmp_path: Path) -> None:
+def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "executor.serving.inference.LIGHT_SECONDS", 0.0
+    )  # a light model leaves a core to several callers
     found: dict[str, DocumentArray] = {}
     batches: list[tuple[str, int]] = []
 
