@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-import cv2
 import nanoarrow
 import numpy as np
 from PIL import Image, ImageFile
@@ -150,4 +149,6 @@ def _copied(image: Image.Image) -> np.ndarray:
         pixels = nanoarrow.c_array(image).view().child(0).buffer(1)
     except ValueError:  # its rows are so long that Pillow keeps it in several places
         return np.array(image)
+    import cv2  # only here: what reads no pictures starts without it
+
     return cv2.cvtColor(np.asarray(pixels).reshape(image.height, image.width, 4), cv2.COLOR_RGBA2RGB)
