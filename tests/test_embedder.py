@@ -78,9 +78,8 @@ def test_a_call_of_many_pictures_is_embedded_in_batches_for_which_nobody_waits_l
 def test_many_pictures_are_embedded_by_each_core_on_its_own_and_few_by_all_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "executor.serving.inference.LIGHT_SECONDS", 0.0
-    )  # a light model leaves a core to several callers
+    # A light model would leave a core to several callers.
+    monkeypatch.setattr("executor.serving.inference.LIGHT_SECONDS", 0.0)
     found: dict[str, DocumentArray] = {}
     batches: list[tuple[str, int]] = []
 

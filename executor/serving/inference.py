@@ -207,7 +207,8 @@ def _graph_of(model: EmbeddingModel, images: Tensor, *, bf16: bool) -> torch.jit
     try:
         if network in _traces:
             graph = _copy_of(_traces[network], whole)
-            if _agrees(functools.partial(embed_by_graph, graph), _eager(model, CPU, bf16=bf16), images):
+            served = _served(model, CPU, bf16=bf16, graph=graph)
+            if _agrees(served, _eager(model, CPU, bf16=bf16), images):
                 return graph
         _traces[network] = _traced(whole, images, bf16=bf16)
         graph = _copy_of(_traces[network], whole)
