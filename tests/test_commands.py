@@ -223,6 +223,15 @@ def test_a_trainer_waits_for_nothing_that_other_commands_need():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.process
+def test_a_trainer_does_not_import_what_it_hardly_uses():
+    code = "import executor.worker.trainer, sys; print(sorted(set(sys.modules) & {'jina', 'scipy.stats', 'sympy'}))\n"
+    code += "from scipy.stats import rankdata; import pytorch_metric_learning.utils.common_functions as common\n"
+    code += "print({label: int(rank) for label, rank in common.make_label_to_rank_dict([7, 3]).items()})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]", "{7: 1, 3: 0}"], done.stderr
+
+
 def test_a_run_without_a_name_is_called_after_its_source(workspace):
     reader = Reader(Workspace(workspace / "FinetunerExecutor" / "0"))
     assert free_name(reader, "my photos (2)") == "my-photos-2"

@@ -37,7 +37,7 @@ def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, 
         level: of confidence, between 0 and 1.
     Raises: ValueError: there are no values, or not as many cluster numbers as values.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit  # the quantile of Student's t
 
     _check(values, clusters)
     queries = len(values)
@@ -53,7 +53,7 @@ def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, 
     sums = np.bincount(numbers, values - mean)  # e_c
     by_clusters = float(np.sum(sums**2 / (1 - shares))) / queries**2
     by_queries = float(values.var(ddof=1)) / queries
-    reach = float(t.ppf(0.5 + level / 2, _degrees_of_freedom(shares))) * max(by_clusters, by_queries) ** 0.5
+    reach = float(stdtrit(_degrees_of_freedom(shares), 0.5 + level / 2)) * max(by_clusters, by_queries) ** 0.5
     return mean - reach, mean + reach
 
 

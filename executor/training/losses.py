@@ -9,10 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
+from ..compute.imports import not_importing
 from ..errors import InvalidParameter
+
+# It imports scipy.stats, a quarter of a trainer's imports, for one function that losses do not call.
+with not_importing("scipy.stats"):
+    from pytorch_metric_learning import losses, miners
 
 LossFactory = type[nn.Module]
 
