@@ -1,11 +1,16 @@
 """The private parts of Jina and DocArray that are patched or read are where they were."""
 
+import asyncio
 import inspect
+from typing import Any
 
 import pytest
 from docarray import BaseDoc, DocList
 from docarray.typing import ID
+from jina.proto.jina_pb2 import EndpointsProto
+from jina.serve.runtimes.worker.request_handling import WorkerRequestHandler
 
+from executor.wire import jina_private
 from executor.wire.jina_private import PRIVATE, Part
 
 
@@ -26,3 +31,19 @@ def test_the_private_parts_of_docarray_are_where_they_were() -> None:
     assert docarray_private.node_of("text").text == "text"
     assert callable(BaseDoc._get_content_from_node_proto)
     assert docarray_private.node_of(DocList[BaseDoc]()).HasField("doc_array")
+
+
+def test_the_schemas_of_the_endpoints_are_made_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    async def discover(handler: WorkerRequestHandler, empty: Any, context: Any) -> EndpointsProto:
+        made.append(handler)
+        return EndpointsProto(endpoints=["/embed", "/words"])
+
+    monkeypatch.setattr(jina_private, "_DISCOVER", discover)
+    monkeypatch.setattr(WorkerRequestHandler, "endpoint_discovery", discover)
+    jina_private.hide_endpoints({"/words"})
+    handler = WorkerRequestHandler.__new__(WorkerRequestHandler)
+    for _ in range(3):  # a gateway asks for each of its protocols
+        assert list(asyncio.run(handler.endpoint_discovery(None, None)).endpoints) == ["/embed"]
+    assert made == [handler]

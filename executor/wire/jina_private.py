@@ -3,6 +3,7 @@
 `PRIVATE` lists them. A test looks for each by name. If an upgrade of Jina moves one, the test says which.
 """
 
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from typing import Any, NamedTuple, TypeGuard
@@ -261,15 +262,22 @@ def hide_endpoints(hidden: Set[str]) -> None:
     """Do not tell gateways of some endpoints of the executors in this process.
 
     Every executor behind ours would need all that a gateway knows of, or Jina would not start the Flow.
+
+    A gateway asks once for each of its protocols. Jina makes the schemas of all endpoints for that, which takes a
+    second of the thread that serves, so it is done once.
     """
+    made: weakref.WeakKeyDictionary[WorkerRequestHandler, Any] = weakref.WeakKeyDictionary()
 
     async def discover_others(handler: WorkerRequestHandler, empty: Any, context: Any) -> Any:
+        if handler in made:
+            return made[handler]
         found = await _DISCOVER(handler, empty, context)
         told = [path for path in found.endpoints if path not in hidden]
         del found.endpoints[:]
         found.endpoints.extend(told)
         for path in hidden & found.schemas.fields.keys():
             del found.schemas.fields[path]
+        made[handler] = found
         return found
 
     WorkerRequestHandler.endpoint_discovery = discover_others
