@@ -1,22 +1,19 @@
-"""A real Flow in its own process, for the tests. `Service` starts it as `python serving.py SETTINGS`."""
+"""A real Flow in its own process, for the tests."""
 
 import base64
 import contextlib
-import json
 import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import requests
+
+from forked import Forked
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOCOLS = ("grpc", "http", "websocket")  # of Jina's gateway
@@ -61,7 +58,7 @@ class Service:
         self.replicas = 1
         self.flow: dict[str, Any] = {}  # further arguments of the Flow
         self.ports: dict[str, int] = {}
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Forked | None = None
 
     def start(self) -> "Service":
         """Start the Flow and wait until all protocols answer."""
@@ -83,33 +80,18 @@ class Service:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(self.directory), str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
-        self.log = open(self.directory / "service.log", "a+")  # noqa: SIM115  (closed in stop)
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(settings)],
-            cwd=self.directory,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-            start_new_session=True,
-        )
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.strip() == "ready":
-                # Keep reading: if the pipe gets full, the next write to it blocks for ever.
-                copy = (self.process.stdout, self.log)
-                self._reader = threading.Thread(target=shutil.copyfileobj, args=copy, daemon=True)
-                self._reader.start()
-                return self
-        raise RuntimeError(f"the service did not start:\n{(self.directory / 'service.log').read_text()[-4000:]}")
+        log = self.directory / "service.log"
+        self.process = Forked(_serve, settings, directory=self.directory, environment=environment, log=log)
+        if self.process.becomes_ready():
+            return self
+        raise RuntimeError(f"the service did not start:\n{log.read_text()[-4000:]}")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
         """End the Flow by a signal and return its exit code."""
         assert self.process is not None
         self.process.send_signal(how)
         code = self.process.wait(60)
-        self._close_log()
+        self.process.close()
         return code
 
     def kill(self) -> None:
@@ -118,16 +100,7 @@ class Service:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._close_log()
-
-    def _close_log(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
-        self._reader.join(10)
-        self.process.stdout.close()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.log.close()
+        self.process.close()
 
     def __enter__(self) -> "Service":
         return self.start()
@@ -211,13 +184,9 @@ def served(folder: Path, **options: Any) -> Iterator[Service]:
         yield service
 
 
-def _serve(settings: dict[str, Any]) -> None:
+def _serve(settings: dict[str, Any], ready: Callable[[], None]) -> None:
     from jina import Flow
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    threading.Thread(target=_die_with_the_tests, daemon=True).start()
-    told = os.dup(sys.stdout.fileno())  # the test reads this pipe only until "ready"; later output goes to
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stderr, because a full pipe would block the service
     ports = {"protocol": list(settings["ports"]), "port": list(settings["ports"].values())}
     flow = Flow(**ports, host="127.0.0.1", **{"quiet_error": True, **settings["flow"]}).add(
         uses=str(ROOT / "config.yml"),
@@ -228,16 +197,5 @@ def _serve(settings: dict[str, Any]) -> None:
     if settings["gateway"] is not None:
         flow = flow.config_gateway(uses=settings["gateway"])
     with flow:
-        os.write(told, b"ready\n")
+        ready()
         flow.block()
-
-
-def _die_with_the_tests() -> None:
-    """Kill the Flow when standard input ends, because then the tests have ended, in whatever way."""
-    while os.read(0, 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    _serve(json.loads(sys.argv[1]))
