@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -65,7 +66,7 @@ def _wait_for_the_others(group: int, seconds: float = 20.0) -> None:
 
 
 def wait_until_served(
-    http_port: int, process: subprocess.Popen[bytes], seconds: float = 120.0, health: str = "/dry_run"
+    http_port: int, process: subprocess.Popen[Any], seconds: float = 120.0, health: str = "/dry_run"
 ) -> None:
     """Wait until a Flow answers over HTTP. Raises: ChildProcessError: its process has ended. TimeoutError: too late."""
     deadline = time.monotonic() + seconds

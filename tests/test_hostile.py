@@ -303,7 +303,6 @@ def test_a_refusal_is_one_line_of_the_log_and_jina_says_nothing_of_our_options(f
         connection.send(b"\xff")
         with pytest.raises(ConnectionClosed, match="The message is no request of Jina's"):
             connection.recv(timeout=60)
-    flow.log.flush()
     log = (flow.directory / "service.log").read_text(errors="replace")
     assert re.search(r"Refused: There is no model .{0,40}'nowhere'", " ".join(log.split()))  # the time stands between
     assert "Refused: The message is no request" in " ".join(log.split())

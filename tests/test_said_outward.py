@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import requests
 from jina import Client
 from PIL import Image
 
@@ -27,6 +26,7 @@ from executor.store.lock import WorkspaceLock
 from executor.store.workspace import Workspace
 from executor.wire.quiet import quieten
 from executor.wire.refusals import Refusal
+from flows import wait_until_served
 from serving import ROOT, Service, free_ports
 
 # --- no places of the server ------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_a_service_says_in_three_lines_where_it_is_and_ends_as_it_is_told(tmp_pa
     try:
         assert process.stdout is not None
         lines = [process.stdout.readline().split() for _ in range(3)]
-        assert requests.get(f"http://127.0.0.1:{http}/readyz", timeout=60).status_code == 200
+        wait_until_served(int(http), process, health="/readyz")  # the model may be loaded a second later
         answers = Client(host="127.0.0.1", port=int(grpc)).post("/embed", [Document(blob=coloured(0))])
         assert answers[0].embedding is not None
         process.send_signal(signal.SIGTERM)
