@@ -7,6 +7,7 @@ environment, ended by signals.
 
 import contextlib
 import functools
+import importlib
 import multiprocessing
 import os
 import signal
@@ -91,6 +92,7 @@ def _run(
     environment: dict[str, str],
     log: str,
 ) -> None:
+    importlib.import_module("imported_once")  # fails here if it has failed in the fork server, which says nothing then
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # else its processes would be forked from a server, too
     os.environ.clear()
