@@ -135,11 +135,12 @@ def embed_by_graph(graph: torch.jit.ScriptModule, images: Tensor) -> np.ndarray:
 
 
 def is_light(
-    model: nn.Module, size: int, device: torch.device, *, clock: Callable[[], float] = time.perf_counter
+    model: nn.Module, size: int, device: torch.device, *, clock: Callable[[], float] = time.thread_time
 ) -> bool:
     """Return whether the model is so fast in one thread that Jina and decoding take a similar time.
 
-    Args: clock: returns the time in seconds.
+    Args: clock: returns the time in seconds; by default that of this thread alone, because other threads and processes
+        are busy while a service starts.
     """
     if device.type != "cpu":
         return False
