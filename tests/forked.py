@@ -19,8 +19,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import pytest
+from unittest import mock
 
 _forks = multiprocessing.get_context("forkserver")
 
@@ -29,8 +28,8 @@ _forks = multiprocessing.get_context("forkserver")
 def _start_fork_server() -> None:
     """It finds what it shall import by PYTHONPATH alone, and says nothing if it does not find it."""
     here = Path(__file__).parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}", prepend=os.pathsep)
+    places = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    with mock.patch.dict(os.environ, PYTHONPATH=places):
         _forks.set_forkserver_preload(["imported_once"])
         forkserver.ensure_running()
 

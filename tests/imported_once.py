@@ -6,7 +6,7 @@ for name in (
     "jina.serve.runtimes.gateway.request_handling",
     "jina.serve.runtimes.worker.request_handling",
     *("cv2", "fastapi", "filelock", "fsspec", "jinja2", "nanoarrow", "prometheus_client", "psutil", "pybase64"),
-    *("python_multipart", "safetensors.torch", "starlette.applications", "starlette.staticfiles", "torch"),
+    *("python_multipart", "requests", "safetensors.torch", "starlette.applications", "starlette.staticfiles", "torch"),
     *("uvicorn.protocols.http.h11_impl", "uvicorn.protocols.websockets.auto"),
     *("PIL.ExifTags", "PIL.Image", "PIL.ImageOps", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.WebPImagePlugin"),
 ):

@@ -5,7 +5,6 @@ ranks.py    several processes that train one run together
 threads.py  runs a computation in a thread that ends right after it
 one_core_each.py  threads that compute side by side, each with one core
 turns.py    a queue that serves its callers in turn
-imports.py  leave out what another library imports and hardly uses
 memory.py   keep freed memory; whether memory ran out, and whether the kernel killed a process for it
 
 May import parameters and the layers below it. The service uses `memory.py`, `turns.py` and

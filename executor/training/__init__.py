@@ -10,6 +10,7 @@ gradients.py     compute the gradient of a batch, whole or in parts, in one proc
 norms.py         batch norms that keep the statistics of a pretrained network
 new_head.py      start a new projection head as principal components
 losses.py        losses by name, for each kind of data
+imports.py       leave out what another library imports and hardly uses
 trials.py        try several settings on short runs, and choose one
 tried.py         what was tried, and the file that keeps it
 precision.py     choose fp32 or bf16 by measurement
