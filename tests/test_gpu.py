@@ -113,7 +113,7 @@ def test_a_checkpoint_from_a_machine_with_more_gpus_is_gone_on_with() -> None:
 @pytest.mark.parametrize("kept", ["graph", "fp32 graph"])
 def test_a_graph_that_was_chosen_on_a_cpu_is_none_for_a_gpu(kept: str, tmp_path: Path) -> None:
     (tmp_path / "serving").write_text(kept)
-    bf16, graph = choose_path(untrained().to(GPU).eval(), 64, GPU, tmp_path, light=False)
+    bf16, graph = choose_path(untrained().to(GPU).eval(), 64, GPU, tmp_path)
     assert graph is None
     assert (tmp_path / "serving").read_text() == ("bf16" if bf16 else "fp32")
 

@@ -12,6 +12,7 @@ from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
 from executor.serving.inference import (
     AGREEMENT,
+    LIGHT_IMAGES,
     LIGHT_SECONDS,
     WAYS,
     _graph_of,
@@ -62,7 +63,7 @@ def test_a_network_that_loses_too_much_in_bf16_serves_in_fp32() -> None:
 def test_another_version_of_a_network_is_served_like_the_first(
     like: str, model: EmbeddingModel, tmp_path: Path
 ) -> None:
-    bf16, graph = choose_path(model, 64, CPU, tmp_path, light=True, like=like)
+    bf16, graph = choose_path(model, 64, CPU, tmp_path, like=like)
     assert way_of(bf16, graph) == like == (tmp_path / "serving").read_text()
 
 
@@ -71,7 +72,7 @@ def test_another_version_of_a_network_is_served_like_the_first(
 def test_a_version_that_does_not_agree_is_measured(like: str, tmp_path: Path) -> None:
     model = build_model(ModelConfig(model="small", input_size=16))
     model.backbone, model.head = Cancelling(), None
-    bf16, graph = choose_path(model, 16, CPU, tmp_path, light=True, like=like)
+    bf16, graph = choose_path(model, 16, CPU, tmp_path, like=like)
     assert not bf16  # a graph in fp32 may be faster
     assert (tmp_path / "serving").read_text() == way_of(bf16, graph)
 
@@ -80,7 +81,7 @@ def test_a_version_that_does_not_agree_is_measured(like: str, tmp_path: Path) ->
 @pytest.mark.parametrize("kept", WAYS)
 def test_what_was_chosen_once_for_a_version_holds(kept: str, model: EmbeddingModel, tmp_path: Path) -> None:
     (tmp_path / "serving").write_text(kept)
-    bf16, graph = choose_path(model, 64, CPU, tmp_path, light=True)
+    bf16, graph = choose_path(model, 64, CPU, tmp_path)
     assert way_of(bf16, graph) == kept
     assert (bf16, graph is not None) == WAYS[kept]
 
@@ -92,7 +93,7 @@ def test_the_choice_is_measured_where_none_can_be_read_and_written_down(
 ) -> None:
     if kept is not None:
         (tmp_path / "serving").write_bytes(kept)
-    bf16, graph = choose_path(model, 64, CPU, tmp_path, light=True)
+    bf16, graph = choose_path(model, 64, CPU, tmp_path)
     assert (tmp_path / "serving").read_text() == way_of(bf16, graph)
 
 
@@ -102,8 +103,8 @@ def test_a_graph_embeds_alike_in_batches_of_any_size_and_again_after_a_restart(
     kept: str, agreement: float, model: EmbeddingModel, tmp_path: Path
 ) -> None:
     (tmp_path / "serving").write_text(kept)
-    _, graph = choose_path(model, 64, CPU, tmp_path, light=True)
-    _, again = choose_path(model, 64, CPU, tmp_path, light=True)
+    _, graph = choose_path(model, 64, CPU, tmp_path)
+    _, again = choose_path(model, 64, CPU, tmp_path)
     assert graph is not None
     assert again is not None
     images = sample_images(64)
@@ -127,33 +128,32 @@ def test_a_model_that_cannot_be_traced_has_no_graph(model: EmbeddingModel) -> No
     assert faster_graph(other, sample_images(64), bf16=False) is None
 
 
-class Lasting(torch.nn.Module):
+class Lasting:
     """Takes so many seconds in turn, on a clock of its own; the last of them for ever after."""
 
     def __init__(self, *seconds: float) -> None:
-        super().__init__()
         self.now = 0.0
         self.seconds = list(seconds)
 
     def clock(self) -> float:
         return self.now
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        assert (len(images), torch.get_num_threads()) == (1, 1)
+    def embed(self, images: torch.Tensor) -> np.ndarray:
+        assert (len(images), torch.get_num_threads()) == (LIGHT_IMAGES, 1)
         self.now += self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
-        return images.mean(dim=(2, 3))
+        return images.float().mean(dim=(1, 2)).numpy()
 
 
 @pytest.mark.parametrize(
     ("model", "light"),
     [
-        (Lasting(LIGHT_SECONDS / 2), True),
-        (Lasting(LIGHT_SECONDS * 2), False),
-        (Lasting(1.0, 1.0, LIGHT_SECONDS / 2), True),  # other processes may have held up one try or two
+        (Lasting(LIGHT_IMAGES * LIGHT_SECONDS / 2), True),
+        (Lasting(LIGHT_IMAGES * LIGHT_SECONDS * 2), False),
+        (Lasting(1.0, 1.0, LIGHT_IMAGES * LIGHT_SECONDS / 2), True),  # other processes may have held up one try or two
     ],
 )
-def test_a_model_is_light_if_one_thread_embeds_an_image_at_once(model: Lasting, light: bool) -> None:
-    assert is_light(model, 16, CPU, clock=model.clock) is light
+def test_a_model_is_light_if_one_thread_embeds_a_batch_at_once(model: Lasting, light: bool) -> None:
+    assert is_light(model.embed, 16, clock=model.clock) is light
 
 
 def test_the_number_of_threads_is_as_before_afterwards_also_where_the_model_fails() -> None:

@@ -186,16 +186,17 @@ class Embedder:
         from ..compute.device import choose_device
         from ..loading.content import make_preprocess
         from ..models.saving import space_of
-        from .inference import choose_path, is_light, way_of
+        from .inference import choose_path, is_light, served_by, way_of
 
         device = choose_device(self._options)
         model = self._source.load(name).to(device).eval()
         plain = not self._options.fast_inference or self._options.preprocess_fn is not None
         size, folder = model.preprocessing.size, self._source.folder(name)
-        light = not plain and is_light(model, size, device)
         network = hash((size, *((each, value.shape) for each, value in model.named_parameters())))
         like = self._ways.get(network)
-        bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, light=light, like=like)
+        bf16, graph = (False, None) if plain else choose_path(model, size, device, folder, like=like)
+        served = served_by(model, device, bf16=bf16, graph=graph)
+        light = not plain and device.type == "cpu" and is_light(served, size)
         if not plain:
             self._ways[network] = way_of(bf16, graph)
         space = space_of(folder)

@@ -1,9 +1,9 @@
 """Measure the fastest way to serve a model version, among those that give the same embeddings.
 
 The ways are fp32, bf16, and a graph in either precision: the model traced, with casts and batch norms folded into its
-weights. The choice is written beside the weights, so that a restarted service embeds the same way. A light model is
-measured with one thread: while the service starts, the other cores are busy, and threads that wait for each other would
-cost far more time than the differences that we measure.
+weights. The choice is written beside the weights, so that a restarted service embeds the same way. All is measured with
+one thread: while the service starts, the other cores are busy, and threads that wait for each other would cost far more
+time than the differences that we measure.
 """
 
 import contextlib
@@ -30,10 +30,11 @@ AGREEMENT = 0.999  # least cosine similarity between the served embedding and th
 ALONE = 1e-5  # largest difference between an image's embedding alone and in a batch: other images must not matter
 FASTER = 1.15  # a batch must become at least this many times as fast
 SLOWER_ALONE = 1.25  # a single image may take up to this many times as long: then no other request waits
-LIGHT_SECONDS = 0.008  # a light model takes less for an image in one thread; Jina and decoding take about 0.004
+LIGHT_SECONDS = 0.005  # a light model takes less for an image, as it is served; Jina and decoding take about as much
+LIGHT_IMAGES = 8  # in a batch
 IMAGES = 16
 PAIRS = 6
-ENOUGH_SECONDS = 2.0  # stop measuring after this time: a heavy model needs fewer pairs
+ENOUGH_SECONDS = 2.0  # stop measuring after this time: a heavy model needs fewer pairs and tries
 TRIES = 3  # at least; more, up to a quarter of a second, where a starting service may be busy
 TRY_SECONDS = 0.25
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 def choose_path(
-    model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, light: bool, like: str | None = None
+    model: EmbeddingModel, size: int, device: torch.device, folder: Path, *, like: str | None = None
 ) -> tuple[bool, torch.jit.ScriptModule | None]:
     """Return whether to serve `model` in bf16, and a graph, in the same precision, if that is even faster.
 
@@ -62,7 +63,7 @@ def choose_path(
     is a graph, measures anew.
 
     Args:
-        model: takes images of `size` × `size`. light: the answer of `is_light`.
+        model: takes images of `size` × `size`.
         like: the way (`way_of`) of another version of the same network on this machine. It is as fast here, so it is
             taken if it gives the same embeddings here too, and a promotion need not wait until that is measured again.
     """
@@ -74,7 +75,7 @@ def choose_path(
     images = sample_images(size)
     found = _way_like(like, model, images, device)
     if found is None:
-        with torch_threads(1 if light else torch.get_num_threads()):
+        with torch_threads(1):
             found = _measured(model, images, device)
     remove_leftovers(folder)
     try:
@@ -95,7 +96,7 @@ def _measured(
     traces = device.type == "cpu"
     if computes_in_bf16(device) and agrees_and_is_faster(model, images, device):
         graph = faster_graph(model, images, bf16=True) if traces else None
-        served = _served(model, device, bf16=True, graph=graph)
+        served = served_by(model, device, bf16=True, graph=graph)
         if _gain(served, _eager(model, device), images[:1]) * SLOWER_ALONE >= 1:
             return True, graph
     return False, faster_graph(model, images, bf16=False) if traces else None
@@ -123,7 +124,7 @@ def _way_like(
     graph = _graph_of(model, images, bf16=bf16) if traced else None
     if traced and graph is None:
         return None
-    served = _served(model, device, bf16=bf16, graph=graph)
+    served = served_by(model, device, bf16=bf16, graph=graph)
     return (bf16, graph) if _agrees(served, _eager(model, device), images) else None
 
 
@@ -134,22 +135,20 @@ def embed_by_graph(graph: torch.jit.ScriptModule, images: Tensor) -> np.ndarray:
     return embeddings
 
 
-def is_light(
-    model: nn.Module, size: int, device: torch.device, *, clock: Callable[[], float] = time.thread_time
-) -> bool:
-    """Return whether the model is so fast in one thread that Jina and decoding take a similar time.
+def is_light(embed: Embed, size: int, *, clock: Callable[[], float] = time.thread_time) -> bool:
+    """Return whether one thread embeds so fast that Jina and decoding take a similar time.
 
-    Args: clock: returns the time in seconds; by default that of this thread alone, because other threads and processes
-        are busy while a service starts.
+    Args:
+        embed: how the model is served: `served_by`. size: of its images.
+        clock: returns the time in seconds; by default that of this thread alone, because other threads and processes
+            are busy while a service starts.
     """
-    if device.type != "cpu":
-        return False
-    image = sample_images(size)[:1]
+    images = sample_images(size)[:LIGHT_IMAGES]
     with torch_threads(1):
         tries: list[float] = []
-        while len(tries) < TRIES or sum(tries) < TRY_SECONDS:
-            tries.append(_seconds(_eager(model, device), image, clock))
-            if tries[-1] < LIGHT_SECONDS:
+        while sum(tries) < TRY_SECONDS or (len(tries) < TRIES and sum(tries) <= ENOUGH_SECONDS):
+            tries.append(_seconds(embed, images, clock))
+            if tries[-1] < LIGHT_SECONDS * LIGHT_IMAGES:
                 return True
     return False
 
@@ -179,7 +178,7 @@ def faster_graph(model: EmbeddingModel, images: Tensor, *, bf16: bool) -> torch.
     graph = _graph_of(model, images, bf16=bf16)
     if graph is None:
         return None
-    traced = _served(model, CPU, bf16=bf16, graph=graph)
+    traced = served_by(model, CPU, bf16=bf16, graph=graph)
     eager = _eager(model, CPU, bf16=bf16)
     faster = _agrees(traced, _eager(model, CPU), images) and all(
         _gain(traced, eager, some) >= 1 for some in (images, images[:1])
@@ -191,8 +190,8 @@ def _eager(model: nn.Module, device: torch.device, *, bf16: bool = False) -> Emb
     return lambda images: embed_batches(model, [images], device, bf16=bf16)
 
 
-def _served(model: nn.Module, device: torch.device, *, bf16: bool, graph: Any) -> Embed:
-    """Return how a model is served: by its graph, if it has one."""
+def served_by(model: nn.Module, device: torch.device, *, bf16: bool, graph: Any) -> Embed:
+    """Return how a model is served: by its graph, if it has one, else in bf16 or fp32."""
     return _eager(model, device, bf16=bf16) if graph is None else functools.partial(embed_by_graph, graph)
 
 
@@ -208,7 +207,7 @@ def _graph_of(model: EmbeddingModel, images: Tensor, *, bf16: bool) -> torch.jit
     try:
         if network in _traces:
             graph = _copy_of(_traces[network], whole)
-            served = _served(model, CPU, bf16=bf16, graph=graph)
+            served = served_by(model, CPU, bf16=bf16, graph=graph)
             if _agrees(served, _eager(model, CPU, bf16=bf16), images):
                 return graph
         _traces[network] = _traced(whole, images, bf16=bf16)
