@@ -34,10 +34,11 @@ import torch
 from docarray import DocList
 from jina import Client
 
-from benchmarks.all_cores import AllCores
+from benchmarks.all_cores import AllCores, limit_version
 from benchmarks.clients import ClientProcess
 from benchmarks.common import (
     free_port,
+    jpeg,
     median,
     options,
     print_headline,
@@ -45,6 +46,7 @@ from benchmarks.common import (
     print_table,
     seconds_of,
     spread,
+    textured,
     write_jpegs,
 )
 from benchmarks.door_noop import ServedNoOp
@@ -52,8 +54,10 @@ from benchmarks.door_noop import served as served_noop
 from benchmarks.http_clients import client as http_client
 from benchmarks.serving import Served
 from executor.documents import Document, DocumentArray, RunStatus
+from executor.loading.batches import collate
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
+from executor.serving.pipeline import Version
 
 CLASSES = 16
 SIZES = {"small": 128, "default": 160}
@@ -117,6 +121,20 @@ def forward_latency(model: EmbeddingModel, size: int, pause: float, seconds: flo
         while time.perf_counter() < end:
             took.append(seconds_of(lambda: model(images)))
             time.sleep(pause)
+    return took
+
+
+def rested_latency(version: Version, pause: float, seconds: float) -> list[float]:
+    """Return the seconds of decoding and embedding one picture as the service does, with pauses between them."""
+    files = [jpeg(textured(number % CLASSES, number)) for number in range(CLASSES)]
+    took, end = [], time.perf_counter() + seconds
+
+    def embed(file: bytes) -> None:
+        version.embed(collate([version.preprocess(Document(buffer=file))]))
+
+    while time.perf_counter() < end:
+        took.append(seconds_of(lambda: embed(files[len(took) % CLASSES])))
+        time.sleep(pause)
     return took
 
 
@@ -191,24 +209,31 @@ def measure_training(
 
 def measure_door(
     client: ClientProcess,
+    ours: Served,
     door: int,
     noop: ServedNoOp,
     cores: AllCores,
+    version: Version,
     traffics: list[Traffic],
     seconds: float,
     rounds: int,
-) -> tuple[Cells, dict[Traffic, list[float]]]:
+) -> tuple[Cells, dict[Traffic, list[tuple[float, float]]], list[float]]:
     """Measure our door and its limit in turns.
 
-    Returns: the cells, and the processor seconds that an image takes in each window: the no-op's, the client's, and
-        those of decoding and the forward pass.
+    Args: version: what is served, in this process.
+    Returns: the cells; for each window the processor seconds of an image: those that the limit allows (the no-op's,
+        the client's, and those of decoding and the forward pass), and those that our service and the client take; and
+        the seconds that decoding and embedding a picture take in this process, after a pause.
     """
     cells: Cells = defaultdict(Cell)
-    taken: dict[Traffic, list[float]] = defaultdict(list)
+    rested: list[float] = []
+    taken: dict[Traffic, list[tuple[float, float]]] = defaultdict(list)
     for round_number in range(rounds + 1):
         for traffic in traffics:
             window = seconds if round_number else 0.01  # the first round loads the model and connects
+            before = ours.cpu()
             measured = client.measure(door, **traffic._asdict(), seconds=window)
+            used = (ours.cpu() - before) / (traffic.images * len(measured[1])) + client.cpu
             before = noop.cpu()
             of_noop = client.measure(noop.port, **traffic._asdict(), seconds=window)
             if round_number:
@@ -216,22 +241,31 @@ def measure_door(
                 cells["our door, no-op", traffic].add(*of_noop)
                 images = traffic.images * len(of_noop[1])
                 way = (noop.cpu() - before) / images + client.cpu
-                taken[traffic].append(way + cores.seconds_of_an_image(window))
-    return cells, taken
+                taken[traffic].append((way + cores.seconds_of_an_image(window), used))
+        if round_number:
+            rested += rested_latency(version, PAUSE, seconds)
+    return cells, taken, rested
 
 
-def print_limits(cells: Cells, taken: dict[Traffic, list[float]]) -> None:
-    """Print what our door reaches of what decoding, the forward and the way allow on all cores together."""
+def print_limits(cells: Cells, taken: dict[Traffic, list[tuple[float, float]]], rested: list[float]) -> None:
+    """Print what our door reaches of what decoding, the forward and the way allow on all cores together.
+
+    That is a product: of the part of the cores' time that service and client use, and of what the limit takes of it.
+    """
     cores = os.cpu_count() or 1
     rows = []
-    for traffic, seconds in taken.items():
+    for traffic, windows in taken.items():
         cell = cells["our door", traffic]
-        shares = [rate * each / cores for rate, each in zip(cell.rates, seconds, strict=True)]
-        allowed = cores / median(seconds)
-        rows.append(
-            (str(traffic), median(cell.rates), allowed, median(shares), spread(shares), cell.percentile(50)),
-        )
-    print_table(("our door", "images/s", "allowed", "of it", "range", "p50 ms"), rows)
+        allowed, used = zip(*windows, strict=True)
+        shares = [rate * each / cores for rate, each in zip(cell.rates, allowed, strict=True)]
+        busy = [rate * each / cores for rate, each in zip(cell.rates, used, strict=True)]
+        limit = cores / median(allowed)
+        row = str(traffic), median(cell.rates), limit, median(shares), spread(shares), median(busy), cell.percentile(50)
+        rows.append(row)
+    print_table(("our door", "images/s", "allowed", "of it", "range", "cores busy", "p50 ms"), rows)
+    print(
+        f"Decoding and embedding one picture after a pause take {1000 * median(rested):.4g} ms (p50) without the door\n"
+    )
 
 
 def rows_of(cells: Cells, limit: float) -> list[tuple[object, ...]]:
@@ -300,9 +334,12 @@ def main() -> None:
             noop = running.enter_context(served_noop(every_core.dimensions))
             over_http = running.enter_context(http_client())
             jpegs = [traffic for traffic in traffics if traffic.form == "jpeg"]  # arrays as JSON are no way to send one
-            at_door, taken = measure_door(over_http, door_port, noop, every_core, jpegs, seconds, rounds)
+            embedder, version = limit_version(folder / "limit", model_name, size)
+            running.callback(embedder.close)
+            door = over_http, ours, door_port, noop, every_core, version, jpegs
+            at_door, taken, rested = measure_door(*door, seconds, rounds)
             if arguments.door:
-                print_limits(at_door, taken)
+                print_limits(at_door, taken, rested)
                 return
             cells |= at_door
             trainer = Trainer(ours.port, files)
@@ -316,7 +353,7 @@ def main() -> None:
     print(f"Options: {settings or 'the defaults'}; windows of {seconds} s, {rounds} rounds\n")
     columns = ("traffic", "target", "images/s", "of the bare forward", "p50 ms", "p99 ms")
     print_table(columns, rows_of(cells | busy, limit))
-    print_limits(cells, taken)
+    print_limits(cells, taken, rested)
     alone = median(trained["no traffic"])
     rows = [(traffic, median(values), median(values) / alone) for traffic, values in trained.items()]
     print_table(("the trainer beside", "images/s", "of that without traffic"), rows)

@@ -130,6 +130,10 @@ class Served:
         main = psutil.Process(self._process.pid)
         return [main, *main.children(recursive=True)]
 
+    def cpu(self) -> float:
+        """Return the processor time that its present processes have taken so far, in seconds."""
+        return sum(times.user + times.system for times in (each.cpu_times() for each in self.processes()))
+
     def gateway_pid(self) -> int:
         """Return the id of the gateway's process, which is the one that listens on the port."""
         for process in self.processes():
