@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
+from typing import Any
 
-from .commands import COMMANDS, command
+from .commands import COMMANDS, READ_A_WORKSPACE, command
 from .errors import FinetunerError, InternalError, LimitExceeded, OutOfMemory, Overloaded
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -17,6 +18,10 @@ def main() -> int:
     os.environ.setdefault("JINA_LOG_LEVEL", "CRITICAL")  # a command says in its own words what went wrong
     parser = argparse.ArgumentParser(prog="python -m executor", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    if sys.argv[1:2] and (
+        sys.argv[1] in READ_A_WORKSPACE or any(word.split("=")[0] == "--service" for word in sys.argv)
+    ):
+        _import_docarray_without_torch()
     called = [name for name in sys.argv[1:2] if name in COMMANDS]
     for name in called or COMMANDS:  # all only where help is needed
         command(name).add(commands)
@@ -32,6 +37,22 @@ def main() -> int:
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _import_docarray_without_torch() -> None:
+    """Import DocArray, which imports torch wherever that is installed: three quarters of the time such a command takes.
+
+    It is then without classes for tensors of torch. Our documents have none, and code of other people runs only where
+    models do. Whoever imports torch later gets it.
+    """
+    if "torch" in sys.modules or "docarray" in sys.modules:
+        return
+    modules: dict[str, Any] = sys.modules
+    modules["torch"] = None  # an ImportError for whoever asks
+    try:
+        import docarray  # noqa: F401
+    finally:
+        del modules["torch"]
 
 
 if __name__ == "__main__":

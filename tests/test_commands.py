@@ -238,6 +238,24 @@ def test_a_trainer_does_not_import_what_it_hardly_uses():
     assert printed_by(code) == ["[]", "{7: 1, 3: 0}"]
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "--service", "http://127.0.0.1:9"],
+        ["runs", "--service=grpc://127.0.0.1:9"],
+        ["suggest", "shop", "--service", "http://127.0.0.1:9"],
+        ["status", "--workspace", "nowhere"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_command_that_asks_others_does_not_import_torch_and_leaves_it_to_whoever_does(words):
+    code = f"import sys; sys.argv[1:] = {words}; from executor.__main__ import main\n"
+    code += "assert main() in (1, 2)\n"  # nobody answers
+    code += "print('docarray' in sys.modules, 'torch' in sys.modules); import torch; print(torch.zeros(1).item())"
+    assert printed_by(code) == ["True False", "0.0"]
+
+
 def test_a_run_without_a_name_is_called_after_its_source(workspace):
     reader = Reader(Workspace(workspace / "FinetunerExecutor" / "0"))
     assert free_name(reader, "my photos (2)") == "my-photos-2"

@@ -58,6 +58,7 @@ COMMANDS = (
     "elsewhere",
     "standby",
 )
+READ_A_WORKSPACE = ("runs", "status", "watch")  # or ask a service: what they need is small
 
 
 def command(name: str) -> Command:
