@@ -71,7 +71,7 @@ def as_loud_as_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One Flow for all tests that want no other; their runs have names of their own. No run starts by waiting."""
-    with served(tmp_path_factory.mktemp("service"), receive_timeout=1000.0) as running:
+    with served(tmp_path_factory.mktemp("service"), receive_timeout=1000.0, fast_inference=True) as running:
         _shared.append(running)
         yield running
         _shared.clear()

@@ -29,6 +29,7 @@ QUICK = {
     "trainer_threads": 1,
     "standby_seconds": 0,
     "trainer_stall_seconds": 0,  # tests stop trainers to see what happens meanwhile
+    "fast_inference": False,  # measuring that takes a third of the start of a Flow; the one of most tests has it
     "augment": "none",  # albumentations, and the choice of a precision, take a quarter of a short run
     "fit_defaults": {"epochs": 2, "batch_size": 16, "precision": "fp32"},
 }

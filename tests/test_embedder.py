@@ -41,7 +41,7 @@ async def embedder(
     folder: Path, batched: Callable[[int], None] = lambda images: None, **options: Any
 ) -> AsyncIterator[Embedder]:
     """An embedder with its model loaded, in the running event loop."""
-    parsed = parse_executor_options(QUICK | options).with_roots()
+    parsed = parse_executor_options(QUICK | {"fast_inference": True} | options).with_roots()
     running = Embedder(WorkspaceVersions(Workspace(folder), parsed, lambda: "base"), parsed, batched)
     try:
         await running.embed(images(1))
