@@ -12,6 +12,7 @@ import requests
 from conftest import coloured, encoded
 from doors import Opened, opened
 from executor.endpoints.table import ENDPOINTS
+from executor.parameters import FitParameters
 from sentences import assert_plain
 from serving import ROOT
 
@@ -93,6 +94,15 @@ def test_parameters_may_stand_in_the_query(door):
     match = {"uri": URI, "matches": [{"uri": URI}]}
     answer = door.send("/embed", json.dumps(match), "application/x-ndjson", matches="true")
     assert len(answer.json()["data"][0]["matches"][0]["embedding"]) == DIM
+
+
+def test_a_query_of_thousands_of_names_costs_one_look_at_the_schema(door, monkeypatch):
+    made = []
+    schema = FitParameters.model_json_schema
+    monkeypatch.setattr(FitParameters, "model_json_schema", lambda: made.append(None) or schema())
+    names = {f"n{number}": "1" for number in range(2_000)}
+    assert "has no parameter" in detail(door.send("/fit", b"", "application/x-ndjson", **names), 400)
+    assert len(made) <= 1
 
 
 def test_a_bad_document_says_why_and_harms_no_neighbour(door):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
@@ -130,14 +131,23 @@ def query_of(request: Request, model: type[BaseModel]) -> dict[str, Any]:
 
 def typed(model: type[BaseModel], name: str, text: str) -> Any:
     """Return the value that a text stands for: the text itself if that is what the parameter wants, else JSON."""
-    schema = model.model_json_schema()["properties"].get(name, {})
-    kinds = {each.get("type") for each in schema.get("anyOf", [schema])} - {"null"}
-    if kinds == {"string"}:
+    if name in _texts(model):
         return text
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         return text
+
+
+@functools.cache
+def _texts(model: type[BaseModel]) -> frozenset[str]:
+    """The names of the parameters that want a text and nothing else. Found once: a schema takes 9 ms to make."""
+    found = set()
+    for name, schema in model.model_json_schema()["properties"].items():
+        kinds = {each.get("type") for each in schema.get("anyOf", [schema])} - {"null"}
+        if kinds == {"string"}:
+            found.add(name)
+    return frozenset(found)
 
 
 # JSON lines --------------------------------------------------------------------------------------------------------
