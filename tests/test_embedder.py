@@ -18,6 +18,7 @@ from executor.compute.device import choose_device
 from executor.errors import Overloaded
 from executor.images import remote
 from executor.images.budget import reserved
+from executor.models.model import EmbeddingModel
 from executor.models.versions import WorkspaceVersions
 from executor.parameters import ExecutorOptions, parse_executor_options
 from executor.serving.embedder import COUNTED_OF_A_CALLER, Embedder
@@ -231,3 +232,25 @@ def test_a_document_that_cannot_be_used_harms_no_other(folder: Path) -> None:
         assert [doc.embedding is not None for doc in docs] == [False, True, False, True, True]
 
     in_turn(folder, play)
+
+
+class Published(WorkspaceVersions):
+    """Versions of any name, as they come one after the other."""
+
+    def load(self, version: str) -> EmbeddingModel:
+        return super().load("base")
+
+    def folder(self, version: str) -> Path:
+        return super().folder("base")
+
+
+def test_a_reader_keeps_no_more_versions_than_a_writer(folder: Path) -> None:
+    """It loads each version by `renew`, for as long as it runs: one a day is a model a day."""
+    options = parse_executor_options(QUICK).with_roots()
+    served = "base"
+    embedder = Embedder(Published(Workspace(folder), options, lambda: served), options)
+    for number in range(6):
+        embedder.renew(f"v{number}")
+        served = f"v{number}"
+    assert [name for name in ("base", *map("v{}".format, range(6))) if embedder.loaded(name)] == ["v3", "v4", "v5"]
+    embedder.close()

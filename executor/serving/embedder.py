@@ -4,6 +4,7 @@ A promotion takes effect at the next request. A request that has begun keeps its
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import Counter, OrderedDict
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..compute.memory import give_back_freed_memory
 from ..compute.threads import in_brief_thread
-from ..errors import Overloaded
+from ..errors import NotReady, Overloaded
 from ..parameters import ExecutorOptions
 from .pipeline import Pipeline, Request, Version
 
@@ -166,9 +167,7 @@ class Embedder:
         with self._loading:
             if name not in self._versions:
                 self._versions[name] = in_brief_thread(self._load, name)
-                kept = {name, self._promoted(), "base"}
-                for other in [other for other in self._versions if other not in kept][: -KEPT_MODELS + 2]:
-                    del self._versions[other]
+                self._let_go_of_others(name)
             return self._versions[name]
 
     def renew(self, name: str) -> None:
@@ -176,6 +175,15 @@ class Embedder:
         version = in_brief_thread(self._load, name)
         with self._loading:
             self._versions[name] = version
+            self._let_go_of_others(name)
+
+    def _let_go_of_others(self, name: str) -> None:
+        """Let go of versions loaded long ago, so that `KEPT_MODELS` stay: `base`, the one now served, and `name`."""
+        kept = {"base", name}
+        with contextlib.suppress(NotReady):  # a reader may serve nothing yet
+            kept.add(self._promoted())
+        for other in [other for other in self._versions if other not in kept][: -KEPT_MODELS + 2]:
+            del self._versions[other]
 
     def forget(self, name: str) -> None:
         """Drop a deleted version. Requests that have begun with it still finish with it."""
