@@ -82,3 +82,18 @@ def test_a_caller_that_goes_away_does_not_end_the_others() -> None:
         return await join(sets, "b", 2)
 
     assert asyncio.run(scenario()) == "ab"
+
+
+def test_a_request_whose_caller_has_gone_is_no_part_of_the_set_any_more() -> None:
+    async def scenario() -> str:
+        sets: Gatherings[list[str], str] = Gatherings()
+        gone = asyncio.create_task(join(sets, "ab", 4))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        again = asyncio.create_task(join(sets, "ab", 4))
+        await asyncio.sleep(0)
+        assert not again.done(), "it does not complete the set with itself"
+        return await join(sets, "cd", 4)
+
+    assert asyncio.run(scenario()) == "abcd"

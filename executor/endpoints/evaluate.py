@@ -9,10 +9,11 @@ from docarray import DocList
 
 from ..compute.threads import in_brief_thread
 from ..documents import ERROR_TAG, Evaluation
-from ..errors import BadRequest, Conflict
+from ..errors import BadRequest, Conflict, brief
 from ..loading.datasets import DATASETS, kind_of
 from ..parameters import EvaluateParameters
 from ..store.proof_documents import proof_documents
+from ..store.spool_rows import content_digest
 from .reader import Reader
 from .service import Service
 
@@ -21,10 +22,14 @@ JINAS_REQUEST = 100  # documents; Jina cuts a longer call into requests of so ma
 
 
 class _Embedded(NamedTuple):
-    """Documents with embeddings and without images, and how many more could not be embedded."""
+    """Documents with embeddings and without images.
+
+    Attributes: failed: how many more could not be embedded. sent: the id and the content of each document.
+    """
 
     docs: list[Any]
     failed: int
+    sent: set[tuple[str, bytes]]
 
 
 async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
@@ -55,9 +60,22 @@ async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: Evalu
     part = await _embed(service, docs, version)
     return [
         await service.gatherings.join(
-            (version, wanted.total), part, len(docs), wanted.total, lambda parts: _score(version, parts)
+            (version, wanted.total), part, len(docs), wanted.total, lambda parts: _score_once(version, parts)
         )
     ]
+
+
+async def _score_once(version: str, parts: list[_Embedded]) -> Evaluation:
+    """Score a set. Raises: BadRequest: a part has come twice, and each of its documents would find itself."""
+    seen = set[tuple[str, bytes]]()
+    for part in parts:
+        if twice := seen & part.sent:
+            raise BadRequest(
+                f"Document {brief(min(twice)[0])!r} came in two requests of this set: one was sent again, or two sets "
+                "with the same 'total' were sent at once. Nothing is scored. Send all of them again, a set at a time."
+            )
+        seen |= part.sent
+    return await _score(version, parts)
 
 
 async def _evaluate_run(service: Service, run: str, version: str) -> Evaluation:
@@ -74,8 +92,10 @@ async def _evaluate_alone(service: Service | Reader, docs: Sequence[Any], versio
 async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -> _Embedded:
     good = list[Any]()
     failed = 0
+    sent = set[tuple[str, bytes]]()
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
+        sent |= await asyncio.to_thread(_identities, chunk)
         await service.embedder.embed(chunk, model=version, matches=True, exact=True)
         for doc in chunk:
             session = bool(doc.matches)
@@ -84,7 +104,11 @@ async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -
                 failed += 1
             else:
                 good.append(_light(doc))
-    return _Embedded(good, failed)
+    return _Embedded(good, failed, sent)
+
+
+def _identities(docs: Sequence[Any]) -> set[tuple[str, bytes]]:
+    return {(str(doc.id), content_digest(doc)) for doc in docs}
 
 
 async def _score(version: str, parts: list[_Embedded]) -> Evaluation:

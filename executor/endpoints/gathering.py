@@ -13,7 +13,7 @@ A = TypeVar("A")
 
 class _Set(Generic[T, A]):
     def __init__(self) -> None:
-        self.parts: list[T] = []
+        self.parts: dict[object, T] = {}  # by the request that brought it
         self.documents = 0
         self.timer: asyncio.TimerHandle | None = None
         self.answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
@@ -34,22 +34,28 @@ class Gatherings(Generic[T, A]):
         Args: key: what the requests of a set have in common. documents: in this part. total: in the set.
         Raises: BadRequest: more documents came than `total`, or too few. Whatever `finish` raises.
         """
-        found = self._open.setdefault(key, _Set())
-        found.parts.append(part)
+        found, request = self._open.setdefault(key, _Set()), object()
+        found.parts[request] = part
         found.documents += documents
         if found.timer is not None:
             found.timer.cancel()
         if found.documents < total:
             loop = asyncio.get_running_loop()
             found.timer = loop.call_later(PATIENCE_SECONDS, self._give_up, key, found, total)
-            return await asyncio.shield(found.answer)
+            try:
+                return await asyncio.shield(found.answer)
+            except asyncio.CancelledError:  # its caller has gone, and may send it again
+                if self._open.get(key) is found:
+                    found.documents -= documents
+                    del found.parts[request]
+                raise
         del self._open[key]
         try:
             if found.documents > total:
                 raise BadRequest(
                     f"{found.documents} documents came, and total is {total}; give the number of the whole set."
                 )
-            found.answer.set_result(await finish(found.parts))
+            found.answer.set_result(await finish(list(found.parts.values())))
         except BaseException as error:
             broken_off = BadRequest("Another request of this set was broken off; send all of them again.")
             found.answer.set_exception(error if isinstance(error, Exception) else broken_off)
