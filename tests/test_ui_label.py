@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from PIL import Image
 
-from conftest import coloured, encoded
+from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.parameters import FitParameters
 from executor.web.ui import label, pictures
@@ -367,8 +367,12 @@ def test_to_train_says_what_it_does_and_what_so_few_can_prove(tmp_path, folder):
         visitor.submit("/ui/label/say", item | {"n_id": "c1-1.png", "n_uri": str(folder / "c1-1.png"), "say": "not"})
         page = visitor.get("/ui/label/train").text
         assert "from 40 on, some are held out for that, so 39 more are needed" in page
+        receiver = visitor.service.receiver
+        receiver.receive(images(3), FitParameters(run="upload"))  # of somebody else, who will send more
         started = visitor.submit("/ui/label/train", {"kind": "session"}, follow=False)
         name = started.headers["location"].removeprefix("/ui/runs/").partition("?")[0]
         run = visitor.service.store.get(name)
         assert (run.options.feedback, run.options.kind, run.options.base) == (True, "session", "base")
         assert run.options.documents_from == ()
+        assert name == "said-1"
+        assert receiver.receive(images(3, prefix="more"), FitParameters()) == "upload", "it takes more documents"
