@@ -68,3 +68,14 @@ def test_a_version_that_is_worse_is_said_to_be_and_one_that_is_not_is_not(embedd
 def test_too_little_feedback_proves_nothing(embedder: Embedder):
     assert is_worse(embedder, "base", "blind", "class", iter(()), 0.01) is None
     assert is_worse(embedder, "base", "blind", "class", iter(images(2, classes=2)), 0.01) is None
+
+
+def test_it_ends_in_the_middle_where_nobody_waits_for_it_any_more(embedder: Embedder):
+    asked = []
+
+    def is_ended() -> bool:
+        asked.append(None)
+        return len(asked) > 42  # it has looked at 40 documents, and embeds them, 16 at a time
+
+    assert is_worse(embedder, "base", "blind", "class", labelled(), 0.1, is_ended=is_ended) is None
+    assert len(asked) == 43

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,16 @@ import pytest
 
 from executor import Document, DocumentArray, DocumentArrayMemmap
 from executor.documents import Match
-from executor.errors import BadRequest, Conflict, InvalidParameter, LimitExceeded, UnknownModel
-from executor.lifecycle import deadlines
+from executor.errors import (
+    BadRequest,
+    Conflict,
+    InvalidParameter,
+    LimitExceeded,
+    Overloaded,
+    UnknownModel,
+    WorkspaceError,
+)
+from executor.lifecycle import deadlines, receiving
 from executor.lifecycle.deadlines import START_GRACE_SECONDS
 from executor.lifecycle.receiving import Receiver
 from executor.parameters import FitParameters, parse_executor_options
@@ -743,3 +753,119 @@ def test_closing_closes_all_files(desk: Desk) -> None:
         desk.post(documents(1), run=run)
     desk.receiver.close()
     assert open_files(desk.store.workspace.root / "runs") == []
+
+
+# --- documents that are copied ---------------------------------------------------------------------------------------
+
+
+def queued(desk: Desk, run: str, **fields: Any) -> None:
+    """A run that took documents earlier."""
+    desk.post(documents(prefix=run, **fields), run=run)
+    desk.receiver.queue(run)
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something has become true."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def damage(desk: Desk, run: str) -> Path:
+    """Destroy the documents of a run; return where they were kept."""
+    file: Path = desk.store.workspace.spool_file(run)
+    desk.finish(run)
+    file.rename(file.with_name("kept"))
+    file.write_bytes(b"no documents")
+    return file
+
+
+def test_a_run_whose_sources_cannot_be_copied_is_not_begun(desk: Desk) -> None:
+    queued(desk, "earlier")
+    damage(desk, "earlier")
+    with pytest.raises(WorkspaceError):
+        desk.post(NOTHING, run="next", documents_from=("earlier",))
+    assert not desk.store.exists("next")
+    assert desk.post(documents()).state is RunState.RECEIVING, "a call without a run does not join it"
+
+
+def test_a_run_that_got_documents_stays_although_sources_named_late_cannot_be_copied(desk: Desk) -> None:
+    queued(desk, "earlier")
+    file = damage(desk, "earlier")
+    desk.post(documents(), run="next")
+    with pytest.raises(WorkspaceError):
+        desk.post(documents(prefix="e"), run="next", documents_from=("earlier",))
+    assert desk.stored("next") == ["d0", "d1", "d2", "d3"]
+    file.with_name("kept").replace(file)
+    desk.post(documents(prefix="e"), run="next")
+    assert len(desk.stored("next")) == 12
+
+
+def test_copies_that_were_broken_off_are_tried_again_and_the_history_says_why(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiving, "RETRY_SECONDS", 0.05)
+    queued(desk, "earlier")
+    file = damage(desk, "earlier")
+    desk.post(documents(), run="next")
+    with pytest.raises(WorkspaceError):
+        desk.post(NOTHING, run="next", documents_from=("earlier",))
+    again = desk.another()
+    again.go_on()
+    until(lambda: [kind for _, _, kind, _ in desk.store.events("next")] == ["received", "error"])
+    file.with_name("kept").replace(file)
+    until(lambda: len(desk.stored("next")) == 8)
+    again.stop()
+    again.close()
+
+
+def test_nobody_waits_for_the_copies_of_another_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    queued(desk, "earlier")
+    began, go_on = threading.Event(), threading.Event()
+    read = DocumentArrayMemmap.__iter__
+
+    def held_up(docs: DocumentArrayMemmap) -> Iterator[Document]:
+        began.set()
+        go_on.wait(60)
+        return read(docs)
+
+    monkeypatch.setattr(DocumentArrayMemmap, "__iter__", held_up)
+    copying = threading.Thread(
+        target=desk.post, args=(NOTHING,), kwargs={"run": "next", "documents_from": ("earlier",)}
+    )
+    copying.start()
+    try:
+        assert began.wait(60)
+        assert desk.post(documents(), run="other").state is RunState.RECEIVING
+    finally:
+        go_on.set()
+        copying.join()
+    assert len(desk.stored("next")) == 4
+
+
+def test_a_service_that_ends_copies_no_more_and_the_caller_may_send_it_again(desk: Desk) -> None:
+    queued(desk, "earlier")
+    desk.receiver.stop()
+    with pytest.raises(Overloaded, match="just ending"):
+        desk.post(NOTHING, run="next", documents_from=("earlier",))
+    assert not desk.store.exists("next")
+
+
+def test_copies_that_cannot_be_used_do_not_count_towards_the_total(desk: Desk) -> None:
+    queued(desk, "earlier", tags={})
+    run = desk.post(documents(2), run="next", kind="class", documents_from=("earlier",), total=4)
+    assert (run.state, len(desk.reasons("next"))) == (RunState.RECEIVING, 4)
+    assert desk.post(documents(2, prefix="e"), run="next").state is RunState.QUEUED
+
+
+@pytest.mark.parametrize("deep", [40, 400])
+def test_a_document_that_cannot_be_stored_harms_no_other_of_its_request(desk: Desk, deep: int) -> None:
+    docs = documents()
+    inner = docs[1].tags
+    for _ in range(deep):
+        inner["more"] = {}
+        inner = inner["more"]
+    run = desk.post(docs)
+    assert desk.stored(run.name) == ["d0", "d2", "d3"]
+    assert desk.reasons(run.name)["d1"].startswith("it cannot be stored")

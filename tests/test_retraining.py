@@ -11,7 +11,7 @@ from conftest import images
 from executor.documents import FeedbackStatus, RunStatus
 from executor.lifecycle import retraining
 from executor.lifecycle.retraining import Retrainer
-from executor.parameters import Retrain
+from executor.parameters import FitParameters, Retrain
 from executor.store import budget, feedback
 from executor.store.budget import BUDGET, level_of
 from executor.store.run import Progress, Run, RunState
@@ -30,6 +30,7 @@ class Shop(Desk):
         self.clock = clock
         self.compared: list[tuple[str, str, str, list[str], float]] = []
         self.worse: str | None = None
+        self.meanwhile: Callable[[], object] = lambda: None  # while versions are compared
         self.said = 0
         self.retrainer = Retrainer(
             self.store,
@@ -42,6 +43,7 @@ class Shop(Desk):
 
     def _is_worse(self, before: str, after: str, kind: str, docs: Any, chance: float) -> str | None:
         self.compared.append((before, after, kind, [doc.id for doc in docs], chance))
+        self.meanwhile()
         return self.worse
 
     def talk(self, count: int) -> None:
@@ -254,6 +256,26 @@ def test_what_a_person_promoted_is_not_undone_nor_anything_if_the_option_says_no
     careless = open_shop(every_documents=50, rollback=False)
     careless.runs()
     assert shop.compared == careless.compared == []
+
+
+def test_what_a_person_promoted_during_the_comparison_is_not_undone(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.receiver.receive(images(4), FitParameters(run="mine"))
+    shop.receiver.queue("mine")
+    shop.conclude("mine", better=None)
+    shop.worse, shop.meanwhile = "It is worse.", lambda: shop.store.promote("mine")
+    shop.talk(20)
+    shop.runs()
+    assert (len(shop.compared), shop.store.promoted()) == (1, "mine")
+
+
+def test_a_service_that_ends_serves_and_begins_nothing_more(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.retrainer.stop()
+    assert shop.runs() == []
 
 
 @pytest.mark.flow

@@ -50,7 +50,7 @@ async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParam
     last = await _statuses(service, wanted.run)
     run = await asyncio.to_thread(service.store.get, wanted.run)
     await asyncio.to_thread(service.supervisor.delete, wanted.run)
-    await asyncio.to_thread(service.forget, run.number)
+    await service.forget(run.number)
     await asyncio.to_thread(service.embedder.forget, wanted.run)
     return last
 

@@ -1,5 +1,6 @@
 """What every door serves: a workspace, and everything that works on it."""
 
+import asyncio
 import functools
 import threading
 from pathlib import Path
@@ -48,6 +49,7 @@ class Service:
     def __init__(self, folder: Path, options: ExecutorOptions) -> None:
         silence_libtiff()
         self.folder, self.places = folder, places_of(folder, options)
+        self._ending = threading.Event()
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
         self.store = RunStore(workspace)
@@ -95,7 +97,7 @@ class Service:
             self.receiver.feedback,
             self.receiver,
             options,
-            is_worse=functools.partial(is_worse, self.embedder),
+            is_worse=functools.partial(is_worse, self.embedder, is_ended=self._ending.is_set),
             serve=self.serve,
         )
         self.store.finish_deletes()
@@ -120,10 +122,10 @@ class Service:
     def _run_numbers(self) -> set[int]:
         return {run.number for run in self.store.all()}
 
-    def forget(self, run: int) -> None:
+    async def forget(self, run: int) -> None:
         """Remove what was made of the documents of a deleted run. Args: run: its number."""
-        self.thumbnails.forget(run)
-        self.neighbours.forget(run)
+        await asyncio.to_thread(self.thumbnails.forget, run)
+        await self.neighbours.forget(run)
 
     def served(self) -> str:
         """Return the version that is served now: `base` or a run."""
@@ -156,10 +158,13 @@ class Service:
 
     def close(self) -> None:
         """End the trainer and the threads, and let another service use the workspace."""
+        self._ending.set()
+        self.retrainer.stop()
+        self.receiver.stop()
+        self.supervisor.close()  # first of those that take long: its trainer needs the time to write a checkpoint
         self.retrainer.close()
         if self._publisher is not None:
             self._publisher.close()
-        self.supervisor.close()
         self.comparisons.close()
         self.neighbours.close()
         self.thumbnails.close()

@@ -37,6 +37,11 @@ class Deadlines:
         with self._lock:
             self._starts[run] = time.monotonic() + START_GRACE_SECONDS
 
+    def is_known(self, run: str) -> bool:
+        """Whether documents of a run have arrived, or it was asked to start."""
+        with self._lock:
+            return run in self._arrivals or run in self._starts
+
     def due(self) -> list[str]:
         """The runs that are due now."""
         now = time.monotonic()

@@ -1,11 +1,11 @@
 """Takes documents into a run: finds the run, settles its options, checks the documents, sees when it is complete."""
 
+import contextlib
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..errors import (
     InvalidParameter,
     LimitExceeded,
     UnknownModel,
+    UnknownRun,
     WorkspaceError,
     brief,
 )
@@ -34,7 +35,9 @@ from ..store.spool_rows import identity_of
 from .deadlines import Deadlines
 from .norms import check_parts
 from .sizes import bytes_of, parts_of
-from .sources import Sources, are_wanted, copied
+from .sources import Sources, are_wanted, copied_in_all
+
+RETRY_SECONDS = 60.0  # until documents are copied again that could not be
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +60,9 @@ class Receiver:
         self._counted: dict[str, tuple[int, int]] = {}  # documents of a receiving run: (train, eval)
         self._spools: dict[str, dict[str, DocumentArrayMemmap]] = {}
         self.feedback = FeedbackStore(store.workspace.feedback)
-        self._sources = Sources(store, self.feedback, options, self._append_copies)
+        self._ending = threading.Event()
+        self._copying: list[threading.Thread] = []
+        self._sources = Sources(store, self.feedback, options, self._append_copies, self._ending.is_set)
 
     def receive(
         self, docs: Sequence[Document], parameters: FitParameters, *, automatic: tuple[int, float] | None = None
@@ -70,7 +75,16 @@ class Receiver:
         """
         with_ids(docs)
         with self._choosing:
-            name = (self._present_run(parameters) or self._new_run(docs, parameters, automatic or (0, None))).name
+            present = self._present_run(parameters)
+            name = (present or self._new_run(docs, parameters, automatic or (0, None))).name
+        try:
+            return self._receive(name, docs, parameters)
+        except FinetunerError:
+            if present is None:
+                self._undo(name)
+            raise
+
+    def _receive(self, name: str, docs: Sequence[Document], parameters: FitParameters) -> str:
         with self._lock_of(name):  # it may wait for the run's file; other runs go on
             run = self._store.get(name)
             if run.state is not RunState.RECEIVING:
@@ -92,6 +106,22 @@ class Receiver:
         self._wake()
         return run.name
 
+    def _undo(self, name: str) -> None:
+        """Remove a run that a request has begun and that got none of its documents.
+
+        It would wait for ever, and calls without a run would join it.
+        """
+        with contextlib.suppress(Conflict, UnknownRun):  # somebody else is at it
+            with self._lock_of(name):
+                if self._store.get(name).state is not RunState.RECEIVING or self._deadlines.is_known(name):
+                    return
+                self._store.advance(name, RunState.CANCELLED, train_rows=0, eval_rows=0)
+            self.delete(name)
+
+    def stop(self) -> None:
+        """Copy no more documents of other runs and of feedback: the service ends, and the next one goes on with it."""
+        self._ending.set()
+
     def go_on(self) -> None:
         """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before."""
         for run in self._store.in_state(RunState.RECEIVING):
@@ -99,15 +129,24 @@ class Receiver:
                 self._count_or_explain(run.name)
             self._deadlines.arrived(run.name, train=bool(self._arrived(run.name)))
             if not self._sources.are_complete(run):
-                threading.Thread(target=self._gather_again, args=(run.name,), name="sources", daemon=True).start()
+                copying = threading.Thread(target=self._gather_again, args=(run.name,), name="sources", daemon=True)
+                self._copying.append(copying)
+                copying.start()
 
     def _gather_again(self, name: str) -> None:
         """Copy what an earlier service had not copied. Then the run starts as if its last documents had arrived."""
-        try:
-            self._sources.gather(name)
-            self._deadlines.arrived(name, train=True)
-        except FinetunerError:
-            _log.exception("The documents of run %s could not be copied; a further request for it tries again", name)
+        told = ""
+        while not self._ending.is_set() and self._store.exists(name):
+            try:
+                self._sources.gather(name)
+                self._deadlines.arrived(name, train=True)
+                return
+            except FinetunerError as error:
+                if str(error) != told and not self._ending.is_set():
+                    told = str(error)
+                    _log.warning("The documents of run %s cannot be copied: %s", name, error)
+                    self._store.event(name, "error", f"What it is to learn from cannot be copied into it: {error}")
+            self._ending.wait(RETRY_SECONDS)
 
     def queue_due(self) -> None:
         """Queue the runs that were asked to start, or for which no document has arrived for `receive_timeout`."""
@@ -177,7 +216,10 @@ class Receiver:
                 self.feedback.give_back(run.number)
 
     def close(self) -> None:
-        """Close the spools."""
+        """Copy no more, and close the spools."""
+        self.stop()
+        for copying in self._copying:
+            copying.join()
         for name in list(self._spools):
             with self._lock_of(name):
                 self._drop_spool(name)
@@ -191,7 +233,7 @@ class Receiver:
     def _lock_of(self, name: str) -> threading.RLock:
         return self._locks.setdefault(name, threading.RLock())
 
-    @contextmanager
+    @contextlib.contextmanager
     def _if_free(self, name: str) -> Iterator[bool]:
         """Hold the lock of a run if nobody else does; say whether it is held."""
         lock = self._lock_of(name)
@@ -405,7 +447,7 @@ class Receiver:
     def _arrived(self, name: str) -> int:
         """How many train documents have arrived, quarantined ones included, copied ones not."""
         arrived = self.counts(name)[0] + self._store.count_problems(name, "train", spooled=False)
-        return arrived - sum(copied(self._store, name).values())
+        return arrived - copied_in_all(self._store, name)
 
     def _spool(self, name: str, split: str) -> DocumentArrayMemmap:
         splits = self._spools.setdefault(name, {})

@@ -69,9 +69,13 @@ class Retrainer:
         if self._options.retrain is not None:
             self._thread.start()
 
+    def stop(self) -> None:
+        """Begin nothing more, and serve nothing. What is under way ends by itself."""
+        self._stopping.set()
+
     def close(self) -> None:
         """End the thread."""
-        self._stopping.set()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
 
@@ -95,7 +99,7 @@ class Retrainer:
         self._note_ended()
         if retrain.rollback:
             self._undo_if_worse()
-        if self.plan().due:
+        if not self._stopping.is_set() and self.plan().due:
             self._begin()
 
     # when -----------------------------------------------------------------------------------------------------------
@@ -222,6 +226,8 @@ class Retrainer:
         docs = self._kept.documents(upto, self._kept.last())
         kind = self._store.progress(run.name).kind or run.options.kind
         why = self._is_worse(promoted.before, run.name, kind, docs, level_of(promoted.looks + 1))
+        if self._store.promoted() != promoted.name or self._stopping.is_set():
+            return  # that took minutes, and somebody has promoted another meanwhile
         if why is not None:
             self._serve(promoted.before)
             self._store.event(run.name, "rolled back", f"{promoted.before!r} is served again. {why}")

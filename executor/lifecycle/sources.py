@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from ..documents import SOURCE_TAG, Document
-from ..errors import Conflict, LimitExceeded, UnknownRun
+from ..errors import Conflict, LimitExceeded, Overloaded, UnknownRun
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..store.feedback import FeedbackStore, Rule, Withdrawn
 from ..store.files import publish_file, read_kept
@@ -35,6 +35,15 @@ def copied(store: RunStore, name: str) -> dict[str, int]:
     return dict(found.get("from", {})) if found.get("complete") else {}
 
 
+def copied_in_all(store: RunStore, name: str) -> int:
+    """How many train documents of a run were copied, with those that are quarantined; 0: they are not all copied yet.
+
+    Older files do not say how many are quarantined.
+    """
+    found = _read(store, name)
+    return sum(found.get("from", {}).values()) + found.get("quarantined", 0) if found.get("complete") else 0
+
+
 def _read(store: RunStore, name: str) -> dict[str, Any]:
     found = read_kept(store.workspace.sources_file(name))
     return found if isinstance(found, dict) and "upto" in found else {}
@@ -43,8 +52,10 @@ def _read(store: RunStore, name: str) -> dict[str, Any]:
 class Sources:
     """Copies documents into runs.
 
-    Args: append: adds documents to the train documents of a receiving run and returns how many are new; None: the run
-        is not receiving any more.
+    Args:
+        append: adds documents to the train documents of a receiving run and returns how many are new; None: the run is
+            not receiving any more.
+        is_ending: whether the service ends, and nothing more is copied.
     """
 
     def __init__(
@@ -53,12 +64,14 @@ class Sources:
         feedback: FeedbackStore,
         options: ExecutorOptions,
         append: Callable[[str, Sequence[Document]], int | None],
+        is_ending: Callable[[], bool],
     ) -> None:
         self._store = store
         self._feedback = feedback
         self._limit = options.max_documents_per_run
         self._rule = rule_of(options)
         self._append = append
+        self._is_ending = is_ending
         self._one_at_a_time = threading.Lock()
 
     def check(self, options: TrainingOptions) -> int:
@@ -99,35 +112,52 @@ class Sources:
         return None
 
     def gather(self, name: str) -> None:
-        """Copy the documents of all sources into a run, unless that was done. A killed service goes on where it was."""
+        """Copy the documents of all sources into a run, unless that was done. A killed service goes on where it was.
+
+        Raises: WorkspaceError: a source cannot be read. Overloaded: the service ends, and has not copied them all.
+        """
+        if self._has_all(name):  # nobody waits for the copies of another run
+            return
         with self._one_at_a_time:
-            run = self._store.get(name)
-            if self.are_complete(run) or run.state is not RunState.RECEIVING:
+            if self._has_all(name):
                 return
+            run = self._store.get(name)
             again = self._store.workspace.sources_file(name).exists()  # a service was killed before it had them all
-            upto = self._begin(run)
+            begun = self._begin(run)
             counts: dict[str, int] = {}
-            for source, docs in self._sources(run, upto):
+            for source, docs in self._sources(run, begun["upto"]):
                 counts[source] = 0
                 while chunk := list(islice(docs, _CHUNK)):
+                    if self._is_ending():
+                        raise Overloaded("The service is just ending; send this again when it is back.")
                     new = self._append(name, chunk)
                     if new is None:  # it was cancelled meanwhile
                         return
                     counts[source] += len(chunk) if again else new
             if run.options.feedback:
-                self._feedback.take(run.number, name, upto)
-            self._write(name, {"complete": True, "upto": upto, "from": counts})
+                self._feedback.take(run.number, name, begun["upto"])
+            quarantined = self._quarantined(name) - begun.get("quarantined", 0)
+            self._write(name, {"complete": True, "upto": begun["upto"], "from": counts, "quarantined": quarantined})
             self._store.event(name, "gathered", _told(counts))
 
-    def _begin(self, run: Run) -> int:
-        """Return the number of the last word of feedback for the run. It stays the same if the service is killed."""
+    def _has_all(self, name: str) -> bool:
+        run = self._store.get(name)
+        return self.are_complete(run) or run.state is not RunState.RECEIVING
+
+    def _quarantined(self, name: str) -> int:
+        return self._store.count_problems(name, "train", spooled=False)
+
+    def _begin(self, run: Run) -> dict[str, int]:
+        """Return the number of the last word of feedback for the run, `upto`, and how many posted documents of it are
+        `quarantined` already. They stay the same if the service is killed."""
         begun = _read(self._store, run.name)
         if not begun:
             if run.options.feedback:
                 self._feedback.thin(self._rule)
-            begun = {"complete": False, "upto": self._feedback.last() if run.options.feedback else 0}
+            upto = self._feedback.last() if run.options.feedback else 0
+            begun = {"complete": False, "upto": upto, "quarantined": self._quarantined(run.name)}
             self._write(run.name, begun)
-        return int(begun["upto"])
+        return begun
 
     def _sources(self, run: Run, upto: int) -> Iterator[tuple[str, Iterator[Document]]]:
         """Feedback first: it is the latest word, and a document that is there already is not replaced."""

@@ -1,6 +1,6 @@
 """Compares two versions on documents that are at hand, such as feedback that came after one of them was trained."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,30 +16,59 @@ MOST = 2000  # documents compared on
 BATCH = 16
 
 
+class _Ended(Exception):
+    """Nobody waits for the answer any more."""
+
+
 def is_worse(
-    embedder: Embedder, before: str, after: str, kind: str, docs: Iterator[Document], chance: float
+    embedder: Embedder,
+    before: str,
+    after: str,
+    kind: str,
+    docs: Iterator[Document],
+    chance: float,
+    *,
+    is_ended: Callable[[], bool] = lambda: False,
 ) -> str | None:
     """Return a sentence if version `after` is proven worse than `before` in mAP@R on documents; else None.
 
-    Args: docs: of `kind`; others, and those that cannot be embedded, are left out. chance: of a false answer.
+    Args:
+        docs: of `kind`; others, and those that cannot be embedded, are left out. chance: of a false answer.
+        is_ended: whether nobody waits for the answer any more, which is then None.
     """
-    return in_brief_thread(_is_worse, embedder, before, after, kind, docs, chance)
+
+    def watched(parts: Iterable[Any]) -> Iterator[Any]:
+        for part in parts:
+            if is_ended():
+                raise _Ended
+            yield part
+
+    try:
+        return in_brief_thread(_is_worse, embedder, before, after, kind, docs, chance, watched)
+    except _Ended:
+        return None
 
 
 def _is_worse(
-    embedder: Embedder, before: str, after: str, kind: str, docs: Iterator[Document], chance: float
+    embedder: Embedder,
+    before: str,
+    after: str,
+    kind: str,
+    docs: Iterator[Document],
+    chance: float,
+    watched: Callable[[Iterable[Any]], Iterator[Any]],
 ) -> str | None:
     from ..evaluation.eval_set import score_embeddings
     from ..evaluation.proof import verdict
 
     versions = [embedder.version(before), embedder.version(after)]
     usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
-    usable = [doc for doc in usable if all(_can_prepare(doc, kind, version) for version in versions)]
+    usable = [doc for doc in watched(usable) if all(_can_prepare(doc, kind, version) for version in versions)]
     if not usable:
         return None
     dataset = DATASETS[kind](DocumentArray(usable))
     parts = [dataset.document(item) for item in range(len(dataset))]
-    old, new = (score_embeddings(kind, _embed(version, parts), dataset.labels) for version in versions)
+    old, new = (score_embeddings(kind, _embed(version, parts, watched), dataset.labels) for version in versions)
     if not old.queries:
         return None
     worse, sentence = verdict(new, old, level=1 - 2 * chance)
@@ -55,11 +84,13 @@ def _can_prepare(doc: Document, kind: str, version: Version) -> bool:
     return True
 
 
-def _embed(version: Version, parts: list[Any]) -> np.ndarray:
+def _embed(version: Version, parts: list[Any], watched: Callable[[Iterable[Any]], Iterator[Any]]) -> np.ndarray:
     """(N, D) float32, in fp32."""
     from ..loading.batches import collate
     from ..loading.forward import embed_batches
 
     starts = range(0, len(parts), BATCH)
-    batches = (collate([version.preprocess(part) for part in parts[start : start + BATCH]]) for start in starts)
+    batches = (
+        collate([version.preprocess(part) for part in parts[start : start + BATCH]]) for start in watched(starts)
+    )
     return embed_batches(version.model, batches, version.device)

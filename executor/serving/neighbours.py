@@ -232,11 +232,13 @@ class Neighbours:
             except Overloaded:
                 await asyncio.sleep(1.0)
 
-    def forget(self, run: int) -> None:
+    async def forget(self, run: int) -> None:
         """Remove the embeddings of a run's documents. Args: run: its number."""
-        for key in [key for key in self._galleries if key[1] == run]:
-            self._stop(self._galleries.pop(key))
-        self._kept.forget(run)
+        stopped = [self._galleries.pop(key) for key in list(self._galleries) if key[1] == run]
+        for embedded in stopped:
+            self._stop(embedded)
+        await asyncio.gather(*(each.task for each in stopped if each.task is not None), return_exceptions=True)
+        await asyncio.to_thread(self._kept.forget, run)
 
     def close(self) -> None:
         """Stop what is being embedded."""

@@ -89,17 +89,28 @@ class DocumentArrayMemmap(Sequence[Document]):
         return new
 
     def take(self, docs: Sequence[Any]) -> dict[int, str]:
-        """Store documents as `extend` does, but leave out those that contradict one that is there.
+        """Store documents as `extend` does, but leave out those that cannot be stored, or contradict one that is there.
 
         Returns: why each was left out, by its place in `docs`.
-        Raises: BadDocument: a document cannot be stored.
         """
         left_out: dict[int, str] = {}
+        places: list[int] = []
+
+        def rows() -> Iterator[Row]:
+            for place, doc in enumerate(docs):
+                try:
+                    row = row_of(doc, self.split)
+                except BadDocument as error:
+                    left_out[place] = str(error.__cause__ or error)  # without the id
+                else:
+                    places.append(place)
+                    yield row
+
         seen = 0
-        for chunk in _chunks(row_of(doc, self.split) for doc in docs):
+        for chunk in _chunks(rows()):
             with self._transaction() as connection:
                 _, contradictions = self._insert(connection, chunk)
-            left_out |= {seen + number: reason for number, reason in contradictions.items()}
+            left_out |= {places[seen + number]: reason for number, reason in contradictions.items()}
             seen += len(chunk)
         return left_out
 
