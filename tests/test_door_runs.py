@@ -55,6 +55,26 @@ def test_json_lines_of_any_number_are_one_new_run_in_their_order(door):
     door.post("/cancel", run=status["run"])
 
 
+@pytest.mark.parametrize("form", ["application/x-ndjson", "application/json"])
+def test_a_request_that_takes_longer_to_come_than_a_run_waits_is_part_of_it(tmp_path, form):
+    with opened(tmp_path, receive_timeout=0.3) as door:
+        door.service.supervisor.close()  # this test looks itself for what is due
+
+        def slowly() -> Iterator[bytes]:
+            docs = [line(2), line(3)]
+            parts = docs if form == "application/x-ndjson" else ['{"data": [' + docs[0], ", " + docs[1] + "]}"]
+            for part in parts:
+                yield part.encode() + b"\n"
+                time.sleep(0.6)
+                door.service.receiver.queue_due()
+
+        lines(door, "\n".join([line(0), line(1)]), run="slow", total=4).raise_for_status()
+        answer = door.send("/fit", slowly(), form, **({"run": "slow"} if "x-nd" in form else {})).json()
+        assert [(each["run"], each["state"], each["train_documents"]) for each in answer["data"]] == [
+            ("slow", "queued", 4)
+        ]
+
+
 def test_a_bad_line_is_named_and_those_before_it_are_stored(door):
     body = "\n".join([*(line(number) for number in range(1002)), '{"uri": 3}', line(1003)])
     answer = lines(door, body, run="broken")

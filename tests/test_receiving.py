@@ -584,6 +584,27 @@ def test_a_run_starts_when_no_document_comes_any_more(desk: Desk, clock: Clock) 
     assert desk.store.get("only-eval").state is RunState.QUEUED  # it will fail and say why
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_run_waits_for_a_request_that_takes_long_to_come(desk: Desk, clock: Clock, named: bool) -> None:
+    desk.post(documents(2), run="a", total=4)
+    with desk.receiver.coming("a" if named else None):
+        clock.now += 10 * SILENCE
+        desk.receiver.queue_due()
+        assert desk.post(documents(2, "e"), run="a").train_rows == 4
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_run_does_not_wait_for_a_request_that_is_for_another_or_began_too_late(
+    desk: Desk, clock: Clock, late: bool
+) -> None:
+    desk.post(documents(2), run="a", total=4)
+    clock.now += SILENCE if late else 0.0
+    with desk.receiver.coming("a" if late else "b"):
+        clock.now += SILENCE
+        desk.receiver.queue_due()
+        assert desk.store.get("a").state is RunState.QUEUED
+
+
 def test_a_request_that_brings_no_document_does_not_let_the_time_begin_anew(desk: Desk, clock: Clock) -> None:
     desk.post(documents(1), run="a", epochs=3)
     clock.now += SILENCE * 0.9

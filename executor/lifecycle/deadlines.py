@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WITHOUT_TRAIN = 2  # times as long a run waits that has eval documents only: those to train on are still to come
 START_GRACE_SECONDS = 1.0  # a client splits one call into several requests: `start` waits for the rest
@@ -22,6 +24,7 @@ class Deadlines:
         self._arrivals: dict[str, float] = {}  # time of the last document, by a clock that never jumps
         self._trained: set[str] = set()  # runs that have a train document
         self._starts: dict[str, float] = {}  # when to start, for runs that were asked to
+        self._coming: dict[object, tuple[float, str | None]] = {}  # requests: since when they come, and for which run
 
     def arrived(self, run: str, *, train: bool) -> None:
         """Note that documents have arrived: the clock starts anew."""
@@ -37,6 +40,24 @@ class Deadlines:
         with self._lock:
             self._starts[run] = time.monotonic() + START_GRACE_SECONDS
 
+    @contextmanager
+    def coming(self, run: str | None) -> Iterator[None]:
+        """Hold up what becomes due by silence during this block: documents are on their way.
+
+        A slow client needs longer for one request than a run waits for the next. A request that begins when a run is
+        due already does not hold it up.
+
+        Args: run: the one that they are for; None: that is not known yet.
+        """
+        request = object()
+        with self._lock:
+            self._coming[request] = time.monotonic(), run
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._coming[request]
+
     def is_known(self, run: str) -> bool:
         """Whether documents of a run have arrived, or it was asked to start."""
         with self._lock:
@@ -46,8 +67,12 @@ class Deadlines:
         """The runs that are due now."""
         now = time.monotonic()
         with self._lock:
-            silent = {run for run, last in self._arrivals.items() if now - last >= self._patience(run)}
+            ends = {run: last + self._patience(run) for run, last in self._arrivals.items()}
+            silent = {run for run, end in ends.items() if now >= end and not self._is_coming(run, end)}
             return sorted(silent | {run for run, start in self._starts.items() if now >= start})
+
+    def _is_coming(self, run: str, end: float) -> bool:
+        return any(since < end and of in (None, run) for since, of in self._coming.values())
 
     def _patience(self, run: str) -> float:
         return self._silence if run in self._trained else WITHOUT_TRAIN * self._silence

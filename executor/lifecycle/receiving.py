@@ -106,6 +106,10 @@ class Receiver:
         self._wake()
         return run.name
 
+    def coming(self, run: str | None) -> contextlib.AbstractContextManager[None]:
+        """While documents are on their way, no run that waits for some is started without them: see `Deadlines`."""
+        return self._deadlines.coming(run)
+
     def _undo(self, name: str) -> None:
         """Remove a run that a request has begun and that got none of its documents.
 

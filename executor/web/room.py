@@ -1,6 +1,7 @@
 """What is behind the door: a service in this process. Behind a gateway it is a Flow: see `gateway.py`."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from ..documents import RunStatus
@@ -16,6 +17,9 @@ class Room(Protocol):
 
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         """Call an endpoint. Raises: FinetunerError: the message says what was wrong."""
+
+    def coming(self, run: str | None) -> AbstractContextManager[None]:
+        """What a request to `/fit` does while its body comes. Args: run: the one it names; None: that is not known."""
 
     def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         """Yield the status of a run whenever it changes. Raises: UnknownRun: before the first."""
@@ -35,6 +39,9 @@ class OwnRoom:
 
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         return await table.call(self._service, path, docs, parameters)
+
+    def coming(self, run: str | None) -> AbstractContextManager[None]:
+        return nullcontext() if isinstance(self._service, Reader) else self._service.receiver.coming(run)
 
     def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         return watch(table.writer_of(self._service, "/watch"), run)

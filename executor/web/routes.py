@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ def endpoint(room: Room, bodies: Bodies, path: str) -> Handler:
     model = ENDPOINTS[path].parameters
 
     async def handle(request: Request) -> Response:
-        with bodies.open(request) as body:
+        with bodies.open(request) as body, _coming(room, path, request):
             if path == "/fit" and media_type(request) in LINES:
                 return answers.answer({"data": as_json(await _fit_lines(room, request, body, model))})
             call = await read_call(request, body, model, pictures=path in WITH_PICTURES)
@@ -43,6 +43,10 @@ def endpoint(room: Room, bodies: Bodies, path: str) -> Handler:
             return answers.answer({"data": as_json(found)})
 
     return refusing(handle)
+
+
+def _coming(room: Room, path: str, request: Request) -> AbstractContextManager[None]:
+    return room.coming(request.query_params.get("run")) if path == "/fit" else nullcontext()
 
 
 def _leave_out_files(docs: Sequence[Any]) -> None:
