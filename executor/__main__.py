@@ -9,6 +9,7 @@ from .commands import COMMANDS, READ_A_WORKSPACE, command
 from .errors import FinetunerError, InternalError, LimitExceeded, OutOfMemory, Overloaded
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+GO_ON = ("fit", "embed", "map")  # embed and map from the last part that was written whole
 OF_THE_WORK = (InternalError, LimitExceeded, OutOfMemory, Overloaded)  # nothing that another command line would mend
 
 
@@ -32,7 +33,12 @@ def main() -> int:
         print(error, file=sys.stderr)
         return FAILED if isinstance(error, OF_THE_WORK) else WRONG_USAGE
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on where it was, given the same --run.", file=sys.stderr)
+        given = ", given the same --run" if arguments.command == "fit" else ""
+        goes_on = arguments.command in GO_ON
+        print(
+            f"Interrupted. The same command goes on where it was{given}." if goes_on else "Interrupted.",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,7 @@ import pytest
 
 from conftest import coloured, encoded, images
 from executor.__main__ import main
+from executor.commands import calling
 from executor.commands.estimate import Estimate, estimate
 from executor.commands.fit import free_name
 from executor.commands.local import Reader
@@ -24,7 +25,7 @@ from executor.parameters import TrainingOptions, parse_executor_options
 from executor.sources import documents
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
-from serving import ROOT, Service, free_ports
+from serving import DOOR, ROOT, Service, free_ports
 from workshop import Workshop
 
 Call = Callable[..., int]
@@ -325,6 +326,26 @@ def test_a_table_is_sent_to_a_service_and_followed_to_the_verdict(
     assert command("compare", "base", run, "--service", url, "--on", photos, "--json") == 0
     compared = json.loads(capsys.readouterr().out)
     assert [(each["model"], each["queries"]) for each in compared["versions"]] == [("base", 18), (run, 18)]
+
+
+def test_a_request_has_fewer_documents_where_they_are_large(monkeypatch):
+    monkeypatch.setattr(calling, "REQUEST_BYTES", 1000)
+    sizes = [300, 300, 500, 2000, 10, 10]
+    docs = (Document(id=str(number), buffer=b"x" * size) for number, size in enumerate(sizes))
+    assert [len(batch) for batch in calling.batched(docs)] == [3, 1, 2]
+    assert [len(batch) for batch in calling.batched([Document(id="d")] * 250)] == [100, 100, 50]
+
+
+@pytest.mark.flow
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_pictures_of_which_few_fit_into_a_request_come_back_in_order(monkeypatch, service: Service, protocol):
+    monkeypatch.setattr(calling, "REQUEST_BYTES", 2000)
+    place = calling.connect(f"{protocol}://127.0.0.1:{service.ports['grpc' if protocol == 'grpc' else DOOR]}")
+    docs = [Document(id=f"d{number}", buffer=encoded(coloured(number, number))) for number in range(30)]
+    answers = place.call("/embed", docs)
+    place.close()
+    assert [doc.id for doc in answers] == [doc.id for doc in docs]
+    assert all(doc.embedding is not None for doc in answers)
 
 
 @pytest.mark.flow

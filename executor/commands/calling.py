@@ -4,15 +4,28 @@ import base64
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import islice
+from itertools import chain
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from ..documents import Document, Evaluation, Event, RunStatus
-from ..errors import BadRequest, ConfigurationError, Conflict, FinetunerError, InternalError, Unauthorized, Unreachable
+from ..errors import (
+    BadRequest,
+    ConfigurationError,
+    Conflict,
+    FinetunerError,
+    InternalError,
+    LimitExceeded,
+    Unauthorized,
+    Unreachable,
+)
+from ..lifecycle.sizes import bytes_of
 from ..parameters import TOKEN_VARIABLE
 
-REQUEST = 100  # documents: Jina's HTTP gateway answers with no more
+REQUEST = 100  # documents at most: Jina's HTTP gateway answers with no more
+REQUEST_BYTES = (
+    32 << 20
+)  # after which a request has no further document: a service takes 256 MiB, unless told otherwise
 UNDERWAY = 4  # requests that a service is sent before it has answered the first
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
 RETURNS: dict[str, Any] = {
@@ -61,10 +74,17 @@ def connect(url: str) -> Place:
     raise ConfigurationError(f"--service {url!r} must be grpc://host:port, grpcs://, http:// or https://.")
 
 
-def batched(docs: Documents, size: int = REQUEST) -> Iterator[list[Document]]:
-    """Yield the documents in lists of `size`; the last may be shorter."""
-    rest = iter(docs)
-    while batch := list(islice(rest, size)):
+def batched(docs: Documents) -> Iterator[list[Document]]:
+    """Yield the documents in lists of at most `REQUEST`, or fewer if they are large: see `REQUEST_BYTES`."""
+    batch: list[Document] = []
+    size = 0
+    for doc in docs:
+        batch.append(doc)
+        size += bytes_of(doc)
+        if len(batch) == REQUEST or size >= REQUEST_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
 
 
@@ -82,7 +102,8 @@ class OverGrpc:
 
     def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         answers: list[Any] = []
-        self.stream(path, docs, answers.extend, **parameters)
+        for batch in batched(docs) if docs else ([],):  # one by one, and so their answers come in order
+            self.stream(path, batch, answers.extend, **parameters)
         return answers
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
@@ -93,10 +114,12 @@ class OverGrpc:
 
         without = isinstance(docs, Sized) and not len(docs)
         interrupted = not without
+        rest = iter(docs)
+        first = next(batched(rest), [])
 
         def until_refused() -> Iterator[Document]:
             nonlocal interrupted
-            for doc in docs:
+            for doc in chain(first, rest):
                 if refused:
                     return
                 yield doc
@@ -117,7 +140,7 @@ class OverGrpc:
                 None if without else until_refused(),
                 parameters=parameters,
                 return_type=returns,
-                request_size=REQUEST,
+                request_size=max(1, len(first)),  # Jina counts, so the first ones speak for all
                 prefetch=UNDERWAY,
                 on_done=done,
                 on_error=failed,
@@ -140,6 +163,11 @@ class OverGrpc:
             cause = cause.__cause__ or cause.__context__
         if cause is not None and cause.code() is grpc.StatusCode.UNAUTHENTICATED:
             return Unauthorized(_token_sentence(self._url))
+        if cause is not None and cause.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return LimitExceeded(
+                f"The service at {self._url} takes no request of that size ({cause.details()}): raise its option "
+                "max_request_bytes, or send paths that it can read."
+            )
         if cause is not None or isinstance(error, ConnectionError):
             return _unreachable(self._url, error if cause is None else cause.details())
         return InternalError(f"The call to the service at {self._url} failed: {type(error).__name__}: {error}")
@@ -160,6 +188,11 @@ class OverHttp:
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
+        return [
+            answer for batch in (batched(docs) if docs else ([],)) for answer in self._post(path, batch, parameters)
+        ]
+
+    def _post(self, path: str, docs: Sequence[Document], parameters: dict[str, Any]) -> list[Any]:
         import requests
 
         body = {"data": [_as_json(doc) for doc in docs], "parameters": parameters}
