@@ -146,6 +146,17 @@ def test_of_a_large_gallery_some_are_looked_at_and_the_reason_says_so(door, fold
     assert first["tags"]["finetuner_reason"].endswith("(of 10 that were looked at, of 12)")
 
 
+def test_what_feedback_has_labelled_is_not_suggested_and_its_latest_words_count_as_known(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("executor.endpoints.suggest.MOST_KNOWN", 1)
+    with opened(tmp_path, allowed_roots=[str(folder)]) as door:
+        door.service.supervisor.close()
+        for name in ("0-0.png", "0-1.png", "1-3.png", "1-0.png"):
+            word = {"id": str(folder / name), "uri": str(folder / name), "tags": {"finetuner_label": name[0]}}
+            door.post("/feedback", [word]).raise_for_status()
+        found = door.post("/suggest", gallery=str(folder), limit=12).json()["data"]
+    assert {doc["id"] for doc in found} == {f"0-{n}.png" for n in range(2, 8)} | {"1-1.png", "1-2.png"}
+
+
 def test_a_table_of_the_served_space_is_used_as_it_is(door, folder):
     space = door.post("/embed", [{"uri": str(folder / "0-0.png")}]).json()["data"][0]["tags"]["finetuner_space"]
     vectors = np.pad(clusters(20, 10)[0], ((0, 0), (0, 112)))
