@@ -212,6 +212,17 @@ def test_a_base_model_that_was_cut_short_is_built_anew(
     assert "The base model is built anew" in caplog.text
 
 
+def test_a_base_model_of_other_options_is_built_anew_and_the_log_says_which_it_was(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    ensure_base(workspace, OPTIONS)
+    assert not caplog.text
+    ensure_base(workspace, OPTIONS.model_copy(update={"input_size": 32}))
+    assert "'input_size': 16" in caplog.text
+    assert "'input_size': 32" in caplog.text
+    assert "is of another space" in caplog.text
+
+
 # --- the rest --------------------------------------------------------------------------------------------------------
 
 

@@ -29,8 +29,16 @@ def ensure_base(workspace: Workspace, options: ExecutorOptions, say: Callable[[s
     config = ModelConfig(model=options.model, input_size=options.input_size, embedding_dim=options.embedding_dim)
     workspace.root.mkdir(parents=True, exist_ok=True)
     with FileLock(workspace.root / "base.lock"):
-        if _saved_config(workspace.base) != json.loads(json.dumps(asdict(config))):
-            _log.info("Building the base model %s", options.model)
+        before, wanted = _saved_config(workspace.base), json.loads(json.dumps(asdict(config)))
+        if before != wanted:
+            if before is not None:
+                _log.warning(
+                    "The base model of %s was %s and is made anew by the options of now, %s. What the old one embedded "
+                    "is of another space: embed it again, or set the options back.",
+                    workspace.root,
+                    before,
+                    wanted,
+                )
             remove_leftovers(workspace.root)
             model = build_model(config)
             save_model(model, workspace.base)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..compute.memory import give_back_freed_memory
 from ..compute.threads import in_brief_thread
-from ..errors import NotReady, Overloaded
+from ..errors import FinetunerError, NotReady, Overloaded
 from ..parameters import ExecutorOptions
 from .pipeline import Pipeline, Request, Version
 
@@ -77,7 +77,8 @@ class Embedder:
         except Exception as error:  # the first request will raise the same error, and its caller sees it
             before, self.load_error = self.load_error, str(error) or type(error).__name__
             if self.load_error != before:  # it is tried again and again
-                _log.exception("The model cannot be loaded")
+                explained = isinstance(error, FinetunerError)
+                _log.error("The model cannot be loaded: %s", self.load_error, exc_info=not explained)
 
     @property
     def waiting(self) -> int:
