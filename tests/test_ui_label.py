@@ -15,6 +15,7 @@ from PIL import Image
 
 from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
+from executor.documents import has_label
 from executor.parameters import FitParameters
 from executor.web.ui import label, pictures
 from pages import Visitor, csrf_of, page_over
@@ -331,8 +332,10 @@ def test_a_picture_that_is_too_large_is_refused_in_plain_words(visitor, monkeypa
 
 
 def test_suggestions_come_with_their_reasons_and_can_be_labelled_there(visitor, folder):
+    words = [said(visitor, picture.name) for picture in folder.iterdir()]
+    unlabelled = sum(word is None or not has_label(word) for word in words)  # other tests label some
     page = visitor.get(f"/ui/suggest?{urlencode({'of': folder, 'wait': 'yes'})}").text
-    assert page.count('class="card suggestion"') == 8
+    assert page.count('class="card suggestion"') == unlabelled > 3
     assert "It is the nearest suggestion to about" in page or "stands for itself" in page
     assert EVIL not in page
     assert f"/ui/label?of={urlencode({'x': folder})[2:]}" in page  # a way into Label
@@ -340,7 +343,7 @@ def test_suggestions_come_with_their_reasons_and_can_be_labelled_there(visitor, 
     assert 'href="/ui/label/train">Train with these' in page
     waiting = visitor.get(f"/ui/suggest?{urlencode({'of': folder})}").text
     assert 'id="waiting"' in waiting
-    assert visitor.get(f"/ui/suggest/pictures?{urlencode({'of': folder})}").text.count("<form") == 8
+    assert visitor.get(f"/ui/suggest/pictures?{urlencode({'of': folder})}").text.count("<form") == unlabelled
 
 
 def test_what_was_said_is_listed_and_taken_back(visitor, folder):

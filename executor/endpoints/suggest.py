@@ -30,7 +30,6 @@ from .service import Service
 CHUNK = 256  # documents embedded at a time
 FEW = 20  # documents of a run read at a time: an array may have megabytes
 MOST_CANDIDATES = 20_000  # of a gallery, where so many are embedded already
-MOST_SAID = 20_000  # words of feedback, in which is looked for what is labelled already
 MOST_KNOWN = 500  # labelled documents of feedback, and of the promoted run, that are looked at
 
 
@@ -57,17 +56,8 @@ async def suggest(service: Service, docs: Sequence[Document], wanted: SuggestPar
     with_ids(docs)
     pool = await _gallery(service, wanted, version) if is_named else await _embedded(service, docs, version)
     known = await _embedded(service, await asyncio.to_thread(_known, service, version), version)
-    said = await asyncio.to_thread(_said, service, pool.docs)
+    said = await asyncio.to_thread(service.labels_said.of, pool.docs)
     return await asyncio.to_thread(_chosen, pool, said, known, wanted.limit)
-
-
-def _said(service: Service, docs: Sequence[Document]) -> list[Label | None]:
-    """The label that feedback gives each document, or None: of the same uri, or without one of the same id."""
-    labels: dict[str, Label] = {}
-    for word in _of_feedback(service, MOST_SAID):
-        if has_label(word):
-            labels[word.uri or str(word.id)] = label_of(word)
-    return [labels.get(doc.uri or str(doc.id)) for doc in docs]
 
 
 def _chosen(pool: _Pool, said: Sequence[Label | None], known: _Pool, limit: int) -> list[Document]:
@@ -125,7 +115,7 @@ async def _embedded(service: Service, docs: Sequence[Any], version: str) -> _Poo
 
 def _known(service: Service, version: str) -> list[Document]:
     """Some of the labelled documents that the service has: the latest of feedback, and some of the promoted run."""
-    found = list(deque(_of_feedback(service, 2 * MOST_KNOWN), MOST_KNOWN))
+    found = list(deque(_of_feedback(service), MOST_KNOWN))
     if version != "base":
         with DocumentArrayMemmap(service.store.workspace.spool_file(version)) as docs:
             step = max(1, len(docs) // MOST_KNOWN)
@@ -133,11 +123,11 @@ def _known(service: Service, version: str) -> list[Document]:
     return found
 
 
-def _of_feedback(service: Service, words: int) -> Iterator[Document]:
-    """The documents without matches among so many words, the latest of all, which comes last."""
+def _of_feedback(service: Service) -> Iterator[Document]:
+    """The documents without matches among the latest words; the latest comes last."""
     kept = service.receiver.feedback
     last = kept.last()
-    return (doc for doc in kept.documents(max(0, last - words), last) if not doc.matches)
+    return (doc for doc in kept.documents(max(0, last - 2 * MOST_KNOWN), last) if not doc.matches)
 
 
 def _suggested(doc: Document, reason: str) -> Document:

@@ -19,7 +19,7 @@ from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
 from ..store.spool_rows import as_document, identity_of
 from .sources import FEEDBACK, rule_of
 
-LABELS_KEPT = 1000  # documents whose labels are known without reading
+LABELS_KEPT = 10_000  # documents whose labels are known without reading
 
 Word = tuple[str, StoredForm | Withdrawn]
 
@@ -144,16 +144,25 @@ class LabelsSaid:
         self._kept = kept
         self._lock = threading.Lock()
         self._read: int | None = None  # up to the word with this number
-        self._labels: OrderedDict[str, Label] = OrderedDict()  # by the ids of the documents, the latest at the end
+        self._labels: OrderedDict[str, tuple[Label, str]] = OrderedDict()  # by ids, the latest at the end: see `of`
 
     def all(self) -> list[Label]:
         """Return a label for each document among the latest that were labelled."""
+        return [label for label, _ in self._latest()]
+
+    def of(self, docs: Sequence[Document]) -> list[Label | None]:
+        """Return the label that was said of each document, or None: of the same uri, or without one of the same id."""
+        labels = {place: label for label, place in self._latest()}
+        return [labels.get(doc.uri or str(doc.id)) for doc in docs]
+
+    def _latest(self) -> list[tuple[Label, str]]:
+        """The labels, each with the uri of its document, or without one its id."""
         with self._lock:
             start = max(0, self._kept.last() - LABELS_KEPT) if self._read is None else self._read
             for word in self._kept.words_after(start):
                 self._labels.pop(word.id, None)
                 if word.document is not None and not word.document.matches and has_label(word.document):
-                    self._labels[word.id] = label_of(word.document)
+                    self._labels[word.id] = label_of(word.document), word.document.uri or word.id
                 start = word.number
             self._read = start
             while len(self._labels) > LABELS_KEPT:

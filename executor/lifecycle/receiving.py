@@ -19,7 +19,6 @@ from ..errors import (
     InvalidParameter,
     LimitExceeded,
     UnknownModel,
-    UnknownRun,
     WorkspaceError,
     brief,
 )
@@ -115,12 +114,14 @@ class Receiver:
 
         It would wait for ever, and calls without a run would join it.
         """
-        with contextlib.suppress(Conflict, UnknownRun):  # somebody else is at it
+        try:
             with self._lock_of(name):
                 if self._store.get(name).state is not RunState.RECEIVING or self._deadlines.is_known(name):
                     return
                 self._store.advance(name, RunState.CANCELLED, train_rows=0, eval_rows=0)
             self.delete(name)
+        except FinetunerError as error:  # such as a full disk: the caller shall see what went wrong first
+            _log.warning("Run %s has got no document, and cannot be removed: %s", name, error)
 
     def stop(self) -> None:
         """Copy no more documents of other runs and of feedback: the service ends, and the next one goes on with it."""

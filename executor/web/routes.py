@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import ExitStack, aclosing
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -33,9 +33,12 @@ def endpoint(room: Room, bodies: Bodies, path: str) -> Handler:
     model = ENDPOINTS[path].parameters
 
     async def handle(request: Request) -> Response:
-        with bodies.open(request) as body, _coming(room, path, request):
-            if path == "/fit" and media_type(request) in LINES:
-                return answers.answer({"data": as_json(await _fit_lines(room, request, body, model))})
+        with bodies.open(request) as body, ExitStack() as coming:
+            if path == "/fit":
+                coming.enter_context(room.coming(request.query_params.get("run")))
+                if media_type(request) in LINES:
+                    found = await _fit_lines(room, request, body, model, coming)
+                    return answers.answer({"data": as_json(found)})
             call = await read_call(request, body, model, pictures=path in WITH_PICTURES)
             found = await unless_gone(request, room.call(path, call.docs, call.parameters))
             if media_type(request) not in ("", JSON, *LINES):
@@ -45,10 +48,6 @@ def endpoint(room: Room, bodies: Bodies, path: str) -> Handler:
     return refusing(handle)
 
 
-def _coming(room: Room, path: str, request: Request) -> AbstractContextManager[None]:
-    return room.coming(request.query_params.get("run")) if path == "/fit" else nullcontext()
-
-
 def _leave_out_files(docs: Sequence[Any]) -> None:
     """Answer a file with its embedding alone: it did not come as text, and would not be read as text."""
     for doc in docs:
@@ -56,9 +55,10 @@ def _leave_out_files(docs: Sequence[Any]) -> None:
             doc.buffer = None
 
 
-async def _fit_lines(room: Room, request: Request, body: Body, model: type[BaseModel]) -> Any:
+async def _fit_lines(room: Room, request: Request, body: Body, model: type[BaseModel], coming: ExitStack) -> Any:
     """Store the documents of a body that may be larger than memory, a part after the other, in one run.
 
+    Args: coming: what `room.coming` holds up. Once the run is known, no other is.
     Raises: whatever is wrong; the message says how many documents were stored before that.
     """
     parameters = query_of(request, model)
@@ -66,7 +66,10 @@ async def _fit_lines(room: Room, request: Request, body: Body, model: type[BaseM
     try:
         async for part in lines(body, kept=False):
             found = await room.call("/fit", part, parameters)
-            parameters["run"] = found[0].run
+            if "run" not in parameters:
+                parameters["run"] = found[0].run
+                coming.close()
+                coming.enter_context(room.coming(found[0].run))
             stored += len(part)
         if start or found is None:
             found = await room.call("/fit", [], parameters | {"start": start})
