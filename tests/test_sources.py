@@ -70,6 +70,15 @@ def test_a_corpus_has_no_labels_and_may_have_anything_beside_its_pictures(tmp_pa
 
 
 @pytest.mark.parametrize("labelled", [True, False])
+def test_a_picture_of_a_form_that_is_not_read_is_named_in_a_corpus_too(tmp_path, labelled):
+    pictures(tmp_path, "red/1.png")
+    (tmp_path / "red" / "2.HEIC").write_bytes(b"as a phone makes it")
+    good, bad = rows(tmp_path, labelled=labelled)
+    assert (good.document.id, good.problem) == ("red/1.png", None)
+    assert bad.problem == "red/2.HEIC is a picture of a form that is not read here; convert it, to JPEG for instance"
+
+
+@pytest.mark.parametrize("labelled", [True, False])
 def test_a_name_that_is_no_text_is_left_out_with_the_reason(tmp_path, labelled):
     pictures(tmp_path, "red/1.png", "red/2.png")
     (tmp_path / "red" / "2.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/red/caf\xe9.png"))  # a Latin-1 archive

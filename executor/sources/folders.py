@@ -11,14 +11,15 @@ from ..images.uris import is_unicode
 from .rows import SPLITS, Row
 
 ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
 
 
 def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
     """Yield the pictures of a folder, by name; the id of each is its path from there.
 
     Hidden files are passed over. Others that are no pictures, by their names, are rows with a problem if the pictures
-    are `labelled`; a corpus may have anything beside its pictures. So are pictures whose names are not UTF-8, in either
-    case: no answer can name them.
+    are `labelled`; a corpus may have anything beside its pictures. Pictures of forms that nothing here reads, and those
+    whose names are not UTF-8, which no answer can name, are rows with a problem in either case.
 
     Args: labelled: the first folder on the way to a picture is its label.
     Raises: ConfigurationError: there are no pictures, or `labelled` and no class folders.
@@ -44,11 +45,15 @@ def _read_part(root: Path, part: Path, split: Literal["train", "eval"], labelled
         name = os.path.relpath(path, root)
         doc = Document(id=name, uri=os.path.abspath(path))
         inside = Path(os.path.relpath(path, part)).parts
-        is_picture = path.lower().endswith(ENDINGS)
-        if not is_picture and not labelled:
+        is_picture, is_unreadable = path.lower().endswith(ENDINGS), path.lower().endswith(UNREADABLE)
+        if not (is_picture or is_unreadable or labelled):
             continue
         if not is_unicode(path):
             yield _unsayable(name, split)
+        elif is_unreadable:
+            yield Row(
+                doc, split, f"{name} is a picture of a form that is not read here; convert it, to JPEG for instance"
+            )
         elif not is_picture:
             yield Row(doc, split, f"{name} is no picture, by its name")
         elif labelled and len(inside) == 1:
