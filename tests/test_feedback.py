@@ -262,6 +262,26 @@ def test_what_is_said_of_a_document_that_was_posted_counts_in_the_next_run(desk)
     assert labels("again") == [("a", "pear"), ("b", "apple"), ("b", "pear"), ("c", "apple"), ("d", "apple")]
 
 
+@pytest.mark.parametrize("sent", ["buffer", "data uri"])
+def test_a_path_and_the_bytes_of_its_file_are_one_picture(make_desk, tmp_path, sent):
+    file, other = tmp_path / "a.jpg", tmp_path / "b.jpg"
+    file.write_bytes(b"picture")
+    other.write_bytes(b"another")
+    desk = make_desk(allowed_roots=[str(tmp_path)])
+    posted = labelled("a", "apple", content=None)
+    if sent == "buffer":
+        posted.buffer = b"picture"
+    else:
+        posted.uri = f"data:application/octet-stream;base64,{base64.b64encode(b'picture').decode()}"
+    desk.fit(posted, run="first", total=1)
+    desk.say(Document(id="a", uri=str(other), tags={"finetuner_label": "pear"}))
+    desk.fit(run="another", documents_from="first", feedback=True)
+    assert sorted(doc.tags["finetuner_label"] for doc in desk.trained_on("another")) == ["apple", "pear"]
+    desk.say(Document(id="a", uri=str(file), tags={"finetuner_label": "pear"}))
+    desk.fit(run="same", documents_from="first", feedback=True)
+    assert [doc.tags["finetuner_label"] for doc in desk.trained_on("same")] == ["pear"]
+
+
 def test_what_is_said_of_a_document_of_a_run_keeps_its_image_and_its_group(desk):
     desk.fit(labelled("a", "apple", content="picture", finetuner_group="burst"), run="first", total=1)
     desk.feedback.receive([labelled("a", "pear", content=None)], run="first")

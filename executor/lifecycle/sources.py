@@ -4,6 +4,7 @@ They are copied into the run's own spool before it is queued, so nothing that is
 same checks as documents that are posted. `sources.json` in the run's folder says what was copied, and whether all was.
 """
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,9 @@ from itertools import islice
 from typing import Any
 
 from ..documents import SOURCE_TAG, Document
-from ..errors import Conflict, LimitExceeded, Overloaded, UnknownRun
+from ..errors import BadDocument, Conflict, LimitExceeded, Overloaded, UnknownRun
+from ..images.policy import ImagePolicy
+from ..images.uris import is_remote, read_uri
 from ..parameters import ExecutorOptions, TrainingOptions
 from ..store.feedback import FeedbackStore, Rule, Withdrawn
 from ..store.files import publish_file, read_kept
@@ -70,6 +73,7 @@ class Sources:
         self._feedback = feedback
         self._limit = options.max_documents_per_run
         self._rule = rule_of(options)
+        self._policy = options.image_policy()
         self._append = append
         self._is_ending = is_ending
         self._one_at_a_time = threading.Lock()
@@ -176,7 +180,7 @@ class Sources:
         for doc in docs:
             latest = self._feedback.latest(str(doc.id)) if str(doc.id) in known else None
             is_of_feedback = doc.tags.get(SOURCE_TAG) == FEEDBACK
-            if latest is None or not (is_of_feedback or _is_of(latest, doc)):
+            if latest is None or not (is_of_feedback or _is_of(latest, doc, self._policy)):
                 if with_feedback or not is_of_feedback:
                     yield doc
             elif with_feedback and isinstance(latest, Document):
@@ -188,12 +192,30 @@ class Sources:
         publish_file(file, json.dumps(content).encode())
 
 
-def _is_of(word: Document | Withdrawn, doc: Document) -> bool:
+def _is_of(word: Document | Withdrawn, doc: Document, policy: ImagePolicy) -> bool:
     """Whether a word is about a document that came by `/fit`: ids repeat, so it must be about the same content."""
     content = identity_of(doc).content
     if isinstance(word, Withdrawn):
         return word.content == content
-    return not word.matches and not doc.matches and identity_of(word).content == content
+    if word.matches or doc.matches:
+        return False
+    return identity_of(word).content == content or _are_one_file(word, doc, policy)
+
+
+def _are_one_file(word: Document, doc: Document, policy: ImagePolicy) -> bool:
+    """Whether one is the path of a file and the other its bytes: commands send bytes, and people name paths."""
+    found = [_bytes_of_file(each, policy) for each in (word, doc)]
+    return found[0] is not None and found[0] == found[1]
+
+
+def _bytes_of_file(doc: Document, policy: ImagePolicy) -> bytes | None:
+    if not doc.uri:
+        return doc.buffer
+    if is_remote(doc.uri, policy):
+        return None
+    with contextlib.suppress(BadDocument):
+        return read_uri(doc.uri, policy)
+    return None
 
 
 def rule_of(options: ExecutorOptions) -> Rule:
