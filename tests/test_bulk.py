@@ -121,6 +121,13 @@ def test_shards_share_the_rows(workspace, corpus, tmp_path, monkeypatch):
     assert seen == [["0.png", "3.png", "6.png"], ["1.png", "4.png"], ["2.png", "5.png"]]
 
 
+def test_a_shard_that_has_no_rows_is_an_empty_table(workspace, corpus, tmp_path, monkeypatch):
+    out = tmp_path / "9.parquet"
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out, "--shard", "9/9") == 0
+    table = parquet.read_table(out)
+    assert (table.num_rows, table.column_names[0]) == (0, "id")
+
+
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
 def test_a_shard_that_is_none_is_refused(text):
     with pytest.raises(ConfigurationError, match="must be I/N, from 1/N to N/N"):

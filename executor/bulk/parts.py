@@ -123,6 +123,7 @@ class Output:
         fixed = pa.field("embedding", pa.list_(self._schema.field(2).type.value_type, dim))
         schema = self._schema.set(2, fixed) if dim else self._schema
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)  # a shard may have no rows
             with parquet.ParquetWriter(temporary, schema) as writer:
                 for number in range(count):
                     writer.write_table(_of_fixed_size(parquet.read_table(self._part(number)), schema, dim))
