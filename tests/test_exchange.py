@@ -63,6 +63,23 @@ def test_a_rank_gets_what_the_service_has_written_and_sees_it_change(service: Jo
     assert rank.attempt() is None
 
 
+def test_which_version_is_served_is_told_after_that_version_and_before_the_attempt(
+    service: Job, rank: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    put = MemoryFileSystem.put_file
+    monkeypatch.setattr(
+        MemoryFileSystem,
+        "put_file",
+        lambda files, here, there, **more: sent.append(there) or put(files, here, there, **more),
+    )
+    write(service.version("zebra") / "weights", b"striped")
+    write(service.folder / "served.json", b"{}")
+    service.begin_attempt()
+    service.exchange.send("inputs")
+    assert [name.rpartition("/")[2] for name in sent] == ["zebra.tar", "served.json", "attempt.json"]
+
+
 def test_the_service_gets_what_a_rank_makes_and_a_folder_only_as_a_whole(service: Job, rank: Job) -> None:
     write(rank.made / "progress.json", b"1")
     write(rank.made / "checkpoints" / "000010" / "model", b"ten")

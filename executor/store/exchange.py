@@ -25,7 +25,8 @@ from .files import publish_folder
 Part = Literal["inputs", "made"]  # what the service writes, and what the job does
 _WHOLE = {"inputs": ("versions/*",), "made": ("made/model", "made/checkpoints/*")}
 _FILES = {"inputs": "*", "made": "made/*"}
-_LAST = ("job.json", "attempt.json", "made/result.json", "made/ended")
+# Each says that what came before is there: the version that is served, all that a job needs, all that it has made.
+_LAST = ("served.json", "job.json", "attempt.json", "made/result.json", "made/ended")
 _TAR = ".tar"
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,11 @@ _log = logging.getLogger(__name__)
 def is_url(place: str) -> bool:
     """Whether a place is on an object store, and no path."""
     return "://" in place
+
+
+def _turn(name: str) -> tuple[int, str]:
+    """Return the place of a name in the order in which things are copied."""
+    return next((place for place, last in enumerate(_LAST, 1) if name.startswith(last)), 0), name
 
 
 class Exchange:
@@ -60,7 +66,7 @@ class Exchange:
         """Send what is new or has changed here, and remove there what is gone here. Raises: OSError."""
         here = self._here(part)
         with _as_os_error(self._url):
-            for name in sorted(here, key=lambda name: (name.startswith(_LAST), name)):
+            for name in sorted(here, key=_turn):
                 known = _known_by(here[name])
                 if known is not None and self._sent.get(name) != known and self._put(here[name], name):
                     self._sent[name] = known
@@ -73,7 +79,7 @@ class Exchange:
         """Bring what is new or has changed there, and remove here what is gone there. Raises: OSError."""
         with _as_os_error(self._url):
             there = self._there(part)
-            for name in sorted(there, key=lambda name: (name.startswith(_LAST), name)):
+            for name in sorted(there, key=_turn):
                 if self._brought.get(name) != there[name]:
                     with contextlib.suppress(FileNotFoundError):  # it was replaced or removed just now
                         self._get(name)

@@ -80,7 +80,8 @@ def is_full(error: Exception) -> bool:
     """Whether an error says that a disk is full. Libraries not written in Python say it only in the message."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
+    said = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")  # the last by SQLite
+    return any(each in str(error) for each in said)
 
 
 def unwritable(what: str, folder: Path, error: Exception) -> WorkspaceError:

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from ..parameters import ExecutorOptions
-from ..store.files import publish_folder, remove_leftovers, sync
+from ..store.files import publish_folder, remove_leftovers, sync, unwritable
 from ..store.job import FORMAT, Job, JobRun
 from ..store.run import KILLED_FOR_MEMORY, Run
 from ..store.runs import RunStore
@@ -73,8 +73,11 @@ def _copy_documents(spool: Path, target: Path) -> None:
     """Copy the documents into one file: the spool itself is a database in several, with what was appended last."""
     unfinished = target.with_name(f".{target.name}")
     unfinished.unlink(missing_ok=True)
-    with contextlib.closing(sqlite3.connect(spool)) as connection:
-        connection.execute("VACUUM INTO ?", (str(unfinished),))
+    try:
+        with contextlib.closing(sqlite3.connect(spool)) as connection:
+            connection.execute("VACUUM INTO ?", (str(unfinished),))
+    except sqlite3.Error as error:
+        raise unwritable("a copy of the documents", target.parent, error) from error
     sync(unfinished)
     unfinished.rename(target)
 
