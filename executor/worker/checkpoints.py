@@ -79,7 +79,7 @@ def _publish(folder: Path, encoded: Any, tensors: dict[str, Tensor], done: int) 
     except (OSError, SafetensorError) as error:
         raise unwritable("the checkpoint", folder, error) from error
     for old in newest_first(folder)[KEPT_CHECKPOINTS:]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> TrainState | None:

@@ -321,8 +321,9 @@ class Trainer(Watcher):
             self._progress.tell_epoch(state().history if self._history is None else self._history)
         due = time.monotonic() - self._saved >= (EPOCH_SECONDS if epoch_ended else CHECKPOINT_SECONDS)
         if due or self._interrupted.is_set():
-            self._progress.report(phase="saving")
-            self._checkpoints.write(state())
+            if self._ranks.first:  # all have the same state, and the same folder
+                self._progress.report(phase="saving")
+                self._checkpoints.write(state())
             self._saved = time.monotonic()
         if self._interrupted.is_set():
             self._checkpoints.wait()
