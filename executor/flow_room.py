@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -41,9 +41,9 @@ class FlowRoom:
     def __init__(self, streamer: Any) -> None:
         self._streamer = streamer
 
-    def coming(self, run: str | None) -> AbstractContextManager[None]:
-        """Nothing: an executor behind a gateway sees a request when it is whole."""
-        return nullcontext()
+    def coming(self, run: str | None) -> AbstractContextManager[Callable[[str], None]]:
+        """Do nothing: an executor behind a gateway sees a request when it is whole."""
+        return nullcontext(lambda run: None)
 
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         """Call the endpoint of all executors that have it, in one request. Raises: FinetunerError."""

@@ -337,6 +337,19 @@ def test_a_request_has_fewer_documents_where_they_are_large(monkeypatch):
 
 
 @pytest.mark.flow
+def test_large_pictures_after_small_ones_are_sent_in_requests_of_their_own(monkeypatch, service: Service, run):
+    monkeypatch.setattr(calling, "REQUEST_BYTES", 60_000)
+    place = calling.connect(f"grpc://127.0.0.1:{service.ports['grpc']}")
+    small = [Document(id=f"s{n}", buffer=encoded(coloured(n, n)), tags={"finetuner_label": n}) for n in range(8)]
+    large = [Document(id=f"l{n}", blob=coloured(n, n, 100), tags={"finetuner_label": n}) for n in range(8)]
+    found: list[Any] = []
+    place.stream("/fit", iter([*small, *large]), found.extend, run=run)
+    place.close()
+    assert max(status.train_documents for status in found) == 16
+    assert len(found) == 1 + 4
+
+
+@pytest.mark.flow
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_pictures_of_which_few_fit_into_a_request_come_back_in_order(monkeypatch, service: Service, protocol):
     monkeypatch.setattr(calling, "REQUEST_BYTES", 2000)

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from executor.errors import (
     UnknownModel,
     WorkspaceError,
 )
-from executor.lifecycle import deadlines, receiving
+from executor.lifecycle import deadlines, receiving, sources
 from executor.lifecycle.deadlines import START_GRACE_SECONDS
 from executor.lifecycle.receiving import Receiver
 from executor.parameters import FitParameters, parse_executor_options
@@ -593,6 +594,17 @@ def test_a_run_waits_for_a_request_that_takes_long_to_come(desk: Desk, clock: Cl
         assert desk.post(documents(2, "e"), run="a").train_rows == 4
 
 
+def test_a_request_holds_up_no_other_run_once_it_is_known_which_it_is_for(desk: Desk, clock: Clock) -> None:
+    desk.post(documents(2), run="a", total=4)
+    with desk.receiver.coming(None) as is_for:
+        clock.now += SILENCE
+        desk.receiver.queue_due()
+        assert desk.store.get("a").state is RunState.RECEIVING
+        is_for("b")
+        desk.receiver.queue_due()
+        assert desk.store.get("a").state is RunState.QUEUED
+
+
 @pytest.mark.parametrize("late", [True, False])
 def test_a_run_does_not_wait_for_a_request_that_is_for_another_or_began_too_late(
     desk: Desk, clock: Clock, late: bool
@@ -837,8 +849,30 @@ def test_copies_that_were_broken_off_are_tried_again_and_the_history_says_why(
     until(lambda: [kind for _, _, kind, _ in desk.store.events("next")] == ["received", "error"])
     file.with_name("kept").replace(file)
     until(lambda: len(desk.stored("next")) == 8)
-    again.stop()
     again.close()
+
+
+def test_copies_that_were_broken_off_and_cannot_be_used_do_not_count_towards_the_total(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted once, although they were copied twice."""
+    monkeypatch.setattr(sources, "_CHUNK", 2)
+    queued(desk, "earlier", tags={})
+    read = DocumentArrayMemmap.__iter__
+
+    def broken_off(docs: DocumentArrayMemmap) -> Iterator[Document]:
+        yield from islice(read(docs), 2)
+        raise WorkspaceError("the disk is full")
+
+    desk.post(documents(2), run="next", kind="class", total=4)
+    with monkeypatch.context() as full:
+        full.setattr(DocumentArrayMemmap, "__iter__", broken_off)
+        with pytest.raises(WorkspaceError, match="disk is full"):
+            desk.post(NOTHING, run="next", documents_from=("earlier",))
+    assert len(desk.reasons("next")) == 2
+    run = desk.post(documents(1, prefix="e"), run="next")
+    assert (run.state, len(desk.reasons("next"))) == (RunState.RECEIVING, 4)
+    assert desk.post(documents(1, prefix="f"), run="next").state is RunState.QUEUED
 
 
 def test_nobody_waits_for_the_copies_of_another_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

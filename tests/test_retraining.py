@@ -271,6 +271,21 @@ def test_what_a_person_promoted_during_the_comparison_is_not_undone(open_shop):
     assert (len(shop.compared), shop.store.promoted()) == (1, "mine")
 
 
+def test_a_comparison_that_an_end_breaks_off_is_made_again(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.worse, shop.meanwhile = "It is worse.", shop.retrainer.stop
+    shop.talk(20)
+    shop.runs()
+    assert (len(shop.compared), shop.store.promoted()) == (1, "auto-1")
+    shop.close()
+    again = open_shop(every_documents=50)
+    again.worse = "It is worse."
+    again.runs()
+    assert ([each[-1] for each in again.compared], again.store.promoted()) == ([level_of(1)], "base")
+
+
 def test_a_service_that_ends_serves_and_begins_nothing_more(open_shop):
     shop = open_shop(every_documents=50)
     shop.talk(50)

@@ -76,6 +76,12 @@ def test_a_picture_of_a_form_that_is_not_read_is_named_in_a_corpus_too(tmp_path,
     good, bad = rows(tmp_path, labelled=labelled)
     assert (good.document.id, good.problem) == ("red/1.png", None)
     assert bad.problem == "red/2.HEIC is a picture of a form that is not read here; convert it, to JPEG for instance"
+    (tmp_path / "red" / "1.png").unlink()
+    if labelled:
+        with pytest.raises(ConfigurationError, match="no pictures in it"):
+            list(rows(tmp_path))
+    else:
+        assert [row.problem for row in rows(tmp_path, labelled=False)] == [bad.problem]
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -625,6 +625,19 @@ def test_a_trainer_that_dies_while_it_warms_up_is_tried_again_only_when_its_run_
         assert (house.trainers.runs, run.attempts) == (["a", "a"], 1)
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_the_trainer_of_a_run_that_came_to_nothing_ends_and_others_are_trained(house: House, ended: bool) -> None:
+    """A request whose sources cannot be copied removes the run that it has begun, after a trainer warms up for it."""
+    with house.tended("exit 1" if ended else FOR_EVER, FOR_EVER):
+        house.receive("next")
+        house.wait_for(lambda: house.trainers.runs == ["next"])
+        house.store.advance("next", CANCELLED, train_rows=0, eval_rows=0)
+        house.receiver.delete("next")
+        house.wait_for(lambda: not is_alive(house.trainers.process(0)))
+        house.queue("good")
+        house.wait("good", lambda run: run.state is TRAINING)
+
+
 def test_no_trainer_is_warmed_up_while_one_trains(house: House) -> None:
     house.queue("a")
     with house.tended():

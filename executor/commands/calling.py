@@ -4,7 +4,7 @@ import base64
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -107,19 +107,29 @@ class OverGrpc:
         return answers
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
+        if isinstance(docs, Sized) and not len(docs):
+            self._post(path, None, 1, answered, parameters)
+        for size, batches in groupby(batched(docs), key=len):  # Jina cuts a call by the number of documents alone
+            self._post(path, chain.from_iterable(batches), size, answered, parameters)
+
+    def _post(
+        self,
+        path: str,
+        docs: Documents | None,
+        size: int,
+        answered: Callable[[list[Any]], None],
+        parameters: dict[str, Any],
+    ) -> None:
+        """Make one call of Jina's. Args: docs: None: it has no documents. size: documents of a request."""
         from docarray import DocList
 
         refused: list[FinetunerError] = []
         returns = DocList[RETURNS.get(path, RunStatus)]
-
-        without = isinstance(docs, Sized) and not len(docs)
-        interrupted = not without
-        rest = iter(docs)
-        first = next(batched(rest), [])
+        interrupted = docs is not None
 
         def until_refused() -> Iterator[Document]:
             nonlocal interrupted
-            for doc in chain(first, rest):
+            for doc in docs or ():
                 if refused:
                     return
                 yield doc
@@ -137,10 +147,10 @@ class OverGrpc:
         try:
             self._client.post(
                 path,
-                None if without else until_refused(),
+                None if docs is None else until_refused(),
                 parameters=parameters,
                 return_type=returns,
-                request_size=max(1, len(first)),  # Jina counts, so the first ones speak for all
+                request_size=size,
                 prefetch=UNDERWAY,
                 on_done=done,
                 on_error=failed,
@@ -215,7 +225,7 @@ class OverHttp:
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
         for batch in batched(docs):
-            answered(self.call(path, batch, **parameters))
+            answered(self._post(path, batch, parameters))
 
     def close(self) -> None:
         self._session.close()

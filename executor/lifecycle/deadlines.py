@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 WITHOUT_TRAIN = 2  # times as long a run waits that has eval documents only: those to train on are still to come
@@ -41,19 +41,24 @@ class Deadlines:
             self._starts[run] = time.monotonic() + START_GRACE_SECONDS
 
     @contextmanager
-    def coming(self, run: str | None) -> Iterator[None]:
+    def coming(self, run: str | None) -> Iterator[Callable[[str], None]]:
         """Hold up what becomes due by silence during this block: documents are on their way.
 
         A slow client needs longer for one request than a run waits for the next. A request that begins when a run is
         due already does not hold it up.
 
-        Args: run: the one that they are for; None: that is not known yet.
+        Args: run: the one that they are for; None: that is not known yet, and every run waits.
+        Yields: a function that is told the run when it is known.
         """
-        request = object()
-        with self._lock:
-            self._coming[request] = time.monotonic(), run
+        request, since = object(), time.monotonic()
+
+        def is_for(run: str | None) -> None:
+            with self._lock:
+                self._coming[request] = since, run
+
+        is_for(run)
         try:
-            yield
+            yield is_for
         finally:
             with self._lock:
                 del self._coming[request]

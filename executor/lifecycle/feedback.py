@@ -19,7 +19,7 @@ from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
 from ..store.spool_rows import as_document, identity_of
 from .sources import FEEDBACK, rule_of
 
-LABELS_KEPT = 10_000  # documents whose labels are known without reading
+LABELS_KEPT = 5_000  # documents whose labels are known without reading
 
 Word = tuple[str, StoredForm | Withdrawn]
 
@@ -144,7 +144,7 @@ class LabelsSaid:
         self._kept = kept
         self._lock = threading.Lock()
         self._read: int | None = None  # up to the word with this number
-        self._labels: OrderedDict[str, tuple[Label, str]] = OrderedDict()  # by ids, the latest at the end: see `of`
+        self._labels: OrderedDict[str, tuple[Label, bytes]] = OrderedDict()  # by ids, the latest at the end: see `of`
 
     def all(self) -> list[Label]:
         """Return a label for each document among the latest that were labelled."""
@@ -153,21 +153,26 @@ class LabelsSaid:
     def of(self, docs: Sequence[Document]) -> list[Label | None]:
         """Return the label that was said of each document, or None: of the same uri, or without one of the same id."""
         labels = {place: label for label, place in self._latest()}
-        return [labels.get(doc.uri or str(doc.id)) for doc in docs]
+        return [labels.get(_place(doc.uri, doc.id)) for doc in docs]
 
-    def _latest(self) -> list[tuple[Label, str]]:
-        """The labels, each with the uri of its document, or without one its id."""
+    def _latest(self) -> list[tuple[Label, bytes]]:
+        """The labels, each with the `_place` of its document."""
         with self._lock:
             start = max(0, self._kept.last() - LABELS_KEPT) if self._read is None else self._read
             for word in self._kept.words_after(start):
                 self._labels.pop(word.id, None)
                 if word.document is not None and not word.document.matches and has_label(word.document):
-                    self._labels[word.id] = label_of(word.document), word.document.uri or word.id
+                    self._labels[word.id] = label_of(word.document), _place(word.document.uri, word.id)
                 start = word.number
             self._read = start
             while len(self._labels) > LABELS_KEPT:
                 self._labels.popitem(last=False)
             return list(self._labels.values())
+
+
+def _place(uri: str | None, id: Any) -> bytes:
+    """Return a digest of the uri, or without one of the id: a uri may hold a whole picture."""
+    return hashlib.sha256((uri or str(id)).encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def last_taker(store: RunStore, kept: FeedbackStore) -> Taker | None:

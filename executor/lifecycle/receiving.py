@@ -105,7 +105,7 @@ class Receiver:
         self._wake()
         return run.name
 
-    def coming(self, run: str | None) -> contextlib.AbstractContextManager[None]:
+    def coming(self, run: str | None) -> contextlib.AbstractContextManager[Callable[[str], None]]:
         """While documents are on their way, no run that waits for some is started without them: see `Deadlines`."""
         return self._deadlines.coming(run)
 
@@ -148,9 +148,10 @@ class Receiver:
                 return
             except FinetunerError as error:
                 if str(error) != told and not self._ending.is_set():
-                    told = str(error)
                     _log.warning("The documents of run %s cannot be copied: %s", name, error)
-                    self._store.event(name, "error", f"What it is to learn from cannot be copied into it: {error}")
+                    with contextlib.suppress(FinetunerError):  # a full disk takes no event either
+                        self._store.event(name, "error", f"What it is to learn from cannot be copied into it: {error}")
+                        told = str(error)
             self._ending.wait(RETRY_SECONDS)
 
     def queue_due(self) -> None:

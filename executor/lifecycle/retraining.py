@@ -226,7 +226,10 @@ class Retrainer:
         docs = self._kept.documents(upto, self._kept.last())
         kind = self._store.progress(run.name).kind or run.options.kind
         why = self._is_worse(promoted.before, run.name, kind, docs, level_of(promoted.looks + 1))
-        if self._store.promoted() != promoted.name or self._stopping.is_set():
+        if self._stopping.is_set():
+            self._budget.not_looked(promoted.run)
+            return
+        if self._store.promoted() != promoted.name:
             return  # that took minutes, and somebody has promoted another meanwhile
         if why is not None:
             self._serve(promoted.before)

@@ -140,7 +140,8 @@ class Sources:
                     counts[source] += len(chunk) if again else new
             if run.options.feedback:
                 self._feedback.take(run.number, name, begun["upto"])
-            quarantined = self._quarantined(name) - begun.get("quarantined", 0)
+            # Copies that are made again are counted as they are read, with those that cannot be used.
+            quarantined = 0 if again else self._quarantined(name) - begun.get("quarantined", 0)
             self._write(name, {"complete": True, "upto": begun["upto"], "from": counts, "quarantined": quarantined})
             self._store.event(name, "gathered", _told(counts))
 

@@ -198,7 +198,13 @@ class Supervisor:
         return Watch(patience, partial(vitals, self._process.pid, self._store.workspace.beat_file(run.name)))
 
     def _judge_trainer(self) -> None:
-        if self._process is None or self._started_for is None or self._process.poll() is None:
+        if self._process is None or self._started_for is None:
+            return
+        if not self._is_there(self._started_for):  # the request that began it came to nothing
+            self._warmed.discard(self._started_for.name)
+            self._end_trainer(signal.SIGKILL)
+            return
+        if self._process.poll() is None:
             return
         run = self._store.get(self._started_for.name)
         if run.state is RunState.TRAINING:
@@ -207,6 +213,9 @@ class Supervisor:
             self._finish(run)
         # In another state it was cancelled, or its trainer died while it warmed up. It gets another when it is queued.
         self._forget_trainer()  # at the end: if the disk is full and the above fails, it is done again at the next tick
+
+    def _is_there(self, run: Run) -> bool:
+        return self._store.exists(run.name) and self._store.get(run.name).number == run.number
 
     def _judge(self, run: Run, code: int) -> None:
         if code == TrainerExit.SUCCEEDED and self._store.workspace.model_folder(run.name).is_dir():

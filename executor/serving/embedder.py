@@ -179,7 +179,7 @@ class Embedder:
             self._let_go_of_others(name)
 
     def _let_go_of_others(self, name: str) -> None:
-        """Let go of versions loaded long ago, so that `KEPT_MODELS` stay: `base`, the one now served, and `name`."""
+        """Let go of those loaded longest ago. `base`, the one now served, `name`, and the last of the others stay."""
         kept = {"base", name}
         with contextlib.suppress(NotReady):  # a reader may serve nothing yet
             kept.add(self._promoted())

@@ -34,7 +34,7 @@ def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
     found = False
     for part, split in parts:
         for row in _read_part(folder, part, split, labelled):
-            found = found or row.problem is None
+            found = found or row.problem is None or not labelled
             yield row
     if not found:
         raise ConfigurationError(f"{folder} has no pictures in it: no files that end in {', '.join(ENDINGS)}.")

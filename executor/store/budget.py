@@ -77,6 +77,10 @@ class Budget:
         """Note that a promoted run was compared with the version before."""
         self._execute("UPDATE automatic SET looks = looks + 1 WHERE run = ?", run)
 
+    def not_looked(self, run: int) -> None:
+        """Take back what `looked` noted: the comparison was broken off, and nothing was seen."""
+        self._execute("UPDATE automatic SET looks = looks - 1 WHERE run = ?", run)
+
     def _execute(self, statement: str, *arguments: Any) -> None:
         with self._kept.database.transaction() as db:
             db.execute(statement, arguments)

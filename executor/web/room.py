@@ -1,6 +1,6 @@
 """What is behind the door: a service in this process. Behind a gateway it is a Flow: see `gateway.py`."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -18,8 +18,11 @@ class Room(Protocol):
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         """Call an endpoint. Raises: FinetunerError: the message says what was wrong."""
 
-    def coming(self, run: str | None) -> AbstractContextManager[None]:
-        """What a request to `/fit` does while its body comes. Args: run: the one it names; None: that is not known."""
+    def coming(self, run: str | None) -> AbstractContextManager[Callable[[str], None]]:
+        """While a request to `/fit` comes, no run starts without its documents.
+
+        Args: run: the one it names; None: that is not known yet. Yields: a function that is told it.
+        """
 
     def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         """Yield the status of a run whenever it changes. Raises: UnknownRun: before the first."""
@@ -40,8 +43,10 @@ class OwnRoom:
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         return await table.call(self._service, path, docs, parameters)
 
-    def coming(self, run: str | None) -> AbstractContextManager[None]:
-        return nullcontext() if isinstance(self._service, Reader) else self._service.receiver.coming(run)
+    def coming(self, run: str | None) -> AbstractContextManager[Callable[[str], None]]:
+        return (
+            nullcontext(lambda run: None) if isinstance(self._service, Reader) else self._service.receiver.coming(run)
+        )
 
     def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
         return watch(table.writer_of(self._service, "/watch"), run)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from ..endpoints.table import ENDPOINTS
 from ..errors import BadRequest, FinetunerError
 from . import answers
 from .bounds import Bodies, Body, Early, came_whole
-from .calls import JSON, LINES, lines, media_type, query_of, read_call
+from .calls import JSON, LINES, Call, lines, media_type, query_of, read_call
 from .pictures import as_json
 from .room import Room
 
@@ -33,17 +33,26 @@ def endpoint(room: Room, bodies: Bodies, path: str) -> Handler:
     model = ENDPOINTS[path].parameters
 
     async def handle(request: Request) -> Response:
-        with bodies.open(request) as body, ExitStack() as coming:
+        with bodies.open(request) as body:
             if path == "/fit":
-                coming.enter_context(room.coming(request.query_params.get("run")))
-                if media_type(request) in LINES:
-                    found = await _fit_lines(room, request, body, model, coming)
-                    return answers.answer({"data": as_json(found)})
-            call = await read_call(request, body, model, pictures=path in WITH_PICTURES)
-            found = await unless_gone(request, room.call(path, call.docs, call.parameters))
-            if media_type(request) not in ("", JSON, *LINES):
-                _leave_out_files(found)
+                with room.coming(request.query_params.get("run")) as is_for:
+                    return await fit(request, body, is_for)
+            return await answered(request, await read_call(request, body, model, pictures=path in WITH_PICTURES))
+
+    async def fit(request: Request, body: Body, is_for: Callable[[str], None]) -> Response:
+        if media_type(request) in LINES:
+            found = await _fit_lines(room, request, body, model, is_for)
             return answers.answer({"data": as_json(found)})
+        call = await read_call(request, body, model, pictures=True)
+        if isinstance(run := call.parameters.get("run"), str):
+            is_for(run)
+        return await answered(request, call)
+
+    async def answered(request: Request, call: Call) -> Response:
+        found = await unless_gone(request, room.call(path, call.docs, call.parameters))
+        if media_type(request) not in ("", JSON, *LINES):
+            _leave_out_files(found)
+        return answers.answer({"data": as_json(found)})
 
     return refusing(handle)
 
@@ -55,10 +64,12 @@ def _leave_out_files(docs: Sequence[Any]) -> None:
             doc.buffer = None
 
 
-async def _fit_lines(room: Room, request: Request, body: Body, model: type[BaseModel], coming: ExitStack) -> Any:
+async def _fit_lines(
+    room: Room, request: Request, body: Body, model: type[BaseModel], is_for: Callable[[str], None]
+) -> Any:
     """Store the documents of a body that may be larger than memory, a part after the other, in one run.
 
-    Args: coming: what `room.coming` holds up. Once the run is known, no other is.
+    Args: is_for: is told the run.
     Raises: whatever is wrong; the message says how many documents were stored before that.
     """
     parameters = query_of(request, model)
@@ -66,10 +77,8 @@ async def _fit_lines(room: Room, request: Request, body: Body, model: type[BaseM
     try:
         async for part in lines(body, kept=False):
             found = await room.call("/fit", part, parameters)
-            if "run" not in parameters:
-                parameters["run"] = found[0].run
-                coming.close()
-                coming.enter_context(room.coming(found[0].run))
+            parameters["run"] = found[0].run
+            is_for(found[0].run)
             stored += len(part)
         if start or found is None:
             found = await room.call("/fit", [], parameters | {"start": start})
