@@ -57,6 +57,10 @@ class Workspace:
         """JSON: from where documents were copied into one run; see `lifecycle/sources.py`."""
         return self.run_folder(name) / "sources.json"
 
+    def parts_file(self, name: str) -> Path:
+        """JSON: the items that one run trains on, that prove its model, and that choose its epoch."""
+        return self.run_folder(name) / "parts.json"
+
     def negatives_file(self, name: str) -> Path:
         """JSON: the negatives that one run has added to its sessions: their sessions, and the items they are of."""
         return self.run_folder(name) / "negatives.json"

@@ -13,7 +13,13 @@ from ..store.run import KILLED_FOR_MEMORY, Run
 from ..store.runs import RunStore
 from ..store.workspace import Workspace, newest_first
 
-KEPT_FILES = ("micro_batch", "trials.json", "precision")  # that an attempt leaves for the next one, with checkpoints
+KEPT_FILES = (
+    "micro_batch",
+    "trials.json",
+    "precision",
+    "parts.json",
+    "negatives.json",
+)  # that an attempt leaves for the next one, with checkpoints
 _OF_THE_SERVICE = ("token_file", "publish_to", "train_command", "train_jobs")  # nobody else's business
 
 

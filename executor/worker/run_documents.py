@@ -14,7 +14,7 @@ import torch
 from ..compute.ranks import Ranks
 from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
-from ..evaluation.hold_out import document_numbers, split_documents
+from ..evaluation.hold_out import Parts, document_numbers, split_documents
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import item_content, make_preprocess
@@ -32,7 +32,7 @@ from .decoding import Decoded
 from .inspection import Inspection
 from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
-from .lineage import lineage_of
+from .lineage import Lineage, lineage_of
 
 POLL_SECONDS = 0.05
 SHOWN = 5  # documents that a sentence names
@@ -143,16 +143,7 @@ class RunDocuments:
         others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
         kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
         before = self._ranks.agree(lambda: lineage_of(self._store, self._run, self._train.docs))
-        numbers = document_numbers(dataset)
-        parts = split_documents(
-            dataset,
-            items,
-            share,
-            seed=self._options.seed,
-            units=kin.train,
-            taught=None if before is None else before.taught[numbers],
-            proved=None if before is None else before.proved[numbers],
-        )
+        parts = self._divided(dataset, items, share, kin, before)
         eval_set = None
         if others is not None:
             self._leave_out(others, those[kin.related[those]])
@@ -185,6 +176,33 @@ class RunDocuments:
             same_content=self._train.cache is not None,
             augment=self._augmentation(kind),
         )
+
+    def _divided(
+        self, dataset: Dataset, items: np.ndarray, share: float | str, kin: Kinship, before: Lineage | None
+    ) -> Parts:
+        """Divide the documents. A run that is resumed has the same parts, less what cannot be used any more.
+
+        Otherwise a picture that can be fetched now and could not before would shift all that is drawn, and the
+        model would be proven by what it has been trained on.
+        """
+        file = self._store.workspace.parts_file(self._run.name)
+        kept = self._ranks.agree(lambda: _kept_parts(file))
+        if kept is not None:
+            train, proof, choose = (part[np.isin(part, items)] for part in (kept.train, kept.proof, kept.choose))
+            return Parts(train, proof, choose, kept.whole_classes)
+        numbers = document_numbers(dataset)
+        parts = split_documents(
+            dataset,
+            items,
+            share,
+            seed=self._options.seed,
+            units=kin.train,
+            taught=None if before is None else before.taught[numbers],
+            proved=None if before is None else before.proved[numbers],
+        )
+        if self._ranks.first:
+            publish_file(file, json.dumps({name: [*map(int, part)] for name, part in vars(parts).items()}).encode())
+        return parts
 
     def trained_items(self, task: Task, device: torch.device, batch: int) -> EvalSet:
         """The items that were trained on, to be embedded by several models."""
@@ -311,6 +329,17 @@ def _about_ids(docs: DocumentArrayMemmap) -> str | None:
 
 def _side(split: Decoded, dataset: Dataset) -> Side:
     return Side(dataset, split.inspection.groups, split.inspection.prints)
+
+
+def _kept_parts(file: Path) -> Parts | None:
+    """The parts in a file; None: there is no file, or it was edited or cut short."""
+    found = read_kept(file)
+    if not isinstance(found, dict) or set(found) != {"train", "proof", "choose", "whole_classes"}:
+        return None
+    if not all(isinstance(part, list) and all(type(item) is int for item in part) for part in found.values()):
+        return None
+    train, proof, choose = (np.array(found[name], np.int64) for name in ("train", "proof", "choose"))
+    return Parts(train, proof, choose, tuple(found["whole_classes"]))
 
 
 def _kept_pairs(file: Path) -> list[list[int]] | None:
