@@ -465,7 +465,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory):
     made.receive("undisturbed", pictures(280))
     made.queue("undisturbed")
     with made.supervised():
-        made.wait("undisturbed")
+        made.wait("undisturbed", seconds=300)
     yield made
     made.close()
 
