@@ -1,6 +1,7 @@
 """`/evaluate` says how good a version is on the documents that are sent. On those of a run: test_proof.py."""
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.documents import Evaluation, Match, RunStatus
 from executor.evaluation.metrics import METRICS
-from serving import Service
+from serving import DOOR, Service
 
 pytestmark = pytest.mark.flow
 
@@ -122,3 +123,16 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(
     response = service.http("/evaluate", [fields | {"uri": "data:,"} for fields in docs or ()], **parameters)
     assert response.status_code >= 400
     assert reason in response.json()["detail"]
+
+
+def test_a_part_of_a_set_that_comes_twice_is_named_and_nothing_is_scored(service: Service) -> None:
+    """Each of its documents would find itself: the figures would be near 1."""
+    data = [
+        {"id": f"d{n}", "uri": "data:image/png;base64," + base64.b64encode(encoded(coloured(n, n))).decode(),
+         "tags": {"finetuner_label": n % 2}} for n in range(4)
+    ]  # fmt: skip
+    with ThreadPoolExecutor() as pool:
+        sent = [pool.submit(service.http, "/evaluate", data, protocol=DOOR, model="base", total=8) for _ in range(2)]
+    for answer in (each.result() for each in sent):
+        assert answer.status_code == 400
+        assert "Document 'd0' came in two requests of this set" in answer.text
