@@ -127,9 +127,9 @@ class Sources:
                 return
             run = self._store.get(name)
             again = self._store.workspace.sources_file(name).exists()  # a service was killed before it had them all
-            begun = self._begin(run)
+            upto, before = self._begin(run), self._quarantined(name)
             counts: dict[str, int] = {}
-            for source, docs in self._sources(run, begun["upto"]):
+            for source, docs in self._sources(run, upto):
                 counts[source] = 0
                 while chunk := list(islice(docs, _CHUNK)):
                     if self._is_ending():
@@ -139,10 +139,10 @@ class Sources:
                         return
                     counts[source] += len(chunk) if again else new
             if run.options.feedback:
-                self._feedback.take(run.number, name, begun["upto"])
+                self._feedback.take(run.number, name, upto)
             # Copies that are made again are counted as they are read, with those that cannot be used.
-            quarantined = 0 if again else self._quarantined(name) - begun.get("quarantined", 0)
-            self._write(name, {"complete": True, "upto": begun["upto"], "from": counts, "quarantined": quarantined})
+            quarantined = 0 if again else self._quarantined(name) - before
+            self._write(name, {"complete": True, "upto": upto, "from": counts, "quarantined": quarantined})
             self._store.event(name, "gathered", _told(counts))
 
     def _has_all(self, name: str) -> bool:
@@ -152,17 +152,15 @@ class Sources:
     def _quarantined(self, name: str) -> int:
         return self._store.count_problems(name, "train", spooled=False)
 
-    def _begin(self, run: Run) -> dict[str, int]:
-        """Return the number of the last word of feedback for the run, `upto`, and how many posted documents of it are
-        `quarantined` already. They stay the same if the service is killed."""
+    def _begin(self, run: Run) -> int:
+        """Return the number of the last word of feedback for the run. It stays the same if the service is killed."""
         begun = _read(self._store, run.name)
         if not begun:
             if run.options.feedback:
                 self._feedback.thin(self._rule)
-            upto = self._feedback.last() if run.options.feedback else 0
-            begun = {"complete": False, "upto": upto, "quarantined": self._quarantined(run.name)}
+            begun = {"complete": False, "upto": self._feedback.last() if run.options.feedback else 0}
             self._write(run.name, begun)
-        return begun
+        return int(begun["upto"])
 
     def _sources(self, run: Run, upto: int) -> Iterator[tuple[str, Iterator[Document]]]:
         """Feedback first: it is the latest word, and a document that is there already is not replaced."""
