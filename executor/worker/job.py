@@ -31,8 +31,10 @@ def main(job: Job, *, others: OtherRanks) -> int:
         sys.stderr.write(f"{error}\n")
         return TrainerExit.CRASHED
     sharing = Sharing(job)
-    threading.Thread(target=_obey, args=(job, store.attempt), name="attempt", daemon=True).start()
+    finished = threading.Event()
+    threading.Thread(target=_obey, args=(job, store.attempt, finished), name="attempt", daemon=True).start()
     code = store.finish(run_trainer(store, store.run_name, others=others))
+    finished.set()  # the folder is removed now, here or by the service
     return code if sharing.close() else TrainerExit.CRASHED
 
 
@@ -73,19 +75,20 @@ class Sharing:
         return sent
 
 
-def _obey(job: Job, mine: Attempt) -> None:
+def _obey(job: Job, mine: Attempt, finished: threading.Event) -> None:
     """Stop this process when the service asks for it, and end it when the attempt may no longer work here.
 
     No signal of the service reaches other machines, but they all see the job's folder.
     """
     asked = False
-    while True:
-        time.sleep(LOOK_SECONDS)
+    while not finished.wait(LOOK_SECONDS):
         try:
             attempt = job.attempt()
         except (OSError, ValueError) as error:
             _log.warning("The job's folder cannot be read: %s", error)
             continue
+        if finished.is_set():
+            return
         if attempt is None or attempt.id != mine.id:
             _log.warning("This attempt ends: the run was cancelled, or another attempt has begun")
             os._exit(TrainerExit.INTERRUPTED)
