@@ -1,6 +1,7 @@
 """Fine-tune image embedding models on your documents, and use them."""
 
 import argparse
+import importlib
 import os
 import sys
 from typing import Any
@@ -56,7 +57,7 @@ def _import_docarray_without_torch() -> None:
     modules: dict[str, Any] = sys.modules
     modules["torch"] = None  # an ImportError for whoever asks
     try:
-        import docarray  # noqa: F401
+        importlib.import_module("docarray")
     finally:
         del modules["torch"]
 

@@ -5,6 +5,7 @@ undoes both and says what is wrong. We do not use the typed parameters that Jina
 silently drop unknown keys.
 """
 
+import functools
 import re
 import shlex
 from importlib.util import find_spec
@@ -708,6 +709,16 @@ _PLAINER = {
     "a valid string": "a string",
     "String should have at least 1 character": "must not be empty",
 }
+
+
+@functools.cache
+def texts_of(model: type[BaseModel]) -> frozenset[str]:
+    """The names of the parameters that want a text and nothing else. Found once: a schema takes 9 ms to make."""
+    found = set()
+    for name, schema in model.model_json_schema()["properties"].items():
+        if {each.get("type") for each in schema.get("anyOf", [schema])} - {"null"} == {"string"}:
+            found.add(name)
+    return frozenset(found)
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:

@@ -21,11 +21,10 @@ from ..errors import (
 )
 from ..lifecycle.sizes import bytes_of
 from ..parameters import TOKEN_VARIABLE
+from ..store.chunks import chunks
 
 REQUEST = 100  # documents at most: Jina's HTTP gateway answers with no more
-REQUEST_BYTES = (
-    32 << 20
-)  # after which a request has no further document: a service takes 256 MiB, unless told otherwise
+REQUEST_BYTES = 32 << 20  # with which a request is full, whatever it has: a service takes 256 MiB by default
 UNDERWAY = 4  # requests that a service is sent before it has answered the first
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
 RETURNS: dict[str, Any] = {
@@ -76,16 +75,7 @@ def connect(url: str) -> Place:
 
 def batched(docs: Documents) -> Iterator[list[Document]]:
     """Yield the documents in lists of at most `REQUEST`, or fewer if they are large: see `REQUEST_BYTES`."""
-    batch: list[Document] = []
-    size = 0
-    for doc in docs:
-        batch.append(doc)
-        size += bytes_of(doc)
-        if len(batch) == REQUEST or size >= REQUEST_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    return chunks(docs, most=REQUEST, enough_bytes=REQUEST_BYTES, size_of=bytes_of)
 
 
 class OverGrpc:

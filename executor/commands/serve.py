@@ -94,8 +94,9 @@ def _configured(config: Path | None) -> dict[str, Any]:
 
 def _value(model: Any, name: str, text: str) -> Any:
     """Return the value that a flag stands for: text if that is what the option wants, else JSON."""
-    schema = model.model_json_schema()["properties"][name]
-    if {each.get("type") for each in schema.get("anyOf", [schema])} <= {"string", "null"}:
+    from ..parameters import texts_of
+
+    if name in texts_of(model):
         return text
     try:
         return json.loads(text)

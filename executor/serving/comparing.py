@@ -43,36 +43,27 @@ def is_worse(
                 raise _Ended
             yield part
 
+    def compare() -> str | None:
+        from ..evaluation.eval_set import score_embeddings
+        from ..evaluation.proof import verdict
+
+        versions = [embedder.version(before), embedder.version(after)]
+        usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
+        usable = [doc for doc in watched(usable) if all(_can_prepare(doc, kind, version) for version in versions)]
+        if not usable:
+            return None
+        dataset = DATASETS[kind](DocumentArray(usable))
+        parts = [dataset.document(item) for item in range(len(dataset))]
+        old, new = (score_embeddings(kind, _embed(version, parts, watched), dataset.labels) for version in versions)
+        if not old.queries:
+            return None
+        worse, sentence = verdict(new, old, level=1 - 2 * chance)
+        return f"From {after!r} to {before!r} on feedback that came later, {sentence}" if worse else None
+
     try:
-        return in_brief_thread(_is_worse, embedder, before, after, kind, docs, chance, watched)
+        return in_brief_thread(compare)
     except _Ended:
         return None
-
-
-def _is_worse(
-    embedder: Embedder,
-    before: str,
-    after: str,
-    kind: str,
-    docs: Iterator[Document],
-    chance: float,
-    watched: Callable[[Iterable[Any]], Iterator[Any]],
-) -> str | None:
-    from ..evaluation.eval_set import score_embeddings
-    from ..evaluation.proof import verdict
-
-    versions = [embedder.version(before), embedder.version(after)]
-    usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
-    usable = [doc for doc in watched(usable) if all(_can_prepare(doc, kind, version) for version in versions)]
-    if not usable:
-        return None
-    dataset = DATASETS[kind](DocumentArray(usable))
-    parts = [dataset.document(item) for item in range(len(dataset))]
-    old, new = (score_embeddings(kind, _embed(version, parts, watched), dataset.labels) for version in versions)
-    if not old.queries:
-        return None
-    worse, sentence = verdict(new, old, level=1 - 2 * chance)
-    return f"From {after!r} to {before!r} on feedback that came later, {sentence}" if worse else None
 
 
 def _can_prepare(doc: Document, kind: str, version: Version) -> bool:

@@ -7,6 +7,7 @@ runs.py        the runs of a workspace: states, progress, quarantine, events, wh
 database.py    a SQLite file of a workspace: schema, transactions, readable errors
 feedback.py    what users said of documents: sessions and labels, the latest word of each id
 cache.py       thumbnails and other bytes that can be made again, bounded
+chunks.py      things in lists that are neither long nor large
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 proof_documents.py  the documents that prove the model of a run
 budget.py      the automatic runs, and what each has taken of their shared budget of false promotions

@@ -22,6 +22,7 @@ from typing_extensions import Self
 
 from ..documents import Document, DocumentArray, Label, check_ours, has_label, label_of
 from ..errors import BadDocument, brief
+from .chunks import chunks
 from .spool_file import Connections, close_gaps, create_file
 from .spool_rows import Identity, LabelRow, Row, Sorts, identity_of, row_of
 
@@ -348,13 +349,4 @@ def sorts_of(docs: Iterable[Any]) -> Sorts:
 
 
 def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    size = 0
-    for row in rows:
-        chunk.append(row)
-        size += len(row.document)
-        if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+    return chunks(rows, most=_CHUNK, enough_bytes=_CHUNK_BYTES, size_of=lambda row: len(row.document))
