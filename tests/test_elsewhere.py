@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +12,18 @@ import pytest
 import torch
 
 from executor import Document, DocumentArrayMemmap, RunStatus
+from executor.compute.ranks import Ranks
 from executor.errors import WorkspaceError
 from executor.store.job import Job, job_of
 from executor.store.job_store import JobStore
+from executor.store.lineage import Seen
 from executor.store.run import Progress, RunState, TrainerExit
 from executor.store.runs import Quarantined
 from executor.worker.command import public_environment
 from executor.worker.elsewhere import arguments_of
 from executor.worker.job_folder import fill
 from executor.worker.mirror import Mirror, worst
+from executor.worker.progress import ProgressWriter
 from serving import ROOT, free_ports, served
 from test_distributed import documents, weights
 from workshop import Workshop, kill
@@ -96,6 +100,28 @@ def test_a_store_of_a_job_tells_the_service_by_files(workshop: Workshop, job: Jo
     assert workshop.store.problems("one") == [("bad", "it has no label"), ("d1", "it is no picture")]
     assert len(workshop.events("one", "skipped")) == 2
     assert mirror.ended() == {0: TrainerExit.CRASHED}
+
+
+def test_a_job_knows_which_documents_its_versions_have_seen_and_how_far_the_run_was(
+    workshop: Workshop, job: Job
+) -> None:
+    workshop.store.create("before")
+    with DocumentArrayMemmap(workshop.store.workspace.spool_file("before")) as spool:
+        spool.extend(documents(5))
+    workshop.store.promote("before")
+    workshop.store.report("one", Progress(phase="training", step=3, history={"loss": [0.5]}))
+    shutil.copytree(workshop.store.workspace.base, workshop.store.workspace.model_folder("before"))
+    run = workshop.store.get("one")
+    fill(job, workshop.store, run)
+    mirror = mirror_of(workshop, job)
+    store = JobStore(job, 0)
+    assert store.seen_before(run, "train") == Seen(taught_served=[0, 1, 2, 3, 4])
+    assert store.seen_before(run, "eval") == Seen()
+    ProgressWriter(store, run, Ranks()).report(phase="starting", step=1)
+    store.finish(TrainerExit.CRASHED)
+    mirror.look()
+    assert workshop.store.progress("one").step == 3
+    assert workshop.store.progress("one").history == {"loss": [0.5]}
 
 
 def test_what_another_rank_refuses_is_told_with_its_reason(workshop: Workshop, job: Job) -> None:

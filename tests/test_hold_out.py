@@ -163,3 +163,43 @@ def test_what_the_base_was_trained_on_proves_nothing_and_what_proved_it_does_fir
     assert not (proof < 26).any()
     assert (proof < 30).sum() == 20
     assert 5 <= (proof >= 30).sum() <= 50 // 3
+
+
+@pytest.mark.parametrize("dataset", [labelled(*[40] * 5), sessions(200)], ids=["class", "session"])
+def test_what_the_served_version_was_trained_on_proves_nothing_where_there_is_enough_else(dataset):
+    numbers = document_numbers(dataset) % 40
+    proved = (numbers >= 26) & (numbers < 30)
+    parts = parts_of(dataset, taught=numbers < 10, taught_served=(numbers >= 10) & (numbers < 26), proved=proved)
+    proof = np.unique(document_numbers(dataset)[parts.proof]) % 40
+    assert (proof >= 26).all()
+    assert len(proof) >= 20
+
+
+@pytest.mark.parametrize("share", ["auto", 0.2])
+def test_what_the_served_version_was_trained_on_is_proof_where_there_is_too_little_else_but_not_what_taught_the_base(
+    share,
+):
+    dataset = labelled(*[40] * 5)
+    numbers = np.arange(200) % 40
+    parts = parts_of(dataset, share, taught=numbers < 20, taught_served=numbers >= 21)  # five documents are new
+    assert (numbers[parts.proof] >= 20).all()
+    assert len(parts.proof) >= 20
+
+
+def test_a_class_that_taught_a_version_is_not_held_out_whole_and_one_that_proved_it_is_again():
+    dataset = labelled(*[10] * 60)
+    first = parts_of(dataset)
+    proved = np.isin(np.arange(600), first.proof)
+    for seen in ({"taught": ~proved}, {"taught_served": ~proved}):
+        again = parts_of(dataset, proved=proved, **seen)
+        assert set(again.proof) == set(first.proof)
+        assert again.whole_classes == first.whole_classes
+
+
+def test_only_classes_that_are_new_are_held_out_whole_after_a_training_on_some_of_each():
+    dataset = labelled(*[10] * 60)
+    taught = (np.arange(600) % 10 >= 2) & (dataset.labels < 50)
+    parts = parts_of(dataset, taught=taught, proved=~taught & (dataset.labels < 50))
+    assert len(parts.whole_classes) == 3
+    assert min(parts.whole_classes) >= 50
+    assert not taught[parts.proof].any()

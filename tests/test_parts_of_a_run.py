@@ -1,6 +1,8 @@
 """Which documents of a run are trained on, and which prove its model, stays as it is when the run is resumed."""
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,60 @@ def test_a_picture_that_is_there_again_proves_nothing_and_moves_no_other(tmp_pat
     shutil.rmtree(workshop.store.workspace.image_folder("run"))  # as on another machine
     assert attempt(workshop) == (trained - {50}, proof - {50})
     workshop.close()
+
+
+# --- after an earlier run --------------------------------------------------------------------------------------------
+
+
+def pictures(first: int, count: int) -> DocumentArray:
+    return DocumentArray(
+        Document(id=f"p{number}", blob=coloured(number % 3, number), tags={"finetuner_label": number % 3})
+        for number in range(first, first + count)
+    )
+
+
+def proven(workshop: Workshop, run: str, given: DocumentArray, **options: str) -> tuple[list[int], list[str]]:
+    """Divide the documents of a run. Return which of the given ones prove it, and what there is to notice."""
+    workshop.receive(run, given, split="eval", **options)
+    workshop.receive(run, pictures(1000, 3))
+    workshop.queue(run)
+    workshop.store.advance(run, RunState.TRAINING)
+    model = build_model(ModelConfig(model="small", input_size=16))
+    data = RunDocuments(
+        workshop.store, workshop.store.get(run), model, Ranks(), check=lambda: None, warn=lambda _: None
+    )
+    data.receive()
+    data.decode()
+    data.task(data.kind(), torch.device("cpu"), 16)
+    return json.loads(workshop.store.workspace.proof_file(run).read_bytes())["eval"], data.noticed()
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Iterator[Workshop]:
+    """A run `before` was trained on p0 to p29, and p30 to p59 were sent to prove it."""
+    workshop = Workshop(tmp_path / "workspace")
+    workshop.receive("before", pictures(30, 30), split="eval")
+    workshop.receive("before", pictures(0, 30))
+    workshop.queue("before")
+    workshop.store.advance("before", RunState.TRAINING)
+    workshop.store.advance("before", RunState.SUCCEEDED)
+    workshop.store.workspace.model_folder("before").mkdir()  # nobody loads it here
+    yield workshop
+    workshop.close()
+
+
+def test_eval_documents_that_taught_the_base_prove_nothing(trained: Workshop) -> None:
+    proof, noticed = proven(trained, "run", pictures(20, 15), base="before")
+    assert proof == [10, 11, 12, 13, 14]
+    assert "10 of 15 eval documents were left out of the proof: the version that the run starts from" in noticed[0]
+    assert "'p20', 'p21', 'p22', 'p23', 'p24', …" in noticed[0]
+
+
+def test_eval_documents_that_taught_the_served_version_prove_nothing_where_there_are_others(trained: Workshop) -> None:
+    trained.store.promote("before")
+    proof, noticed = proven(trained, "many", pictures(20, 30))
+    assert proof == list(range(10, 30))
+    assert "10 of 30 eval documents were left out of the proof: the version served was trained on them" in noticed[0]
+    proof, noticed = proven(trained, "few", pictures(20, 29))
+    assert proof == list(range(29))
+    assert "The version served was trained on 10 of the 29 documents that prove the model" in noticed[0]

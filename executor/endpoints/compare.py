@@ -19,8 +19,8 @@ from ..serving.comparisons import Comparison, Item, Measuring, Sides, document_o
 from ..serving.gallery import MOST_PICTURES, check_gallery
 from ..sources.folders import read_folder
 from ..store.cache import NOBODY
+from ..store.lineage import taught
 from ..store.proof_documents import proof_documents
-from ..worker.lineage import taught
 from .service import Service
 
 

@@ -4,6 +4,8 @@ Documents that belong together stay in one part: a session, a group that the use
 copies of a picture. Otherwise the proof would measure what the model has learned by heart.
 """
 
+import contextlib
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +52,7 @@ def split_documents(
     seed: int,
     units: np.ndarray | None = None,
     taught: np.ndarray | None = None,
+    taught_served: np.ndarray | None = None,
     proved: np.ndarray | None = None,
 ) -> Parts:
     """Divide `items` into parts.
@@ -63,15 +66,39 @@ def split_documents(
         units: (N,) int64, a number for each item of `dataset`. Items with equal numbers stay together. By default these
             are the items of a session; other items are alone.
         taught: (N,) bool, the items of `dataset` that the model was trained on before: they prove nothing.
-        proved: (N,) bool, those that proved it then: they are the first to prove it now. Of the new ones at most a
-            third are held out. None: there is no model from before.
+        taught_served: (N,) bool, those that the version served was trained on, which the model has to beat: they prove
+            something only if there are too few others.
+        proved: (N,) bool, those that proved one of the two: they are the first to prove the model now. Of the new ones
+            at most a third are held out. None of all three: there is no model from before.
     Raises: NotTrainable: `share` is a number, but nothing could be held out.
     """
-    units = own_units(dataset) if units is None else units
+    nothing = np.zeros(len(dataset), bool)
+    taught, taught_served, proved = (nothing if known is None else known for known in (taught, taught_served, proved))
+    split = functools.partial(_split, dataset, items, share, seed, own_units(dataset) if units is None else units)
+    if not taught_served.any():
+        return split(taught, proved)
+    lenient = split(taught, proved)
+    with contextlib.suppress(NotTrainable):
+        strict = split(taught | taught_served, proved)
+        if documents(dataset, strict.proof) >= min(LEAST_QUERIES, documents(dataset, lenient.proof)):
+            return strict
+    return lenient
+
+
+def _split(
+    dataset: Dataset,
+    items: np.ndarray,
+    share: float | str,
+    seed: int,
+    units: np.ndarray,
+    taught: np.ndarray,
+    proved: np.ndarray,
+) -> Parts:
     random = np.random.default_rng([seed, 1])
     wanted = automatic_share(dataset, items) if share == "auto" else float(share)
-    ranks = _ranks(units, taught, proved, random)
-    whole = _whole_classes(dataset, items[ranks[items] < NEVER], units, random) if share == "auto" and wanted else ()
+    stale = np.isin(units, units[taught])
+    ranks = _ranks(units, stale, proved, random)
+    whole = _whole_classes(dataset, items, units, ranks, stale, random) if share == "auto" and wanted else ()
     proof = np.zeros(len(items), bool)
     able = np.isin(units[items], units[items][_in_queries(dataset, items)])
     if wanted:
@@ -158,14 +185,14 @@ def together(units: np.ndarray, groups: list[str | None], pairs: list[tuple[int,
     return found
 
 
-def _ranks(
-    units: np.ndarray, taught: np.ndarray | None, proved: np.ndarray | None, random: np.random.Generator
-) -> np.ndarray:
-    """Say of each item, (N,) int64, how soon it is held out: the lower the sooner, and from `NEVER` on never."""
+def _ranks(units: np.ndarray, stale: np.ndarray, proved: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Say of each item, (N,) int64, how soon it is held out: the lower the sooner, and from `NEVER` on never.
+
+    Args: stale: (N,) bool, the items that are never held out. proved: (N,) bool.
+    """
     ranks = np.zeros(len(units), np.int64)
-    if taught is None or proved is None:
+    if not (stale.any() or proved.any()):
         return ranks
-    stale = np.isin(units, units[taught])
     first = np.isin(units, units[proved]) & ~stale
     new = np.unique(units[~stale & ~first])
     some = random.permutation(new)[: int(LARGEST_SHARE * len(new))]
@@ -174,9 +201,17 @@ def _ranks(
 
 
 def _whole_classes(
-    dataset: Dataset, items: np.ndarray, units: np.ndarray, random: np.random.Generator
+    dataset: Dataset,
+    items: np.ndarray,
+    units: np.ndarray,
+    ranks: np.ndarray,
+    stale: np.ndarray,
+    random: np.random.Generator,
 ) -> tuple[int, ...]:
-    """Choose classes to hold out whole. They have two documents or more and share no unit with another class."""
+    """Choose classes to hold out whole, those first of which all items proved a version before.
+
+    They have two documents or more, none of which is stale, and share no unit with another class.
+    """
     if not isinstance(dataset, ClassDataset):
         return ()
     labels, counts = np.unique(dataset.labels[items], return_counts=True)
@@ -185,8 +220,10 @@ def _whole_classes(
     pairs = np.unique(np.stack([units[items], dataset.labels[items]], axis=1), axis=0)
     shared, times = np.unique(pairs[:, 0], return_counts=True)
     entangled = np.unique(pairs[np.isin(pairs[:, 0], shared[times > 1]), 1])
-    free = labels[(counts > 1) & ~np.isin(labels, entangled)]
-    chosen = random.permutation(free)[: len(labels) // WHOLE_CLASSES]
+    known = dataset.labels[items][stale[items]]
+    free = random.permutation(labels[(counts > 1) & ~np.isin(labels, [*entangled, *known])])
+    unproved = np.isin(free, dataset.labels[items][ranks[items] > 0])
+    chosen = free[np.argsort(unproved, kind="stable")][: len(labels) // WHOLE_CLASSES]
     return tuple(sorted(int(label) for label in chosen))
 
 

@@ -36,7 +36,8 @@ from ..errors import WorkspaceError
 from ..parameters import TrainingOptions
 from .exchange import Exchange, NoExchange, is_url
 from .files import publish_file
-from .run import Configuration, Run, RunState
+from .lineage import Seen
+from .run import Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
 FORMAT = 1
@@ -61,6 +62,8 @@ class JobRun(BaseModel):
         problems: its quarantined documents so far, each (split, place, id, reason, whether it is in the
             snapshot).
         history: its events that a trainer goes by, each (kind, message).
+        progress: what an earlier attempt has reported.
+        seen: by split, which of its documents versions from before have seen: their runs are not in the folder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,6 +81,8 @@ class JobRun(BaseModel):
     started_at: str | None
     problems: list[tuple[str, str, str, str, bool]]
     history: list[tuple[str, str]]
+    progress: Progress = Progress()
+    seen: dict[str, Seen] = {"train": Seen(), "eval": Seen()}
 
     def as_run(self) -> Run:
         """Return the run as a store has it."""

@@ -16,8 +16,9 @@ from typing import Any
 from ..errors import WorkspaceError
 from .files import publish_file, sync, unwritable
 from .job import Attempt, Job, JobWorkspace
+from .lineage import Seen
 from .published import digest_of
-from .run import Progress, TrainerExit
+from .run import Progress, Run, TrainerExit
 from .runs import Quarantined, RunStore, now
 
 PUBLISH_SECONDS = 0.3  # between two versions of `progress.json`: the folder may be on a slow network
@@ -47,8 +48,9 @@ class JobStore(RunStore):
         shutil.copyfile(job.documents, self._scratch / "documents.sqlite")
         super().__init__(JobWorkspace(job, told.name, self._scratch))
         self._add(told.as_run().__dict__, told.problems, told.history)
+        self._seen = told.seen
         self._lines = _Lines(job, rank)
-        self._progress = _LatestProgress(job.report("progress.json", rank), attempt)
+        self._progress = _LatestProgress(job.report("progress.json", rank), attempt, told.progress)
 
     def _add(self, run: dict[str, Any], problems: list[Any], history: list[tuple[str, str]]) -> None:
         there = Path(run["configuration"].directory)
@@ -71,6 +73,9 @@ class JobStore(RunStore):
 
     def served_now(self) -> str:
         return self._job.served()
+
+    def seen_before(self, run: Run, split: str) -> Seen:
+        return self._seen[split]
 
     def report(self, name: str, progress: Progress) -> None:
         self._progress.set(progress)
@@ -159,8 +164,8 @@ def _ends_a_line(file: Path) -> bool:
 class _LatestProgress:
     """Publishes the latest progress from a thread of its own, so that training never waits for a network."""
 
-    def __init__(self, file: Path, attempt: Attempt) -> None:
-        self.latest = Progress()
+    def __init__(self, file: Path, attempt: Attempt, latest: Progress) -> None:
+        self.latest = latest
         self._file = file
         self._attempt = attempt
         self._changed = threading.Event()

@@ -18,6 +18,7 @@ from .. import tracing
 from ..errors import Conflict, IllegalTransition, UnknownRun, brief
 from ..parameters import TrainingOptions
 from .database import Database
+from .lineage import Seen, seen_before
 from .moves import entered, record_move
 from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
@@ -399,6 +400,10 @@ class RunStore:
         """The same, read anew: for other processes than the service."""
         rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
         return str(rows[0][0]) if rows else "base"
+
+    def seen_before(self, run: Run, split: str) -> Seen:
+        """Which documents of a run were seen by versions from before. Raises: WorkspaceError: see `lineage.py`."""
+        return seen_before(self, run, split)
 
     def served_since(self) -> str | None:
         """Since when that version is served, ISO 8601; None: since ever."""

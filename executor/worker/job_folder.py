@@ -115,5 +115,7 @@ def _told(store: RunStore, run: Run) -> JobRun:
         created_at=run.created_at,
         started_at=run.started_at,
         problems=store.problem_rows(run.name),
+        progress=store.progress(run.name),
+        seen={split: store.seen_before(run, split) for split in ("train", "eval")},
         history=[(kind, message) for _, _, kind, message in events if kind in (KILLED_FOR_MEMORY, "warning")],
     )

@@ -14,7 +14,8 @@ import torch
 from ..compute.ranks import Ranks
 from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
-from ..evaluation.hold_out import Parts, document_numbers, split_documents
+from ..evaluation.hold_out import Parts, document_numbers, documents, split_documents
+from ..evaluation.proof import LEAST_QUERIES
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import item_content, make_preprocess
@@ -23,6 +24,7 @@ from ..loading.hard_negatives import HarderSessions, find_hard_negatives
 from ..models.model import EmbeddingModel
 from ..report.naming import name_of
 from ..store.files import publish_file, read_kept
+from ..store.lineage import Seen
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -32,7 +34,6 @@ from .decoding import Decoded
 from .inspection import Inspection
 from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
-from .lineage import Lineage, lineage_of
 
 POLL_SECONDS = 0.05
 SHOWN = 5  # documents that a sentence names
@@ -68,8 +69,9 @@ class RunDocuments:
         self._configuration = run.configuration.options
         self._preprocessing = model.preprocessing
         self._model = model  # of the version that the run starts from
-        self._left_out: str | None = None
+        self._left_out: list[str] = []  # why some eval documents prove nothing
         self._flattery: str | None = None
+        self._partial: str | None = None
         self._train, self._eval = self._decoded("train", model), self._decoded("eval", model)
 
     def _decoded(self, split: str, model: EmbeddingModel) -> Decoded:
@@ -142,12 +144,14 @@ class RunDocuments:
         share = 0.0 if given else self._options.val_split
         others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
         kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
-        before = self._ranks.agree(lambda: lineage_of(self._store, self._run, self._train.docs))
-        parts = self._divided(dataset, items, share, kin, before)
+        seen, seen_eval = (
+            self._ranks.agree(functools.partial(self._store.seen_before, self._run, split))
+            for split in ("train", "eval")
+        )
+        parts = self._divided(dataset, items, share, kin, seen)
         eval_set = None
         if others is not None:
-            self._leave_out(others, those[kin.related[those]])
-            those = those[~kin.related[those]]
+            those = self._proving(others, those, kin, seen_eval)
             if len(those):
                 eval_set = make_eval(others, those, cache=self._eval.cache, groups=kin.eval[those])
         elif len(parts.proof):
@@ -155,6 +159,7 @@ class RunDocuments:
         if self._ranks.first and eval_set is not None:
             other = _side(self._train, dataset) if others is None else _side(self._eval, others)
             self._flattery = flattery(_side(self._train, dataset), parts.train, other, eval_set.items)
+            self._partial = _about_served(eval_set, seen if others is None else seen_eval)
         self.parts = parts
         self._kin = kin
         if self._ranks.first:
@@ -177,9 +182,7 @@ class RunDocuments:
             augment=self._augmentation(kind),
         )
 
-    def _divided(
-        self, dataset: Dataset, items: np.ndarray, share: float | str, kin: Kinship, before: Lineage | None
-    ) -> Parts:
+    def _divided(self, dataset: Dataset, items: np.ndarray, share: float | str, kin: Kinship, seen: Seen) -> Parts:
         """Divide the documents. A run that is resumed has the same parts, less what cannot be used any more.
 
         Otherwise a picture that can be fetched now and could not before would shift all that is drawn, and the
@@ -197,8 +200,7 @@ class RunDocuments:
             share,
             seed=self._options.seed,
             units=kin.train,
-            taught=None if before is None else before.taught[numbers],
-            proved=None if before is None else before.proved[numbers],
+            **{name: np.isin(numbers, positions) for name, positions in seen},
         )
         if self._ranks.first:
             publish_file(file, json.dumps({name: [*map(int, part)] for name, part in vars(parts).items()}).encode())
@@ -263,7 +265,7 @@ class RunDocuments:
 
     def noticed(self) -> list[str]:
         """Warnings about the documents, most important first."""
-        found = [*self._train.inspection.warnings(), *filter(None, (self._left_out, self._flattery))]
+        found = [*self._train.inspection.warnings(), *self._left_out, *filter(None, (self._flattery, self._partial))]
         found += [warning for split in (self._train, self._eval) if (warning := _about_ids(split.docs))]
         run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
         arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
@@ -284,17 +286,31 @@ class RunDocuments:
 
         return find_kinship(_side(self._train, dataset), None if others is None else _side(self._eval, others), image)
 
-    def _leave_out(self, others: Dataset, items: np.ndarray) -> None:
-        """Note which eval documents prove nothing, because they belong to train documents."""
-        if not len(items):
-            return
-        numbers = np.unique(document_numbers(others)[items]).tolist()
-        some = ", ".join(repr(brief(self._eval.docs[number].id)) for number in numbers[:SHOWN])
-        self._left_out = (
-            f"{len(numbers)} of {len(self._eval.docs)} eval documents were left out of the proof: they are copies of "
-            f"train documents, or in a group with some ({some}{', …' if len(numbers) > SHOWN else ''}). Send others, "
-            "of other moments or customers."
+    def _proving(self, others: Dataset, items: np.ndarray, kin: Kinship, seen: Seen) -> np.ndarray:
+        """Leave out the eval items that prove nothing. Return the others."""
+        numbers = document_numbers(others)
+        taught, taught_served = (
+            np.isin(kin.eval, kin.eval[np.isin(numbers, known)]) for known in (seen.taught, seen.taught_served)
         )
+        why = "they are copies of train documents, or in a group with some"
+        items = self._without(others, items, kin.related, why, "Send others, of other moments or customers.")
+        why = "the version that the run starts from was trained on them"
+        items = self._without(others, items, taught, why, "Send others.")
+        if documents(others, items[~taught_served[items]]) >= LEAST_QUERIES:
+            items = self._without(others, items, taught_served, "the version served was trained on them", "")
+        return items
+
+    def _without(self, others: Dataset, items: np.ndarray, left_out: np.ndarray, why: str, cure: str) -> np.ndarray:
+        """Return the items but those that are left out, (M,) bool, and note which documents these are of."""
+        if left_out[items].any():
+            numbers = np.unique(document_numbers(others)[items[left_out[items]]]).tolist()
+            some = ", ".join(repr(brief(self._eval.docs[number].id)) for number in numbers[:SHOWN])
+            self._left_out.append(
+                f"{len(numbers)} of {len(self._eval.docs)} eval documents were left out of the proof: {why} "
+                f"({some}{', …' if len(numbers) > SHOWN else ''}). {cure}".rstrip()
+            )
+        kept: np.ndarray = items[~left_out[items]]
+        return kept
 
     def counts(self, task: Task) -> tuple[int, int, int]:
         """Count the usable train and eval documents, and those train documents that are held out."""
@@ -314,6 +330,17 @@ class RunDocuments:
             return self._options.kind
         found = kind_of(docs)
         return "unlabeled" if self._options.kind == "unlabeled" and found == "session" else found
+
+
+def _about_served(eval_set: EvalSet, seen: Seen) -> str | None:
+    numbers = np.unique(document_numbers(eval_set.dataset)[eval_set.items])
+    known = int(np.isin(numbers, seen.taught_served).sum())
+    if not known:
+        return None
+    return (
+        f"The version served was trained on {known} of the {len(numbers)} documents that prove the model, so it looks "
+        "better on them than it is: there are too few others. Send labelled documents that are new."
+    )
 
 
 def _about_ids(docs: DocumentArrayMemmap) -> str | None:
