@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -222,6 +223,20 @@ def test_a_promotion_meanwhile_reaches_the_proof(workshop: Workshop, job: Job) -
     mirror.look()
     assert store.served_now() == "other"
     assert (store.workspace.model_folder("other") / "model.json").exists()
+
+
+def test_a_rank_waits_for_a_version_that_is_served_since_a_moment(
+    workshop: Workshop, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.begin_attempt()
+    store = JobStore(job, 1)
+    coming = threading.Timer(0.5, job.version("new").mkdir)
+    coming.start()
+    store.wait_for("new")
+    assert job.version("new").is_dir()
+    monkeypatch.setattr("executor.store.job_store.VERSION_SECONDS", 0.5)
+    with pytest.raises(WorkspaceError, match="'never', which is served now, has not come"):
+        store.wait_for("never")
 
 
 def test_no_attempt_may_work_in_the_folder_of_a_cancelled_run(workshop: Workshop, job: Job) -> None:

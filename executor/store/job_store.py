@@ -22,6 +22,7 @@ from .run import Progress, Run, TrainerExit
 from .runs import Quarantined, RunStore, now
 
 PUBLISH_SECONDS = 0.3  # between two versions of `progress.json`: the folder may be on a slow network
+VERSION_SECONDS = 60.0  # that a version may take to come to the copy of a rank, after it came to that of the first
 RESULTS = ("model", "report.html", "report.json", "proof.json")
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,16 @@ class JobStore(RunStore):
 
     def served_now(self) -> str:
         return self._job.served()
+
+    def wait_for(self, version: str) -> None:
+        deadline = time.monotonic() + VERSION_SECONDS
+        while not self.workspace.model_folder(version).is_dir():
+            if time.monotonic() > deadline:
+                raise WorkspaceError(
+                    f"The model of version {version!r}, which is served now, has not come to {self._job.folder} within "
+                    f"{VERSION_SECONDS:g} s. See that this machine can read {self._job.address}; the run goes on then."
+                )
+            time.sleep(PUBLISH_SECONDS)
 
     def seen_before(self, run: Run, split: str) -> Seen:
         return self._seen[split]

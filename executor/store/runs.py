@@ -401,6 +401,9 @@ class RunStore:
         rows = self._database.rows("SELECT value FROM settings WHERE name = 'promoted'")
         return str(rows[0][0]) if rows else "base"
 
+    def wait_for(self, version: str) -> None:
+        """Wait until the model of a version is there: a rank may have a copy of its own, brought now and then."""
+
     def seen_before(self, run: Run, split: str) -> Seen:
         """Which documents of a run were seen by versions from before. Raises: WorkspaceError: see `lineage.py`."""
         return seen_before(self, run, split)

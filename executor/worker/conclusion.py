@@ -84,6 +84,7 @@ class Conclusion:
     def _load_served(self, version: str, trained: Trained) -> Served:
         """Load the version that is served now, and measure it on the documents of the proof, if there are any."""
         workspace, eval_set = self._store.workspace, trained.task.eval_set
+        self._store.wait_for(version)
         model = load_version(workspace, self._run.configuration.options, version).to(trained.device)
         measured = trained.outcome.before
         if eval_set is not None and version != self._run.options.base:
