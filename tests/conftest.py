@@ -21,6 +21,7 @@ from PIL import Image
 
 import needs
 from browsing import chromium, page, shop, visitors  # noqa: F401  (fixtures)
+from desk import clock, desk, make_desk  # noqa: F401  (fixtures)
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
 from progress import Progress

@@ -2,10 +2,7 @@
 
 import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,114 +10,18 @@ import numpy as np
 import psutil
 import pytest
 
-from executor import Document, DocumentArray, DocumentArrayMemmap
+from desk import NOTHING, SILENCE, Clock, Desk, documents
+from executor import Document, DocumentArray
 from executor.documents import Match
 from executor.errors import (
     BadRequest,
     Conflict,
     InvalidParameter,
     LimitExceeded,
-    Overloaded,
     UnknownModel,
-    WorkspaceError,
 )
-from executor.lifecycle import deadlines, receiving, sources
 from executor.lifecycle.deadlines import START_GRACE_SECONDS
-from executor.lifecycle.receiving import Receiver
-from executor.parameters import FitParameters, parse_executor_options
-from executor.store.run import Run, RunState
-from executor.store.runs import RunStore
-from executor.store.workspace import Workspace
-
-SILENCE = 5.0
-
-
-class Clock:
-    """In place of the module `time`: it goes on when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Desk:
-    """A receiver on a workspace, in the place of the service."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self.woken = 0
-        self.store = RunStore(Workspace(folder))
-        self.receiver = self.another(**options)
-
-    def another(self, **options: Any) -> Receiver:
-        """A further receiver on the same workspace, as of a service that was started again."""
-        asked = {"receive_timeout": SILENCE, **options}
-        return Receiver(self.store, parse_executor_options(asked).with_roots(), wake=self._wake)
-
-    def _wake(self) -> None:
-        self.woken += 1
-
-    def post(self, docs: DocumentArray, **parameters: Any) -> Run:
-        """One request of `/fit`."""
-        return self.store.get(self.receiver.receive(docs, FitParameters(**parameters)))
-
-    def stored(self, run: str, split: str = "train") -> list[str]:
-        """The ids in the spool of a run."""
-        with DocumentArrayMemmap(self.store.workspace.spool_file(run), split=split) as docs:
-            return list(docs.ids())
-
-    def reasons(self, run: str) -> dict[str, str]:
-        """Why documents of a run were quarantined, by id."""
-        return dict(self.store.problems(run))
-
-    def finish(self, run: str, *way: RunState, model: bool = True) -> None:
-        """Let a queued run have been trained."""
-        for state in way or (RunState.TRAINING, RunState.SUCCEEDED):
-            self.store.advance(run, state)
-        if model:
-            self.store.workspace.model_folder(run).mkdir(parents=True)
-
-    def close(self) -> None:
-        self.receiver.close()
-        self.store.close()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(deadlines, "time", clock)
-    return clock
-
-
-@pytest.fixture
-def make_desk(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
-
-    def make(**options: Any) -> Desk:
-        made.append(Desk(tmp_path / "workspace", **options))
-        return made[-1]
-
-    yield make
-    for desk in made:
-        desk.close()
-
-
-@pytest.fixture
-def desk(make_desk: Callable[..., Desk]) -> Desk:
-    return make_desk()
-
-
-def documents(count: int = 4, prefix: str = "d", **fields: Any) -> DocumentArray:
-    return DocumentArray(
-        Document(
-            **{"id": f"{prefix}{number}", "uri": "data:,x", "tags": {"finetuner_label": number % 2}, **fields},
-        )
-        for number in range(count)
-    )
-
-
-NOTHING = DocumentArray()
+from executor.store.run import RunState
 
 
 def open_files(below: Path) -> list[str]:
@@ -525,6 +426,18 @@ def test_a_request_may_be_repeated_though_its_run_has_as_many_documents_as_it_ma
         desk.post(documents(4), run="a")  # three repeated ones and a new one
 
 
+@pytest.mark.parametrize("deep", [40, 400])
+def test_a_document_that_cannot_be_stored_harms_no_other_of_its_request(desk: Desk, deep: int) -> None:
+    docs = documents()
+    inner = docs[1].tags
+    for _ in range(deep):
+        inner["more"] = {}
+        inner = inner["more"]
+    run = desk.post(docs)
+    assert desk.stored(run.name) == ["d0", "d2", "d3"]
+    assert desk.reasons(run.name)["d1"].startswith("it cannot be stored")
+
+
 # --- when it is complete ---------------------------------------------------------------------------------------------
 
 
@@ -786,141 +699,3 @@ def test_closing_closes_all_files(desk: Desk) -> None:
         desk.post(documents(1), run=run)
     desk.receiver.close()
     assert open_files(desk.store.workspace.root / "runs") == []
-
-
-# --- documents that are copied ---------------------------------------------------------------------------------------
-
-
-def queued(desk: Desk, run: str, **fields: Any) -> None:
-    """A run that took documents earlier."""
-    desk.post(documents(prefix=run, **fields), run=run)
-    desk.receiver.queue(run)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until something has become true."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def damage(desk: Desk, run: str) -> Path:
-    """Destroy the documents of a run; return where they were kept."""
-    file: Path = desk.store.workspace.spool_file(run)
-    desk.finish(run)
-    file.rename(file.with_name("kept"))
-    file.write_bytes(b"no documents")
-    return file
-
-
-def test_a_run_whose_sources_cannot_be_copied_is_not_begun(desk: Desk) -> None:
-    queued(desk, "earlier")
-    damage(desk, "earlier")
-    with pytest.raises(WorkspaceError):
-        desk.post(NOTHING, run="next", documents_from=("earlier",))
-    assert not desk.store.exists("next")
-    assert desk.post(documents()).state is RunState.RECEIVING, "a call without a run does not join it"
-
-
-def test_a_run_that_got_documents_stays_although_sources_named_late_cannot_be_copied(desk: Desk) -> None:
-    queued(desk, "earlier")
-    file = damage(desk, "earlier")
-    desk.post(documents(), run="next")
-    with pytest.raises(WorkspaceError):
-        desk.post(documents(prefix="e"), run="next", documents_from=("earlier",))
-    assert desk.stored("next") == ["d0", "d1", "d2", "d3"]
-    file.with_name("kept").replace(file)
-    desk.post(documents(prefix="e"), run="next")
-    assert len(desk.stored("next")) == 12
-
-
-def test_copies_that_were_broken_off_are_tried_again_and_the_history_says_why(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(receiving, "RETRY_SECONDS", 0.05)
-    queued(desk, "earlier")
-    file = damage(desk, "earlier")
-    desk.post(documents(), run="next")
-    with pytest.raises(WorkspaceError):
-        desk.post(NOTHING, run="next", documents_from=("earlier",))
-    again = desk.another()
-    again.go_on()
-    until(lambda: [kind for _, _, kind, _ in desk.store.events("next")] == ["received", "error"])
-    file.with_name("kept").replace(file)
-    until(lambda: len(desk.stored("next")) == 8)
-    again.close()
-
-
-def test_copies_that_were_broken_off_and_cannot_be_used_do_not_count_towards_the_total(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are counted once, although they were copied twice."""
-    monkeypatch.setattr(sources, "_CHUNK", 2)
-    queued(desk, "earlier", tags={})
-    read = DocumentArrayMemmap.__iter__
-
-    def broken_off(docs: DocumentArrayMemmap) -> Iterator[Document]:
-        yield from islice(read(docs), 2)
-        raise WorkspaceError("the disk is full")
-
-    desk.post(documents(2), run="next", kind="class", total=4)
-    with monkeypatch.context() as full:
-        full.setattr(DocumentArrayMemmap, "__iter__", broken_off)
-        with pytest.raises(WorkspaceError, match="disk is full"):
-            desk.post(NOTHING, run="next", documents_from=("earlier",))
-    assert len(desk.reasons("next")) == 2
-    run = desk.post(documents(1, prefix="e"), run="next")
-    assert (run.state, len(desk.reasons("next"))) == (RunState.RECEIVING, 4)
-    assert desk.post(documents(1, prefix="f"), run="next").state is RunState.QUEUED
-
-
-def test_nobody_waits_for_the_copies_of_another_run(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    queued(desk, "earlier")
-    began, go_on = threading.Event(), threading.Event()
-    read = DocumentArrayMemmap.__iter__
-
-    def held_up(docs: DocumentArrayMemmap) -> Iterator[Document]:
-        began.set()
-        go_on.wait(60)
-        return read(docs)
-
-    monkeypatch.setattr(DocumentArrayMemmap, "__iter__", held_up)
-    copying = threading.Thread(
-        target=desk.post, args=(NOTHING,), kwargs={"run": "next", "documents_from": ("earlier",)}
-    )
-    copying.start()
-    try:
-        assert began.wait(60)
-        assert desk.post(documents(), run="other").state is RunState.RECEIVING
-    finally:
-        go_on.set()
-        copying.join()
-    assert len(desk.stored("next")) == 4
-
-
-def test_a_service_that_ends_copies_no_more_and_the_caller_may_send_it_again(desk: Desk) -> None:
-    queued(desk, "earlier")
-    desk.receiver.stop()
-    with pytest.raises(Overloaded, match="just ending"):
-        desk.post(NOTHING, run="next", documents_from=("earlier",))
-    assert not desk.store.exists("next")
-
-
-def test_copies_that_cannot_be_used_do_not_count_towards_the_total(desk: Desk) -> None:
-    queued(desk, "earlier", tags={})
-    run = desk.post(documents(2), run="next", kind="class", documents_from=("earlier",), total=4)
-    assert (run.state, len(desk.reasons("next"))) == (RunState.RECEIVING, 4)
-    assert desk.post(documents(2, prefix="e"), run="next").state is RunState.QUEUED
-
-
-@pytest.mark.parametrize("deep", [40, 400])
-def test_a_document_that_cannot_be_stored_harms_no_other_of_its_request(desk: Desk, deep: int) -> None:
-    docs = documents()
-    inner = docs[1].tags
-    for _ in range(deep):
-        inner["more"] = {}
-        inner = inner["more"]
-    run = desk.post(docs)
-    assert desk.stored(run.name) == ["d0", "d2", "d3"]
-    assert desk.reasons(run.name)["d1"].startswith("it cannot be stored")
