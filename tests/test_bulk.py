@@ -28,6 +28,8 @@ from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 from serving import ROOT, Service
 
+pytestmark = pytest.mark.compute
+
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:

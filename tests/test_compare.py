@@ -24,6 +24,8 @@ from executor.serving import comparisons
 from sentences import assert_plain
 from untrained import add_blind_run, add_version
 
+pytestmark = pytest.mark.compute
+
 SIZE = 16
 OPTIONS = {"model": "small", "input_size": SIZE, "standby_seconds": 0, "fast_inference": False}
 

@@ -15,6 +15,8 @@ from executor.serving.comparing import is_worse
 from executor.serving.embedder import Embedder
 from executor.store.workspace import Workspace
 
+pytestmark = pytest.mark.compute
+
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:

@@ -35,6 +35,8 @@ from executor.training.state import TrainState
 from executor.training.tried import KeptTrials
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.compute
+
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "shutil.rmtree"}
 IN_OPEN_FOLDER = {"os.remove", "os.rmdir"}  # `rmtree` names files within a folder that it has opened
 

@@ -28,6 +28,8 @@ from executor.store.published import KEPT_WAY
 from executor.store.workspace import Workspace
 from serving import QUICK
 
+pytestmark = pytest.mark.compute
+
 LARGE = 2000  # documents of a call that is not done when another comes
 
 

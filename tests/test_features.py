@@ -26,6 +26,8 @@ from executor.training.config import TrainConfig
 from executor.training.features import FeatureLoader, Filling, Trainee, choose_trainee
 from serving import Service, served
 
+pytestmark = pytest.mark.compute
+
 SIZE = 16
 COUNT = 24
 CPU = torch.device("cpu")

@@ -34,6 +34,8 @@ from executor.evaluation.eval_set import EvalSet
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 
+pytestmark = pytest.mark.compute
+
 CLASSES = 4
 QUICK = {
     "epochs": 2,

@@ -36,6 +36,8 @@ from executor.store.workspace import Workspace
 from serving import ROOT, Service
 from workshop import Workshop
 
+pytestmark = pytest.mark.compute
+
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 VISION = TINY | {"image_size": 32, "patch_size": 8}
 STAGES = {"image_size": 32, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4, "embed_dim": 16, "patch_size": 4}

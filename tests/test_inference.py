@@ -27,6 +27,8 @@ from executor.serving.inference import (
 )
 from executor.training.precision import computes_in_bf16
 
+pytestmark = pytest.mark.compute
+
 CPU = torch.device("cpu")
 in_hardware = pytest.mark.skipif(not computes_in_bf16(CPU), reason="this processor does not compute in bf16")
 

@@ -16,6 +16,8 @@ from executor.models.model import ModelConfig
 from executor.worker import label_check
 from executor.worker.label_check import Part, check_labels, features_of
 
+pytestmark = pytest.mark.compute
+
 CPU = torch.device("cpu")
 WRONG = 0.1
 

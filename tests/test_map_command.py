@@ -20,6 +20,8 @@ from executor.serving.spaces import Leap, Spaces
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
+pytestmark = pytest.mark.compute
+
 OLD, NEW, ROWS = 24, 16, 95
 PLAN = {
     "from": "base",

@@ -27,6 +27,8 @@ from executor.training.losses import build_loss
 from executor.training.micro_batch import MicroBatch
 from workshop import Workshop, kill
 
+pytestmark = pytest.mark.compute
+
 CPU = torch.device("cpu")
 torch.set_num_threads(1)  # the tensors are tiny
 

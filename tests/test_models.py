@@ -23,6 +23,8 @@ from executor.models.versions import ensure_base
 from executor.parameters import ExecutorOptions
 from executor.store.workspace import Workspace
 
+pytestmark = pytest.mark.compute
+
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 PROCESSOR = {"size": {"height": 32, "width": 32}, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
 FACTORIES = """

@@ -20,6 +20,8 @@ from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.preprocessing import Preprocessing
 from executor.models.saving import save_model
 
+pytestmark = pytest.mark.compute
+
 SIZES = [(1280, 960), (640, 480), (333, 500), (150, 90), (48, 40)]  # width and height; the last is to be enlarged
 LOOKALIKES = 3  # pictures of each size that differ little
 LEAST = 0.999

@@ -16,6 +16,8 @@ from executor.parameters import TrainingOptions
 from executor.training.new_head import principal_components, start_new_head
 from executor.training.parts import default_epochs, default_rate
 
+pytestmark = pytest.mark.compute
+
 SIZE = 32
 CPU = torch.device("cpu")
 STILL = 1e-9  # a learning rate at which nothing moves

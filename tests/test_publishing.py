@@ -26,6 +26,8 @@ from executor.serving.following import FollowedVersions
 from executor.serving.publishing import Publisher
 from executor.store.published import KEPT_WAY, Place, Pointer, is_whole
 
+pytestmark = pytest.mark.compute
+
 
 @pytest.fixture
 def versions(tmp_path: Path) -> dict[str, Path]:

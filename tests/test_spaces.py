@@ -27,6 +27,8 @@ from executor.serving.spaces import Conversion, Spaces
 from executor.store.run import RunState
 from executor.worker.index_learning import LearnedIndex
 
+pytestmark = pytest.mark.compute
+
 SIZE = 16
 OPTIONS = {"model": "small", "input_size": SIZE, "standby_seconds": 0, "fast_inference": False}
 SEEN = np.stack([coloured(number % 4, number, SIZE) for number in range(60)])

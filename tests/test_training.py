@@ -21,6 +21,8 @@ from executor.training.optimizer import warmup_cosine
 from executor.training.state import TrainState
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.compute
+
 CPU = torch.device("cpu")
 CLASSES = 4
 torch.set_num_threads(1)  # the tensors are tiny

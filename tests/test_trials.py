@@ -34,6 +34,8 @@ from executor.training.trials import search_space, short_runs, with_settings
 from executor.training.watching import Watcher
 from workshop import Workshop, kill
 
+pytestmark = pytest.mark.compute
+
 CPU = torch.device("cpu")
 CLASSES = 6
 torch.set_num_threads(1)  # the tensors are tiny

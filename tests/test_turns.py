@@ -19,6 +19,8 @@ from executor.models.preprocessing import Preprocessing
 from executor.worker.decoding import Decoded
 from workshop import Workshop
 
+pytestmark = pytest.mark.compute
+
 
 def taken(turns: Turns[str], count: int) -> str:
     return "".join(turns.take() or "" for _ in range(count))
