@@ -11,13 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from executor import Document, DocumentArrayMemmap, RunStatus
 from executor.compute.ranks import Ranks
 from executor.errors import WorkspaceError
 from executor.store.job import Job, job_of
 from executor.store.job_store import JobStore
-from executor.store.lineage import Seen
+from executor.store.lineage import Lineage, lineage_of
 from executor.store.run import Progress, RunState, TrainerExit
 from executor.store.runs import Quarantined
 from executor.worker.command import public_environment
@@ -103,12 +104,11 @@ def test_a_store_of_a_job_tells_the_service_by_files(workshop: Workshop, job: Jo
     assert mirror.ended() == {0: TrainerExit.CRASHED}
 
 
-def test_a_job_knows_which_documents_its_versions_have_seen_and_how_far_the_run_was(
-    workshop: Workshop, job: Job
-) -> None:
+def test_a_job_knows_what_its_versions_have_seen_and_how_far_the_run_was(workshop: Workshop, job: Job) -> None:
     workshop.store.create("before")
-    with DocumentArrayMemmap(workshop.store.workspace.spool_file("before")) as spool:
-        spool.extend(documents(5))
+    seen = Lineage(taught=frozenset([bytes(16), b"\1" * 16]), labels=frozenset([b"\2" * 16]))
+    workshop.store.workspace.run_folder("before").mkdir(parents=True)
+    seen.save(workshop.store.workspace.lineage_file("before"))
     workshop.store.promote("before")
     workshop.store.report("one", Progress(phase="training", step=3, history={"loss": [0.5]}))
     shutil.copytree(workshop.store.workspace.base, workshop.store.workspace.model_folder("before"))
@@ -116,8 +116,7 @@ def test_a_job_knows_which_documents_its_versions_have_seen_and_how_far_the_run_
     fill(job, workshop.store, run)
     mirror = mirror_of(workshop, job)
     store = JobStore(job, 0)
-    assert store.seen_before(run, "train") == Seen(taught_served=[0, 1, 2, 3, 4])
-    assert store.seen_before(run, "eval") == Seen()
+    assert lineage_of(store.workspace, store.served_now()) == seen
     ProgressWriter(store, run, Ranks()).report(phase="starting", step=1)
     store.finish(TrainerExit.CRASHED)
     mirror.look()
@@ -363,11 +362,16 @@ def test_two_machines_one_of_which_is_lost_and_back_end_with_the_weights_of_one_
         assert made.store.progress("one").steps == 20
         assert len([event for event in made.events("one", "epoch") if event.startswith("epoch 1 ")]) == 1
         found[name] = weights(made, "one")
+        start = load_file(made.store.workspace.base / "weights.safetensors")
         made.close()
     sys.path.remove(str(tmp_path))
     assert (tmp_path / "two" / "runs" / "one" / "job.lost").exists()
-    for tensor, other in zip(found["two"].values(), found["alone"].values(), strict=True):
-        torch.testing.assert_close(tensor, other, rtol=0, atol=1e-5)
+    for name, weight in found["alone"].items():
+        # Adam divides a gradient by its own size. So where one is nearly nothing, rounding, which processors do each in
+        # their way, moves a weight by a part of a step: each weight is to be near, and all together much nearer.
+        torch.testing.assert_close(found["two"][name], weight, rtol=0, atol=5e-5)
+        difference, moved = (float((weight - other[name]).double().norm()) for other in (found["two"], start))
+        assert difference <= 1e-3 * moved
 
 
 @pytest.mark.process

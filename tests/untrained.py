@@ -17,7 +17,7 @@ def add_blind_run(service: Service, name: str, proof: DocumentArray) -> None:
     """
     if proof[0].tags:
         proof[0].tags["finetuner_label"] = 1
-    service.receiver.receive(images(8, prefix="taught"), FitParameters(run=name))
+    service.receiver.receive(images(8, prefix="taught", first_seed=500), FitParameters(run=name))
     service.receiver.receive(proof, FitParameters(run=name, split="eval"))
     add_version(service, name, blind=True)
 

@@ -19,7 +19,7 @@ from ..serving.comparisons import Comparison, Item, Measuring, Sides, document_o
 from ..serving.gallery import MOST_PICTURES, check_gallery
 from ..sources.folders import read_folder
 from ..store.cache import NOBODY
-from ..store.lineage import taught
+from ..store.lineage import lineage_of
 from ..store.proof_documents import proof_documents
 from .service import Service
 
@@ -178,11 +178,12 @@ def _picture(service: Service, sides: Sides, docs: Sequence[Any], item: Item) ->
 
 def _flattered(service: Service, sides: Sides, found: Comparison) -> Iterator[str]:
     """Say which version was trained on some of these documents: it looks better on them than it is."""
-    roots = {item.root: item.id for item in found.items if item.match < 0}
+    roots = [item.content for item in found.items if item.match < 0]
     for version in (sides.first, sides.second):
-        known = taught(service.store, version) & set(roots.values())
-        if known:
+        seen = lineage_of(service.store.workspace, version)
+        taught = seen.taught | seen.matches if found.kind == "class" else seen.taught
+        if known := sum(content in taught for content in roots):
             yield (
-                f"{version!r} was trained on {len(known)} of these {len(roots)} documents, so it looks better on them "
+                f"{version!r} was trained on {known} of these {len(roots)} documents, so it looks better on them "
                 "than it is."
             )

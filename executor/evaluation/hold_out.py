@@ -4,7 +4,6 @@ Documents that belong together stay in one part: a session, a group that the use
 copies of a picture. Otherwise the proof would measure what the model has learned by heart.
 """
 
-import contextlib
 import functools
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ LARGEST_SHARE = 1 / 3
 MANY_CLASSES = 40  # from so many on, some classes are held out whole
 WHOLE_CLASSES = 20  # one class in so many
 CHOOSING_SHARE = 0.1
-NEVER = 2  # the rank of items that are not held out
+FIRST, NEW, NEVER = 0, 1, 2  # ranks of items: those that proved a version, new ones, those that are not held out
 LEAST_CHOOSING = 200  # train documents; if fewer are left, none of them choose the epoch
 MOST_CHOOSING = 2000  # documents that choose the epoch; more take time, and choose no better
 
@@ -54,6 +53,7 @@ def split_documents(
     taught: np.ndarray | None = None,
     taught_served: np.ndarray | None = None,
     proved: np.ndarray | None = None,
+    known_labels: np.ndarray | None = None,
 ) -> Parts:
     """Divide `items` into parts.
 
@@ -69,20 +69,36 @@ def split_documents(
         taught_served: (N,) bool, those that the version served was trained on, which the model has to beat: they prove
             something only if there are too few others.
         proved: (N,) bool, those that proved one of the two: they are the first to prove the model now. Of the new ones
-            at most a third are held out. None of all three: there is no model from before.
-    Raises: NotTrainable: `share` is a number, but nothing could be held out.
+            at most a third are held out, or as many as make 20. None of all three: there is no model from before.
+        known_labels: labels that one of the two was trained on: they are not held out whole.
+    Raises: NotTrainable: `share` is a number, but nothing could be held out though nothing taught the model before.
     """
     nothing = np.zeros(len(dataset), bool)
     taught, taught_served, proved = (nothing if known is None else known for known in (taught, taught_served, proved))
-    split = functools.partial(_split, dataset, items, share, seed, own_units(dataset) if units is None else units)
+    known_labels = np.empty(0, np.int64) if known_labels is None else known_labels
+    units = own_units(dataset) if units is None else units
+    split = functools.partial(_split, dataset, items, share, seed, units, known_labels, proved)
+    lenient = split(taught)
     if not taught_served.any():
-        return split(taught, proved)
-    lenient = split(taught, proved)
-    with contextlib.suppress(NotTrainable):
-        strict = split(taught | taught_served, proved)
-        if documents(dataset, strict.proof) >= min(LEAST_QUERIES, documents(dataset, lenient.proof)):
-            return strict
-    return lenient
+        return lenient
+    strict = split(taught | taught_served)
+    return strict if suffices(dataset, strict.proof, lenient.proof) else lenient
+
+
+def suffices(dataset: Dataset, items: np.ndarray, of: np.ndarray) -> bool:
+    """Whether items prove about as much as more of them would: enough queries, of half of the labels or more."""
+    enough = queries(dataset, items) >= min(LEAST_QUERIES, queries(dataset, of))
+    if not enough or not isinstance(dataset, ClassDataset):
+        return enough
+    return 2 * len(np.unique(dataset.labels[items])) >= len(np.unique(dataset.labels[of]))
+
+
+def queries(dataset: Dataset, items: np.ndarray) -> int:
+    """How many of the items can be queries: another document has their label, or the session ranks something."""
+    if isinstance(dataset, ClassDataset):
+        _, counts = np.unique(dataset.labels[items], return_counts=True)
+        return int(counts[counts > 1].sum())
+    return documents(dataset, items[_in_queries(dataset, items)])
 
 
 def _split(
@@ -91,14 +107,17 @@ def _split(
     share: float | str,
     seed: int,
     units: np.ndarray,
-    taught: np.ndarray,
+    known_labels: np.ndarray,
     proved: np.ndarray,
+    taught: np.ndarray,
 ) -> Parts:
     random = np.random.default_rng([seed, 1])
     wanted = automatic_share(dataset, items) if share == "auto" else float(share)
     stale = np.isin(units, units[taught])
-    ranks = _ranks(units, stale, proved, random)
-    whole = _whole_classes(dataset, items, units, ranks, stale, random) if share == "auto" and wanted else ()
+    ranks = _ranks(units, stale, proved)
+    if isinstance(dataset, ClassDataset):
+        known_labels = np.union1d(known_labels, dataset.labels[items][stale[items]])
+    whole = _whole_classes(dataset, items, units, ranks, known_labels, random) if share == "auto" and wanted else ()
     proof = np.zeros(len(items), bool)
     able = np.isin(units[items], units[items][_in_queries(dataset, items)])
     if wanted:
@@ -106,7 +125,7 @@ def _split(
             proof = np.isin(units[items], units[items][np.isin(dataset.labels[items], whole)])
         rest = np.flatnonzero(~proof & able)
         proof[rest[_part(dataset, items[rest], units, wanted, random, ranks)]] = True
-    if share != "auto" and wanted and not proof.any():
+    if share != "auto" and wanted and not proof.any() and not stale[items].any():
         raise NotTrainable(
             f"val_split={wanted:g} holds out none of the {len(items)} documents; send more, or a larger val_split."
         )
@@ -185,19 +204,20 @@ def together(units: np.ndarray, groups: list[str | None], pairs: list[tuple[int,
     return found
 
 
-def _ranks(units: np.ndarray, stale: np.ndarray, proved: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Say of each item, (N,) int64, how soon it is held out: the lower the sooner, and from `NEVER` on never.
+def _ranks(units: np.ndarray, stale: np.ndarray, proved: np.ndarray) -> np.ndarray:
+    """Say of each item, (N,) int64, how soon it is held out: `FIRST`, then `NEW`, and `NEVER`.
 
     Args: stale: (N,) bool, the items that are never held out. proved: (N,) bool.
     """
-    ranks = np.zeros(len(units), np.int64)
     if not (stale.any() or proved.any()):
-        return ranks
+        return np.full(len(units), FIRST)
     first = np.isin(units, units[proved]) & ~stale
-    new = np.unique(units[~stale & ~first])
-    some = random.permutation(new)[: int(LARGEST_SHARE * len(new))]
-    ranks[:] = np.where(first, 0, np.where(np.isin(units, some), 1, NEVER))
-    return ranks
+    return np.where(stale, NEVER, np.where(first, FIRST, NEW))
+
+
+def _most_new(rank_of: np.ndarray) -> int:
+    """How many of the new units may be held out at most. Args: rank_of: the rank of each unit."""
+    return max(int(LARGEST_SHARE * (rank_of == NEW).sum()), LEAST_QUERIES - int((rank_of == FIRST).sum()))
 
 
 def _whole_classes(
@@ -205,12 +225,12 @@ def _whole_classes(
     items: np.ndarray,
     units: np.ndarray,
     ranks: np.ndarray,
-    stale: np.ndarray,
+    known_labels: np.ndarray,
     random: np.random.Generator,
 ) -> tuple[int, ...]:
     """Choose classes to hold out whole, those first of which all items proved a version before.
 
-    They have two documents or more, none of which is stale, and share no unit with another class.
+    They have two documents or more, are not known, and share no unit with another class.
     """
     if not isinstance(dataset, ClassDataset):
         return ()
@@ -220,9 +240,8 @@ def _whole_classes(
     pairs = np.unique(np.stack([units[items], dataset.labels[items]], axis=1), axis=0)
     shared, times = np.unique(pairs[:, 0], return_counts=True)
     entangled = np.unique(pairs[np.isin(pairs[:, 0], shared[times > 1]), 1])
-    known = dataset.labels[items][stale[items]]
-    free = random.permutation(labels[(counts > 1) & ~np.isin(labels, [*entangled, *known])])
-    unproved = np.isin(free, dataset.labels[items][ranks[items] > 0])
+    free = random.permutation(labels[(counts > 1) & ~np.isin(labels, np.union1d(entangled, known_labels))])
+    unproved = np.isin(free, dataset.labels[items][ranks[items] > FIRST])
     chosen = free[np.argsort(unproved, kind="stable")][: len(labels) // WHOLE_CLASSES]
     return tuple(sorted(int(label) for label in chosen))
 
@@ -246,7 +265,8 @@ def _part(
         order = random.permutation(len(names))
         order = order[np.argsort(rank_of[order], kind="stable")]
         chosen = order[: round(share * len(names))]
-        return np.isin(own, names[chosen[rank_of[chosen] < NEVER]])
+        new = chosen[rank_of[chosen] == NEW][: _most_new(rank_of)]
+        return np.isin(own, names[np.concatenate([chosen[rank_of[chosen] == FIRST], new])])
     return _part_of_labels(dataset.labels[items], own, share, random, rank_of)
 
 
@@ -264,10 +284,11 @@ def _part_of_labels(
     wanted = np.maximum(2, np.round(share * sizes)).astype(int)
     taken = np.zeros(len(members), bool)
     given = np.zeros(len(sizes), int)
+    new, most_new = 0, _most_new(rank_of)
     for label in random.permutation(len(sizes)):
         waiting = random.permutation(of_label[label])
         for number in waiting[np.argsort(rank_of[waiting], kind="stable")]:
-            if rank_of[number] >= NEVER:
+            if rank_of[number] == NEVER or (rank_of[number] == NEW and new >= most_new):
                 break
             here = np.bincount(labels[members[number]], minlength=len(sizes)) if len(members[number]) > 1 else None
             if taken[number] or given[label] >= wanted[label]:
@@ -277,10 +298,11 @@ def _part_of_labels(
             if (sizes[touched] - given[touched] - counts >= 2).all():
                 taken[number] = True
                 given[touched] += counts
-    for alone in np.flatnonzero(given == 1).tolist():  # a single document would find no other
-        for number in of_label[alone]:
-            if taken[number] and len(members[number]) == 1:
-                taken[number] = False
+                new += int(rank_of[number] == NEW)
+    while len(alone := np.flatnonzero(given == 1)):  # a single document would find no other
+        for number in {number for label in alone.tolist() for number in of_label[label] if taken[number]}:
+            taken[number] = False
+            np.subtract.at(given, labels[members[number]], 1)
     held_out = np.zeros(len(labels), bool)
     for number in np.flatnonzero(taken).tolist():
         held_out[members[number]] = True

@@ -20,6 +20,7 @@ from ..documents import ERROR_TAG, GROUP_TAG, same_picture
 from ..errors import BadRequest, Overloaded
 from ..loading.datasets import DATASETS, kind_of
 from ..report.naming import label_of, name_of
+from ..store.spool_rows import content_digest
 from .embedder import Embedder
 
 if TYPE_CHECKING:
@@ -53,11 +54,14 @@ class Sides:
 
 @dataclass(frozen=True)
 class Item:
-    """A document, or a match of a session. Attributes: root: the number of the document. match: of it; -1: itself."""
+    """A document, or a match of a session.
+
+    Attributes: root: the number of the document. match: of it; -1: itself. content: the digest of its content.
+    """
 
     root: int
     match: int
-    id: str
+    content: bytes
     name: str
     label: str
 
@@ -228,7 +232,7 @@ def _read(docs: Sequence[Any]) -> tuple[str, np.ndarray, list[Item], np.ndarray]
     for number, doc in enumerate(docs):
         for match, part in enumerate([doc, *(doc.matches if kind == "session" else ())], start=-1):
             label = "" if kind == "session" else label_of(part)
-            items.append(Item(number, match, part.id, name_of(part), label))
+            items.append(Item(number, match, content_digest(part), name_of(part), label))
             groups.append(part.tags.get(GROUP_TAG))
     return kind, labels, items, numbered(groups)
 

@@ -10,7 +10,7 @@ cache.py       thumbnails and other bytes that can be made again, bounded
 chunks.py      things in lists that are neither long nor large
 spool.py       `DocumentArrayMemmap`: documents on disk, readable while more are appended
 proof_documents.py  the documents that prove the model of a run
-lineage.py     which documents of a run were seen before: by its base version, by the one that is served
+lineage.py     what a version has seen: what it was trained on, what proved it
 budget.py      the automatic runs, and what each has taken of their shared budget of false promotions
 spool_rows.py  one document as a row of it, and what makes two documents the same
 spool_file.py  the SQLite file under it

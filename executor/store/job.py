@@ -2,7 +2,7 @@
 
     job.json             the run, and what was known of it when this attempt began
     documents.sqlite     a snapshot of its documents; nobody opens it here: each rank copies it first
-    versions/<version>/  models: `base`, the one that the run starts from, the one that is served
+    versions/<version>/  models, with their lineages: `base`, the one that the run starts from, the one that is served
     served.json          which version is served now
     attempt.json         which attempt may work here, and whether it shall stop; without it none may
     made/                what the job makes: the files of a run's folder, and
@@ -36,7 +36,6 @@ from ..errors import WorkspaceError
 from ..parameters import TrainingOptions
 from .exchange import Exchange, NoExchange, is_url
 from .files import publish_file
-from .lineage import Seen
 from .run import Configuration, Progress, Run, RunState
 from .workspace import Workspace
 
@@ -63,7 +62,6 @@ class JobRun(BaseModel):
             snapshot).
         history: its events that a trainer goes by, each (kind, message).
         progress: what an earlier attempt has reported.
-        seen: by split, which of its documents versions from before have seen: their runs are not in the folder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,7 +80,6 @@ class JobRun(BaseModel):
     problems: list[tuple[str, str, str, str, bool]]
     history: list[tuple[str, str]]
     progress: Progress = Progress()
-    seen: dict[str, Seen] = {"train": Seen(), "eval": Seen()}
 
     def as_run(self) -> Run:
         """Return the run as a store has it."""

@@ -16,14 +16,13 @@ from typing import Any
 from ..errors import WorkspaceError
 from .files import publish_file, sync, unwritable
 from .job import Attempt, Job, JobWorkspace
-from .lineage import Seen
 from .published import digest_of
-from .run import Progress, Run, TrainerExit
+from .run import Progress, TrainerExit
 from .runs import Quarantined, RunStore, now
 
 PUBLISH_SECONDS = 0.3  # between two versions of `progress.json`: the folder may be on a slow network
 VERSION_SECONDS = 60.0  # that a version may take to come to the copy of a rank, after it came to that of the first
-RESULTS = ("model", "report.html", "report.json", "proof.json")
+RESULTS = ("model", "report.html", "report.json", "proof.json", "lineage.safetensors")
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +48,6 @@ class JobStore(RunStore):
         shutil.copyfile(job.documents, self._scratch / "documents.sqlite")
         super().__init__(JobWorkspace(job, told.name, self._scratch))
         self._add(told.as_run().__dict__, told.problems, told.history)
-        self._seen = told.seen
         self._lines = _Lines(job, rank)
         self._progress = _LatestProgress(job.report("progress.json", rank), attempt, told.progress)
 
@@ -84,9 +82,6 @@ class JobStore(RunStore):
                     f"{VERSION_SECONDS:g} s. See that this machine can read {self._job.address}; the run goes on then."
                 )
             time.sleep(PUBLISH_SECONDS)
-
-    def seen_before(self, run: Run, split: str) -> Seen:
-        return self._seen[split]
 
     def report(self, name: str, progress: Progress) -> None:
         self._progress.set(progress)

@@ -1,89 +1,112 @@
-"""Which documents of a run were seen before: by the version that it starts from, and by the one that is served.
+"""What a version has seen: what it, or a version that it comes from, was trained on, and what proved one of them.
 
-A version looks good on documents that it was trained on. So a run that starts from another run's model is not proven by
-them, and it is measured against the version served on others, where there are enough. It is proven by what proved those
-models, and by some of what is new.
+A version looks good on documents that it was trained on. So a run is not proven by what taught the version that it
+starts from, and it is measured against the version served on what that one was not trained on, where there is enough.
 
-Documents are known again by their id or by their content: an id may be new each time that a document is sent.
+A run writes down what it has seen when its documents are divided, with all that its base had seen. So this holds though
+the runs before it are deleted, or their names are used again. Documents are known again by digests: of what was sent,
+of the picture as the model saw it, and of the group; not by their ids, which other pictures may have in another table.
 """
 
-from __future__ import annotations
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
 
-from typing import TYPE_CHECKING
+import numpy as np
 
-from pydantic import BaseModel, ConfigDict
-
+from ..documents import Label
+from ..errors import WorkspaceError
+from .files import publish_file
 from .proof_documents import proof_positions
 from .spool import DocumentArrayMemmap
+from .workspace import Workspace
 
-if TYPE_CHECKING:
-    from .run import Run
-    from .runs import RunStore
-
-Keys = set[str | bytes]  # ids and digests of contents
+Digests = frozenset[bytes]
+_SIZE = 16  # bytes of a digest
 
 
-class Seen(BaseModel):
-    """The documents of a split that were seen before, by their positions. Each is in one of the lists at most.
+@dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """What a version has seen, as digests.
 
     Attributes:
-        taught: those that the base version was trained on. taught_served: those that only the version served was.
-        proved: others, which proved one of the two.
+        taught: documents and groups that were trained on. matches: those that were only in sessions of such documents.
+        labels: those of documents that were trained on. proved: documents and groups that proved a version, and taught
+            none.
     """
 
-    model_config = ConfigDict(frozen=True)
+    taught: Digests = frozenset()
+    matches: Digests = frozenset()
+    labels: Digests = frozenset()
+    proved: Digests = frozenset()
 
-    taught: list[int] = []
-    taught_served: list[int] = []
-    proved: list[int] = []
+    def with_more(self, more: "Lineage") -> "Lineage":
+        """Return what a version has seen that comes from this one and has seen more."""
+        both = {field.name: getattr(self, field.name) | getattr(more, field.name) for field in fields(self)}
+        return Lineage(**{**both, "proved": both["proved"] - both["taught"]})
+
+    def save(self, file: Path) -> None:
+        """Write it to a file. Raises: OSError."""
+        from safetensors.numpy import save  # only here and below: what only asks a service starts without it
+
+        arrays = {
+            field.name: np.frombuffer(b"".join(sorted(getattr(self, field.name))), np.uint8).reshape(-1, _SIZE)
+            for field in fields(self)
+        }
+        publish_file(file, save(arrays))
 
 
-def seen_before(store: RunStore, run: Run, split: str) -> Seen:
-    """Look through the runs that the base version of a run comes from, and the version served now.
+def lineage_of(workspace: Workspace, version: str) -> Lineage:
+    """Return what a version has seen.
 
-    Raises: WorkspaceError: what says which documents proved one of them is damaged.
+    Raises: WorkspaceError: the file that says so is damaged.
     """
-    base, proved_base = _history(store, run.options.base)
-    served, proved_served = _history(store, store.served_now())
-    proved = proved_base | proved_served
-    found: dict[str, list[int]] = {"taught": [], "taught_served": [], "proved": []}
-    if base or served:
-        with DocumentArrayMemmap(store.workspace.spool_file(run.name), split=split) as docs:
-            for position, keys in enumerate(docs.ids_and_contents()):
-                for name, known in (("taught", base), ("taught_served", served), ("proved", proved)):
-                    if not known.isdisjoint(keys):
-                        found[name].append(position)
-                        break
-    return Seen(**found)
+    if version == "base":
+        return Lineage()
+    file = workspace.lineage_file(version)
+    if not file.exists():
+        return _by_its_documents(workspace, version)
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        content = {name: array.tobytes() for name, array in load(file.read_bytes()).items()}
+        return Lineage(**{field.name: _digests(content[field.name]) for field in fields(Lineage)})
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WorkspaceError(
+            f"{file}, which says what {version!r} was trained on, is damaged ({error}). Restore it from a backup, or "
+            "start new runs from another version (base) and serve that."
+        ) from error
 
 
-def taught(store: RunStore, version: str) -> Keys:
-    """The ids and contents of the documents that a version, or one that it comes from, was trained on."""
-    return _history(store, version)[0]
+def key_of_group(group: str) -> bytes:
+    """Return the digest by which a group is known again."""
+    return hashlib.sha256(b"group\n" + group.encode("utf-8", "surrogatepass")).digest()[:_SIZE]
 
 
-def _history(store: RunStore, version: str) -> tuple[Keys, Keys]:
-    """What a version was trained on, and what proved it, by its run and by those that it comes from."""
-    trained: Keys = set()
-    proved: Keys = set()
-    while version != "base" and store.exists(version):
-        held_out, others = _parts(store, version)
-        trained |= others
-        proved |= held_out
-        version = store.get(version).options.base
-    return trained, proved
+def keys_of_labels(labels: Iterable[Label]) -> Digests:
+    """Return the digests by which labels are known again: 1 is another label than '1'."""
+    return frozenset(
+        hashlib.sha256(f"label\n{label!r}".encode("utf-8", "surrogatepass")).digest()[:_SIZE] for label in labels
+    )
 
 
-def _parts(store: RunStore, version: str) -> tuple[Keys, Keys]:
-    """The documents of a run: those that proved it, and the others that it had to train on."""
-    known = proof_positions(store.workspace, version) or {"train": [], "eval": []}
-    spool = store.workspace.spool_file(version)
-    with DocumentArrayMemmap(spool) as train, DocumentArrayMemmap(spool, split="eval") as given:
-        proof = set(known["train"])
-        held_out: Keys = set()
-        others: Keys = set()
-        for position, keys in enumerate(train.ids_and_contents()):
-            (held_out if position in proof else others).update(keys)
-        for keys in given.ids_and_contents():
-            held_out.update(keys)
-    return held_out, others
+def _digests(content: bytes) -> Digests:
+    return frozenset(content[start : start + _SIZE] for start in range(0, len(content), _SIZE))
+
+
+def _by_its_documents(workspace: Workspace, run: str) -> Lineage:
+    """What is known of a run without a lineage: its model was put there by hand, or trained by an early release."""
+    spool = workspace.spool_file(run)
+    if not spool.exists():
+        return Lineage()
+    proof = proof_positions(workspace, run) or {"train": [], "eval": []}
+    found: dict[bool, set[bytes]] = {True: set(), False: set()}
+    for split in ("train", "eval"):
+        with DocumentArrayMemmap(spool, split=split) as docs:
+            proving = set(proof[split])
+            for position, content in enumerate(docs.contents()):
+                if split == "train" or position in proving:
+                    found[position in proving].add(content)
+    return Lineage(taught=frozenset(found[False]), proved=frozenset(found[True] - found[False]))

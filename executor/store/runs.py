@@ -18,7 +18,6 @@ from .. import tracing
 from ..errors import Conflict, IllegalTransition, UnknownRun, brief
 from ..parameters import TrainingOptions
 from .database import Database
-from .lineage import Seen, seen_before
 from .moves import entered, record_move
 from .run import LEGAL, Configuration, Progress, Run, RunState
 from .workspace import Workspace
@@ -403,10 +402,6 @@ class RunStore:
 
     def wait_for(self, version: str) -> None:
         """Wait until the model of a version is there: a rank may have a copy of its own, brought now and then."""
-
-    def seen_before(self, run: Run, split: str) -> Seen:
-        """Which documents of a run were seen by versions from before. Raises: WorkspaceError: see `lineage.py`."""
-        return seen_before(self, run, split)
 
     def served_since(self) -> str | None:
         """Since when that version is served, ISO 8601; None: since ever."""

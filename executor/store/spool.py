@@ -230,9 +230,9 @@ class DocumentArrayMemmap(Sequence[Document]):
         """Iterate over the ids in order, without decoding documents."""
         return (id for (id,) in self._pages("id", 0, len(self), _ROWS_PAGE))
 
-    def ids_and_contents(self) -> Iterator[tuple[str, bytes]]:
-        """Iterate over (id, digest of the content) in order, without decoding documents."""
-        return self._pages("id, content", 0, len(self), _ROWS_PAGE)
+    def contents(self) -> Iterator[bytes]:
+        """Iterate over the digests of the contents in order, without decoding documents."""
+        return (content for (content,) in self._pages("content", 0, len(self), _ROWS_PAGE))
 
     def labels(self) -> Iterator[LabelRow]:
         """Iterate over the labels in order, without decoding documents."""

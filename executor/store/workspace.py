@@ -11,6 +11,7 @@ from ..errors import WorkspaceError
 from .files import remove_leftovers, sync
 
 _RESERVE_BYTES = 2 << 20
+LINEAGE = "lineage.safetensors"  # the file of a version, wherever it lies
 KEPT_CHECKPOINTS = 2  # the newest, and one more in case it is damaged
 _PROBE_BYTES = 64 << 10
 
@@ -52,6 +53,10 @@ class Workspace:
     def proof_file(self, name: str) -> Path:
         """JSON: for each split, the positions of the documents that prove the model of one run."""
         return self.run_folder(name) / "proof.json"
+
+    def lineage_file(self, name: str) -> Path:
+        """What the model of one run has seen; see `lineage.py`."""
+        return self.run_folder(name) / LINEAGE
 
     def sources_file(self, name: str) -> Path:
         """JSON: from where documents were copied into one run; see `lifecycle/sources.py`."""

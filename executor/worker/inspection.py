@@ -6,6 +6,7 @@ from typing import Any
 
 from ..documents import LABEL_TAG, group_of, has_label
 from ..evaluation.fingerprints import Fingerprint
+from ..store.spool_rows import content_digest
 
 # What people call a label where they do not know our tag.
 _LIKELY = re.compile(r"(finetuner[_-]?)?(labels?|class(es)?|categor(y|ies)|target|y)(_?id|_?name)?", re.IGNORECASE)
@@ -17,12 +18,14 @@ class Inspection:
     def __init__(self) -> None:
         self.groups: list[str | None] = []  # the user's group of each document
         self.prints: list[Fingerprint | None] = []  # of each document; None: it cannot be used
+        self.matches: list[list[bytes]] = []  # digests of the contents of each document's matches
         self.labelled = 0
         self.likely_labels: Counter[str] = Counter()  # other tags that look like labels, of documents without one
 
     def see(self, doc: Any) -> None:
         """Take in the next document."""
         self.groups.append(group_of(doc))
+        self.matches.append([content_digest(match) for match in doc.matches])
         if has_label(doc) or doc.matches:
             self.labelled += 1
             return

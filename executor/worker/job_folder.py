@@ -9,9 +9,10 @@ from pathlib import Path
 from ..parameters import ExecutorOptions
 from ..store.files import publish_folder, remove_leftovers, sync, unwritable
 from ..store.job import FORMAT, Job, JobRun
+from ..store.lineage import lineage_of
 from ..store.run import KILLED_FOR_MEMORY, Run
 from ..store.runs import RunStore
-from ..store.workspace import Workspace, newest_first
+from ..store.workspace import LINEAGE, Workspace, newest_first
 
 KEPT_FILES = (
     "micro_batch",
@@ -52,7 +53,13 @@ def add_version(job: Job, workspace: Workspace, options: ExecutorOptions, versio
         _ensure_base(workspace, options)
     source, target = workspace.model_folder(version), job.version(version)
     if not target.is_dir() or _settings(source) != _settings(target):
-        publish_folder(target, lambda place: _copy_into(source, place))
+        seen = lineage_of(workspace, version)
+
+        def write(place: Path) -> None:
+            _copy_into(source, place)
+            seen.save(place / LINEAGE)
+
+        publish_folder(target, write)
 
 
 def _ensure_base(workspace: Workspace, options: ExecutorOptions) -> None:
@@ -116,6 +123,5 @@ def _told(store: RunStore, run: Run) -> JobRun:
         started_at=run.started_at,
         problems=store.problem_rows(run.name),
         progress=store.progress(run.name),
-        seen={split: store.seen_before(run, split) for split in ("train", "eval")},
         history=[(kind, message) for _, _, kind, message in events if kind in (KILLED_FOR_MEMORY, "warning")],
     )

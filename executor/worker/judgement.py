@@ -95,7 +95,7 @@ def why_unproven(task: Task, val_split: float | str, documents: int, *, given: b
             left out then.
     """
     if given:
-        reason = "Every eval document belongs to a train document, so none of them proves anything."
+        reason = "No eval document is left that proves anything."
     elif task.dataset.kind == "unlabeled":
         reason = "Without labels there is nothing to prove it by; send labelled documents with split='eval'."
     elif val_split == "auto" and documents < LEAST_DOCUMENTS:
@@ -103,7 +103,7 @@ def why_unproven(task: Task, val_split: float | str, documents: int, *, given: b
             f"{documents} documents are too few to hold some out; send {LEAST_DOCUMENTS - documents} more, or eval "
             "documents."
         )
-    elif val_split == "auto":
+    elif val_split != 0:
         reason = (
             "No label has enough documents to hold some out that do not belong together and that its base was not "
             "trained on; send eval documents."

@@ -14,8 +14,7 @@ import torch
 from ..compute.ranks import Ranks
 from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
-from ..evaluation.hold_out import Parts, document_numbers, documents, split_documents
-from ..evaluation.proof import LEAST_QUERIES
+from ..evaluation.hold_out import Parts, document_numbers, queries, split_documents, suffices
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import item_content, make_preprocess
@@ -24,7 +23,7 @@ from ..loading.hard_negatives import HarderSessions, find_hard_negatives
 from ..models.model import EmbeddingModel
 from ..report.naming import name_of
 from ..store.files import publish_file, read_kept
-from ..store.lineage import Seen
+from ..store.lineage import Lineage, lineage_of
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -34,6 +33,7 @@ from .decoding import Decoded
 from .inspection import Inspection
 from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
+from .seen import Seen, keys_of, known_labels, lineage_of_run, seen_before
 
 POLL_SECONDS = 0.05
 SHOWN = 5  # documents that a sentence names
@@ -144,12 +144,10 @@ class RunDocuments:
         share = 0.0 if given else self._options.val_split
         others, those = self._eval.dataset(self._eval_kind(self._eval.docs)) if given else (None, items[:0])
         kin = self._ranks.agree(functools.partial(self._find_kinship, dataset, others))
-        seen, seen_eval = (
-            self._ranks.agree(functools.partial(self._store.seen_before, self._run, split))
-            for split in ("train", "eval")
-        )
-        parts = self._divided(dataset, items, share, kin, seen)
+        seen, seen_eval, known = self._ranks.agree(functools.partial(self._find_seen, dataset, others))
+        parts = self._divided(dataset, items, share, kin, seen, known)
         eval_set = None
+        related = those[kin.related[those]]
         if others is not None:
             those = self._proving(others, those, kin, seen_eval)
             if len(those):
@@ -169,6 +167,7 @@ class RunDocuments:
                 for split, (docs, items) in of.items()
             }
             publish_file(self._store.workspace.proof_file(self._run.name), json.dumps(proof).encode())
+            self._save_lineage(dataset, proof, [] if others is None else document_numbers(others)[related].tolist())
         learned, items = dataset, parts.train
         if self._options.hard_negatives and isinstance(dataset, SessionDataset):
             learned, items = self._with_hard_negatives(dataset, make_eval(dataset, items, cache=self._train.cache))
@@ -182,7 +181,35 @@ class RunDocuments:
             augment=self._augmentation(kind),
         )
 
-    def _divided(self, dataset: Dataset, items: np.ndarray, share: float | str, kin: Kinship, seen: Seen) -> Parts:
+    def _find_seen(self, dataset: Dataset, others: Dataset | None) -> tuple[Seen, Seen, np.ndarray]:
+        """What versions from before have seen of the train documents, of the eval documents, and of the labels."""
+        base, served = self._base_lineage, lineage_of(self._store.workspace, self._store.served_now())
+        seen, seen_eval = (
+            seen_before(keys_of(split), base, served, sessions=isinstance(of, SessionDataset))
+            for split, of in ((self._train, dataset), (self._eval, others))
+        )
+        return seen, seen_eval, known_labels(dataset, base, served)
+
+    @functools.cached_property
+    def _base_lineage(self) -> Lineage:
+        return lineage_of(self._store.workspace, self._options.base)
+
+    def _save_lineage(self, dataset: Dataset, proof: dict[str, list[int]], related: list[int]) -> None:
+        """Write down what the model will have seen. Args: related: numbers of eval documents like some trained on."""
+        keys, keys_eval = keys_of(self._train), keys_of(self._eval)
+        trained = np.unique(document_numbers(dataset)[np.concatenate([self.parts.train, self.parts.choose])])
+        own = lineage_of_run(
+            dataset,
+            self._train,
+            trained,
+            taught=[*(keys[number] for number in trained.tolist()), *(keys_eval[number] for number in related)],
+            proved=[*(keys[number] for number in proof["train"]), *(keys_eval[number] for number in proof["eval"])],
+        )
+        self._base_lineage.with_more(own).save(self._store.workspace.lineage_file(self._run.name))
+
+    def _divided(
+        self, dataset: Dataset, items: np.ndarray, share: float | str, kin: Kinship, seen: Seen, known: np.ndarray
+    ) -> Parts:
         """Divide the documents. A run that is resumed has the same parts, less what cannot be used any more.
 
         Otherwise a picture that can be fetched now and could not before would shift all that is drawn, and the
@@ -200,7 +227,10 @@ class RunDocuments:
             share,
             seed=self._options.seed,
             units=kin.train,
-            **{name: np.isin(numbers, positions) for name, positions in seen},
+            taught=seen.taught[numbers],
+            taught_served=seen.taught_served[numbers],
+            proved=seen.proved[numbers],
+            known_labels=known,
         )
         if self._ranks.first:
             publish_file(file, json.dumps({name: [*map(int, part)] for name, part in vars(parts).items()}).encode())
@@ -290,15 +320,16 @@ class RunDocuments:
         """Leave out the eval items that prove nothing. Return the others."""
         numbers = document_numbers(others)
         taught, taught_served = (
-            np.isin(kin.eval, kin.eval[np.isin(numbers, known)]) for known in (seen.taught, seen.taught_served)
+            np.isin(kin.eval, kin.eval[known[numbers]]) for known in (seen.taught, seen.taught_served)
         )
+        given = items
         why = "they are copies of train documents, or in a group with some"
         items = self._without(others, items, kin.related, why, "Send others, of other moments or customers.")
         why = "the version that the run starts from was trained on them"
         items = self._without(others, items, taught, why, "Send others.")
-        if documents(others, items[~taught_served[items]]) >= LEAST_QUERIES:
+        if suffices(others, items[~taught_served[items]], items):
             items = self._without(others, items, taught_served, "the version served was trained on them", "")
-        return items
+        return items if queries(others, items) or not queries(others, given) else items[:0]
 
     def _without(self, others: Dataset, items: np.ndarray, left_out: np.ndarray, why: str, cure: str) -> np.ndarray:
         """Return the items but those that are left out, (M,) bool, and note which documents these are of."""
@@ -334,7 +365,7 @@ class RunDocuments:
 
 def _about_served(eval_set: EvalSet, seen: Seen) -> str | None:
     numbers = np.unique(document_numbers(eval_set.dataset)[eval_set.items])
-    known = int(np.isin(numbers, seen.taught_served).sum())
+    known = int(seen.taught_served[numbers].sum())
     if not known:
         return None
     return (
