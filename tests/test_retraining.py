@@ -14,6 +14,7 @@ from executor.lifecycle.retraining import Retrainer
 from executor.parameters import FitParameters, Retrain
 from executor.store import budget, feedback
 from executor.store.budget import BUDGET, level_of
+from executor.store.database import Database
 from executor.store.run import Progress, Run, RunState
 from serving import served
 from test_feedback import Desk, click, labelled, withdrawal
@@ -269,6 +270,73 @@ def test_what_a_person_promoted_during_the_comparison_is_not_undone(open_shop):
     shop.talk(20)
     shop.runs()
     assert (len(shop.compared), shop.store.promoted()) == (1, "mine")
+
+
+def promoted_over_a_run(shop: Shop) -> None:
+    """`shop` is promoted, `auto-1` over it, and what came later proves that one worse."""
+    shop.fit(labelled("a", 0), labelled("b", 1), run="shop", total=2)
+    shop.conclude("shop", better=True)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.runs()
+    shop.talk(20)
+    shop.worse = "It is worse."
+
+
+def another_of_that_name(shop: Shop, *, trained: bool) -> None:
+    shop.receiver.delete("shop")
+    shop.fit(labelled("c", 0), labelled("d", 1), run="shop", total=2)
+    if trained:
+        shop.conclude("shop", better=None)
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an older release"])
+def test_a_promotion_over_a_run_is_undone_if_that_very_run_is_still_there(open_shop, is_noted):
+    shop = open_shop(every_documents=50)
+    promoted_over_a_run(shop)
+    if not is_noted:
+        forget_the_number(shop)
+    shop.runs()
+    assert shop.store.promoted() == "shop"
+
+
+@pytest.mark.parametrize("is_noted", [True, False], ids=["noted", "of an older release"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_another_run_with_the_name_of_the_one_before_is_not_served_in_its_place(open_shop, trained, is_noted):
+    shop = open_shop(every_documents=50)
+    promoted_over_a_run(shop)
+    if not is_noted:
+        forget_the_number(shop)
+    another_of_that_name(shop, trained=trained)
+    shop.runs()
+    assert (shop.compared, shop.store.promoted()) == ([], "auto-1")
+
+
+def test_a_run_that_gets_the_name_of_the_one_before_during_the_comparison_is_not_served(open_shop):
+    shop = open_shop(every_documents=50)
+    promoted_over_a_run(shop)
+    shop.meanwhile = lambda: another_of_that_name(shop, trained=True)
+    shop.runs()
+    assert (len(shop.compared), shop.store.promoted()) == (1, "auto-1")
+
+
+def forget_the_number(shop: Shop) -> None:
+    with shop.receiver.feedback.database.transaction() as db:
+        db.execute("UPDATE automatic SET before_run = NULL")
+
+
+def test_a_ledger_without_numbers_of_the_versions_before_is_brought_up_to_date(tmp_path: Path):
+    older = Database(tmp_path / "feedback.sqlite", feedback.STEPS[:1])
+    with older.transaction() as db:
+        db.execute(
+            "INSERT INTO automatic (run, name, level, began, outcome, before, looks) "
+            "VALUES (7, 'auto-1', 0.015, 1.0, 'promoted', 'shop', 2)"
+        )
+    older.close()
+    kept = feedback.FeedbackStore(tmp_path / "feedback.sqlite")
+    (attempt,) = budget.Budget(kept).attempts()
+    assert (attempt.run, attempt.before, attempt.looks, attempt.before_run) == (7, "shop", 2, None)
+    kept.close()
 
 
 def test_a_comparison_that_an_end_breaks_off_is_made_again(open_shop):

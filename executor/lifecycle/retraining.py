@@ -201,13 +201,19 @@ class Retrainer:
                 self._budget.end(run.number, UNPROVEN)
             else:
                 served = any(kind == "promoted" for _, _, kind, _ in self._store.events(run.name, limit=-1))
-                self._budget.end(run.number, PROMOTED if served else KEPT, progress.served if served else None)
+                if served:
+                    self._budget.end(run.number, PROMOTED, progress.served, self._number_of(progress.served))
+                else:
+                    self._budget.end(run.number, KEPT)
         elif run.state.ended:
             self._budget.end(run.number, FAILED)
 
     def _run_of(self, attempt: Attempt) -> Run | None:
-        run = self._store.get(attempt.name) if self._store.exists(attempt.name) else None
-        return run if run is not None and run.number == attempt.run else None
+        return self._store.get(attempt.name) if self._number_of(attempt.name) == attempt.run else None
+
+    def _number_of(self, version: str | None) -> int | None:
+        """The number of a run; None: none has that name."""
+        return None if version is None or not self._store.exists(version) else self._store.get(version).number
 
     # the way back ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +224,7 @@ class Retrainer:
             return
         run = self._run_of(promoted)
         upto = next((taker.upto for taker in self._kept.takers() if taker.run == promoted.run), None)
-        if run is None or upto is None or not self._is_there(promoted.before):
+        if run is None or upto is None or not self._can_return(promoted):
             return
         if self._kept.kept(after=upto).since < FIRST_LOOK * 2**promoted.looks:
             return
@@ -229,14 +235,20 @@ class Retrainer:
         if self._stopping.is_set():
             self._budget.not_looked(promoted.run)
             return
-        if self._store.promoted() != promoted.name:
-            return  # that took minutes, and somebody has promoted another meanwhile
+        if self._store.promoted() != promoted.name or not self._can_return(promoted):
+            return  # that took minutes, and somebody has promoted another meanwhile, or deleted the one before
         if why is not None:
             self._serve(promoted.before)
             self._store.event(run.name, "rolled back", f"{promoted.before!r} is served again. {why}")
 
-    def _is_there(self, version: str) -> bool:
-        return version == "base" or self._store.exists(version)
+    def _can_return(self, promoted: Attempt) -> bool:
+        """Whether the version before is still there: another run may have got the name of one that was deleted."""
+        before, number = promoted.before, self._number_of(promoted.before)
+        if before is None or number is None:
+            return before == "base"
+        # An older release has noted the name alone. A run that got the name later has a higher number.
+        is_that_run = number < promoted.run if promoted.before_run is None else number == promoted.before_run
+        return is_that_run and self._store.workspace.model_folder(before).is_dir()
 
 
 def wait_of(retrain: Retrain, failed: int) -> float:

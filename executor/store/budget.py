@@ -29,6 +29,7 @@ class Attempt(NamedTuple):
         run, name: its number and its name. level: its share of the budget.
         began, ended: seconds since the epoch. outcome: one of those above; None: it goes on.
         before: the version that was served before it was promoted. looks: how often the two were compared since.
+        before_run: the number of that version's run; None: it is `base`, or an older release has not noted it.
     """
 
     run: int
@@ -39,6 +40,7 @@ class Attempt(NamedTuple):
     outcome: str | None
     before: str | None
     looks: int
+    before_run: int | None
 
 
 class Budget:
@@ -49,8 +51,8 @@ class Budget:
 
     def attempts(self) -> list[Attempt]:
         """All automatic runs, newest first."""
-        query = "SELECT run, name, level, began, ended, outcome, before, looks FROM automatic ORDER BY number DESC"
-        return [Attempt(*row) for row in self._kept.database.rows(query)]
+        query = "SELECT run, name, level, began, ended, outcome, before, looks, before_run FROM automatic"
+        return [Attempt(*row) for row in self._kept.database.rows(f"{query} ORDER BY number DESC")]
 
     def spent(self) -> float:
         """How much of the budget is spent, or reserved for a run that goes on."""
@@ -67,10 +69,11 @@ class Budget:
             "INSERT OR IGNORE INTO automatic (run, name, level, began) VALUES (?, ?, ?, ?)", run, name, level, now()
         )
 
-    def end(self, run: int, outcome: str, before: str | None = None) -> None:
-        """Note how a run ended. Args: before: the version served before, if it was promoted."""
+    def end(self, run: int, outcome: str, before: str | None = None, before_run: int | None = None) -> None:
+        """Note how a run ended. Args: before, before_run: the version served before, if it was promoted."""
         self._execute(
-            "UPDATE automatic SET outcome = ?, before = ?, ended = ? WHERE run = ?", outcome, before, now(), run
+            "UPDATE automatic SET outcome = ?, before = ?, before_run = ?, ended = ? WHERE run = ?",
+            *(outcome, before, before_run, now(), run),
         )
 
     def looked(self, run: int) -> None:

@@ -33,6 +33,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
             looks INTEGER NOT NULL DEFAULT 0
         )""",
     ),
+    ("ALTER TABLE automatic ADD COLUMN before_run INTEGER",),  # a name may be given again, a number never is
 )
 WITHDRAWN = "withdrawn"
 _PAGE = 100  # documents read at a time
