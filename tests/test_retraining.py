@@ -32,6 +32,7 @@ class Shop(Desk):
         self.compared: list[tuple[str, str, str, list[str], float]] = []
         self.worse: str | None = None
         self.meanwhile: Callable[[], object] = lambda: None  # while versions are compared
+        self.served_by: Callable[[str], object] = self.store.promote
         self.said = 0
         self.retrainer = Retrainer(
             self.store,
@@ -39,13 +40,16 @@ class Shop(Desk):
             self.receiver,
             self.options,
             is_worse=self._is_worse,
-            serve=self.store.promote,
+            serve=self._serve,
         )
 
     def _is_worse(self, before: str, after: str, kind: str, docs: Any, chance: float) -> str | None:
         self.compared.append((before, after, kind, [doc.id for doc in docs], chance))
         self.meanwhile()
         return self.worse
+
+    def _serve(self, version: str) -> None:
+        self.served_by(version)
 
     def talk(self, count: int) -> None:
         self.say(*(labelled(f"d{self.said + n}", n % 2) for n in range(count)))
@@ -337,6 +341,43 @@ def test_a_ledger_without_numbers_of_the_versions_before_is_brought_up_to_date(t
     (attempt,) = budget.Budget(kept).attempts()
     assert (attempt.run, attempt.before, attempt.looks, attempt.before_run) == (7, "shop", 2, None)
     kept.close()
+
+
+def broken() -> None:
+    raise OSError("the disk is gone")
+
+
+def test_a_comparison_that_fails_is_made_again_after_pauses_with_the_level_that_it_had(open_shop, clock, caplog):
+    shop = open_shop(every_documents=50, retry_minutes=30)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.worse, shop.meanwhile = "It is worse.", broken
+    shop.talk(20)
+    for count, minutes in enumerate((30, 60), start=1):
+        for _ in range(3):  # it is looked after each second
+            shop.runs()
+        assert (len(shop.compared), len(caplog.records)) == (count, count)
+        assert "tried again after" in caplog.text
+        assert "the disk is gone" in caplog.text
+        clock[0] += 60 * minutes - 5
+        shop.runs()
+        assert len(shop.compared) == count
+        clock[0] += 10
+    shop.meanwhile = lambda: None
+    shop.runs()
+    assert ([each[-1] for each in shop.compared], shop.store.promoted()) == ([level_of(1)] * 3, "base")
+
+
+def test_a_version_that_cannot_be_served_again_at_once_is_served_later(open_shop, clock):
+    shop = open_shop(every_documents=50, retry_minutes=30)
+    promoted_over_a_run(shop)
+    shop.served_by = lambda version: broken()
+    shop.runs()
+    assert shop.store.promoted() == "auto-1"
+    shop.served_by = shop.store.promote
+    clock[0] += 1801
+    shop.runs()
+    assert shop.store.promoted() == "shop"
 
 
 def test_a_comparison_that_an_end_breaks_off_is_made_again(open_shop):

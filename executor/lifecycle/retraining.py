@@ -61,6 +61,7 @@ class Retrainer:
         self._serve = serve
         self._budget = Budget(kept)
         self._refused: tuple[float, int, str] | None = None  # when a run could not begin, how often, and why
+        self._uncompared = (0, 0, 0.0)  # the number of a run that could not be compared, how often, and until when
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._tend, name="retrainer", daemon=True)
 
@@ -98,7 +99,7 @@ class Retrainer:
             return
         self._note_ended()
         if retrain.rollback:
-            self._undo_if_worse()
+            self._undo_if_worse(retrain)
         if not self._stopping.is_set() and self.plan().due:
             self._begin()
 
@@ -217,7 +218,7 @@ class Retrainer:
 
     # the way back ---------------------------------------------------------------------------------------------------
 
-    def _undo_if_worse(self) -> None:
+    def _undo_if_worse(self, retrain: Retrain) -> None:
         """Compare the promoted run with the version before, each time that twice as much later feedback has come."""
         promoted = next((each for each in self._budget.attempts() if each.outcome == PROMOTED), None)
         if promoted is None or promoted.before is None or self._store.promoted() != promoted.name:
@@ -226,20 +227,37 @@ class Retrainer:
         upto = next((taker.upto for taker in self._kept.takers() if taker.run == promoted.run), None)
         if run is None or upto is None or not self._can_return(promoted):
             return
-        if self._kept.kept(after=upto).since < FIRST_LOOK * 2**promoted.looks:
+        put_off, failed, until = self._uncompared
+        if self._kept.kept(after=upto).since < FIRST_LOOK * 2**promoted.looks or (
+            put_off == run.number and until > now()
+        ):
             return
-        self._budget.looked(promoted.run)
+        self._budget.looked(run.number)
+        try:
+            self._compare(promoted, promoted.before, run, upto)
+            self._uncompared = (0, 0, 0.0)
+        except Exception as error:  # nothing was undone, so this look is not used up
+            failed = failed + 1 if put_off == run.number else 1
+            self._uncompared = run.number, failed, now() + wait_of(retrain, failed)
+            self._budget.not_looked(run.number)
+            _log.warning(
+                "Run %r could not be compared with %r, or not be undone; that is tried again after %s: %s",
+                *(run.name, promoted.before, iso(self._uncompared[2]), error),
+                exc_info=not isinstance(error, FinetunerError),
+            )
+
+    def _compare(self, promoted: Attempt, before: str, run: Run, upto: int) -> None:
         docs = self._kept.documents(upto, self._kept.last())
         kind = self._store.progress(run.name).kind or run.options.kind
-        why = self._is_worse(promoted.before, run.name, kind, docs, level_of(promoted.looks + 1))
+        why = self._is_worse(before, run.name, kind, docs, level_of(promoted.looks + 1))
         if self._stopping.is_set():
-            self._budget.not_looked(promoted.run)
+            self._budget.not_looked(run.number)
             return
-        if self._store.promoted() != promoted.name or not self._can_return(promoted):
+        if self._store.promoted() != run.name or not self._can_return(promoted):
             return  # that took minutes, and somebody has promoted another meanwhile, or deleted the one before
         if why is not None:
-            self._serve(promoted.before)
-            self._store.event(run.name, "rolled back", f"{promoted.before!r} is served again. {why}")
+            self._serve(before)
+            self._store.event(run.name, "rolled back", f"{before!r} is served again. {why}")
 
     def _can_return(self, promoted: Attempt) -> bool:
         """Whether the version before is still there: another run may have got the name of one that was deleted."""
