@@ -314,6 +314,27 @@ def test_sources_without_documents_and_runs_that_are_receiving_are_refused(make_
     assert not desk.store.exists("r")
 
 
+def test_copies_of_feedback_that_an_earlier_run_has_do_not_count_twice(make_desk):
+    desk = make_desk(max_documents_per_run=30)
+    desk.say(*(labelled(f"said{n}") for n in range(20)))
+    desk.fit(*(labelled(f"sent{n}") for n in range(5)), run="first", feedback=True, total=5)
+    desk.fit(run="between", documents_from=["first"])
+    for run, source in (("second", "first"), ("third", "between"), ("fourth", "third")):
+        made = desk.fit(run=run, documents_from=[source], feedback=True)
+        assert (made.state, made.train_rows) == (QUEUED, 25)
+    with pytest.raises(LimitExceeded, match="have 50 documents"):
+        desk.fit(run="fifth", documents_from=["first", "second"])
+
+
+def test_what_an_older_release_has_written_of_copies_of_feedback_counts(make_desk):
+    desk = make_desk(max_documents_per_run=30)
+    desk.say(*(labelled(f"said{n}") for n in range(20)))
+    desk.fit(*(labelled(f"sent{n}") for n in range(5)), run="first", feedback=True, total=5)
+    file = desk.store.workspace.sources_file("first")
+    file.write_text('{"complete": true, "upto": 20, "from": {"feedback": 20}, "quarantined": 0}')
+    assert desk.fit(run="second", documents_from=["first"], feedback=True).train_rows == 25
+
+
 def test_documents_that_do_not_fit_the_kind_are_quarantined(desk):
     desk.say(labelled("a"), labelled("b"), click("q", 1, -1))
     run = desk.fit(run="r", feedback=True, kind="class")

@@ -47,6 +47,15 @@ def copied_in_all(store: RunStore, name: str) -> int:
     return sum(found.get("from", {}).values()) + found.get("quarantined", 0) if found.get("complete") else 0
 
 
+def of_feedback(store: RunStore, name: str) -> int:
+    """How many train documents of a run are copies of feedback, whichever way they came.
+
+    Older files count those alone that came straight from it.
+    """
+    found = _read(store, name)
+    return int(found.get("of_feedback", found.get("from", {}).get(FEEDBACK, 0)))
+
+
 def _read(store: RunStore, name: str) -> dict[str, Any]:
     found = read_kept(store.workspace.sources_file(name))
     return found if isinstance(found, dict) and "upto" in found else {}
@@ -79,7 +88,7 @@ class Sources:
         self._one_at_a_time = threading.Lock()
 
     def check(self, options: TrainingOptions) -> int:
-        """Return how many documents the sources have that the options name.
+        """Return how many documents the sources have that the options name: at most so many would be copied.
 
         Raises: UnknownRun: there is no such run (any more). Conflict: it is still receiving. LimitExceeded.
         """
@@ -96,7 +105,8 @@ class Sources:
                     f"documents_from names run {name!r}, which is still receiving documents; start it, or wait until "
                     "it is queued."
                 )
-            count += run.train_rows or 0
+            copies = of_feedback(self._store, name) if options.feedback else 0  # these are left out, see `_of_run`
+            count += max(0, (run.train_rows or 0) - copies)
         if count > self._limit:
             raise LimitExceeded(
                 f"The sources of this run have {count} documents and max_documents_per_run is {self._limit}; name "
@@ -129,6 +139,7 @@ class Sources:
             again = self._store.workspace.sources_file(name).exists()  # a service was killed before it had them all
             upto, before = self._begin(run), self._quarantined(name)
             counts: dict[str, int] = {}
+            said = 0
             for source, docs in self._sources(run, upto):
                 counts[source] = 0
                 while chunk := list(islice(docs, _CHUNK)):
@@ -137,12 +148,15 @@ class Sources:
                     new = self._append(name, chunk)
                     if new is None:  # it was cancelled meanwhile
                         return
-                    counts[source] += len(chunk) if again else new
+                    added = len(chunk) if again else new
+                    counts[source] += added
+                    said += max(0, added - sum(doc.tags.get(SOURCE_TAG) != FEEDBACK for doc in chunk))
             if run.options.feedback:
                 self._feedback.take(run.number, name, upto)
             # Copies that are made again are counted as they are read, with those that cannot be used.
             quarantined = 0 if again else self._quarantined(name) - before
-            self._write(name, {"complete": True, "upto": upto, "from": counts, "quarantined": quarantined})
+            told = {"from": counts, "of_feedback": said, "quarantined": quarantined}
+            self._write(name, {"complete": True, "upto": upto, **told})
             self._store.event(name, "gathered", _told(counts))
 
     def _has_all(self, name: str) -> bool:
