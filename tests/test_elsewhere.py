@@ -1,5 +1,6 @@
 """A run that another command trains, in a job's folder: torchrun here, a cluster's launcher elsewhere."""
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -147,6 +148,48 @@ def test_half_a_line_of_a_killed_process_is_left_out_and_the_next_one_counts(wor
     JobStore(job, 0).event("one", "epoch", "second")
     mirror.look()
     assert workshop.events("one", "epoch") == ["first", "second"]
+
+
+def test_what_could_not_be_stored_is_taken_at_the_next_look_and_once(workshop: Workshop, job: Job) -> None:
+    mirror = mirror_of(workshop, job)
+    store, database = JobStore(job, 0), workshop.store.workspace.database
+
+    def end() -> None:
+        store.report("one", Progress(phase="training", step=3))
+        store.finish(TrainerExit.CRASHED)
+
+    for happens in (
+        lambda: store.event("one", "epoch", "epoch 1 of 5"),
+        lambda: store.quarantine("one", "train", [Quarantined("1", "d1", "it is no picture")], spooled=True),
+        end,
+    ):
+        happens()
+        with aside(database), pytest.raises(WorkspaceError):
+            mirror.look()
+        mirror.look()
+    assert workshop.events("one", "epoch") == ["epoch 1 of 5"]
+    assert workshop.store.problems("one") == [("bad", "it has no label"), ("d1", "it is no picture")]
+    assert len(workshop.events("one", "skipped")) == 2
+    assert workshop.store.progress("one").step == 3
+
+
+def test_a_file_that_could_not_be_kept_is_kept_at_the_next_look(workshop: Workshop, job: Job) -> None:
+    mirror = mirror_of(workshop, job)
+    (job.made / "parts.json").write_text("{}")
+    kept = workshop.store.workspace.run_folder("one") / "parts.json"
+    kept.mkdir()
+    with pytest.raises(OSError, match=re.escape(kept.name)):
+        mirror.look()
+    kept.rmdir()
+    mirror.look()
+    assert kept.read_text() == "{}"
+
+
+@contextlib.contextmanager
+def aside(file: Path) -> Iterator[None]:
+    moved = file.rename(f"{file}-aside")
+    yield
+    moved.rename(file)
 
 
 def finished(job: Job) -> None:

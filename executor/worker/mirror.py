@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ class Mirror:
         self._run = run
         self._attempt = attempt
         self._folder = store.workspace.run_folder(run.name)
-        self._seen: dict[Path, tuple[int, int]] = {}  # when a file that is replaced was changed, and its size
-        self._read: dict[Path, int] = {}  # bytes of the files that grow
+        self._seen: dict[Path, tuple[int, int]] = {}  # of files that are replaced and taken: when changed, and the size
+        self._read: dict[Path, int] = {}  # bytes of the files that grow that are taken
         self._begun = False
         self._checkpoint = max((int(place.name) for place in store.workspace.checkpoints(run.name)), default=-1)
 
@@ -44,8 +45,9 @@ class Mirror:
         self._take_history()
         self._keep_checkpoint()
         for name in KEPT_FILES:
-            if self._changed(self._job.made / name):
-                publish_file(self._folder / name, (self._job.made / name).read_bytes())
+            with self._changed(self._job.made / name) as changed:
+                if changed:
+                    publish_file(self._folder / name, (self._job.made / name).read_bytes())
 
     def ended(self) -> dict[int, int]:
         """Return the exit codes of the ranks that have written theirs, by rank."""
@@ -93,35 +95,39 @@ class Mirror:
             unfinished.unlink(missing_ok=True)
 
     def _take_progress(self) -> None:
+        beat = self._store.workspace.beat_file(self._run.name)
+        with self._changed(self._job.made / "alive") as alive:
+            if alive:
+                beat.touch()
         file = self._job.made / "progress.json"
-        changed = self._changed(file)
-        content = self._of_attempt(file) if changed else None
-        if content is not None:
-            self._begun = True
-        alive = self._changed(self._job.made / "alive")
-        if changed or alive or not self._begun:  # it may wait for machines as long as it likes
-            self._store.workspace.beat_file(self._run.name).touch()
-        if content is not None:  # a newer release may have added fields
-            known = {name: value for name, value in content["progress"].items() if name in _PROGRESS_FIELDS}
-            self._store.report(self._run.name, Progress(**known))
+        with self._changed(file) as changed:
+            content = self._of_attempt(file) if changed else None
+            if content is not None:  # a newer release may have added fields
+                self._begun = True
+                known = {name: value for name, value in content["progress"].items() if name in _PROGRESS_FIELDS}
+                self._store.report(self._run.name, Progress(**known))
+            if changed or not self._begun:  # it may wait for machines as long as it likes
+                beat.touch()
 
     def _take_history(self) -> None:
         for file in self._job.reports("problems.jsonl").values():
-            for split, place, document, reason, spooled in self._new_lines(file):
-                problem = Quarantined(place, document, reason)
-                self._store.quarantine(self._run.name, split, [problem], spooled=spooled)
+            with self._new_lines(file) as lines:
+                for split, place, document, reason, spooled in lines:
+                    problem = Quarantined(place, document, reason)
+                    self._store.quarantine(self._run.name, split, [problem], spooled=spooled)
         for file in self._job.reports("events.jsonl").values():
-            events = [(at, kind, message) for at, kind, message in self._new_lines(file)]
-            if events:
-                self._store.take_events(self._run.name, events)
+            with self._new_lines(file) as lines:
+                if lines:
+                    self._store.take_events(self._run.name, [(at, kind, message) for at, kind, message in lines])
 
-    def _new_lines(self, file: Path) -> list[Any]:
-        """Return the whole lines that were added since the last look."""
+    @contextlib.contextmanager
+    def _new_lines(self, file: Path) -> Iterator[list[Any]]:
+        """Give the whole lines that were added. If the block fails, they are given again."""
         with open(file, "rb") as lines:
             lines.seek(self._read.get(file, 0))
             content, end, _ = lines.read().rpartition(b"\n")
+        yield read_lines(content)
         self._read[file] = self._read.get(file, 0) + len(content) + len(end)
-        return read_lines(content)
 
     def _keep_checkpoint(self) -> None:
         """Copy the newest checkpoint, so that the run can go on even if the job's folder is lost."""
@@ -135,15 +141,16 @@ class Mirror:
         for old in newest_first(kept)[KEPT_CHECKPOINTS:]:
             shutil.rmtree(old)
 
-    def _changed(self, file: Path) -> bool:
-        """Whether a file is there and has changed since the last call."""
-        try:
+    @contextlib.contextmanager
+    def _changed(self, file: Path) -> Iterator[bool]:
+        """Whether a file is there and has changed. If the block fails, it is so the next time, too."""
+        now = None
+        with contextlib.suppress(FileNotFoundError):
             found = file.stat()
-        except FileNotFoundError:
-            return False
-        now = (found.st_mtime_ns, found.st_size)
-        before, self._seen[file] = self._seen.get(file), now
-        return now != before
+            now = (found.st_mtime_ns, found.st_size)
+        yield now is not None and now != self._seen.get(file)
+        if now is not None:
+            self._seen[file] = now
 
     def _of_attempt(self, file: Path) -> dict[str, Any] | None:
         """Return what a file says, if it is of this attempt."""
