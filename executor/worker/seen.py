@@ -10,6 +10,8 @@ from ..loading.datasets import ClassDataset, Dataset
 from ..store.lineage import Digests, Lineage, key_of_group, keys_of_labels
 from .decoding import Decoded
 
+Keys = tuple[bytes, ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -25,18 +27,16 @@ class Seen:
     proved: np.ndarray
 
 
-def keys_of(split: Decoded) -> list[Digests]:
+def keys_of(split: Decoded) -> list[Keys]:
     """By what each document of a split is known again: what was sent, its picture, its group."""
     seen = split.inspection
     return [
-        frozenset(
-            [content] + ([] if picture is None else [picture.digest]) + ([] if group is None else [key_of_group(group)])
-        )
+        (content, *([] if picture is None else [picture.digest]), *([] if group is None else [key_of_group(group)]))
         for content, picture, group in zip(split.docs.contents(), seen.prints, seen.groups, strict=True)
     ]
 
 
-def seen_before(keys: list[Digests], base: Lineage, served: Lineage, *, sessions: bool) -> Seen:
+def seen_before(keys: list[Keys], base: Lineage, served: Lineage, *, sessions: bool) -> Seen:
     """Find the documents that are known.
 
     Args: keys: of each document. sessions: whether these are sessions. Their candidates are often those of others, so
@@ -62,7 +62,7 @@ def known_labels(dataset: Dataset, base: Lineage, served: Lineage) -> np.ndarray
 
 
 def lineage_of_run(
-    dataset: Dataset, split: Decoded, trained: np.ndarray, *, taught: Iterable[Digests], proved: Iterable[Digests]
+    dataset: Dataset, split: Decoded, trained: np.ndarray, *, taught: Iterable[Keys], proved: Iterable[Keys]
 ) -> Lineage:
     """What a run's model will have seen beyond its base.
 
