@@ -203,3 +203,35 @@ def test_only_classes_that_are_new_are_held_out_whole_after_a_training_on_some_o
     assert len(parts.whole_classes) == 3
     assert min(parts.whole_classes) >= 50
     assert not taught[parts.proof].any()
+
+
+@pytest.mark.parametrize("each", [3, 5])
+def test_no_document_is_held_out_that_finds_no_other_of_its_label(each):
+    labels = np.arange(16 * each) % 16
+    dataset = ClassDataset(DocumentArray(Document(text="x", tags={"finetuner_label": int(label)}) for label in labels))
+    units = np.arange(len(labels)) // 2  # each has one document of two labels
+    for seed in range(10):
+        proof = split_documents(dataset, np.arange(len(labels)), "auto", seed=seed, units=units).proof
+        _, counts = np.unique(dataset.labels[proof], return_counts=True)
+        assert (counts > 1).all()
+        assert (len(proof) > 0) == (each > 3)
+
+
+@pytest.mark.parametrize("sizes", [[4] * 15, [6] * 10, [4] * 20])
+def test_a_model_from_before_that_knows_one_document_leaves_about_as_many_to_prove_the_next(sizes):
+    dataset = labelled(*sizes)
+    alone = len(parts_of(dataset).proof)
+    known = np.arange(len(dataset)) == 0
+    found = parts_of(dataset, taught=known, proved=np.zeros_like(known)).proof
+    assert len(found) >= min(20, alone) - 1  # two documents of each label
+
+
+def test_new_documents_of_one_label_do_not_prove_what_those_of_ten_could():
+    dataset = labelled(*[20] * 10, 150)
+    parts = parts_of(dataset, taught_served=np.arange(350) < 200)
+    assert len(set(dataset.labels[parts.proof])) == 11
+
+
+def test_a_share_of_documents_that_were_all_trained_on_is_nothing_and_no_mistake_of_the_caller():
+    dataset = labelled(*[20] * 5)
+    assert len(parts_of(dataset, 0.2, taught=np.arange(100) < 99).proof) == 0

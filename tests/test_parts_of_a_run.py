@@ -106,6 +106,9 @@ def test_eval_documents_that_taught_the_base_prove_nothing(trained: Workshop) ->
     assert proof == [10, 11, 12, 13, 14]
     assert "10 of 15 eval documents were left out of the proof: the version that the run starts from" in noticed[0]
     assert "'p20', 'p21', 'p22', 'p23', 'p24', …" in noticed[0]
+    proof, noticed = proven(trained, "one-left", pictures(0, 30) + pictures(500, 1), base="before")
+    assert proof == []  # the one that is left finds no other
+    assert "30 of 31 eval documents were left out" in noticed[0]
 
 
 def test_eval_documents_that_taught_the_served_version_prove_nothing_where_there_are_others(trained: Workshop) -> None:
