@@ -12,6 +12,8 @@ from torch import nn
 from executor.training.optimizer import PlainAdamW
 from serving import ROOT
 
+pytestmark = pytest.mark.compute
+
 
 def trained(kind: type[torch.optim.AdamW], *, again_from: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
     """Make three steps; return the weights and the optimizer's state."""

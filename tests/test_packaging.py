@@ -1,6 +1,7 @@
 """The files around the code: those that Jina Hub reads, the pinned requirements, the scripts, the image."""
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -46,9 +47,16 @@ def project() -> dict[str, Any]:
     return content
 
 
+@functools.cache
+def nodes_of(source: Path) -> list[ast.AST]:
+    """All of a file's code."""
+    return list(ast.walk(ast.parse(source.read_text())))
+
+
+@functools.cache
 def imports(source: Path) -> set[str]:
     """Every module that a file imports absolutely, at its top or anywhere within."""
-    nodes = list(ast.walk(ast.parse(source.read_text())))
+    nodes = nodes_of(source)
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     return plain | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
 
@@ -159,7 +167,7 @@ def test_nothing_reads_or_writes_a_pickle_but_the_published_weights_by_a_loader_
     picklers = {"pickle", "cloudpickle", "dill", "joblib", "shelve"}
     assert not [source.name for source in SOURCES if picklers & {name.split(".")[0] for name in imports(source)}]
     for source in SOURCES:
-        for node in ast.walk(ast.parse(source.read_text())):
+        for node in nodes_of(source):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in {"torch.load", "torch.save"}:
                 assert source.name == "efficientnet.py", f"{source.name}:{node.lineno}"
                 assert "weights_only=True" in ast.unparse(node), f"{source.name}:{node.lineno}"

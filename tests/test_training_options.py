@@ -25,6 +25,8 @@ from executor.training.parts import make_config, make_loader, make_loss, prepare
 from executor.training.precision import choose_bf16, computes_in_bf16
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.compute
+
 CPU = torch.device("cpu")
 
 
