@@ -3,6 +3,7 @@
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -112,6 +113,25 @@ def test_an_attempt_is_counted_when_it_begins_and_the_first_start_is_kept(store)
     again = store.advance("a", TRAINING)
     assert (first.attempts, again.attempts) == (1, 2)
     assert again.started_at == first.started_at is not None
+
+
+def test_a_run_that_is_queued_again_keeps_how_far_it_was_and_not_what_it_was_at(store):
+    in_state(store, TRAINING)
+    shown = Progress(phase="saving", epoch=2, step=9, history={"loss": [0.5]}, eta_seconds=7.0, images_per_second=80.0)
+    store.report("a", shown)
+    kept = replace(shown, phase=None, eta_seconds=None, images_per_second=None)
+    store.advance("a", QUEUED)
+    assert store.progress("a") == kept
+    store.report("a", shown)  # the last word of a trainer that outlived its service for a moment
+    store.advance("a", TRAINING)
+    assert store.progress("a") == kept
+
+
+def test_a_run_that_begins_to_train_goes_on_with_what_its_trainer_does_already(store):
+    in_state(store, QUEUED)
+    store.report("a", Progress(phase="loading"))
+    store.advance("a", TRAINING)
+    assert store.progress("a").phase == "loading"
 
 
 def test_an_ended_run_has_a_time_of_its_end_and_no_process(store):

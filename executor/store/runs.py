@@ -9,6 +9,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -170,7 +171,7 @@ class RunStore:
         return [_run_of(row) for row in self._database.rows(f"SELECT {_RUN_COLUMNS} FROM runs {where}", *arguments)]
 
     def advance(self, name: str, to: RunState, **changes: Any) -> Run:
-        """Move a run to state `to`. States change only here.
+        """Move a run to state `to`. States change only here. What an attempt that died was at is not shown any more.
 
         Args: changes: further columns to set.
         Raises: IllegalTransition: `LEGAL` does not have this move.
@@ -194,6 +195,9 @@ class RunStore:
                     "UPDATE runs SET queue_order = 1 + (SELECT COALESCE(MAX(queue_order), 0) FROM runs) WHERE name = ?",
                     (name,),
                 )
+            if run.attempts and not to.ended:
+                known = self.progress(name)
+                self._report(db, name, replace(known, phase=None, eta_seconds=None, images_per_second=None))
             self._append_event(
                 db, name, to.value, changes.get("error") or changes.get("verdict") or f"was {run.state.value}"
             )
@@ -276,8 +280,11 @@ class RunStore:
     def report(self, name: str, progress: Progress) -> None:
         """Replace the progress of a run."""
         with self._database.transaction() as db:
-            fields = json.dumps(progress.__dict__)
-            db.execute("INSERT OR REPLACE INTO progress (run, fields) VALUES (?, ?)", (name, fields))
+            self._report(db, name, progress)
+
+    def _report(self, db: sqlite3.Connection, name: str, progress: Progress) -> None:
+        fields = json.dumps(progress.__dict__)
+        db.execute("INSERT OR REPLACE INTO progress (run, fields) VALUES (?, ?)", (name, fields))
 
     def progress(self, name: str) -> Progress:
         """The last progress reported for a run."""
