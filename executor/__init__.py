@@ -1,6 +1,8 @@
 """Fine-tune image embeddings in the background of a Jina Flow, and serve them."""
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +52,15 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
+
+def _ease_gateways() -> None:
+    """Before a Flow forks its gateway, let that be as easy to call as our doors, whatever of us was imported."""
+    if "jina" in sys.modules:
+        importlib.import_module(".documents", __name__)  # which has large integers sent
+        importlib.import_module(".wire.refusals", __name__).ease_gateways()
+
+
+os.register_at_fork(before=_ease_gateways)
 
 if __name__ == "user_module":
     # Jina imports the package under this name for `config.yml`. It finds the class only if the import defined it.

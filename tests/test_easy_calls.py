@@ -3,8 +3,11 @@
 import asyncio
 import gc
 import logging
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import jina.helper
@@ -59,6 +62,35 @@ def test_a_call_without_documents_needs_no_data_and_without_a_body_no_type(body,
 def test_a_body_of_the_wrong_form_is_refused_in_a_sentence():
     status, answer = called(gateway(), b'{"data": 3}', JSON)
     assert (status, b"The request has the wrong form at body.data" in answer) == (422, True)
+
+
+FORKED = """
+import os, sys
+{imports}
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+import fastapi, jina.helper
+from docarray.base_doc.mixins import io
+app = jina.helper.extend_rest_interface(fastapi.FastAPI())
+print([each.cls.__name__ for each in app.user_middleware], io._type_to_protobuf(2**40).float == 2**40, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "imports", ["import executor; from jina import Flow", "from jina import Flow; import executor"]
+)
+def test_a_gateway_is_forked_eased_whatever_of_ours_its_program_has_imported_and_when(imports):
+    told = subprocess.run(
+        [sys.executable, "-c", FORKED.format(imports=imports)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert told.stdout == "['LastErrorFirst', 'OptionalData'] True\n"
 
 
 def answer_of(code: int) -> bytes:

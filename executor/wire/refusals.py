@@ -213,8 +213,8 @@ def ease_gateways() -> None:
     """Let the gateways of this process, and of those that it forks from now on, be as easy to call as our doors.
 
     Over HTTP a call without documents needs no `data`; a websocket's error is not lost, nor the reason for its end.
-    A Flow in Python forks its gateway; one that `jina flow` starts with Jina's own gateway never imports us, and stays
-    as Jina made it.
+    A Flow in Python forks its gateway from a process that may have imported us: see `executor/__init__.py`. One that
+    `jina flow` starts with Jina's own gateway never imports us, and stays as Jina made it.
     """
 
     def eased(app: FastAPI) -> FastAPI:
