@@ -67,6 +67,13 @@ def test_another_model_is_a_404(door, model):
     assert_plain(error["message"], "There is no model")
 
 
+def test_another_space_is_a_404_that_names_its_parameter(door):
+    answer = ask(door, model="base", input=URIS, space="nobody")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (404, "space", "model_not_found")
+    assert_plain(error["message"], "space='nobody': There is no model 'nobody'")
+
+
 @pytest.mark.parametrize(
     ("body", "param", "words"),
     [

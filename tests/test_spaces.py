@@ -25,6 +25,7 @@ from executor.models.space_map import FILE as MAP_FILE
 from executor.parameters import EmbedParameters, TrainingOptions, parse_executor_options
 from executor.serving.spaces import Conversion, Spaces
 from executor.store.run import RunState
+from executor.web.embeddings import as_error
 from executor.worker.index_learning import LearnedIndex
 
 pytestmark = pytest.mark.compute
@@ -220,8 +221,11 @@ def test_a_reader_maps_to_the_space_that_its_version_was_measured_against(servic
     found = reader.conversion(version, EmbedParameters(space="base"))
     assert (found.source, found.space) == (own, base)
     assert reader.conversion(version, EmbedParameters(dimensions=8)).space == f"{own}/8"
-    with pytest.raises(InvalidParameter, match="cannot map to the space of 'b'; it has a map to that of 'base'"):
+    with pytest.raises(
+        InvalidParameter, match="cannot map to the space of 'b'; it has a map to that of 'base'"
+    ) as refused:
         reader.conversion(version, EmbedParameters(space="b"))
+    assert as_error(refused.value)["param"] == "space"
     with pytest.raises(InvalidParameter, match="ask for the space alone"):
         reader.conversion(version, EmbedParameters(space="base", encoding="int8"))
 

@@ -132,10 +132,10 @@ class Spaces:
         name = wanted.space or version.name
         try:
             target = self._read(name)
-        except UnknownModel:
+        except UnknownModel as error:
             if self._elsewhere:
                 return self._conversion_elsewhere(version, name, wanted)
-            raise
+            raise UnknownModel(f"space={name!r}: {error}") from error
         found = None if target.space == version.space else self._map(version, name, target)
         small = None
         if wanted.dimensions is not None or wanted.encoding != "float":
@@ -156,7 +156,8 @@ class Spaces:
         if known is None or known.version != name or known.own_space != version.space:
             there_is = "it has no map" if known is None else f"it has a map to that of {known.version!r}"
             raise InvalidParameter(
-                f"This reader serves {version.name!r}, and cannot map to the space of {name!r}; {there_is}."
+                f"space={name!r}: this reader serves {version.name!r}, and cannot map to the space of {name!r}; "
+                f"{there_is}."
             )
         if wanted.dimensions is not None or wanted.encoding != "float":
             raise InvalidParameter(
@@ -185,7 +186,7 @@ class Spaces:
             raise Conflict(f"The version {version.name!r} is being replaced; send the documents again.")
         found = _between(version.space, own.map, target.space, target.map)
         if found is None:
-            raise InvalidParameter(self._no_map(version.name, version.space, name))
+            raise InvalidParameter(f"space={name!r}: {self._no_map(version.name, version.space, name)}")
         return found[0]
 
     def _no_map(self, source: str, space: str, target: str) -> str:

@@ -127,7 +127,13 @@ def as_error(error: FinetunerError) -> dict[str, Any]:
     elif isinstance(error, Unauthorized):
         code = "invalid_api_key"
     elif isinstance(error, NotFound):
-        param, code = "model", "model_not_found"
+        param, code = "space" if _names(error, "space") else "model", "model_not_found"
     elif isinstance(error, BadRequest) and param is None:
-        param = next((name for name in (*OWN_FIELDS, *PASSED_ON) if repr(name) in str(error)), None)
+        fields = (*OWN_FIELDS, *PASSED_ON)
+        param = next((name for name in fields if _names(error, name) or repr(name) in str(error)), None)
     return {"message": str(error), "type": kind, "param": param, "code": code}
+
+
+def _names(error: FinetunerError, field: str) -> bool:
+    """Whether a sentence begins with the field that is wrong. Behind a gateway there is nothing but the sentence."""
+    return str(error).startswith(f"{field}=")
