@@ -14,7 +14,9 @@ import pytest
 from conftest import images
 from executor import DocumentArray
 from executor.documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
+from executor.endpoints.health import readiness
 from executor.endpoints.reader import Reader
+from executor.endpoints.service import Service
 from executor.endpoints.table import call, open_service
 from executor.errors import ConfigurationError, Conflict, InvalidParameter, NotReady, UnknownModel, UnknownRun
 from executor.models.building import build_model
@@ -324,6 +326,25 @@ def test_a_store_out_of_reach_is_said_and_tried_again(
     said = place.pointer()
     assert said is not None
     assert said.version == "base"
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[Service]:
+    """A service that embeds nothing."""
+    small = {"role": "train", "model": "small", "input_size": 16, "standby_seconds": 0}
+    running = Service(tmp_path / "trainer", parse(ExecutorOptions, small, where="the executor"))
+    yield running
+    running.close()
+
+
+def test_a_service_that_loads_no_model_knows_the_space_of_the_one_that_readers_serve(trainer: Service) -> None:
+    assert asyncio.run(readiness(trainer)).space is None  # there is no model yet, and none is made for that
+    folder = trainer.store.workspace.base
+    assert not folder.exists()
+    save_model(build_model(ModelConfig(model="small", input_size=16)), folder)
+    said, figures = asyncio.run(readiness(trainer)), asyncio.run(trainer.measures.exposition()).decode()
+    assert (said.ready, said.served, said.space) == (True, "base", space_of(folder))
+    assert f'finetuner_served_version_info{{space="{space_of(folder)}",version="base"}} 1.0' in figures
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from ..errors import FinetunerError, NotReady
 from ..lifecycle.watchdog import is_stopped
+from ..models.versions import version_folder
 from ..store.run import Run, RunState
 from .outward import outward
 
@@ -20,7 +21,7 @@ class Readiness:
     """Whether `/embed` can answer.
 
     Attributes:
-        served: the version now served. space: of its embeddings; None while it is not loaded.
+        served: the version now served. space: of its embeddings; None while nobody knows: see `space_of`.
         degraded: what is wrong besides, in sentences.
         executor: of which executor of a Flow this is said; None where there is only one.
         since: when that version was chosen, ISO 8601; None: since ever, or nobody knows. role: of the service.
@@ -53,11 +54,24 @@ def _readiness(service: "Service | Reader") -> Readiness:
     if service.role != "serve":
         writer = cast("Service", service)
         degraded += [*_store_faults(writer), *_training_faults(writer)]
-    space = None if version is None else version.space
+    space = space_of(service, served)
     since = None
     with contextlib.suppress(FinetunerError):  # it is among the faults of the store
         since = service.served_since()
     return Readiness(ready, served, space, degraded, since=since, role=service.role)
+
+
+def space_of(service: "Service | Reader", version: str) -> str | None:
+    """Return the space of a version; None: it is not loaded, and there are no files of it (yet)."""
+    loaded = service.embedder.loaded(version)
+    if loaded is not None or service.role == "serve":
+        return None if loaded is None else loaded.space
+    writer = cast("Service", service)
+    try:
+        version_folder(writer.store.workspace, version)  # where there is no base yet, none is made for this
+        return writer.spaces.space_of(version)
+    except FinetunerError:
+        return None
 
 
 def _not_loaded(service: "Service | Reader", served: str) -> str:

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 from ..errors import FinetunerError
 from ..store.run import RunState
 from ..store.runs import RunStore
-from .health import has_stopped_trainer
+from .health import has_stopped_trainer, space_of
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -79,9 +79,8 @@ class _Standing(Collector):
 
     def _served(self) -> Metric:
         name = self._service.served()
-        version = self._service.embedder.loaded(name)
         info = GaugeMetricFamily("finetuner_served_version_info", "The version now served", labels=["version", "space"])
-        info.add_metric([name, version.space if version else ""], 1)
+        info.add_metric([name, space_of(self._service, name) or ""], 1)
         return info
 
 
