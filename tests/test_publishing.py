@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from executor.documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
 from executor.endpoints.health import readiness
 from executor.endpoints.reader import Reader
 from executor.endpoints.service import Service
-from executor.endpoints.table import call, open_service
+from executor.endpoints.table import ENDPOINTS, call, open_service
 from executor.errors import ConfigurationError, Conflict, InvalidParameter, NotReady, UnknownModel, UnknownRun
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
@@ -270,7 +271,7 @@ def test_a_reader_refuses_what_only_a_writer_has(reader: Reader, place: Place, v
     space = publish(place, "first", versions["first"])
     until(lambda: serves(reader, space))
     for path in ("/fit", "/promote", "/cancel", "/delete", "/events", "/report"):
-        with pytest.raises(Conflict, match=f"role 'serve'.*{path}.*It has: /embed, /evaluate, /status"):
+        with pytest.raises(Conflict, match=f"role 'serve'.*{path}.*It has: /embed, /evaluate, /status, /v1/embeddings"):
             ask(reader, path)
     with pytest.raises(Conflict, match="no documents of runs"):
         ask(reader, "/evaluate", run="first")
@@ -345,6 +346,12 @@ def test_a_service_that_loads_no_model_knows_the_space_of_the_one_that_readers_s
     said, figures = asyncio.run(readiness(trainer)), asyncio.run(trainer.measures.exposition()).decode()
     assert (said.ready, said.served, said.space) == (True, "base", space_of(folder))
     assert f'finetuner_served_version_info{{space="{space_of(folder)}",version="base"}} 1.0' in figures
+
+
+def test_who_asks_a_service_that_embeds_nothing_for_embeddings_is_told_all_that_it_has(trainer: Service) -> None:
+    has = ", ".join(["It has: /fit", *(path for path in ENDPOINTS if path not in ("/fit", "/embed")), "/watch."])
+    with pytest.raises(Conflict, match=re.escape(has)):
+        asyncio.run(call(trainer, "/embed", [], {}))
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

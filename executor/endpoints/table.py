@@ -64,6 +64,7 @@ _OF_A_READER = {path: ENDPOINTS[path] for path in ("/embed", "/evaluate")} | {
 }
 _OF_A_TRAINER = {path: endpoint for path, endpoint in ENDPOINTS.items() if path != "/embed"}
 _OF_A_ROLE = {"all": ENDPOINTS, "train": _OF_A_TRAINER, "serve": _OF_A_READER}
+_BESIDE = {"all": "/watch", "train": "/watch", "serve": "/v1/embeddings"}  # what a role has that no table has
 
 
 def open_service(folder: Path, options: of.ExecutorOptions, *, copies: int = 1) -> Service | Reader:
@@ -101,7 +102,7 @@ def writer_of(service: Service | Reader, path: str) -> Service:
 
 def _not_here(service: Service | Reader, path: str) -> Conflict:
     other = "the service that trains" if service.role == "serve" else "a reader, or a service with the role 'all',"
-    has = ", ".join(_OF_A_ROLE[service.role])
+    has = ", ".join([*_OF_A_ROLE[service.role], _BESIDE[service.role]])
     return Conflict(f"This service has the role {service.role!r}: call {other} for {path}. It has: {has}.")
 
 
