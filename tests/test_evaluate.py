@@ -10,9 +10,11 @@ from conftest import coloured, encoded, images
 from executor import Document, DocumentArray
 from executor.documents import Evaluation, Match, RunStatus
 from executor.evaluation.metrics import METRICS
+from sentences import assert_plain
 from serving import DOOR, Service
 
 pytestmark = pytest.mark.flow
+URI = "data:image/png;base64," + base64.b64encode(encoded(coloured(0))).decode()
 
 
 def evaluate(service: Service, docs: DocumentArray, **parameters: Any) -> Evaluation:
@@ -125,14 +127,38 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(
     assert reason in response.json()["detail"]
 
 
-def test_a_part_of_a_set_that_comes_twice_is_named_and_nothing_is_scored(service: Service) -> None:
+@pytest.mark.parametrize(
+    ("docs", "words"),
+    [
+        ([{"tags": {"finetuner_label": 1}}, {}], ["1 labelled (such as 'data[0]'), 1 with", "(such as 'data[1]')"]),
+        (
+            [{"matches": [{"uri": URI, "tags": {"finetuner_label": 5}}]}],
+            ["Session 'data[0]': match 'data[0].matches[0]'"],
+        ),
+    ],
+)
+def test_documents_without_ids_are_named_by_their_places_and_no_kind_is_asked_for(
+    service: Service, docs: list[dict[str, Any]], words: list[str]
+) -> None:
+    detail = service.http("/evaluate", [doc | {"uri": URI} for doc in docs], protocol=DOOR).json()["detail"]
+    assert_plain(detail, *words)
+    assert "kind" not in detail
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_part_of_a_set_that_comes_twice_is_named_and_nothing_is_scored(service: Service, ids: bool) -> None:
     """Each of its documents would find itself: the figures would be near 1."""
     data = [
-        {"id": f"d{n}", "uri": "data:image/png;base64," + base64.b64encode(encoded(coloured(n, n))).decode(),
-         "tags": {"finetuner_label": n % 2}} for n in range(4)
-    ]  # fmt: skip
+        {
+            "id": f"d{n}" if ids else None,
+            "uri": "data:image/png;base64," + base64.b64encode(encoded(coloured(n, n))).decode(),
+            "tags": {"finetuner_label": n % 2},
+        }
+        for n in range(4)
+    ]
     with ThreadPoolExecutor() as pool:
         sent = [pool.submit(service.http, "/evaluate", data, protocol=DOOR, model="base", total=8) for _ in range(2)]
     for answer in (each.result() for each in sent):
         assert answer.status_code == 400
-        assert "Document 'd0' came in two requests of this set" in answer.text
+        named = "Document 'd0'" if ids else "A document without an id"
+        assert f"{named} came in two requests of this set" in answer.text

@@ -1,6 +1,7 @@
 """What users say is kept, the latest word of each id; runs are trained on it, and on what earlier runs were sent."""
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,12 @@ def test_a_bad_document_is_said_and_sinks_nothing(make_desk, document, reason):
     assert (answer.stored, answer.total, answer.skipped) == (1, 1, 1)
     assert answer.problems[0].id == "bad"
     assert reason in answer.problems[0].reason
+
+
+def test_a_bad_match_without_an_id_is_named_by_its_place(make_desk):
+    (said,) = pictures_of([{"uri": "data:,q", "matches": [{"uri": "data:,m", "tags": {"finetuner_label": 5}}]}])
+    (problem,) = make_desk().say(said).problems
+    assert re.search(r"^Session '(feedback-\w{24})': match '\1-0' is labelled 5", problem.reason)
 
 
 def test_the_rule_removes_the_oldest_and_says_how_many(make_desk):

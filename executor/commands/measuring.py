@@ -27,10 +27,10 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
     Raises: BadRequest: no set is named, or nothing in it can be scored.
     """
     from ..evaluation.pairing import numbered, score_pair
-    from ..loading.datasets import DATASETS, kind_of
+    from ..loading.datasets import DATASETS, ONE_SORT, kind_of
 
     with _documents(arguments) as docs:
-        kind = kind_of(docs)
+        kind = kind_of(docs, ONE_SORT)
         if kind == "unlabeled":
             raise BadRequest("The documents have no labels, so nothing can be scored; name the column of the labels.")
         dataset = DATASETS[kind](docs)

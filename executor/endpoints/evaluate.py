@@ -1,7 +1,7 @@
 """`/evaluate`: embed documents with a version and score them as queries."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from docarray import DocList
 from ..compute.threads import in_brief_thread
 from ..documents import ERROR_TAG, Evaluation
 from ..errors import BadRequest, Conflict, brief
-from ..loading.datasets import DATASETS, kind_of
+from ..loading.datasets import DATASETS, ONE_SORT, kind_of
 from ..parameters import EvaluateParameters
 from ..store.proof_documents import proof_documents
 from ..store.spool_rows import content_digest
@@ -24,12 +24,12 @@ JINAS_REQUEST = 100  # documents; Jina cuts a longer call into requests of so ma
 class _Embedded(NamedTuple):
     """Documents with embeddings and without images.
 
-    Attributes: failed: how many more could not be embedded. sent: the id and the content of each document.
+    Attributes: failed: how many more could not be embedded. sent: as of `_identities`.
     """
 
     docs: list[Any]
     failed: int
-    sent: set[tuple[str, bytes]]
+    sent: Set[tuple[str, bytes]] = frozenset()
 
 
 async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: EvaluateParameters) -> list[Evaluation]:
@@ -56,8 +56,11 @@ async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: Evalu
                 f"/evaluate got {len(docs)} documents. Jina cuts longer calls into requests of that size, and figures "
                 "of a part would mislead: say with the parameter 'total' how many documents there are."
             )
+        _name(docs)
         return [await _evaluate_alone(service, docs, version)]
-    part = await _embed(service, docs, version)
+    sent = await asyncio.to_thread(_identities, docs)
+    _name(docs)
+    part = (await _embed(service, docs, version))._replace(sent=sent)
     return [
         await service.gatherings.join(
             (version, wanted.total), part, len(docs), wanted.total, lambda parts: _score_once(version, parts)
@@ -70,8 +73,10 @@ async def _score_once(version: str, parts: list[_Embedded]) -> Evaluation:
     seen = set[tuple[str, bytes]]()
     for part in parts:
         if twice := seen & part.sent:
+            id, _ = min(twice)
+            which = f"Document {brief(id)!r}" if id else "A document without an id"
             raise BadRequest(
-                f"Document {brief(min(twice)[0])!r} came in two requests of this set: one was sent again, or two sets "
+                f"{which} came in two requests of this set: one was sent again, or two sets "
                 "with the same 'total' were sent at once. Nothing is scored. Send all of them again, a set at a time."
             )
         seen |= part.sent
@@ -92,10 +97,8 @@ async def _evaluate_alone(service: Service | Reader, docs: Sequence[Any], versio
 async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -> _Embedded:
     good = list[Any]()
     failed = 0
-    sent = set[tuple[str, bytes]]()
     for start in range(0, len(docs), CHUNK):
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
-        sent |= await asyncio.to_thread(_identities, chunk)
         await service.embedder.embed(chunk, model=version, matches=True, exact=True)
         for doc in chunk:
             session = bool(doc.matches)
@@ -104,11 +107,20 @@ async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -
                 failed += 1
             else:
                 good.append(_light(doc))
-    return _Embedded(good, failed, sent)
+    return _Embedded(good, failed)
 
 
 def _identities(docs: Sequence[Any]) -> set[tuple[str, bytes]]:
-    return {(str(doc.id), content_digest(doc)) for doc in docs}
+    """Return the id, as far as it has one, and the content of each document."""
+    return {(str(doc.id or ""), content_digest(doc)) for doc in docs}
+
+
+def _name(docs: Sequence[Any]) -> None:
+    """Give those that came without an id the name of their place, so that a refusal can say which it means."""
+    for number, doc in enumerate(docs):
+        doc.id = doc.id or f"data[{number}]"
+        for place, match in enumerate(doc.matches):
+            match.id = match.id or f"data[{number}].matches[{place}]"
 
 
 async def _score(version: str, parts: list[_Embedded]) -> Evaluation:
@@ -121,7 +133,7 @@ async def _score(version: str, parts: list[_Embedded]) -> Evaluation:
 
 
 async def _kind_of(docs: Sequence[Any]) -> str:
-    kind = await asyncio.to_thread(kind_of, docs)
+    kind = await asyncio.to_thread(kind_of, docs, ONE_SORT)
     if kind == "unlabeled":
         raise BadRequest("The documents have neither labels nor matches; /evaluate needs tags['finetuner_label'].")
     return kind

@@ -111,9 +111,9 @@ class Feedback:
         if meant is not None:
             doc.uri, doc.blob, doc.buffer, doc.text = meant.uri, meant.blob, meant.buffer, meant.text
             doc.tags = {**meant.tags, **doc.tags}
+        _name(doc)
         if fault := self._fault(doc, "auto", "train"):
             raise BadDocument(fault)
-        _name(doc)
         doc.tags = {**doc.tags, SOURCE_TAG: FEEDBACK}
         form = stored_form(doc)
         return form.id, form

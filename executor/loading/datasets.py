@@ -19,6 +19,8 @@ CollateFn = Callable[[list[Any]], Any]
 
 NO_DOCUMENTS = "There are no documents; send at least two."
 KINDS = ("class", "session", "unlabeled")
+SET_KIND = "Set kind to class, session or unlabeled, and send documents that fit it."
+ONE_SORT = "Those of one sort can be scored; leave out the others."
 
 
 class _Dataset:
@@ -196,9 +198,10 @@ def fault_of(doc: Any, kind: str) -> str | None:
     return None
 
 
-def kind_of(docs: Sequence[Any]) -> str:
+def kind_of(docs: Sequence[Any], cure: str = SET_KIND) -> str:
     """Return the kind of the whole set: `class` if all have labels, `session` if all have matches, else `unlabeled`.
 
+    Args: cure: what to do about a mixture, in a sentence.
     Raises: NotTrainable: there are no documents, or they are a mixture; then the message counts each sort and names a
         document of each.
     """
@@ -212,10 +215,7 @@ def kind_of(docs: Sequence[Any]) -> str:
     names = {"class": "labelled", "session": "with matches", "unlabeled": "with neither label nor matches"}
     keys = {"class": "labelled", "session": "sessions", "unlabeled": "unlabelled"}
     parts = [f"{counts[kind]} {names[kind]} (such as {brief(sorts.examples[keys[kind]])!r})" for kind in present]
-    raise NotTrainable(
-        f"The documents are a mixture: {', '.join(parts)}. Set kind to class, session or unlabeled, "
-        "and send documents that fit it."
-    )
+    raise NotTrainable(f"The documents are a mixture: {', '.join(parts)}. {cure}")
 
 
 def make_dataset(

@@ -18,7 +18,7 @@ import numpy as np
 from ..compute.threads import in_brief_thread
 from ..documents import ERROR_TAG, GROUP_TAG, same_picture
 from ..errors import BadRequest, Overloaded
-from ..loading.datasets import DATASETS, kind_of
+from ..loading.datasets import DATASETS, ONE_SORT, kind_of
 from ..report.naming import label_of, name_of
 from ..store.spool_rows import content_digest
 from .embedder import Embedder
@@ -221,7 +221,7 @@ def _read(docs: Sequence[Any]) -> tuple[str, np.ndarray, list[Item], np.ndarray]
     """Return the kind of the documents, the labels of the items, the items and their groups."""
     from ..evaluation.pairing import numbered
 
-    kind = kind_of(docs)
+    kind = kind_of(docs, ONE_SORT)
     if kind == "unlabeled":
         raise BadRequest(
             "These documents have no labels, so nothing says which version is better on them; name labelled ones."
