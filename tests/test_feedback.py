@@ -158,6 +158,13 @@ def test_a_bad_document_is_said_and_sinks_nothing(make_desk, document, reason):
     assert reason in answer.problems[0].reason
 
 
+def test_two_words_of_one_document_in_a_request_count_once_and_the_later_one_is_kept(make_desk):
+    desk = make_desk()
+    answer = desk.say(labelled("a", 1), labelled("b", 1), labelled("a", 2))
+    assert (answer.stored, answer.total) == (2, 2)
+    assert desk.feedback.said(["a"]) == [{"id": "a", "label": 2}]
+
+
 def test_a_bad_match_without_an_id_is_named_by_its_place(make_desk):
     (said,) = pictures_of([{"uri": "data:,q", "matches": [{"uri": "data:,m", "tags": {"finetuner_label": 5}}]}])
     (problem,) = make_desk().say(said).problems

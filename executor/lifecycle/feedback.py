@@ -62,7 +62,7 @@ class Feedback:
                     problems.append((str(doc.id or ""), str(error)))
         if words:
             self._kept.put(words, self._rule)
-        return self._answer(len(words), problems)
+        return self._answer(len({id for id, _ in words}), problems)
 
     def said(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return what was said of single documents: of each its `id`, and its `label`, or None if it is left out."""
