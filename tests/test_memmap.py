@@ -175,7 +175,7 @@ def matched(*labels: int, **fields: Any) -> Document:
     ("first", "then", "words"),
     [
         (labelled(1), labelled(2), "came before with the label '1', not '2'"),
-        (labelled("1"), labelled(1), "came before with the label"),
+        (labelled("1"), labelled(1), "came before with the label '1', not 1;"),
         (labelled(), labelled(tags={}), "came before with the label '1', not 'None'"),
         (labelled(), labelled(tags={"finetuner_label": 1, "finetuner_group": "x"}), "with another group or other"),
         (matched(1, -1), matched(1, 1), "with another group or other matches"),

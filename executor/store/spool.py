@@ -335,7 +335,12 @@ def _digests(document: bytes) -> tuple[bytes, bytes]:
 
 
 def _contradiction(before: Label | None, now: Label | None) -> str:
-    what = f"the label {brief(before)!r}, not {brief(now)!r}" if before != now else "another group or other matches"
+    if before == now:
+        what = "another group or other matches"
+    elif brief(before) == brief(now):  # an integer and a text
+        what = f"the label {brief(repr(before))}, not {brief(repr(now))}"
+    else:
+        what = f"the label {brief(before)!r}, not {brief(now)!r}"
     return f"the same id and content came before with {what}; the first counts. Give another document an id of its own"
 
 
