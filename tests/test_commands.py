@@ -111,6 +111,7 @@ def test_watching_a_run_that_was_cancelled_ends_with_1(command, workspace, capsy
         (["report", "third"], "There is no report in "),
         (["compare", "base", "base"], "Name the documents to measure on, with --on SOURCE or --run RUN."),
         (["compare", "base", "first"], "Run 'first' has no eval documents"),
+        (["compare", "base", "third"], "There is no run 'third'; there are: second, first."),
     ],
 )
 def test_what_is_not_there_is_named_and_ends_with_2(command, workspace, capsys, arguments, sentence):

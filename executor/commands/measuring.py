@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ Embed = Callable[[list[Document]], Awaitable[list[Document]]]
 def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
     """Return the scores of both versions on the same queries, and how many documents could not be embedded.
 
-    Raises: BadRequest: no set is named, or nothing in it can be scored.
+    Raises: BadRequest: no set is named, or nothing in it can be scored. UnknownRun.
     """
     from ..evaluation.pairing import numbered, score_pair
     from ..loading.datasets import DATASETS, ONE_SORT, kind_of
@@ -54,12 +54,16 @@ def _documents(arguments: argparse.Namespace) -> Iterator[Sequence[Any]]:
     if arguments.service:
         raise BadRequest("With --service the documents to measure on are named by --on SOURCE.")
     from ..store.proof_documents import proof_documents
+    from ..store.runs import RunStore
     from ..store.workspace import find_workspace
 
     run = arguments.run or (arguments.second if arguments.second != "base" else arguments.first)
     if run == "base":
         raise BadRequest("Name the documents to measure on, with --on SOURCE or --run RUN.")
-    with proof_documents(find_workspace(arguments.workspace), run) as docs:
+    workspace = find_workspace(arguments.workspace)
+    with closing(RunStore(workspace)) as store:
+        store.get(run)
+    with proof_documents(workspace, run) as docs:
         yield docs
 
 
