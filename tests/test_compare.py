@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import io
+import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 from PIL import Image
 
 from conftest import coloured, encoded, images
+from doors import opened
 from executor import Document, DocumentArray
+from executor.__main__ import main
+from executor.commands import compare as commands
 from executor.documents import Comparison, Match
 from executor.endpoints.service import Service
 from executor.endpoints.table import call
@@ -283,3 +288,38 @@ def test_an_item_that_one_version_cannot_embed_is_left_out_for_both() -> None:
     assert pair is not None
     assert pair.kept.tolist() == [3, 4, 5]
     assert score_pair("class", labels, np.full(6, -1), [None] * 6, vectors) is None
+
+
+def test_the_command_prints_for_a_service_what_it_prints_for_a_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(commands, "WAIT_SECONDS", 0.05)  # so that it asks more than once
+    with opened(tmp_path) as door:
+        door.service.supervisor.close()
+        add_blind_run(door.service, "blind", images(24, classes=4))
+        said = []
+        for place in (["--service", door.address], ["--workspace", str(tmp_path)]):
+            monkeypatch.setattr(sys, "argv", ["executor", "compare", "base", "blind", "--json", *place])
+            assert main() == 0
+            said.append(json.loads(capsys.readouterr().out))
+    by_service, here = said
+    assert by_service["intervals"].keys() == set(METRICS)
+    for name in METRICS:
+        np.testing.assert_allclose(by_service["intervals"][name], here["intervals"][name], atol=1e-6)
+    np.testing.assert_allclose(by_service["difference"], here["difference"], atol=1e-6)
+    assert [version["queries"] for version in by_service["versions"]] == [24, 24]
+    assert [version["skipped"] for version in by_service["versions"]] == [0, 0]
+
+
+def test_the_command_says_what_else_to_do_where_a_service_embeds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(4):
+        file = tmp_path / "photos" / f"c{number % 2}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(coloured(number)))
+    with opened(tmp_path, role="train") as door:
+        arguments = ["compare", "base", "blind", "--service", door.address, "--on", str(tmp_path / "photos")]
+        monkeypatch.setattr(sys, "argv", ["executor", *arguments])
+        assert main() == 2
+    assert "Without --on this one compares on the documents that prove a run" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from itertools import chain, groupby
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from ..documents import Document, Evaluation, Event, RunStatus
+from ..documents import Comparison, Document, Evaluation, Event, RunStatus
 from ..errors import (
     BadRequest,
     ConfigurationError,
@@ -28,6 +28,7 @@ REQUEST_BYTES = 32 << 20  # with which a request is full, whatever it has: a ser
 UNDERWAY = 4  # requests that a service is sent before it has answered the first
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
 RETURNS: dict[str, Any] = {
+    "/compare": Comparison,
     "/embed": Document,
     "/evaluate": Evaluation,
     "/events": Event,

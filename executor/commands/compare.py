@@ -1,19 +1,25 @@
 """Measure two versions on the same documents, with intervals."""
 
 import argparse
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
 
-from ..documents import Evaluation
+from ..documents import Comparison, Evaluation
+from ..errors import BadRequest
+from .calling import Place, connect
 from .measuring import measured
 from .places import add_place
 from .reading import add_columns
-from .showing import as_json, console, print_json
+from .showing import MAP, as_json, console, print_json
 
 if TYPE_CHECKING:
     from ..report.parts import Change, Interval
+
+WAIT_SECONDS = 60.0  # for a service to measure, before it is asked again
+NOT_FOUND = "Not Found"  # what Jina's gateway answers over HTTP; over gRPC it answers nothing
 
 
 def add(commands: Any) -> None:
@@ -25,21 +31,33 @@ def add(commands: Any) -> None:
     compare.add_argument(
         "--on", dest="source", type=Path, metavar="SOURCE", help="labelled pictures, as for fit: those for evaluation"
     )
-    compare.add_argument("--run", help="in a workspace: the run whose proof to use; by default B, or A if B is base")
+    compare.add_argument("--run", help="the run whose proof to use without --on; by default B, or A if B is base")
     add_columns(compare)
     compare.add_argument("--json", action="store_true", help="print what /evaluate answers for each, and the intervals")
 
 
+class _Compared(NamedTuple):
+    """What is printed of two versions. Attributes: difference: in mAP@R, second minus first."""
+
+    metrics: "dict[str, Change]"
+    difference: "Interval"
+    better: int
+    worse: int
+    queries: int
+    skipped: int
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the metrics of both versions, and whether the second is better."""
-    from ..report.report import compare
-
-    first, second, skipped = measured(arguments)
-    metrics, difference, outcomes = compare(first, second)
+    asks = arguments.service and arguments.source is None
+    metrics, difference, better, worse, queries, skipped = _asked(arguments) if asks else _measured(arguments)
     if arguments.json:
         answers = [
-            Evaluation(model=name, metrics=scores.mean(), queries=scores.queries, skipped=scores.skipped + skipped)
-            for name, scores in ((arguments.first, first), (arguments.second, second))
+            Evaluation(model=name, metrics=means, queries=queries, skipped=skipped)
+            for name, means in (
+                (arguments.first, {name: change.before.mean for name, change in metrics.items()}),
+                (arguments.second, {name: change.after.mean for name, change in metrics.items()}),
+            )
         ]
         print_json(
             {
@@ -52,11 +70,63 @@ def run(arguments: argparse.Namespace) -> int:
     console().print(_table(arguments.first, arguments.second, metrics))
     console().print(
         f"mAP@R of {arguments.second} minus that of {arguments.first}: {difference.mean:+.3f}, 95 % interval "
-        f"{difference.low:+.3f} to {difference.high:+.3f}, which {_judgement(difference)}. Of {first.queries} queries "
-        f"{outcomes.better} got better and {outcomes.worse} worse; {first.skipped + skipped} were left out.",
+        f"{difference.low:+.3f} to {difference.high:+.3f}, which {_judgement(difference)}. Of {queries} queries "
+        f"{better} got better and {worse} worse; {skipped} were left out.",
         soft_wrap=True,
     )
     return 0
+
+
+def _measured(arguments: argparse.Namespace) -> _Compared:
+    """Score the documents here."""
+    from ..report.report import compare
+
+    first, second, skipped = measured(arguments)
+    metrics, difference, outcomes = compare(first, second)
+    return _Compared(metrics, difference, outcomes.better, outcomes.worse, first.queries, first.skipped + skipped)
+
+
+def _asked(arguments: argparse.Namespace) -> _Compared:
+    """Let the service compare on the documents that prove a run; its warnings go to standard error."""
+    from ..report.parts import Change, Interval
+
+    wanted = {name: getattr(arguments, name) for name in ("first", "second", "run") if getattr(arguments, name)}
+    place = connect(arguments.service)
+    try:
+        while (answer := _answer(place, wanted)).state != "done":
+            pass
+    finally:
+        place.close()
+    for warning in answer.warnings:
+        print(warning, file=sys.stderr)
+    found: dict[str, dict[str, Interval]] = {"first": {}, "second": {}, "difference": {}}
+    for key, (mean, low, high) in answer.metrics.items():
+        side, _, name = key.partition("/")
+        found[side][name] = Interval(mean=mean, low=low, high=high)
+    return _Compared(
+        {name: Change(before=found["first"][name], after=found["second"][name]) for name in found["first"]},
+        found["difference"][MAP],
+        answer.better,
+        answer.worse,
+        answer.better + answer.same + answer.worse,
+        answer.skipped,
+    )
+
+
+def _answer(place: Place, wanted: dict[str, Any]) -> Comparison:
+    """Return what there is after a while. Raises: BadRequest: the service refuses, or a gateway passes no such call."""
+    answers = list[Comparison]()
+    try:
+        answers = place.call("/compare", **wanted, limit=0, wait=WAIT_SECONDS)
+    except BadRequest as error:
+        if str(error) != NOT_FOUND:
+            raise
+    if not answers:
+        raise BadRequest(
+            "This gateway of Jina's does not know /compare: name the executor's own HTTP door, or the documents to "
+            "measure on, with --on SOURCE."
+        )
+    return answers[0]
 
 
 def _plain(interval: "Interval") -> list[float]:

@@ -11,7 +11,7 @@ import numpy as np
 from ..documents import ERROR_TAG, GROUP_TAG, Document, DocumentArray, same_picture
 from ..errors import BadRequest
 from ..sources import rows
-from .calling import batched, connect
+from .calling import Place, batched, connect
 from .reading import SHOWN, columns_of, say_what_is_left_out
 from .sending import embed_by_service
 
@@ -51,8 +51,6 @@ def _documents(arguments: argparse.Namespace) -> Iterator[Sequence[Any]]:
     if arguments.source is not None:
         yield _from_source(arguments)
         return
-    if arguments.service:
-        raise BadRequest("With --service the documents to measure on are named by --on SOURCE.")
     from ..store.proof_documents import proof_documents
     from ..store.runs import RunStore
     from ..store.workspace import find_workspace
@@ -85,7 +83,7 @@ def _embeddings(arguments: argparse.Namespace, version: str, items: list[Any]) -
         place = connect(arguments.service)
         found: list[np.ndarray | None] = []
         for batch in batched(items):
-            answers = embed_by_service(place, [same_picture(doc) for doc in batch], version, pictures=True)
+            answers = _embedded(place, [same_picture(doc) for doc in batch], version)
             found += [doc.embedding for doc in answers]
         place.close()
         return found
@@ -99,6 +97,18 @@ def _embeddings(arguments: argparse.Namespace, version: str, items: list[Any]) -
         return asyncio.run(_embed_all(embedder, items))
     finally:
         embedder.close()
+
+
+def _embedded(place: Place, docs: list[Document], version: str) -> list[Document]:
+    try:
+        return embed_by_service(place, docs, version, pictures=True)
+    except BadRequest as error:
+        if "the role 'train'" not in str(error):
+            raise
+        raise BadRequest(
+            f"{error} Without --on this one compares on the documents that prove a run; or measure in a workspace, "
+            "with --workspace."
+        ) from error
 
 
 async def _embed_all(embed: Embed, items: list[Any]) -> list[np.ndarray | None]:
