@@ -144,6 +144,26 @@ def test_an_output_that_exists_is_refused_and_left_alone(workspace, corpus, tmp_
     assert out.read_text() == "mine"
 
 
+def test_a_second_start_with_a_file_that_is_finished_leaves_it_and_ends_as_the_first(
+    workspace, corpus, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out.parquet"
+    (corpus / "3.png").unlink()  # the broken one
+    start = [corpus, "--workspace", workspace, "--to", out, "--shard", "1/2"]
+    assert embed(monkeypatch, *start) == 0
+    made, said = out.stat(), capsys.readouterr().err
+    assert embed(monkeypatch, *start, "--part-rows", 1) == 0
+    assert out.stat() == made
+    assert capsys.readouterr().err == f"{out} was made before, of the same source, and stays as it is.\n{said}"
+    for other in (["--shard", "2/2"], ["--encoding", "int8"]):
+        assert embed(monkeypatch, *start, *other) == 2
+        assert "exists already" in capsys.readouterr().err
+    for number in (8, 9):
+        (corpus / f"{number}.png").write_bytes(encoded(coloured(number)))
+    assert embed(monkeypatch, *start) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_a_workspace_that_is_not_there_is_refused_and_not_made(corpus, tmp_path, monkeypatch, capsys):
     nowhere = tmp_path / "nowhere"
     assert embed(monkeypatch, corpus, "--workspace", nowhere, "--to", tmp_path / "out.parquet") == 2

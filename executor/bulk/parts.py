@@ -21,6 +21,7 @@ from ..errors import ConfigurationError, WorkspaceError
 from ..store.files import publish_file, read_kept, sync
 
 PART_ROWS = 2000
+PLAN = b"finetuner_plan"  # what the file was made by, among its metadata
 VALUES: dict[str, Any] = {"float": np.float32, "int8": np.int8, "binary": np.uint8}  # of an embedding, by its encoding
 
 
@@ -59,6 +60,7 @@ class Output:
     Args:
         plan: what is embedded, and with what; JSON values. part_rows: rows of a part.
         encoding: of the embeddings: `float`, `int8` or `binary`.
+    Attributes: finished: what the file has, if it is there and was made by this plan; None: it is not there.
     Raises: ConfigurationError: the file exists, or was begun with another plan.
     """
 
@@ -69,8 +71,8 @@ class Output:
         self._values, self._schema = VALUES[encoding], schema_of(encoding)
         self.part_rows = part_rows
         self._folder = file.parent / f"{file.name}.parts"
-        if file.exists():
-            raise ConfigurationError(f"{file} exists already; name another file, or remove it.")
+        self._made_by = {PLAN: json.dumps(plan, sort_keys=True).encode()}
+        self.finished = _finished(file, self._made_by) if file.exists() else None
         self._plan_file = self._folder / "plan.json"
         self._plan = {**plan, "part_rows": part_rows}
         begun = read_kept(self._plan_file) if self._plan_file.exists() else self._plan
@@ -121,7 +123,7 @@ class Output:
             )
         temporary = self._folder / "whole.parquet"
         fixed = pa.field("embedding", pa.list_(self._schema.field(2).type.value_type, dim))
-        schema = self._schema.set(2, fixed) if dim else self._schema
+        schema = (self._schema.set(2, fixed) if dim else self._schema).with_metadata(self._made_by)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)  # a shard may have no rows
             with parquet.ParquetWriter(temporary, schema) as writer:
@@ -137,6 +139,23 @@ class Output:
 
     def _part(self, number: int) -> Path:
         return self._folder / f"{number:08d}.parquet"
+
+
+def exists_already(file: Path) -> ConfigurationError:
+    """Return the refusal to write a file anew."""
+    return ConfigurationError(f"{file} exists already; name another file, or remove it.")
+
+
+def _finished(file: Path, made_by: dict[bytes, bytes]) -> Finished:
+    """Return what a file has. Raises: ConfigurationError: it was not made by this plan."""
+    try:
+        if (parquet.read_schema(file).metadata or {}).get(PLAN) != made_by[PLAN]:
+            raise exists_already(file)
+        table = parquet.read_table(file, columns=["space", "error"])
+    except (OSError, pa.ArrowException):
+        raise exists_already(file) from None
+    spaces = table["space"].drop_null().unique().to_pylist()
+    return Finished(len(table), len(table) - table["error"].null_count, next(iter(spaces), None))
 
 
 def _of_fixed_size(table: pa.Table, schema: pa.Schema, dim: int) -> pa.Table:

@@ -5,7 +5,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..documents import Document
 from ..errors import BadRequest
@@ -16,6 +16,9 @@ from .places import add_place, reading
 from .reading import add_source, columns_of, positive
 from .sending import add_send, embed_by_service
 from .showing import print_json, sending
+
+if TYPE_CHECKING:
+    from ..bulk.parts import Finished, Output
 
 
 def add(commands: Any) -> None:
@@ -47,7 +50,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Embed each row; one that cannot be embedded has the reason in the column `error`."""
     from ..bulk.embedding import Shard
-    from ..bulk.parts import Output
+    from ..bulk.parts import Output, exists_already
 
     if arguments.engine == "ray" and arguments.service:
         raise BadRequest("--engine ray embeds with a version of a workspace: name it with --workspace.")
@@ -59,17 +62,14 @@ def run(arguments: argparse.Namespace) -> int:
         version = arguments.model or _served(place)
         plan = {"source": str(arguments.source.resolve()), "model": version, "shard": str(shard)}
         output = Output(arguments.to, plan | _wanted(arguments), arguments.part_rows, encoding=arguments.encoding)
-        with sending(sys.stderr.isatty(), None) as bar:
-            task = bar.add_task("embedded", total=None)
-
-            def advance(count: int) -> None:
-                bar.advance(task, count)
-
-            source = shard.of(rows(arguments.source, columns_of(arguments), labelled=False))
-            parts = _ENGINES[arguments.engine](arguments, source, version, output, advance)
-            done = output.join(parts)
+        source = shard.of(rows(arguments.source, columns_of(arguments), labelled=False))
+        if (before := output.finished) is not None and sum(1 for _ in source) != before.rows:
+            raise exists_already(arguments.to)  # the source has changed
+        done = before or _embed(arguments, source, version, output)
     finally:
         place.close()
+    if before is not None:
+        print(f"{arguments.to} was made before, of the same source, and stays as it is.", file=sys.stderr)
     if arguments.json:
         print_json({"to": str(arguments.to), "model": version, **vars(done)})
     else:
@@ -77,6 +77,16 @@ def run(arguments: argparse.Namespace) -> int:
             f"{done.rows - done.failed} embedded with {version}, {done.failed} failed: {arguments.to}", file=sys.stderr
         )
     return 1 if done.failed else 0
+
+
+def _embed(arguments: argparse.Namespace, source: Iterator[Row], version: str, output: "Output") -> "Finished":
+    with sending(sys.stderr.isatty(), None) as bar:
+        task = bar.add_task("embedded", total=None)
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+
+        return output.join(_ENGINES[arguments.engine](arguments, source, version, output, advance))
 
 
 def _served(place: Place) -> str:
