@@ -183,6 +183,16 @@ def test_a_post_without_a_body_needs_no_content_type(door):
     assert requests.post(f"{door.address}/status", timeout=60).json() == {"data": []}
 
 
+def test_json_that_curl_calls_a_form_is_read_as_json_but_a_form_is_not_nor_a_page_of_another_site(door):
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    said = requests.post(f"{door.address}/status", b' {"data": []}', headers=form, timeout=60)
+    assert (said.status_code, said.json()) == (200, {"data": []})
+    told = requests.post(f"{door.address}/status", {'{"data": []}': ""}, timeout=60)  # encoded as browsers encode it
+    assert_plain(detail(told, 415), "x-www-form-urlencoded is not taken here")
+    foreign = form | {"Origin": "https://evil.example"}
+    assert requests.post(f"{door.address}/status", b'{"data": []}', headers=foreign, timeout=60).status_code == 403
+
+
 @pytest.mark.parametrize(("path", "kind"), [("/embed", "text/plain"), ("/status", "image/png")])
 def test_another_content_type_is_a_415_that_names_those_taken(door, path, kind):
     assert_plain(detail(door.send(path, b"x", kind), 415), "is not taken here; send application/json")

@@ -22,6 +22,9 @@ from .pictures import Picture, picture_of, pictures_of
 JSON = "application/json"
 LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
 FORM = "multipart/form-data"
+URLENCODED = (
+    "application/x-www-form-urlencoded"  # as `curl -d` calls JSON too; no form of a browser begins with a brace
+)
 LABELLED = "label:"  # how the name of a form's file begins whose label is the rest of the name
 LARGE = 256 * 1024  # bytes of JSON: from here on it is read in a thread
 MAX_FILES = 100_000  # of one form
@@ -50,8 +53,9 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
     Raises: WrongType, BadDocument, BadRequest: it cannot be read. Whatever `Body.chunks` raises.
     """
     kind, query = media_type(request), query_of(request, parameters)
-    if kind in (JSON, ""):
-        call = await _call_of_text(await body.read() or b"{}")
+    text = await body.read() if kind in (JSON, "", URLENCODED) else b""
+    if kind in (JSON, "") or text.lstrip().startswith(b"{"):
+        call = await _call_of_text(text or b"{}")
         return Call(call.docs, query | call.parameters)
     if pictures and kind in LINES:
         return Call([doc async for part in lines(body) for doc in part], query)
