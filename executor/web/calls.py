@@ -22,9 +22,7 @@ from .pictures import Picture, picture_of, pictures_of
 JSON = "application/json"
 LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
 FORM = "multipart/form-data"
-URLENCODED = (
-    "application/x-www-form-urlencoded"  # as `curl -d` calls JSON too; no form of a browser begins with a brace
-)
+URLENCODED = "application/x-www-form-urlencoded"  # as `curl -d` calls JSON; a true form never begins with a brace
 LABELLED = "label:"  # how the name of a form's file begins whose label is the rest of the name
 LARGE = 256 * 1024  # bytes of JSON: from here on it is read in a thread
 MAX_FILES = 100_000  # of one form
