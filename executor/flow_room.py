@@ -91,15 +91,12 @@ class FlowRoom:
         return models
 
     async def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
-        """Yield the status of a run whenever it changes. Raises: NotFound: there is no such run."""
+        """Yield the status of a run whenever it changes. An unknown run has one status, which says so."""
         given = self._models("/watch").given
         try:
             async for status, error in self._streamer.stream_doc(doc=given(run=run), exec_endpoint="/watch"):
                 if error:
                     raise errors.InternalError(str(error))
-                if status.created_at is None:  # no run has such a one: it says what is wrong, but not of which class
-                    await self.call("/status", (), {} if run is None else {"run": run})
-                    raise errors.NotFound(str(status.error))
                 yield status
         except InternalNetworkError as error:
             raise errors.Unreachable(UNREACHABLE) from error

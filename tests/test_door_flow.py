@@ -106,13 +106,6 @@ def test_the_page_is_at_both_doors_and_kept_up_to_date(served):
         assert done.status_code == 303
 
 
-@pytest.mark.parametrize("query", ["?run=nobody", ""])
-def test_to_watch_a_run_that_is_not_there_is_a_404_at_both_doors(served, query):
-    for address in (served.url, own_door(served)):
-        answer = requests.get(f"{address}/watch{query}", timeout=60)
-        assert (answer.status_code, "There is no run" in answer.json()["detail"]) == (404, True)
-
-
 def test_what_only_the_page_asks_for_is_asked_of_our_executor_alone(served):
     (small,) = served.post("/thumbnails", data=[{"uri": URI}], parameters={"side": 32}).json()["data"]
     assert small["uri"].startswith("data:image/")
