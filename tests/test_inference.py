@@ -88,14 +88,6 @@ def test_what_was_chosen_once_for_a_version_holds(kept: str, model: EmbeddingMod
     assert (bf16, graph is not None) == WAYS[kept]
 
 
-def test_a_gpu_leaves_the_way_that_was_measured_on_a_cpu(model: EmbeddingModel, tmp_path: Path) -> None:
-    (tmp_path / "serving").write_text("fp32 graph")
-    (tmp_path / "serving-cuda").write_text("unknown")
-    assert choose_path(model, 64, torch.device("cuda"), tmp_path, like="fp32") == (False, None)
-    assert (tmp_path / "serving").read_text() == "fp32 graph"
-    assert (tmp_path / "serving-cuda").read_text() == "fp32"
-
-
 @in_hardware
 @pytest.mark.parametrize("kept", [None, b"", b"int4", b"\xff\xfe\x00"], ids=["none", "empty", "unknown", "no text"])
 def test_the_choice_is_measured_where_none_can_be_read_and_written_down(

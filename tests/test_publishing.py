@@ -89,7 +89,6 @@ def test_the_files_of_a_version_lie_below_its_space_and_the_pointer_has_their_di
     place: Place, versions: dict[str, Path], tmp_path: Path
 ) -> None:
     (versions["first"] / "serving").write_text("graph")  # what this machine measured says nothing about a reader's
-    (versions["first"] / "serving-cuda").write_text("bf16")
     (versions["first"] / ".serving-left").write_text("gr")  # by a process that was killed
     space = publish(place, "first", versions["first"])
     said = json.loads((tmp_path / "shop" / "served.json").read_text())

@@ -17,7 +17,7 @@ from ..errors import FinetunerError, NotReady, UnknownModel
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model
 from ..store.files import remove_leftovers
-from ..store.published import Place, Pointer, is_measured, is_whole
+from ..store.published import KEPT_WAY, Place, Pointer, is_whole
 
 LOOK_SECONDS = 1.0  # between two looks at the store
 FIRST_RETRY_SECONDS = 1.0  # after something went wrong; then twice as long each time,
@@ -94,7 +94,7 @@ class FollowedVersions:
 
     def _was_loaded(self, pointer: Pointer) -> bool:
         folder = self._folder / pointer.space
-        return is_measured(folder) and is_whole(folder, pointer)
+        return (folder / KEPT_WAY).is_file() and is_whole(folder, pointer)
 
     def bring(self, pointer: Pointer) -> None:
         """Have the files of a version here, whole. Raises: OSError, WorkspaceError: as `Place.fetch`."""

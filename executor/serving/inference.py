@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..loading.forward import embed_batches
 from ..models.model import EmbeddingModel, WithNormalisation
 from ..store.files import publish_file, remove_leftovers
-from ..store.published import kept_way
+from ..store.published import KEPT_WAY
 from ..training.precision import computes_in_bf16
 
 AGREEMENT = 0.999  # least cosine similarity between the served embedding and the fp32 one
@@ -59,15 +59,15 @@ def choose_path(
 ) -> tuple[bool, torch.jit.ScriptModule | None]:
     """Return whether to serve `model` in bf16, and a graph, in the same precision, if that is even faster.
 
-    A version is measured once on each kind of device; the choice is kept in its `folder`, in a file for that kind. A
-    machine without its precision measures anew.
+    A version is measured once; the choice is kept in its `folder`. A machine without its precision, and a GPU where it
+    is a graph, measures anew.
 
     Args:
         model: takes images of `size` × `size`.
         like: the way (`way_of`) of another version of the same network on this machine. It is as fast here, so it is
             taken if it gives the same embeddings here too, and a promotion need not wait until that is measured again.
     """
-    chosen = folder / kept_way(device.type)
+    chosen = folder / KEPT_WAY
     kept = chosen.read_text(errors="replace") if chosen.is_file() else ""
     if kept in WAYS and _can_serve(device, WAYS[kept]):
         bf16, traced = WAYS[kept]

@@ -20,7 +20,7 @@ from .files import publish_file, publish_folder
 
 POINTER = "served.json"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-KEPT_WAY = "serving"  # the file beside a model that names the way found to serve it fastest on this machine's CPU
+KEPT_WAY = "serving"  # the file beside a model that names the way found to serve it fastest on this machine
 
 
 class Pointer(BaseModel):
@@ -139,19 +139,9 @@ class Place:
             self._files.pipe_file(f"{self._root}/{name}", content)  # an object store replaces an object at once
 
 
-def kept_way(device: str) -> str:
-    """Return the name of that file for a device, such as `cuda`: what is fastest on one is not on another."""
-    return KEPT_WAY if device == "cpu" else f"{KEPT_WAY}-{device}"
-
-
-def is_measured(folder: Path) -> bool:
-    """Whether the fastest way to serve the model in `folder` was found, on any device."""
-    return any(folder.glob(f"{KEPT_WAY}*"))
-
-
 def _is_published(name: str) -> bool:
     """Whether a file belongs to the version. What begins with a dot was left by a killed process, or a file manager."""
-    return name.partition("-")[0] != KEPT_WAY and not name.startswith(".")
+    return name != KEPT_WAY and not name.startswith(".")
 
 
 def is_whole(folder: Path, pointer: Pointer) -> bool:
