@@ -193,6 +193,15 @@ def test_json_that_curl_calls_a_form_is_read_as_json_but_a_form_is_not_nor_a_pag
     assert requests.post(f"{door.address}/status", b'{"data": []}', headers=foreign, timeout=60).status_code == 403
 
 
+def test_labelled_files_of_a_form_are_evaluated_and_are_words_of_feedback(door):
+    names = ["label:red", "label:red", "label:blue", "label:blue"]
+    files = [(name, (f"{number}.png", encoded(coloured(number // 2, number)))) for number, name in enumerate(names)]
+    (evaluated,) = requests.post(f"{door.address}/evaluate", files=files, timeout=60).json()["data"]
+    assert (evaluated["model"], evaluated["queries"]) == ("base", 4)
+    (told,) = requests.post(f"{door.address}/feedback", files=files, timeout=60).json()["data"]
+    assert (told["stored"], told["total"]) == (4, 4)
+
+
 @pytest.mark.parametrize(("path", "kind"), [("/embed", "text/plain"), ("/status", "image/png")])
 def test_another_content_type_is_a_415_that_names_those_taken(door, path, kind):
     assert_plain(detail(door.send(path, b"x", kind), 415), "is not taken here; send application/json")

@@ -20,7 +20,7 @@ from .calls import JSON, LINES, Call, lines, media_type, query_of, read_call
 from .pictures import as_json
 from .room import Room
 
-WITH_PICTURES = ("/fit", "/embed")  # take forms and JSON lines too
+WITH_PICTURES = ("/fit", "/embed", "/evaluate", "/feedback")  # take forms and JSON lines too
 SAID_OF_READINESS = ("ready", "served", "space", "degraded", "executor")
 SILENCE_SECONDS = 15.0  # of `/watch`, before a comment shows that it is still there
 
