@@ -14,6 +14,7 @@ from executor import Document, DocumentArray
 from executor.compute.ranks import Ranks
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
+from executor.store.lineage import lineage_of
 from executor.store.run import RunState
 from executor.worker.run_documents import RunDocuments
 from workshop import Workshop
@@ -53,11 +54,13 @@ def test_a_picture_that_is_there_again_proves_nothing_and_moves_no_other(tmp_pat
     away = [files[number].rename(files[number].with_suffix(".away")) for number in missing]
     trained, proof = attempt(workshop)
     assert trained | proof == set(range(COUNT)) - set(missing)
+    seen = lineage_of(workshop.store.workspace, "run")
     for file in away:
         file.rename(file.with_suffix(".png"))
     files[50].unlink()
     shutil.rmtree(workshop.store.workspace.image_folder("run"))  # as on another machine
     assert attempt(workshop) == (trained - {50}, proof - {50})
+    assert lineage_of(workshop.store.workspace, "run") == seen  # the first attempt has trained on it
     workshop.close()
 
 

@@ -205,7 +205,11 @@ class RunDocuments:
             taught=[*(keys[number] for number in trained.tolist()), *(keys_eval[number] for number in related)],
             proved=[*(keys[number] for number in proof["train"]), *(keys_eval[number] for number in proof["eval"])],
         )
-        self._base_lineage.with_more(own).save(self._store.workspace.lineage_file(self._run.name))
+        workspace, run = self._store.workspace, self._run.name
+        file = workspace.lineage_file(run)
+        # An attempt before this one may have trained on a picture that cannot be fetched any more.
+        before = lineage_of(workspace, run) if file.exists() else self._base_lineage
+        before.with_more(own).save(file)
 
     def _divided(
         self, dataset: Dataset, items: np.ndarray, share: float | str, kin: Kinship, seen: Seen, known: np.ndarray
