@@ -21,9 +21,10 @@ from PIL import Image
 
 import needs
 from browsing import chromium, page, shop, visitors  # noqa: F401  (fixtures)
-from desk import clock, desk, make_desk  # noqa: F401  (fixtures)
+from desk import Clock, Desk, opened
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
+from executor.lifecycle import deadlines
 from progress import Progress
 from serving import Service, served
 
@@ -136,6 +137,26 @@ def images(count: int, classes: int = 3, prefix: str = "d", first_seed: int = 0,
         )
         for number in range(count)
     )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which runs wait for further documents."""
+    clock = Clock()
+    monkeypatch.setattr(deadlines, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def make_desk(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Desk]]:
+    """Make a receiver on the workspace of this test."""
+    yield from opened(Desk, tmp_path / "workspace")
+
+
+@pytest.fixture
+def desk(make_desk: Callable[..., Desk]) -> Desk:
+    """What the `make_desk` of a file makes."""
+    return make_desk()
 
 
 @pytest.fixture

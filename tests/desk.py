@@ -1,13 +1,11 @@
 """A receiver of documents on a workspace, in the place of the service, and a clock that goes on when told to."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, TypeVar
 
 from executor import Document, DocumentArray, DocumentArrayMemmap
-from executor.lifecycle import deadlines
 from executor.lifecycle.receiving import Receiver
 from executor.parameters import FitParameters, parse_executor_options
 from executor.store.run import Run, RunState
@@ -15,6 +13,7 @@ from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
 SILENCE = 5.0
+T = TypeVar("T")
 
 
 class Clock:
@@ -68,29 +67,14 @@ class Desk:
         self.store.close()
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(deadlines, "time", clock)
-    return clock
+def opened(kind: Callable[..., T], folder: Path) -> Iterator[Callable[..., T]]:
+    """Give what makes desks of a kind on a folder, one after the other, and close them all in the end."""
+    with contextlib.ExitStack() as stack:
 
+        def make(**options: Any) -> T:
+            return stack.enter_context(contextlib.closing(kind(folder, **options)))
 
-@pytest.fixture
-def make_desk(tmp_path: Path, clock: Clock) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
-
-    def make(**options: Any) -> Desk:
-        made.append(Desk(tmp_path / "workspace", **options))
-        return made[-1]
-
-    yield make
-    for desk in made:
-        desk.close()
-
-
-@pytest.fixture
-def desk(make_desk: Callable[..., Desk]) -> Desk:
-    return make_desk()
+        yield make
 
 
 def documents(count: int = 4, prefix: str = "d", **fields: Any) -> DocumentArray:

@@ -2,27 +2,8 @@
 
 import pytest
 
-from executor.lifecycle import deadlines
+from desk import SILENCE, Clock
 from executor.lifecycle.deadlines import START_GRACE_SECONDS, Deadlines
-
-SILENCE = 5.0
-
-
-class Clock:
-    """In place of the module `time`: it goes on when told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(deadlines, "time", clock)
-    return clock
 
 
 @pytest.fixture

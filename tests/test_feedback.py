@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from conftest import coloured, encoded, images
+from desk import opened
 from executor import Document, DocumentArray, DocumentArrayMemmap
 from executor.documents import Event, FeedbackStatus, Match, RunStatus
 from executor.errors import BadRequest, Conflict, LimitExceeded, UnknownRun
@@ -59,20 +60,7 @@ class Desk:
 
 @pytest.fixture
 def make_desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
-    made: list[Desk] = []
-
-    def make(**options: Any) -> Desk:
-        made.append(Desk(tmp_path / "workspace", **options))
-        return made[-1]
-
-    yield make
-    for desk in made:
-        desk.close()
-
-
-@pytest.fixture
-def desk(make_desk: Callable[..., Desk]) -> Desk:
-    return make_desk()
+    yield from opened(Desk, tmp_path / "workspace")
 
 
 def labelled(id: str | None, label: Any = 1, content: str | None = "x", **tags: Any) -> Document:
