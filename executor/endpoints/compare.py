@@ -181,7 +181,7 @@ def _flattered(service: Service, sides: Sides, found: Comparison) -> Iterator[st
     roots = [item.content for item in found.items if item.match < 0]
     for version in (sides.first, sides.second):
         seen = lineage_of(service.store.workspace, version)
-        taught = seen.taught | seen.matches if found.kind == "class" else seen.taught
+        taught = seen.trained_on(sessions=found.kind == "session")
         if known := sum(content in taught for content in roots):
             yield (
                 f"{version!r} was trained on {known} of these {len(roots)} documents, so it looks better on them "

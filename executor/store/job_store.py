@@ -19,10 +19,11 @@ from .job import Attempt, Job, JobWorkspace
 from .published import digest_of
 from .run import Progress, TrainerExit
 from .runs import Quarantined, RunStore, now
+from .workspace import LINEAGE
 
 PUBLISH_SECONDS = 0.3  # between two versions of `progress.json`: the folder may be on a slow network
 VERSION_SECONDS = 60.0  # that a version may take to come to the copy of a rank, after it came to that of the first
-RESULTS = ("model", "report.html", "report.json", "proof.json", "lineage.safetensors")
+RESULTS = ("model", "report.html", "report.json", "proof.json", LINEAGE)
 
 _log = logging.getLogger(__name__)
 

@@ -41,6 +41,14 @@ class Lineage:
     labels: Digests = frozenset()
     proved: Digests = frozenset()
 
+    def trained_on(self, *, sessions: bool) -> Digests:
+        """Return by what documents are known that were trained on.
+
+        Args: sessions: whether the documents in question are sessions. Their candidates are often those of others, so
+            that a root is not known for having been a candidate.
+        """
+        return self.taught if sessions else self.taught | self.matches
+
     def with_more(self, more: "Lineage") -> "Lineage":
         """Return what a version has seen that comes from this one and has seen more."""
         both = {field.name: getattr(self, field.name) | getattr(more, field.name) for field in fields(self)}

@@ -183,7 +183,8 @@ class RunDocuments:
 
     def _find_seen(self, dataset: Dataset, others: Dataset | None) -> tuple[Seen, Seen, np.ndarray]:
         """What versions from before have seen of the train documents, of the eval documents, and of the labels."""
-        base, served = self._base_lineage, lineage_of(self._store.workspace, self._store.served_now())
+        base, version = self._base_lineage, self._store.served_now()
+        served = base if version == self._options.base else lineage_of(self._store.workspace, version)
         seen, seen_eval = (
             seen_before(keys_of(split), base, served, sessions=isinstance(of, SessionDataset))
             for split, of in ((self._train, dataset), (self._eval, others))

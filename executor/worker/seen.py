@@ -37,12 +37,8 @@ def keys_of(split: Decoded) -> list[Keys]:
 
 
 def seen_before(keys: list[Keys], base: Lineage, served: Lineage, *, sessions: bool) -> Seen:
-    """Find the documents that are known.
-
-    Args: keys: of each document. sessions: whether these are sessions. Their candidates are often those of others, so
-        that a root is not known for having been a candidate.
-    """
-    taught, taught_served = (each.taught if sessions else each.taught | each.matches for each in (base, served))
+    """Find the documents that are known. Args: keys: of each document. sessions: whether these are sessions."""
+    taught, taught_served = (each.trained_on(sessions=sessions) for each in (base, served))
     proved = base.proved | served.proved
     masks = np.zeros((3, len(keys)), bool)
     for number, own in enumerate(keys):
