@@ -1,6 +1,8 @@
 """Fine-tune image embedding models on your documents, and use them."""
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import os
 import sys
@@ -62,5 +64,30 @@ def _import_docarray_without_torch() -> None:
         del modules["torch"]
 
 
+class _Ending:
+    """Ends this process with its exit code once all else that is called at its end has been.
+
+    Without it Python then takes itself apart, and a thread that returns from C++ meanwhile aborts the process: one of
+    gloo, which outlive their group, or one that a preprocess_fn has left in a computation. A run that had succeeded
+    counted as crashed.
+    """
+
+    def __init__(self) -> None:
+        self.code = FAILED  # where an exception ends it
+        atexit.register(self._end)  # before all others, so it is called last
+
+    def _end(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # it is closed, or nobody reads it any more
+                stream.flush()
+        os._exit(self.code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    ending = _Ending()
+    try:
+        ending.code = main()
+    except SystemExit as end:  # of argparse
+        ending.code = end.code if isinstance(end.code, int) else FAILED
+        raise
+    sys.exit(ending.code)

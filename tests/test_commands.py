@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -410,3 +411,27 @@ def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_an
 def training(place: Workspace, run: str) -> bool:
     """Whether a run has made a few steps."""
     return any(status.run == run and status.step > 3 for status in Reader(place).call("/status"))
+
+
+@pytest.mark.process
+def test_a_thread_that_still_computes_does_not_change_how_a_command_ended(tmp_path: Path) -> None:
+    """Python aborts a process whose thread comes back from C++ while it takes itself apart."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import threading, torch\n"
+        "def compute():\n"
+        "    while True:\n"
+        "        torch.mm(square, square)\n"
+        "square = torch.ones(300, 300)\n"
+        "for _ in range(3):\n"
+        "    threading.Thread(target=compute, daemon=True).start()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    for words, code, printed in (
+        (["--help"], 0, "export"),
+        (["runs"], 2, ""),
+        (["status", "--workspace=/nowhere"], 2, ""),
+    ):
+        command = [sys.executable, "-m", "executor", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, "terminate called" in done.stderr) == (code, False), done.stderr
+        assert printed in done.stdout

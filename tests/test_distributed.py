@@ -281,3 +281,4 @@ def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_
 
 if __name__ == "__main__":
     rank_main()
+    os._exit(0)  # gloo's threads outlive their group: see `_Ending` in executor/__main__.py

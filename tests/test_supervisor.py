@@ -1,5 +1,6 @@
 """What the supervisor does with its trainers. Here they are shell commands that end as a trainer might end."""
 
+import contextlib
 import functools
 import logging
 import subprocess
@@ -194,7 +195,9 @@ def house(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[House]:
 
 
 def is_alive(process: "subprocess.Popen[bytes]") -> bool:
-    return psutil.pid_exists(process.pid) and psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 # --- a trainer that has made a model ----------------------------------------------------------------------------------
