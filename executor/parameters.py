@@ -610,7 +610,7 @@ class ExecutorOptions(_Parameters):
         "take turns",
     )
     trainer_threads: Annotated[Whole, Field(ge=1)] | None = Field(
-        None, description="torch threads of the trainer; by default one a core"
+        None, description="torch threads of the trainer; by default one for each core that it may use"
     )
     trainer_yields: Flag = Field(
         True, description="let the trainer compute only where no other process wants to (Linux: SCHED_IDLE)"

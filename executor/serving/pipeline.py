@@ -7,7 +7,6 @@ affects only its own document.
 """
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from .. import tracing
+from ..compute.cores import usable_cores
 from ..compute.one_core_each import OneCoreEach
 from ..compute.turns import Turns
 from ..documents import ERROR_TAG, MAPPED_TAG, MODEL_TAG, SPACE_TAG
@@ -135,8 +135,8 @@ class Pipeline:
         self._preparing = 0  # documents that are being decoded or wait for it, without large pictures
         self._counting = threading.Lock()
         self._embedded_last = 0  # images: who has just got their embeddings may soon send more
-        self._threads = torch.get_num_threads()
-        cores = os.cpu_count() or 1
+        cores = usable_cores()
+        self._threads = min(torch.get_num_threads(), cores)
         self._decoders = _started(cores, "decode", self._decode)
         self._large_decoders = _started(max(1, cores - 1), "decode-large", self._decode_large)
         beside = min(self._threads, MAX_BATCH // BATCH_OF_A_THREAD)

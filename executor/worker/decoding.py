@@ -1,12 +1,12 @@
 """Tries every document once, while the run is still receiving, and quarantines those that do not decode."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from ..compute.cores import usable_cores
 from ..compute.memory import is_out_of_memory
 from ..errors import BadDocument
 from ..evaluation.fingerprints import Fingerprint
@@ -48,7 +48,7 @@ class Decoded:
         self._run = run
         self._preprocess = preprocess
         self._with_matches = with_matches
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
         self._fetches = Fetches()
         self.inspection = Inspection()
         self._next_doc = 0

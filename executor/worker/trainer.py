@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from .. import tracing
+from ..compute.cores import usable_cores
 from ..compute.device import choose_device
 from ..compute.memory import is_out_of_memory
 from ..compute.ranks import Ranks, ranks_of_environment
@@ -201,7 +202,7 @@ class Trainer(Watcher):
                 self._note(GONE)
         sys.path[:0] = self._run.configuration.path
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(self._configuration.trainer_threads or max(1, (os.cpu_count() or 1) // here))
+        torch.set_num_threads(self._configuration.trainer_threads or max(1, usable_cores() // here))
         if self._ranks.first:
             self._store.workspace.remove_leftovers(self._run.name)
 
