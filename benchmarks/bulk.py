@@ -14,7 +14,6 @@ Measured on JPEG files on disk of 640×480 pixels:
 
 import asyncio
 import functools
-import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +42,7 @@ from executor.bulk.embedding import VersionEmbedder, embed_rows
 from executor.bulk.parts import Output
 from executor.commands.calling import Place, connect
 from executor.commands.sending import loaded
+from executor.compute.cores import usable_cores
 from executor.documents import DocumentArray, RunStatus
 from executor.models.versions import WorkspaceVersions, ensure_base
 from executor.parameters import ExecutorOptions
@@ -65,7 +65,7 @@ def limit(folder: Path, workspace: Workspace, given: ExecutorOptions) -> float:
     embedder = Embedder(WorkspaceVersions(workspace, given, lambda: "base"), given)
     version = embedder.version("base")
     docs = list(documents(folder, labelled=False))
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         began = time.perf_counter()
         images = list(pool.map(version.preprocess, docs, chunksize=8))
         decoding = time.perf_counter() - began

@@ -22,7 +22,6 @@ cell.
 """
 
 import contextlib
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -53,6 +52,7 @@ from benchmarks.door_noop import ServedNoOp
 from benchmarks.door_noop import served as served_noop
 from benchmarks.http_clients import client as http_client
 from benchmarks.serving import Served
+from executor.compute.cores import usable_cores
 from executor.documents import Document, DocumentArray, RunStatus
 from executor.loading.batches import collate
 from executor.models.building import build_model
@@ -252,7 +252,7 @@ def print_limits(cells: Cells, taken: dict[Traffic, list[tuple[float, float]]], 
 
     That is a product: of the part of the cores' time that service and client use, and of what the limit takes of it.
     """
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     rows = []
     for traffic, windows in taken.items():
         cell = cells["our door", traffic]
@@ -300,7 +300,7 @@ def main() -> None:
     if arguments.tiny:
         arguments.trainer_threads = 1
         seconds, rounds, size, images, traffics = 0.2, 1, 32, 128, [Traffic("jpeg", 1, 4), Traffic("blob", 16, 1)]
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     print_machine()
     chosen = {name: getattr(arguments, name) for name in ("trainer_yields", "trainer_nice", "trainer_threads")}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
@@ -330,7 +330,7 @@ def main() -> None:
                 for key, cell in measure_idle(client, targets, traffics, seconds, 1).items():
                     cells[key].rates += cell.rates
                     cells[key].latencies += cell.latencies
-            every_core = running.enter_context(AllCores(folder / "limit", model_name, size, os.cpu_count() or 1))
+            every_core = running.enter_context(AllCores(folder / "limit", model_name, size, usable_cores()))
             noop = running.enter_context(served_noop(every_core.dimensions))
             over_http = running.enter_context(http_client())
             jpegs = [traffic for traffic in traffics if traffic.form == "jpeg"]  # arrays as JSON are no way to send one

@@ -45,6 +45,7 @@ from benchmarks.common import (
     spread,
     write_jpegs,
 )
+from executor.compute.cores import usable_cores
 from executor.compute.memory import keep_freed_memory
 from executor.compute.ranks import ALONE
 from executor.documents import Document
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--augment", choices=("none",), help="none: without the default augmentation")
     parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
     arguments = parser.parse_args()
-    device, cores = torch.device(arguments.device), os.cpu_count() or 1
+    device, cores = torch.device(arguments.device), usable_cores()
     images, epochs, rounds, model = arguments.images, 5, arguments.rounds, arguments.model
     size, threads = SIZES[model], cores
     if arguments.quick:

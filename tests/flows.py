@@ -13,7 +13,10 @@ import requests
 
 import needs
 
-ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
+# For programs that train as they do by default. Beside other tests each of their two threads mostly waits for the other
+# one, which waits for a core: that took twice the processor time.
+ONE_CORE = {"LOKY_MAX_CPU_COUNT": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"} | ONE_CORE
 
 
 @contextlib.contextmanager

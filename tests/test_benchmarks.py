@@ -1,6 +1,7 @@
 """The benchmarks run. What they measure is not judged here."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import jpeg, textured
+from flows import ONE_CORE
 
 pytestmark = pytest.mark.process
 
@@ -46,7 +48,7 @@ def write_visits(folder: Path) -> None:
 def figure_of(name: str, *arguments: str) -> float:
     """Run a benchmark and return the figure in its last line."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--tiny", *arguments]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, cwd=ROOT, env=os.environ | ONE_CORE, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-4000:]
     figure = re.fullmatch(r"[a-z_0-9]+: (-?\d+\.\d+)", finished.stdout.splitlines()[-1])
     assert figure is not None, finished.stdout[-1000:]

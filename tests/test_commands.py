@@ -26,6 +26,7 @@ from executor.parameters import TrainingOptions, parse_executor_options
 from executor.sources import documents
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
+from flows import ONE_CORE
 from serving import DOOR, ROOT, Service, free_ports
 from workshop import Workshop
 
@@ -381,13 +382,16 @@ def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_an
         return [sys.executable, "-m", "executor", *map(str, arguments), "--workspace", str(tmp_path / "new")]
 
     def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(line(*arguments), cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(line(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True)
 
+    environment = os.environ | ONE_CORE
     (photos / "c1" / "broken.jpg").write_bytes(b"no picture")
     quick = ["--with", "model=small", "--with", "input_size=16", "--epochs", "40", "--promote", "always"]
     fit = ["fit", photos, *quick, "--option", "batch_size=8", "--option", "val_split=0.3", "--run", "shop", "--json"]
     place = Workspace(tmp_path / "new" / "FinetunerExecutor" / "0")
-    with subprocess.Popen(line(*fit), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(
+        line(*fit), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as first:
         while first.poll() is None and not (place.database.exists() and training(place, "shop")):
             time.sleep(0.1)
         first.send_signal(signal.SIGINT)

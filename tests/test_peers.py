@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import ONE_CORE
+
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,7 +19,7 @@ def test_a_peer_that_is_not_installed_is_listed_with_the_command_that_installs_i
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks.peers", "--tiny"],
         cwd=ROOT,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+        env=os.environ | ONE_CORE | {"XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
@@ -34,7 +36,7 @@ def test_what_pip_said_of_a_peer_that_cannot_be_installed_is_shown_in_its_place(
     finished = subprocess.run(
         [sys.executable, "-c", "from benchmarks.peers.environments import *; print(problem_of('finetuner'))"],
         cwd=ROOT,
-        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+        env=os.environ | ONE_CORE | {"XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
         check=True,

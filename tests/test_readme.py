@@ -28,7 +28,7 @@ from executor import errors
 from executor.documents import Problem, RunStatus
 from executor.parameters import parse_executor_options
 from executor.store.run import LEGAL, RunState
-from flows import served_by
+from flows import ONE_CORE, served_by
 from serving import ROOT, free_ports
 
 README = (ROOT / "README.md").read_text()
@@ -73,7 +73,7 @@ class Reader:
 
     def run(self, command: list[str]) -> str:
         """Run a command in the folder and return what it printed."""
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        environment = os.environ | ONE_CORE | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command[-1]}\n{done.stdout}{done.stderr}"
         return done.stdout

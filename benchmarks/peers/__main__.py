@@ -33,6 +33,7 @@ from benchmarks.peers.environments import error_line, problem_of, python_of
 from benchmarks.peers.task import Result, Task
 from benchmarks.train import BATCH, CLASSES
 from executor import embed, load_uri_to_image_blob
+from executor.compute.cores import usable_cores
 from executor.documents import Document, DocumentArray
 from executor.evaluation.metrics import DECIDING, score_classes
 from executor.models.building import build_model
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", choices=list(PEERS), default=list(PEERS), help="these peers")
     arguments = parser.parse_args()
-    size, threads, limit_steps = 128, os.cpu_count() or 1, 6
+    size, threads, limit_steps = 128, usable_cores(), 6
     images, epochs, rounds, workers = arguments.images, arguments.epochs, arguments.rounds, [0, threads]
     if arguments.quick:
         images, epochs, rounds, workers, limit_steps = 256, 2, 1, [threads], 2

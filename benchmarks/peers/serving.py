@@ -15,7 +15,6 @@ images in a request.
 """
 
 import contextlib
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -34,6 +33,7 @@ from benchmarks.peers.clip_folder import write_clip
 from benchmarks.peers.environments import problem_of, python_of
 from benchmarks.peers.http_servers import ENVIRONMENT, HttpServer, infinity, our_door
 from benchmarks.serving import Served
+from executor.compute.cores import usable_cores
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 
@@ -72,7 +72,7 @@ def main() -> None:
         seconds, rounds = 1.0, 1
     if arguments.tiny:
         seconds, rounds, size, traffics = 0.2, 1, 32, SINGLE[:1]
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(usable_cores())
     print_machine()
     cells: dict[tuple[str, Traffic], Cell] = defaultdict(Cell)
     forward: list[float] = []
