@@ -47,6 +47,10 @@ _HEADER = Schema(
     f"{_SCHEMA_VERSION}. Open it with the version that wrote it, or name another file.",
 )
 _BUSY_SECONDS = 60  # how long to wait for another process's transaction
+# Bytes, of a new file. Twice SQLite's default: pictures of 17 to 120 KB are stored in four fifths of the time. With
+# more it would be less still, but small ones would leave up to half of each page empty.
+_PAGE = 8192
+_CHECKPOINT_BYTES = 16 << 20
 
 
 class Connections(SharedConnections):
@@ -82,7 +86,8 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open an existing file (`mode` rw) or create it (rwc), and check that it is ours or empty."""
     connection = connect(path, mode=mode, busy_seconds=_BUSY_SECONDS, factory=sqlite3.Connection)
     try:
-        connection.execute("PRAGMA wal_autocheckpoint = 4000")  # pages, 16 MB
+        connection.execute(f"PRAGMA page_size = {_PAGE}")  # says nothing to a file that exists
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE}")  # pages
         connection.execute("PRAGMA journal_size_limit = 67108864")
         _HEADER.check(connection, path)
     except BaseException:
