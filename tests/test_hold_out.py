@@ -81,6 +81,47 @@ def test_a_label_keeps_two_documents_and_gives_two_or_none():
     assert (sizes - given)[3:].min() >= 2
 
 
+@pytest.mark.parametrize(("labels", "each"), [(100, 4), (100, 6), (1000, 6)])
+def test_of_many_small_labels_some_give_two_so_that_all_give_their_share(labels, each):
+    dataset = labelled(*[each] * labels)
+    parts = parts_of(dataset)
+    of = labels * each
+    assert len(parts.proof) == pytest.approx(0.15 * of, abs=2)
+    assert len(parts.choose) == pytest.approx(0.1 * (of - len(parts.proof)), abs=0.02 * of)
+    assert len(parts_of(dataset, 0.1).proof) == pytest.approx(0.1 * of, abs=2)
+    given = np.bincount(dataset.labels[parts.proof], minlength=labels)
+    assert set(given) == {0, 2, each}  # some are held out whole
+
+
+def test_never_more_than_2000_documents_choose_however_small_the_labels_are():
+    assert len(parts_of(labelled(*[6] * 6000)).choose) <= 2000
+
+
+def test_one_large_unit_does_not_make_the_part_much_larger_or_smaller_than_the_share():
+    picture_clicked_on_often = sessions(400)
+    numbers = document_numbers(picture_clicked_on_often)
+    shoots = labelled(*[60] * 10)
+    of_shoots = np.tile(np.repeat(np.arange(15), [30, 10, 5, 3, 2, *[1] * 10]), 10) + 100 * shoots.labels
+    for seed in range(20):
+        parts = split_documents(
+            picture_clicked_on_often, np.arange(1200), "auto", seed=seed, units=np.where(numbers < 300, 0, numbers)
+        )
+        assert len(parts.proof) == pytest.approx(0.15 * 1200, abs=3)
+        parts = split_documents(shoots, np.arange(600), "auto", seed=seed, units=of_shoots)
+        assert 0.15 * 600 <= len(parts.proof) <= 0.2 * 600
+
+
+def test_labels_that_can_only_give_a_large_unit_give_the_share_together():
+    dataset = labelled(*[60] * 10)  # two shoots of each
+    parts = parts_of(dataset, units=np.arange(600) // 30)
+    assert len(parts.proof) == 90
+
+
+def test_a_large_class_is_not_held_out_whole():
+    dataset = labelled(2000, *[4] * 50)
+    assert all(0 not in split_documents(dataset, np.arange(2200), "auto", seed=s).whole_classes for s in range(20))
+
+
 def test_what_belongs_together_is_never_on_both_sides():
     dataset = labelled(*[40] * 10)
     units = np.random.default_rng(0).integers(0, 120, 400)  # across labels too

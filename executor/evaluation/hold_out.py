@@ -5,6 +5,7 @@ copies of a picture. Otherwise the proof would measure what the model has learne
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,13 @@ LEAST_DOCUMENTS = 40  # with fewer, `auto` holds out none
 USUAL_SHARE = 0.15
 LARGEST_SHARE = 1 / 3
 MANY_CLASSES = 40  # from so many on, some classes are held out whole
-WHOLE_CLASSES = 20  # one class in so many
+WHOLE_CLASSES = 20  # one class in so many,
+WHOLE_SHARE = 0.5  # and at most so much of what is held out
 CHOOSING_SHARE = 0.1
 FIRST, NEW, NEVER = 0, 1, 2  # ranks of items: those that proved a version, new ones, those that are not held out
 LEAST_CHOOSING = 200  # train documents; if fewer are left, none of them choose the epoch
+_ROUNDING = 1e-9
+_ONE = np.ones(1, int)
 MOST_CHOOSING = 2000  # documents that choose the epoch; more take time, and choose no better
 
 
@@ -117,14 +121,17 @@ def _split(
     ranks = _ranks(units, stale, proved)
     if isinstance(dataset, ClassDataset):
         known_labels = np.union1d(known_labels, dataset.labels[items][stale[items]])
-    whole = _whole_classes(dataset, items, units, ranks, known_labels, random) if share == "auto" and wanted else ()
+    most = WHOLE_SHARE * wanted * len(items) if share == "auto" else 0.0
+    whole = _whole_classes(dataset, items, units, ranks, known_labels, most, random)
     proof = np.zeros(len(items), bool)
     able = np.isin(units[items], units[items][_in_queries(dataset, items)])
     if wanted:
+        of_rest = wanted
         if whole:
             proof = np.isin(units[items], units[items][np.isin(dataset.labels[items], whole)])
+            of_rest = (wanted * len(items) - proof.sum()) / (~proof).sum()
         rest = np.flatnonzero(~proof & able)
-        proof[rest[_part(dataset, items[rest], units, wanted, random, ranks)]] = True
+        proof[rest[_part(dataset, items[rest], units, of_rest, random, ranks)]] = True
     if share != "auto" and wanted and not proof.any() and not stale[items].any():
         raise NotTrainable(
             f"val_split={wanted:g} holds out none of the {len(items)} documents; send more, or a larger val_split."
@@ -226,11 +233,14 @@ def _whole_classes(
     units: np.ndarray,
     ranks: np.ndarray,
     known_labels: np.ndarray,
+    most: float,
     random: np.random.Generator,
 ) -> tuple[int, ...]:
     """Choose classes to hold out whole, those first of which all items proved a version before.
 
     They have two documents or more, are not known, and share no unit with another class.
+
+    Args: most: how many items they may have together.
     """
     if not isinstance(dataset, ClassDataset):
         return ()
@@ -242,8 +252,12 @@ def _whole_classes(
     entangled = np.unique(pairs[np.isin(pairs[:, 0], shared[times > 1]), 1])
     free = random.permutation(labels[(counts > 1) & ~np.isin(labels, np.union1d(entangled, known_labels))])
     unproved = np.isin(free, dataset.labels[items][ranks[items] > FIRST])
-    chosen = free[np.argsort(unproved, kind="stable")][: len(labels) // WHOLE_CLASSES]
-    return tuple(sorted(int(label) for label in chosen))
+    size, chosen, together = dict(zip(labels.tolist(), counts.tolist(), strict=True)), list[int](), 0
+    for label in free[np.argsort(unproved, kind="stable")].tolist():
+        if len(chosen) < len(labels) // WHOLE_CLASSES and together + size[label] <= most:
+            chosen.append(label)
+            together += size[label]
+    return tuple(sorted(chosen))
 
 
 def _part(
@@ -259,51 +273,140 @@ def _part(
     Args: ranks: as `_ranks` says, for each item of `dataset`.
     """
     own = units[items]
-    names, first = np.unique(own, return_index=True)
+    names, first, numbers = np.unique(own, return_index=True, return_inverse=True)
     rank_of = ranks[items][first]  # all items of a unit have the same
-    if not isinstance(dataset, ClassDataset):
-        order = random.permutation(len(names))
-        order = order[np.argsort(rank_of[order], kind="stable")]
-        chosen = order[: round(share * len(names))]
-        new = chosen[rank_of[chosen] == NEW][: _most_new(rank_of)]
-        return np.isin(own, names[np.concatenate([chosen[rank_of[chosen] == FIRST], new])])
-    return _part_of_labels(dataset.labels[items], own, share, random, rank_of)
+    if isinstance(dataset, ClassDataset):
+        return _part_of_labels(dataset.labels[items], own, share, random, rank_of)
+    counted = dataset.labels[items, 1] == 0 if isinstance(dataset, SessionDataset) else np.ones(len(items), bool)
+    sizes = np.bincount(numbers[counted], minlength=len(names))  # documents of each unit
+    order = random.permutation(len(names))
+    order = order[np.argsort(rank_of[order], kind="stable")]
+    held_out, given, wanted = np.zeros(len(names), bool), 0, share * sizes.sum()
+    new, most_new = 0, _most_new(rank_of)
+    for number in order:
+        if rank_of[number] == NEVER or (rank_of[number] == NEW and new >= most_new):
+            break
+        if _is_nearer(given, sizes[number], wanted):
+            held_out[number] = True
+            given += sizes[number]
+            new += int(rank_of[number] == NEW)
+    return held_out[numbers]
+
+
+def _is_nearer(given: float, more: float, wanted: float) -> bool:
+    """Whether with `more` documents as many are held out as are wanted, or nearly, rather than without them."""
+    return bool(given < wanted and given + more - wanted <= wanted - given + _ROUNDING)
+
+
+class _Labels:
+    """What labels give to a part. Units may have several labels: all that a unit has goes with it.
+
+    Args: labels: (N,) int, of items, from 0 on. units: (N,) of the same items. rank_of: see `_part_of_labels`.
+    """
+
+    def __init__(self, labels: np.ndarray, units: np.ndarray, rank_of: np.ndarray) -> None:
+        self.sizes = np.bincount(labels)
+        order = np.argsort(units, kind="stable")
+        self.members = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)  # the items of each unit
+        self.of_label: list[list[int]] = [[] for _ in self.sizes]  # for each label the units that have it
+        for number, unit in enumerate(self.members):
+            for label in set(labels[unit].tolist()):
+                self.of_label[label].append(number)
+        self.given = np.zeros(len(self.sizes), int)
+        self.taken = np.zeros(len(self.members), bool)
+        self._labels = labels
+        self._rank_of = rank_of
+        self._after_another = bool((rank_of != FIRST).any())
+        self._new, self._most_new = 0, _most_new(rank_of)
+
+    def counts(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the labels of a unit, and how many items it has of each."""
+        here = self._labels[self.members[number]]
+        return (here, _ONE) if len(here) == 1 else np.unique(here, return_counts=True)
+
+    def can_give(self, number: int) -> bool:
+        """Whether a unit may be taken, and two items of each of its labels stay if it is."""
+        rank = self._rank_of[number]
+        if self.taken[number] or rank == NEVER or (rank == NEW and self._new >= self._most_new):
+            return False
+        labels, counts = self.counts(number)
+        return bool((self.sizes[labels] - self.given[labels] - counts >= 2).all())
+
+    def take(self, number: int, sign: int = 1) -> None:
+        """Take a unit, or give it back."""
+        labels, counts = self.counts(number)
+        self.given[labels] += sign * counts
+        self.taken[number] = sign > 0
+        self._new += sign * int(self._rank_of[number] == NEW)
+
+    def give(self, label: int, wanted: np.ndarray, random: np.random.Generator) -> None:
+        """Take units of a label until it gives as many as are wanted of each label, (L,), or nearly."""
+        waiting = random.permutation(self.of_label[label])
+        for number in waiting[np.argsort(self._rank_of[waiting], kind="stable")]:
+            if self.given[label] >= wanted[label]:
+                return
+            if self.can_give(number) and (self._fits(number, wanted) or self._proves_again(number)):
+                self.take(number)
+
+    def _fits(self, number: int, wanted: np.ndarray) -> bool:
+        labels, counts = self.counts(number)
+        given = self.given[labels]
+        return all(map(_is_nearer, given, counts, np.maximum(wanted[labels], given + 1)))
+
+    def _proves_again(self, number: int) -> bool:
+        return self._after_another and bool(self._rank_of[number] == FIRST)  # whatever its size
+
+    def give_two(self, label: int, random: np.random.Generator) -> list[int]:
+        """Take the smallest units of a label that give two of its items. Return their numbers; none: there are none."""
+        waiting = np.array(self.of_label[label])
+        sizes = [len(self.members[number]) for number in waiting]
+        took: list[int] = []
+        for number in waiting[np.lexsort([random.random(len(waiting)), sizes, self._rank_of[waiting]])]:
+            if self.given[label] < 2 and self.can_give(number):
+                self.take(number)
+                took.append(number)
+        if self.given[label] >= 2:
+            return took
+        self.give_back(took)
+        return []
+
+    def give_back(self, numbers: Iterable[int]) -> None:
+        """Take units no more."""
+        for number in numbers:
+            self.take(number, -1)
 
 
 def _part_of_labels(
     labels: np.ndarray, units: np.ndarray, share: float, random: np.random.Generator, rank_of: np.ndarray
 ) -> np.ndarray:
-    """Args: rank_of: the rank of each unit, in the order of the units' numbers."""
-    _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    order = np.argsort(units, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(units[order])) + 1)  # the items of each unit
-    of_label: list[list[int]] = [[] for _ in sizes]  # for each label the units that have it
-    for number, unit in enumerate(members):
-        for label in set(labels[unit].tolist()):
-            of_label[label].append(number)
-    wanted = np.maximum(2, np.round(share * sizes)).astype(int)
-    taken = np.zeros(len(members), bool)
-    given = np.zeros(len(sizes), int)
-    new, most_new = 0, _most_new(rank_of)
-    for label in random.permutation(len(sizes)):
-        waiting = random.permutation(of_label[label])
-        for number in waiting[np.argsort(rank_of[waiting], kind="stable")]:
-            if rank_of[number] == NEVER or (rank_of[number] == NEW and new >= most_new):
-                break
-            here = np.bincount(labels[members[number]], minlength=len(sizes)) if len(members[number]) > 1 else None
-            if taken[number] or given[label] >= wanted[label]:
-                continue
-            touched = np.flatnonzero(here) if here is not None else np.array([label])
-            counts = here[touched] if here is not None else np.array([1])
-            if (sizes[touched] - given[touched] - counts >= 2).all():
-                taken[number] = True
-                given[touched] += counts
-                new += int(rank_of[number] == NEW)
-    while len(alone := np.flatnonzero(given == 1)):  # a single document would find no other
-        for number in {number for label in alone.tolist() for number in of_label[label] if taken[number]}:
-            taken[number] = False
-            np.subtract.at(given, labels[members[number]], 1)
+    """Choose a share of each label, (N,) bool, or none if two documents are more than twice its share.
+
+    Of the labels that would give none some give all the same, so that together they give their share: each of thousands
+    of labels with six documents would otherwise give two.
+
+    Args: rank_of: the rank of each unit, in the order of the units' numbers.
+    """
+    _, labels = np.unique(labels, return_inverse=True)
+    found = _Labels(labels, units, rank_of)
+    due = share * found.sizes
+    wanted = np.maximum(2, np.round(due))
+    order = random.permutation(len(due))
+    soonest = np.array([rank_of[numbers].min() for numbers in found.of_label])
+    order = order[np.argsort(soonest[order], kind="stable")]
+    for label in order[due[order] >= 1]:
+        found.give(label, wanted, random)
+    empty = order[found.given[order] == 0]
+    lacking, given = due[empty].sum(), 0
+    for label in empty:
+        took = [] if found.given[label] else found.give_two(label, random)
+        more = sum(len(found.members[number]) for number in took)
+        if _is_nearer(given, more, lacking):
+            given += more
+        else:
+            found.give_back(took)
+    while len(alone := np.flatnonzero(found.given == 1)):  # a single document would find no other
+        found.give_back({each for label in alone.tolist() for each in found.of_label[label] if found.taken[each]})
     held_out = np.zeros(len(labels), bool)
-    for number in np.flatnonzero(taken).tolist():
-        held_out[members[number]] = True
+    for number in np.flatnonzero(found.taken).tolist():
+        held_out[found.members[number]] = True
     return held_out
