@@ -57,6 +57,25 @@ def test_a_space_that_was_only_turned_needs_mapped_queries_and_nothing_else() ->
         assert found.losses[way] == pytest.approx((0, 0, 0), abs=1e-9)
 
 
+def test_few_queries_that_happen_to_lose_nothing_prove_nothing() -> None:
+    few = np.repeat(np.arange(10), 4)
+    docs = DocumentArray(Document(text="x", tags={"finetuner_label": int(label)}) for label in few)
+    apart = np.eye(SIZE, dtype=np.float32)[few]  # every query is found before and after
+    same = Measured(score_embeddings("class", apart, few), apart)
+    found = measure_plan(
+        EvalSet(ClassDataset(docs), np.arange(len(few)), device=CPU),
+        same,
+        same,
+        version="shop",
+        forward=straight(np.eye(SIZE)),
+        backward=straight(np.eye(SIZE)),
+        tolerance=0.02,
+    )
+    assert found.losses[NOTHING] == (0, 0, 0)
+    assert found.advice == ANEW
+    assert "no cheaper way is proven to lose at most 0.02" in found.sentence()
+
+
 def test_a_space_that_stayed_as_it_was_needs_nothing() -> None:
     old = seen_with(0.8)
     found = plan(old, old, np.eye(SIZE), np.eye(SIZE))

@@ -11,6 +11,7 @@ from .metrics import DECIDING, Scores
 from .proof import paired_difference
 
 NOTHING, QUERIES, INDEX, ANEW = "nothing", "map queries", "map index", "embed anew"  # the cheapest first
+CHANCE = 0.025  # that a way is called good that is not: one side of a 95 % interval
 Figure = tuple[float, float, float]  # mean, and the ends of the 95 % interval
 
 _DONE = {
@@ -104,7 +105,8 @@ def measure_plan(
         theirs = np.isin(eval_set.labels, unseen)
         apart = {way: None if found is None else found.of(theirs) for way, found in scores.items()}
     losses = {way: _loss(found, new.scores) for way, found in scores.items() if way != ANEW}
-    advice = next((way for way, loss in losses.items() if _accepted(way, loss, apart, tolerance)), ANEW)
+    proven = (way for way, loss in losses.items() if _accepted(way, loss, apart, tolerance, new.scores.queries))
+    advice = next(proven, ANEW)
     return IndexPlan(
         version=version,
         figures={way: _figure(found) for way, found in scores.items()},
@@ -116,13 +118,21 @@ def measure_plan(
     )
 
 
-def _accepted(way: str, loss: Figure | None, apart: dict[str, Scores | None], tolerance: float) -> bool:
+def _accepted(way: str, loss: Figure | None, apart: dict[str, Scores | None], tolerance: float, queries: int) -> bool:
     """Whether the loss is proven to be within the tolerance, and not proven to exceed it on classes never seen."""
-    if loss is None or loss[2] > tolerance:
+    if loss is None or loss[2] > tolerance or (loss[1] == loss[2] and _may_be_luck(queries, tolerance)):
         return False
     anew = apart.get(ANEW)
     unseen = None if anew is None else _loss(apart[way], anew)
     return unseen is None or unseen[1] <= tolerance
+
+
+def _may_be_luck(queries: int, tolerance: float) -> bool:
+    """Whether so few queries may all lose the same by chance, though a share of `tolerance` of all queries is lost.
+
+    That none of n shows it bounds the share (Clopper & Pearson 1934); their own spread, which is zero, says nothing.
+    """
+    return bool((1 - tolerance) ** queries > CHANCE)
 
 
 def _loss(found: Scores | None, anew: Scores) -> Figure | None:
