@@ -1,13 +1,13 @@
 """Two versions are compared on documents that came later."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from conftest import coloured, images
 from executor import Document
-from executor.documents import Match
+from executor.documents import GROUP_TAG, Match
 from executor.models.saving import save_model
 from executor.models.versions import WorkspaceVersions, load_version
 from executor.parameters import parse_executor_options
@@ -65,6 +65,29 @@ def test_a_version_that_is_worse_is_said_to_be_and_one_that_is_not_is_not(embedd
     assert "80 % interval" in sentence
     assert is_worse(embedder, "blind", "base", kind, docs(), 0.1) is None
     assert is_worse(embedder, "base", "base", kind, docs(), 0.1) is None
+
+
+def of_customers(count: int) -> Iterator[Document]:
+    for number, doc in enumerate(sessions(40)):
+        doc.tags[GROUP_TAG] = number % count
+        yield doc
+
+
+def on_pictures(count: int) -> Iterator[Document]:
+    clicks = list(sessions(40))
+    for number, doc in enumerate(clicks):
+        same = clicks[number % count]
+        yield Document(id=doc.id, blob=same.blob, matches=same.matches)
+
+
+@pytest.mark.parametrize("clicks", [of_customers, on_pictures])
+def test_words_of_one_customer_or_on_one_picture_count_as_one(
+    embedder: Embedder, clicks: Callable[[int], Iterator[Document]]
+):
+    assert is_worse(embedder, "base", "blind", "session", clicks(1), 0.1) is None
+    sentence = is_worse(embedder, "base", "blind", "session", clicks(20), 0.1)
+    assert sentence is not None
+    assert "on 40 queries of 20 groups: " in sentence
 
 
 def test_too_little_feedback_proves_nothing(embedder: Embedder):

@@ -4,7 +4,7 @@ import numpy as np
 
 from executor import ClassDataset, Document, DocumentArray, SessionDataset
 from executor.documents import Match
-from executor.worker.kinship import Kinship, Side, find_kinship, flattery, print_of
+from executor.evaluation.kinship import Kinship, Side, find_kinship, flattery, print_of
 
 
 def photograph(seed: int, size: int = 64) -> np.ndarray:

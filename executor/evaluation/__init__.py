@@ -5,6 +5,7 @@ eval_set.py      a frozen set that one model after another is measured on
 hold_out.py      which train documents are held out where no eval documents were given
 fingerprints.py  which images look alike, by what is kept of each
 copies.py        which of them are copies of one another
+kinship.py       which documents belong together: sessions, groups, copies
 intervals.py     how sure a mean over queries is, where queries rise and fall together
 pairing.py       two versions on the same items
 proof.py         the interval of a difference, and the verdict

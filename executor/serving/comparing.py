@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..compute.threads import in_brief_thread
-from ..documents import Document, DocumentArray
+from ..documents import Document, DocumentArray, group_of
 from ..loading.datasets import DATASETS, fault_of
 from .embedder import Embedder
 from .pipeline import Version
+
+if TYPE_CHECKING:
+    from ..evaluation.fingerprints import Fingerprint
 
 MOST = 2000  # documents compared on
 BATCH = 16
@@ -32,6 +35,8 @@ def is_worse(
 ) -> str | None:
     """Return a sentence if version `after` is proven worse than `before` in mAP@R on documents; else None.
 
+    Documents of one group, and copies of a picture, count as one in the interval, as in the proof of a run.
+
     Args:
         docs: of `kind`; others, and those that cannot be embedded, are left out. chance: of a false answer.
         is_ended: whether nobody waits for the answer any more, which is then None.
@@ -45,16 +50,23 @@ def is_worse(
 
     def compare() -> str | None:
         from ..evaluation.eval_set import score_embeddings
+        from ..evaluation.kinship import Side, find_kinship
         from ..evaluation.proof import verdict
 
         versions = [embedder.version(before), embedder.version(after)]
         usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
-        usable = [doc for doc in watched(usable) if all(_can_prepare(doc, kind, version) for version in versions)]
-        if not usable:
+        prepared = [(doc, found) for doc in watched(usable) if (found := _prints(doc, kind, versions)) is not None]
+        if not prepared:
             return None
+        usable = [doc for doc, _ in prepared]
         dataset = DATASETS[kind](DocumentArray(usable))
+        known = Side(dataset, [group_of(doc) for doc in usable], [found[0] for _, found in prepared])
+        together = find_kinship(known, None, lambda _, number: versions[0].preprocess(usable[number])).train
         parts = [dataset.document(item) for item in range(len(dataset))]
-        old, new = (score_embeddings(kind, _embed(version, parts, watched), dataset.labels) for version in versions)
+        old, new = (
+            score_embeddings(kind, _embed(version, parts, watched), dataset.labels, groups=together)
+            for version in versions
+        )
         if not old.queries:
             return None
         worse, sentence = verdict(new, old, level=1 - 2 * chance)
@@ -66,13 +78,19 @@ def is_worse(
         return None
 
 
-def _can_prepare(doc: Document, kind: str, version: Version) -> bool:
+def _prints(doc: Document, kind: str, versions: list[Version]) -> "list[Fingerprint] | None":
+    """Return the fingerprint of a document as each version sees it; None: one of them cannot embed all of it."""
+    from ..evaluation.kinship import print_of
+
+    found = []
     try:
-        for part in (doc, *(doc.matches if kind == "session" else ())):
-            version.preprocess(part)
+        for version in versions:
+            found.append(print_of(version.preprocess(doc), 0))
+            for match in doc.matches if kind == "session" else ():
+                version.preprocess(match)
     except Exception:  # whatever it is, the document proves nothing
-        return False
-    return True
+        return None
+    return found
 
 
 def _embed(version: Version, parts: list[Any], watched: Callable[[Iterable[Any]], Iterator[Any]]) -> np.ndarray:

@@ -6,7 +6,6 @@ run_documents.py  its documents as they arrive, and the datasets made of them
 decoding.py       tries each document once and quarantines those that do not decode
 inspection.py     what else is seen of the documents: groups, odd tags
 seen.py           which documents the version that a run starts from, or the one served, has seen
-kinship.py        which documents belong together: sessions, groups, copies
 judgement.py      the proof against the served version, and what to know before trusting it
 label_check.py    looks for wrong labels with the untrained and the tuned model
 index_learning.py learns what an index needs when the model changes: a map, and how to make vectors small

@@ -10,6 +10,7 @@ from ..compute.cores import usable_cores
 from ..compute.memory import is_out_of_memory
 from ..errors import BadDocument
 from ..evaluation.fingerprints import Fingerprint
+from ..evaluation.kinship import print_of
 from ..images.policy import ImagePolicy
 from ..images.remote import given
 from ..loading.cache import ImageCache
@@ -18,7 +19,6 @@ from ..loading.fetches import Fetch, Fetches
 from ..store.runs import Quarantined, RunStore
 from ..store.spool import DocumentArrayMemmap
 from .inspection import Inspection
-from .kinship import print_of
 
 
 class Decoded:

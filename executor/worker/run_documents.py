@@ -15,6 +15,7 @@ from ..compute.ranks import Ranks
 from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
 from ..evaluation.hold_out import Parts, document_numbers, queries, split_documents, suffices
+from ..evaluation.kinship import Kinship, Side, find_kinship, flattery
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import item_content, make_preprocess
@@ -31,7 +32,6 @@ from ..training.loop import Interrupted
 from ..training.recipe import Task
 from .decoding import Decoded
 from .inspection import Inspection
-from .kinship import Kinship, Side, find_kinship, flattery
 from .label_check import Part
 from .seen import Seen, keys_of, known_labels, lineage_of_run, seen_before
 

@@ -1,4 +1,6 @@
-"""Finds the documents of a run that belong together. They stay on one side: all for training, or all for the proof.
+"""Finds documents that belong together: they rise and fall together in an interval.
+
+In a run they stay on one side: all for training, or all for the proof.
 
 The items of a session belong together, so do the documents of a group that the user named, and copies of a picture.
 """
@@ -11,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..documents import Label
-from ..evaluation.copies import find_copies
-from ..evaluation.fingerprints import THUMBNAIL, Fingerprint, fingerprint, share_nearly_seen
-from ..evaluation.hold_out import document_numbers, together
 from ..loading.datasets import ClassDataset, Dataset
+from .copies import find_copies
+from .fingerprints import THUMBNAIL, Fingerprint, fingerprint, share_nearly_seen
+from .hold_out import document_numbers, together
 
 MOST_LOOKED_AT = 50_000  # documents whose pictures are compared; among further ones only equal pictures are found
 FLATTERING = (
