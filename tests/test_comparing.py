@@ -8,11 +8,15 @@ import torch
 from conftest import coloured, images
 from executor import Document
 from executor.documents import GROUP_TAG, Match
+from executor.evaluation.kinship import print_of
 from executor.models.saving import save_model
 from executor.models.versions import WorkspaceVersions, load_version
 from executor.parameters import parse_executor_options
+from executor.serving import comparing
 from executor.serving.comparing import is_worse
 from executor.serving.embedder import Embedder
+from executor.store.lineage import Lineage, key_of_group
+from executor.store.spool_rows import content_digest
 from executor.store.workspace import Workspace
 
 pytestmark = pytest.mark.compute
@@ -88,6 +92,42 @@ def test_words_of_one_customer_or_on_one_picture_count_as_one(
     sentence = is_worse(embedder, "base", "blind", "session", clicks(20), 0.1)
     assert sentence is not None
     assert "on 40 queries of 20 groups: " in sentence
+
+
+@pytest.mark.parametrize("version", ["base", "blind"])
+@pytest.mark.parametrize("known_by", ["what was sent", "its picture", "its group"])
+def test_what_a_version_was_trained_on_proves_nothing(embedder: Embedder, version: str, known_by: str):
+    clicks = list(of_customers(20))
+    picture = embedder.version("base").preprocess
+    keys = {
+        "what was sent": [content_digest(doc) for doc in clicks],
+        "its picture": [print_of(picture(doc), 0).digest for doc in clicks],
+        "its group": [key_of_group(str(number)) for number in range(20)],
+    }[known_by]
+
+    def sentence(*taught: bytes) -> str | None:
+        seen = {version: Lineage(taught=frozenset(taught))}
+        return is_worse(
+            embedder, "base", "blind", "session", iter(clicks), 0.1, lineage=lambda name: seen.get(name, Lineage())
+        )
+
+    assert sentence(*keys) is None
+    left = sentence(*keys[: len(keys) // 2])
+    assert left is not None
+    assert f"on 20 {'queries of 10 groups' if known_by == 'its group' else 'sessions'}" in left
+
+
+def test_the_first_documents_count_where_there_are_more_than_are_looked_at(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comparing, "MOST", 30)
+    taught = [content_digest(doc) for doc in sessions(10)]
+    read = iter(list(sessions(80)))
+    known = Lineage(taught=frozenset(taught))
+    sentence = is_worse(embedder, "base", "blind", "session", read, 0.1, lineage=lambda name: known)
+    assert sentence is not None
+    assert "on 30 sessions" in sentence
+    assert next(read).id == "q40", "those that prove nothing do not count"
 
 
 def test_too_little_feedback_proves_nothing(embedder: Embedder):

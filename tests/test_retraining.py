@@ -249,6 +249,18 @@ def test_a_promotion_is_undone_when_later_feedback_proves_it_worse(open_shop):
     assert any(message == "'base' is served again. It is worse." for *_, message in shop.store.events("auto-1"))
 
 
+def test_a_promotion_is_compared_on_the_newest_words_first(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=True)
+    shop.talk(19)
+    shop.say(withdrawal("d60"))
+    shop.talk(2)
+    shop.runs()
+    ((*_, ids, _),) = shop.compared
+    assert ids == ["d70", "d69", *(f"d{n}" for n in range(68, 49, -1) if n != 60)]
+
+
 def test_what_a_person_promoted_is_not_undone_nor_anything_if_the_option_says_no(open_shop):
     shop = open_shop(every_documents=50)
     shop.talk(50)

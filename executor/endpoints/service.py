@@ -28,6 +28,7 @@ from ..serving.spaces import Spaces
 from ..serving.thumbnails import KEPT_BYTES as THUMBNAIL_BYTES
 from ..serving.thumbnails import Thumbnails
 from ..store.cache import Cache
+from ..store.lineage import lineage_of
 from ..store.lock import WorkspaceLock
 from ..store.published import Place
 from ..store.runs import RunStore
@@ -97,7 +98,12 @@ class Service:
             self.receiver.feedback,
             self.receiver,
             options,
-            is_worse=functools.partial(is_worse, self.embedder, is_ended=self._ending.is_set),
+            is_worse=functools.partial(
+                is_worse,
+                self.embedder,
+                lineage=functools.partial(lineage_of, workspace),
+                is_ended=self._ending.is_set,
+            ),
             serve=self.serve,
         )
         self.store.finish_deletes()

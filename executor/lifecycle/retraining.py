@@ -38,8 +38,8 @@ class Retrainer:
     """A thread that starts automatic runs, if the option `retrain` says so.
 
     Args:
-        is_worse: compares the versions `before` and `after` on later feedback of a kind; gets the chance of a false
-            answer and returns a sentence if `after` is worse, else None.
+        is_worse: compares the versions `before` and `after` on later feedback of a kind; gets it newest first, and
+            the chance of a false answer. Returns a sentence if `after` is worse, else None.
         serve: serves a version.
     """
 
@@ -247,7 +247,7 @@ class Retrainer:
             )
 
     def _compare(self, promoted: Attempt, before: str, run: Run, upto: int) -> None:
-        docs = self._kept.documents(upto, self._kept.last())
+        docs = self._kept.latest_documents(upto)
         kind = self._store.progress(run.name).kind or run.options.kind
         why = self._is_worse(before, run.name, kind, docs, level_of(promoted.looks + 1))
         if self._stopping.is_set():

@@ -9,6 +9,8 @@ import numpy as np
 from ..compute.threads import in_brief_thread
 from ..documents import Document, DocumentArray, group_of
 from ..loading.datasets import DATASETS, fault_of
+from ..store.lineage import Digests, Lineage, keys_of_document
+from ..store.spool_rows import content_digest
 from .embedder import Embedder
 from .pipeline import Version
 
@@ -31,14 +33,18 @@ def is_worse(
     docs: Iterator[Document],
     chance: float,
     *,
+    lineage: Callable[[str], Lineage] = lambda version: Lineage(),
     is_ended: Callable[[], bool] = lambda: False,
 ) -> str | None:
     """Return a sentence if version `after` is proven worse than `before` in mAP@R on documents; else None.
 
-    Documents of one group, and copies of a picture, count as one in the interval, as in the proof of a run.
+    Documents of one group, and copies of a picture, count as one in the interval, as in the proof of a run. What one of
+    the two was trained on proves nothing.
 
     Args:
-        docs: of `kind`; others, and those that cannot be embedded, are left out. chance: of a false answer.
+        docs: newest first; of more than `MOST` the others are not looked at. Those that are not of `kind`, that cannot
+            be embedded, or that a version was trained on are left out. chance: of a false answer.
+        lineage: says what a version has seen; by default nothing.
         is_ended: whether nobody waits for the answer any more, which is then None.
     """
 
@@ -54,28 +60,45 @@ def is_worse(
         from ..evaluation.proof import verdict
 
         versions = [embedder.version(before), embedder.version(after)]
-        usable = list(islice((doc for doc in docs if fault_of(doc, kind) is None), MOST))
-        prepared = [(doc, found) for doc in watched(usable) if (found := _prints(doc, kind, versions)) is not None]
-        if not prepared:
+        old, new = (lineage(name).trained_on(sessions=kind == "session") for name in (before, after))
+        proving = list(_proving(watched(docs), kind, versions, old | new))
+        if not proving:
             return None
-        usable = [doc for doc, _ in prepared]
+        usable = [doc for doc, _ in proving]
         dataset = DATASETS[kind](DocumentArray(usable))
-        known = Side(dataset, [group_of(doc) for doc in usable], [found[0] for _, found in prepared])
+        known = Side(dataset, [group_of(doc) for doc in usable], [found for _, found in proving])
         together = find_kinship(known, None, lambda _, number: versions[0].preprocess(usable[number])).train
         parts = [dataset.document(item) for item in range(len(dataset))]
-        old, new = (
+        first, second = (
             score_embeddings(kind, _embed(version, parts, watched), dataset.labels, groups=together)
             for version in versions
         )
-        if not old.queries:
+        if not first.queries:
             return None
-        worse, sentence = verdict(new, old, level=1 - 2 * chance)
+        worse, sentence = verdict(second, first, level=1 - 2 * chance)
         return f"From {after!r} to {before!r} on feedback that came later, {sentence}" if worse else None
 
     try:
         return in_brief_thread(compare)
     except _Ended:
         return None
+
+
+def _proving(
+    docs: Iterator[Document], kind: str, versions: list[Version], taught: Digests
+) -> "Iterator[tuple[Document, Fingerprint]]":
+    """Yield those of the first `MOST` documents of a kind that prove something, each as the first version sees it.
+
+    Args: taught: by what documents are known that prove nothing.
+    """
+
+    def is_new(doc: Document, picture: bytes | None = None) -> bool:
+        return taught.isdisjoint(keys_of_document(content_digest(doc), picture, group_of(doc)))
+
+    for doc in islice((doc for doc in docs if fault_of(doc, kind) is None and is_new(doc)), MOST):
+        prints = _prints(doc, kind, versions)
+        if prints is not None and all(is_new(doc, each.digest) for each in prints):
+            yield doc, prints[0]
 
 
 def _prints(doc: Document, kind: str, versions: list[Version]) -> "list[Fingerprint] | None":

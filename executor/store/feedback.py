@@ -190,6 +190,15 @@ class FeedbackStore:
                 after = number
                 yield restored(payload)
 
+    def latest_documents(self, after: int) -> Iterator[Document]:
+        """Iterate over the documents with a number above `after`, newest first, in constant memory."""
+        query = "SELECT number, document FROM words WHERE number > ? AND number < ? AND sort != ? ORDER BY number DESC"
+        last = 2**62
+        while rows := self._rows(f"{query} LIMIT {_PAGE}", after, last, WITHDRAWN):
+            for number, payload in rows:
+                last = number
+                yield restored(payload)
+
     def latest(self, id: str) -> Document | Withdrawn | None:
         """The latest word of an id; None: nothing was said of it."""
         rows = self._rows("SELECT sort, document FROM words WHERE id = ?", id)

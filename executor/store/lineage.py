@@ -23,6 +23,7 @@ from .spool import DocumentArrayMemmap
 from .workspace import Workspace
 
 Digests = frozenset[bytes]
+Keys = tuple[bytes, ...]
 _SIZE = 16  # bytes of a digest
 
 
@@ -86,6 +87,15 @@ def lineage_of(workspace: Workspace, version: str) -> Lineage:
             f"{file}, which says what {version!r} was trained on, is damaged ({error}). Restore it from a backup, or "
             "start new runs from another version (base) and serve that."
         ) from error
+
+
+def keys_of_document(content: bytes, picture: bytes | None, group: str | None) -> Keys:
+    """Return by what a document is known again.
+
+    Args: content: the digest of what was sent. picture: of the picture as a model sees it; None: it is not known.
+        group: its group; None: it is in none.
+    """
+    return (content, *([] if picture is None else [picture]), *([] if group is None else [key_of_group(group)]))
 
 
 def key_of_group(group: str) -> bytes:

@@ -7,10 +7,8 @@ from itertools import chain
 import numpy as np
 
 from ..loading.datasets import ClassDataset, Dataset
-from ..store.lineage import Digests, Lineage, key_of_group, keys_of_labels
+from ..store.lineage import Digests, Keys, Lineage, keys_of_document, keys_of_labels
 from .decoding import Decoded
-
-Keys = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +29,7 @@ def keys_of(split: Decoded) -> list[Keys]:
     """By what each document of a split is known again: what was sent, its picture, its group."""
     seen = split.inspection
     return [
-        (content, *([] if picture is None else [picture.digest]), *([] if group is None else [key_of_group(group)]))
+        keys_of_document(content, None if picture is None else picture.digest, group)
         for content, picture, group in zip(split.docs.contents(), seen.prints, seen.groups, strict=True)
     ]
 
