@@ -1,5 +1,6 @@
 """What to label next: typical of much that is not labelled yet, and unlike what is."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 from conftest import coloured, encoded
 from doors import Opened, opened
 from executor import Document, DocumentArray
+from executor.endpoints.service import Service as RunningService
 from executor.errors import BadRequest
 from executor.images.policy import ImagePolicy
+from executor.models.versions import version_folder
 from executor.parameters import FitParameters
 from executor.serving import gallery
 from executor.serving.suggesting import suggest, uncertainty
@@ -177,6 +180,56 @@ def test_the_documents_of_a_run_are_suggested_by_their_places(door):
     assert found["id"] in ("r1", "r3", "r5")  # those of the other colour than the one that has a label
     assert found["tags"]["finetuner_position"] == int(found["id"][1:])
     assert (found["blob"], found["buffer"], found["uri"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("asked", ["documents", "run"])
+def test_what_was_said_of_documents_of_the_promoted_run_since_is_believed(tmp_path, monkeypatch, asked):
+    told = []
+    monkeypatch.setattr(
+        "executor.endpoints.suggest.choose",
+        lambda vectors, limit, known, labels: told.append(sorted(labels)) or suggest(vectors, limit),
+    )
+    docs = DocumentArray(
+        Document(id=f"r{n}", blob=coloured(n, n), tags={"finetuner_label": label})
+        for n, label in enumerate(("apple", "apple", "pear", "kiwi"))
+    )
+    new = Document(id="new", blob=coloured(0, 9))
+    with opened(tmp_path) as door:
+        service = door.service
+        service.supervisor.close()
+        service.receiver.receive(DocumentArray([*docs, new]), FitParameters(run="r", kind="unlabeled"))
+        promote_base_as(service, "r")
+
+        def known() -> list[str]:
+            told.clear()
+            sent = {"data": [{"id": "new", "blob": new.blob.tolist()}]} if asked == "documents" else {"run": "r"}
+            door.post("/suggest", **sent).raise_for_status()
+            return list(dict.fromkeys(told[0]))
+
+        def counts() -> dict[str, int]:
+            found = door.post("/labels").json()["data"]
+            return {doc["tags"]["finetuner_label"]: doc["tags"]["finetuner_count"] for doc in found}
+
+        assert known() == ["apple", "kiwi", "pear"]
+        assert counts() == {"apple": 2, "kiwi": 1, "pear": 1}
+        corrected = [{"id": "r2", "tags": {"finetuner_label": "plum"}}]
+        door.post("/feedback", corrected, run="r").raise_for_status()
+        assert known() == ["apple", "kiwi", "plum"]
+        assert counts() == {"apple": 2, "kiwi": 1, "plum": 1}
+        withdrawn = [{"id": "r3", "tags": {"finetuner_withdrawn": True}}]
+        door.post("/feedback", [*withdrawn, {"id": "r1", "tags": {"finetuner_label": "plum"}}], run="r")
+        assert known() == ["apple", "plum"]
+        assert counts() == {"plum": 2, "apple": 1}
+        door.post("/feedback", [{**withdrawn[0], "id": "r2"}])  # what was said of it, not the document
+        assert counts() == {"apple": 1, "pear": 1, "plum": 1}
+
+
+def promote_base_as(service: RunningService, run: str) -> None:
+    """Serve the model `base` under the name of a run."""
+    service.embedder.version("base")  # makes it
+    workspace = service.store.workspace
+    shutil.copytree(version_folder(workspace, "base"), workspace.model_folder(run))
+    service.store.promote(run)
 
 
 # --- through a service -----------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class Service:
         self.receiving = Lanes(RECEIVING_AT_ONCE)  # a lane for each run, so that none waits for another's disk
         wake = threading.Event()
         self.receiver = Receiver(self.store, options, wake=wake.set)
-        self.labels_said = LabelsSaid(self.receiver.feedback)
+        self.labels_said = LabelsSaid(self.store, self.receiver.feedback, self.policy)
         self.feedback = Feedback(self.store, self.receiver.feedback, options, self.receiver.fault)
         trainers = TrainerProcesses(
             workspace,

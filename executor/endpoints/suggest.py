@@ -1,6 +1,7 @@
 """`/suggest`: the documents whose labels would teach most, best first."""
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,10 +21,13 @@ from ..documents import (
     with_ids,
 )
 from ..errors import BadRequest
+from ..lifecycle.sources import of_run, with_words
 from ..parameters import SuggestParameters
 from ..serving.galleries import Gallery, documents_at
 from ..serving.gallery import MOST_PICTURES
 from ..serving.suggesting import suggest as choose
+from ..store.cache import NOBODY
+from ..store.feedback import Withdrawn
 from ..store.spool import DocumentArrayMemmap
 from .service import Service
 
@@ -78,21 +82,33 @@ async def _gallery(service: Service, wanted: SuggestParameters, version: str) ->
     embedded = await service.neighbours.of(opened, await asyncio.to_thread(service.embedder.version, version))
     await embedded.enough(MOST_PICTURES)
     numbers, vectors = await asyncio.to_thread(embedded.some, MOST_CANDIDATES)
-    docs = await asyncio.to_thread(_without_content, opened, numbers.tolist())
+    docs = await asyncio.to_thread(_without_content, service, opened, numbers.tolist())
     note = f" (of {len(docs):,} that were looked at, of {opened.count:,})" if opened.count > len(docs) else ""
-    return _Pool(docs, vectors, note)
+    there = [place for place, doc in enumerate(docs) if doc is not None]
+    return _Pool([docs[place] for place in there], vectors[there], note)
 
 
-def _without_content(opened: Gallery, numbers: list[int]) -> list[Document]:
-    """The pictures with these numbers, as an answer names them: of runs without the bytes that were sent."""
-    found: list[Document] = []
-    for start in range(0, len(numbers), FEW):
-        for doc, number in zip(documents_at(opened, numbers[start : start + FEW]), numbers[start:], strict=False):
-            if doc.uri and doc.uri[:5].lower() == "data:":
-                doc.uri = None
-            doc.blob = doc.buffer = None
-            doc.tags = {**doc.tags, POSITION_TAG: number} if doc.uri is None else doc.tags
-            found.append(doc)
+def _without_content(service: Service, opened: Gallery, numbers: list[int]) -> list[Document | None]:
+    """The pictures with these numbers, as an answer names them: of runs without the bytes that were sent.
+
+    What was said of a run's document since counts: it has that label, and None is in its place if it was withdrawn.
+    """
+    found: list[Document | None] = []
+    chunks = (documents_at(opened, numbers[start : start + FEW]) for start in range(0, len(numbers), FEW))
+    docs = itertools.chain.from_iterable(chunks)
+    of_a_run = opened.owner != NOBODY
+    latest = with_words(docs, service.receiver.feedback, service.policy) if of_a_run else ((doc, None) for doc in docs)
+    for (doc, word), number in zip(latest, numbers, strict=False):
+        if isinstance(word, Withdrawn):
+            found.append(None)
+            continue
+        if word is not None:
+            doc.tags = word.tags
+        if doc.uri and doc.uri[:5].lower() == "data:":
+            doc.uri = None
+        doc.blob = doc.buffer = None
+        doc.tags = {**doc.tags, POSITION_TAG: number} if doc.uri is None else doc.tags
+        found.append(doc)
     return found
 
 
@@ -119,7 +135,9 @@ def _known(service: Service, version: str) -> list[Document]:
     if version != "base":
         with DocumentArrayMemmap(service.store.workspace.spool_file(version)) as docs:
             step = max(1, len(docs) // MOST_KNOWN)
-            found += [doc for doc in (docs[place] for place in range(0, len(docs), step)) if has_label(doc)]
+            some = (docs[place] for place in range(0, len(docs), step))
+            believed = of_run(some, service.receiver.feedback, service.policy)
+            found += [doc for doc in believed if has_label(doc) and not doc.matches]
     return found
 
 

@@ -1,7 +1,6 @@
 """`/words` `/labels`: what has been said of documents so far."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,10 @@ from ..documents import (
     WITHDRAWN_TAG,
     WORD_TAG,
     Document,
-    Label,
 )
 from ..lifecycle.sizes import bytes_of
 from ..parameters import LabelsParameters, WordsParameters
 from ..store.feedback import Word, iso
-from ..store.spool import DocumentArrayMemmap
 from .service import Service
 
 CONTENT_BYTES = 64 << 20  # of one answer
@@ -59,20 +56,10 @@ def _told(word: Word, *, content: bool) -> Document:
 async def labels(service: Service, docs: Sequence[Any], wanted: LabelsParameters) -> list[Document]:
     """Return the labels that are in use, the most used first, each as a document with that label.
 
-    They are those of the promoted run and of the latest words of feedback.
+    They are those of the latest words of feedback, and of the documents of the promoted run about which none is.
     """
-    counts = await asyncio.to_thread(_counts, service, wanted.limit)
+    counts = await asyncio.to_thread(service.labels_said.counts)
     return [
         Document(id=str(label), tags={LABEL_TAG: label, COUNT_TAG: count})
         for label, count in counts.most_common(wanted.limit)
     ]
-
-
-def _counts(service: Service, limit: int) -> "Counter[Label]":
-    counts = Counter(service.labels_said.all())
-    promoted = service.store.promoted()
-    spool = service.store.workspace.spool_file(promoted)
-    if promoted != "base" and spool.exists():
-        with DocumentArrayMemmap(spool) as docs:
-            counts.update(dict(docs.label_counts(limit)))
-    return counts

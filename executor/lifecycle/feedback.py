@@ -3,21 +3,23 @@
 import contextlib
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from docarray import DocList
 
 from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Label, Problem, has_label, label_of
 from ..errors import BadDocument, brief
+from ..images.policy import ImagePolicy
 from ..parameters import ExecutorOptions
 from ..store.feedback import FeedbackStore, Taker, Withdrawn, canonical, iso
+from ..store.feedback import Word as KeptWord
 from ..store.run import RunState
 from ..store.runs import SHOWN_PROBLEMS, RunStore
 from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
 from ..store.spool_rows import as_document, identity_of
-from .sources import FEEDBACK, rule_of
+from .sources import FEEDBACK, is_about, rule_of
 
 LABELS_KEPT = 5_000  # documents whose labels are known without reading
 
@@ -137,37 +139,79 @@ def _meant(spool: DocumentArrayMemmap, doc: Document, run: str) -> Document | No
     )
 
 
-class LabelsSaid:
-    """The labels in the latest words. Each word is read once."""
+class _Said(NamedTuple):
+    """What a word says. Attributes: label: None: none. place: see `_place`. instead: labels in the promoted run, which
+    the word replaces."""
 
-    def __init__(self, kept: FeedbackStore) -> None:
+    label: Label | None
+    place: bytes
+    instead: list[Label]
+
+
+class LabelsSaid:
+    """The labels in the latest words, and in the promoted run as these words leave them. Each word is read once."""
+
+    def __init__(self, store: RunStore, kept: FeedbackStore, policy: ImagePolicy) -> None:
+        self._store = store
         self._kept = kept
+        self._policy = policy
         self._lock = threading.Lock()
         self._read: int | None = None  # up to the word with this number
-        self._labels: OrderedDict[str, tuple[Label, bytes]] = OrderedDict()  # by ids, the latest at the end: see `of`
+        self._run: tuple[str, int] | None = None  # the promoted one, by name and number
+        self._said: OrderedDict[str, _Said] = OrderedDict()  # by ids, the latest at the end
 
-    def all(self) -> list[Label]:
-        """Return a label for each document among the latest that were labelled."""
-        return [label for label, _ in self._latest()]
+    def counts(self) -> "Counter[Label]":
+        """Return how many documents have each label: those of the latest words, and the others of the promoted run."""
+        with self._lock, self._promoted() as docs:
+            said = self._latest(docs)
+            counts = Counter({} if docs is None else dict(docs.label_counts()))
+            counts.subtract(label for word in said for label in word.instead)
+            counts.update(word.label for word in said if word.label is not None)
+        return +counts
 
     def of(self, docs: Sequence[Document]) -> list[Label | None]:
         """Return the label that was said of each document, or None: of the same uri, or without one of the same id."""
-        labels = {place: label for label, place in self._latest()}
+        with self._lock, self._promoted() as promoted:
+            labels = {word.place: word.label for word in self._latest(promoted) if word.label is not None}
         return [labels.get(_place(doc.uri, doc.id)) for doc in docs]
 
-    def _latest(self) -> list[tuple[Label, bytes]]:
-        """The labels, each with the `_place` of its document."""
-        with self._lock:
-            start = max(0, self._kept.last() - LABELS_KEPT) if self._read is None else self._read
-            for word in self._kept.words_after(start):
-                self._labels.pop(word.id, None)
-                if word.document is not None and not word.document.matches and has_label(word.document):
-                    self._labels[word.id] = label_of(word.document), _place(word.document.uri, word.id)
-                start = word.number
-            self._read = start
-            while len(self._labels) > LABELS_KEPT:
-                self._labels.popitem(last=False)
-            return list(self._labels.values())
+    @contextlib.contextmanager
+    def _promoted(self) -> Iterator[DocumentArrayMemmap | None]:
+        """The train documents of the promoted run, if there is one. For another run all words are read anew."""
+        name = self._store.promoted()
+        run = (name, self._store.get(name).number) if name != "base" and self._store.exists(name) else None
+        if run != self._run:
+            self._run, self._read = run, None
+            self._said.clear()
+        spool = self._store.workspace.spool_file(name)
+        if run is None or not spool.exists():
+            yield None
+            return
+        with DocumentArrayMemmap(spool) as docs:
+            yield docs
+
+    def _latest(self, docs: DocumentArrayMemmap | None) -> list[_Said]:
+        start = max(0, self._kept.last() - LABELS_KEPT) if self._read is None else self._read
+        for word in self._kept.words_after(start):
+            self._said.pop(word.id, None)
+            said = self._what_says(word, docs)
+            if said.label is not None or said.instead:
+                self._said[word.id] = said
+            start = word.number
+        self._read = start
+        while len(self._said) > LABELS_KEPT:
+            self._said.popitem(last=False)
+        return list(self._said.values())
+
+    def _what_says(self, word: KeptWord, docs: DocumentArrayMemmap | None) -> _Said:
+        found = word.document
+        label = label_of(found) if found is not None and not found.matches and has_label(found) else None
+        latest = self._kept.latest(word.id) if docs is not None and word.id in docs else None
+        instead = []
+        if docs is not None and latest is not None:
+            before = (doc for doc in docs.with_id(word.id) if not doc.matches and has_label(doc))
+            instead = [label_of(doc) for doc in before if is_about(latest, doc, self._policy)]
+        return _Said(label, _place(None if found is None else found.uri, word.id), instead)
 
 
 def _place(uri: str | None, id: Any) -> bytes:

@@ -7,7 +7,7 @@ same checks as documents that are posted. `sources.json` in the run's folder say
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -105,7 +105,7 @@ class Sources:
                     f"documents_from names run {name!r}, which is still receiving documents; start it, or wait until "
                     "it is queued."
                 )
-            copies = of_feedback(self._store, name) if options.feedback else 0  # these are left out, see `_of_run`
+            copies = of_feedback(self._store, name) if options.feedback else 0  # these are left out, see `of_run`
             count += max(0, (run.train_rows or 0) - copies)
         if count > self._limit:
             raise LimitExceeded(
@@ -182,22 +182,7 @@ class Sources:
             yield FEEDBACK, self._feedback.documents(0, upto)
         for name in run.options.documents_from:
             with DocumentArrayMemmap(self._store.workspace.spool_file(name)) as docs:
-                yield name, self._of_run(docs, with_feedback=not run.options.feedback)
-
-    def _of_run(self, docs: DocumentArrayMemmap, *, with_feedback: bool) -> Iterator[Document]:
-        """The documents of an earlier run. Where something was said of one since, the latest word counts.
-
-        Args: with_feedback: whether those of feedback are wanted, too; else they were copied before.
-        """
-        known = self._feedback.ids()
-        for doc in docs:
-            latest = self._feedback.latest(str(doc.id)) if str(doc.id) in known else None
-            is_of_feedback = doc.tags.get(SOURCE_TAG) == FEEDBACK
-            if latest is None or not (is_of_feedback or _is_of(latest, doc, self._policy)):
-                if with_feedback or not is_of_feedback:
-                    yield doc
-            elif with_feedback and isinstance(latest, Document):
-                yield latest
+                yield name, of_run(docs, self._feedback, self._policy, with_feedback=not run.options.feedback)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         file = self._store.workspace.sources_file(name)
@@ -205,14 +190,48 @@ class Sources:
         publish_file(file, json.dumps(content).encode())
 
 
-def _is_of(word: Document | Withdrawn, doc: Document, policy: ImagePolicy) -> bool:
-    """Whether a word is about a document that came by `/fit`: ids repeat, so it must be about the same content."""
+def of_run(
+    docs: Iterable[Document], feedback: FeedbackStore, policy: ImagePolicy, *, with_feedback: bool = True
+) -> Iterator[Document]:
+    """Iterate over documents of an earlier run. Where something was said of one since, the latest word counts.
+
+    Args: with_feedback: whether those of feedback are wanted, too.
+    """
+    for doc, latest in with_words(docs, feedback, policy):
+        if latest is None:
+            if with_feedback or not _is_of_feedback(doc):
+                yield doc
+        elif with_feedback and isinstance(latest, Document):
+            yield latest
+
+
+def with_words(
+    docs: Iterable[Document], feedback: FeedbackStore, policy: ImagePolicy
+) -> Iterator[tuple[Document, Document | Withdrawn | None]]:
+    """Iterate over documents of an earlier run, each with the latest word about it; None: nothing was said since."""
+    known = feedback.ids()
+    for doc in docs:
+        latest = feedback.latest(str(doc.id)) if str(doc.id) in known else None
+        yield doc, latest if latest is not None and is_about(latest, doc, policy) else None
+
+
+def is_about(word: Document | Withdrawn, doc: Document, policy: ImagePolicy) -> bool:
+    """Whether a word counts in the place of a document of an earlier run that has the id of the word.
+
+    Ids repeat, so of a document that came by `/fit` it must be about the same content.
+    """
+    if _is_of_feedback(doc):
+        return True
     content = identity_of(doc).content
     if isinstance(word, Withdrawn):
         return word.content == content
     if word.matches or doc.matches:
         return False
     return identity_of(word).content == content or _are_one_file(word, doc, policy)
+
+
+def _is_of_feedback(doc: Document) -> bool:
+    return bool(doc.tags.get(SOURCE_TAG) == FEEDBACK)
 
 
 def _are_one_file(word: Document, doc: Document, policy: ImagePolicy) -> bool:

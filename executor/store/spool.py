@@ -238,10 +238,10 @@ class DocumentArrayMemmap(Sequence[Document]):
         """Iterate over the labels in order, without decoding documents."""
         return map(LabelRow._make, self._pages("id, label, matches", 0, len(self), _ROWS_PAGE))
 
-    def label_counts(self, limit: int) -> list[tuple[Label, int]]:
-        """Return the labels that most documents have, and how many have each, without decoding documents."""
+    def label_counts(self) -> list[tuple[Label, int]]:
+        """Return how many documents have each label, the most frequent first, without decoding documents."""
         query = "SELECT label, count(*) FROM documents WHERE split = ? AND label IS NOT NULL AND matches = 0"
-        return self._select(f"{query} GROUP BY label ORDER BY count(*) DESC, label LIMIT ?", self.split, limit)
+        return self._select(f"{query} GROUP BY label ORDER BY count(*) DESC, label", self.split)
 
     def sorts(self) -> Sorts:
         """Count the sorts of documents, without decoding them."""
