@@ -164,8 +164,9 @@ class TrainingOptions(_Parameters):
     feedback: Flag = Field(False, description="whether all feedback so far is trained on too; see `/feedback`")
     epochs: Annotated[Whole, Field(ge=1, le=100_000)] | None = Field(
         None,
-        description="passes over the train documents; by default 10 for 1,000 of them, more for fewer (up to 30), and "
-        "fewer for more (down to 3, but not below 10 for a model that is not pretrained)",
+        description="passes over the train documents; by default 10 for 1,000 images (the matches of sessions count, "
+        "too), more for fewer (up to 30), and fewer for more (down to 3, but not below 10 for a model that is not "
+        "pretrained)",
     )
     batch_size: Annotated[Whole, Field(ge=2, le=65_536)] = Field(64, description="images a step")
     learning_rate: Annotated[Number, Field(gt=0, le=10)] | None = Field(

@@ -683,6 +683,13 @@ def test_the_card_has_the_metrics_where_hugging_face_looks_for_them(proven):
     assert card.text.index("# Loading") < card.text.index("## Training") < card.text.index("## Evaluation")
 
 
+def test_the_card_counts_what_the_model_was_trained_on(proven):
+    part = dataclasses.replace(proven, train_documents=600, held_out=220, choosing=190, classes=100)
+    assert "epochs on 190 of 600 documents of 100 labels" in model_card("shop", "onnx", "x", "", part)
+    whole = dataclasses.replace(part, held_out=0, choosing=0)
+    assert "epochs on 600 documents of 100 labels" in model_card("shop", "onnx", "x", "", whole)
+
+
 def test_the_card_of_a_model_that_was_not_measured_claims_nothing(unproven):
     for report in (unproven, None):
         card = ModelCard(model_card("base", "safetensors", "default", "# Loading\n", report))

@@ -107,11 +107,10 @@ def _larger(size: int, side: int) -> int:
 
 
 def _about_model(report: Report) -> Iterator[str]:
-    documents = report.train_documents - report.held_out
     if report.model is not None and report.model.name == "small":
         yield (
             "The model small begins without any knowledge of images: for photographs configure model: default, which "
             "is pretrained and needs far fewer documents."
         )
-    elif documents < FEW_DOCUMENTS and not report.options.get("freeze"):
-        yield f"{documents:,} documents are few for a whole network: freeze: true trains the head alone."
+    elif report.trained_on < FEW_DOCUMENTS and not report.options.get("freeze"):
+        yield f"{report.trained_on:,} documents are few for a whole network: freeze: true trains the head alone."

@@ -48,13 +48,14 @@ def _results(report: Report) -> list[EvalResult]:
 def _training(report: Report) -> str:
     epochs = len(report.history.get("loss", []))
     changed = [f"| `{name}` | {_shown(value)} |" for name, value in (report.options | report.used).items()]
+    of_all = f" of {report.train_documents}" if report.trained_on < report.train_documents else ""
     classes = f" of {report.classes} labels" if report.classes else ""
     return "\n".join(
         [
             "## Training",
             "",
             f"The run `{report.run}` began with `{report.base}` and trained {epochs} epochs on "
-            f"{report.train_documents - report.held_out} documents{classes} ({report.kind} data, on {report.device}), "
+            f"{report.trained_on}{of_all} documents{classes} ({report.kind} data, on {report.device}), "
             f"from {report.started_at} to {report.ended_at}. {report.skipped} documents were left out.",
             "",
             "| option | value |",

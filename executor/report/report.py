@@ -104,6 +104,11 @@ class Report:
     ways: list[IndexWay] = Field(default_factory=list)
     small_vectors: list[SmallVectorForm] = Field(default_factory=list)
 
+    @property
+    def trained_on(self) -> int:
+        """How many documents the model was trained on: neither held out nor kept to choose the epoch by."""
+        return self.train_documents - self.held_out - self.choosing
+
 
 def compare(
     before: Scores, after: Scores, *, level: float = USUAL_LEVEL
