@@ -64,6 +64,37 @@ def test_the_model_is_unsure_of_what_is_as_near_to_one_label_as_to_another():
     assert "as near to one label as to another" in reason
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_of_plain_pictures_no_reason_says_that_the_model_is_unsure(count):
+    vectors, _ = clusters(count, count)
+    known = np.eye(16, dtype=np.float32)[:2]
+    found = suggest(vectors, 10, known=known, labels=["a", "b"])
+    assert len(found) == min(10, 2 * count)
+    assert not [reason for _, reason in found if "unsure" in reason]
+
+
+def test_a_picture_between_two_labels_is_unsure_though_it_is_the_only_one_or_all_cosines_are_near_1():
+    known = np.eye(16, dtype=np.float32)[:2]
+    ((_, reason),) = suggest(known.sum(0)[None], 1, known=known, labels=["a", "b"])
+    assert reason.endswith("the model is unsure of it: it is about as near to one label as to another")
+    near = known + 30 * np.eye(16, dtype=np.float32)[15]
+    ((_, reason),) = suggest(near[:1] + 0.01, 1, known=near, labels=["a", "b"])
+    assert "unsure" not in reason
+
+
+def test_a_picture_like_one_that_is_labelled_or_suggested_is_not_said_to_be_unlike_them():
+    known = np.eye(16, dtype=np.float32)[:2]
+    new = np.eye(16, dtype=np.float32)[2]
+    found = suggest(np.stack([known[0], new, new]), 3, known=known, labels=["a", "b"])
+    assert [position for position, _ in found] == [1, 0, 2]
+    assert "about 2 pictures" in found[0].reason
+    for _, reason in found[1:]:
+        assert (
+            reason
+            == "stands for itself at most: what is labelled and the other suggestions are as near to every picture"
+        )
+
+
 def test_reasons_say_for_how_many_a_suggestion_stands():
     vectors, _ = clusters(60, 20)
     reasons = [reason for _, reason in suggest(vectors, 2)]

@@ -16,7 +16,7 @@ from ..documents import Label
 UNSURE = 1.0  # the most unsure document counts 1 + so much, the surest one 1
 MOST_CANDIDATES = 20_000  # a larger gallery is sampled
 MOST_COVERED = 4_000
-UNSURE_FROM = 2 / 3  # mean rank from which on the reason says so
+AS_NEAR = 0.9  # if the nearest label is at least so far, against the next one, both are about as near
 
 
 class Suggestion(NamedTuple):
@@ -52,9 +52,10 @@ def suggest(
     chosen = _greedy(similarity, weights, to_labels.max(1), limit)
     nearest = similarity[:, chosen].argmax(1)  # (C,): which suggestion stands for each document
     nearest[similarity[:, chosen].max(1) <= to_labels.max(1)] = -1  # a labelled one does
+    between = are_between(to_labels)
     scale = len(unit) / len(covered)
     return [
-        Suggestion(int(candidates[place]), _reason(unsure[nearest == number], scale))
+        Suggestion(int(candidates[place]), _reason(between[nearest == number], scale))
         for number, place in enumerate(chosen)
     ]
 
@@ -89,6 +90,20 @@ def uncertainty(to_labels: np.ndarray) -> np.ndarray:
     return 1 - margin.argsort().argsort() / max(1, len(margin) - 1)
 
 
+def are_between(to_labels: np.ndarray) -> np.ndarray:
+    """Return which documents are about as near to one label as to another, (C,) bool, whatever the others are.
+
+    Distances are compared and not cosines, which of some models are all near 1.
+
+    Args: to_labels: as of `uncertainty`.
+    """
+    if to_labels.shape[1] < 2:
+        return np.zeros(len(to_labels), bool)
+    distance = np.sqrt(np.maximum(1 - np.partition(to_labels, -2, axis=1)[:, -2:], 0))  # of unit vectors, / sqrt(2)
+    found: np.ndarray = distance[:, 1] >= AS_NEAR * distance[:, 0]
+    return found
+
+
 def _to_labels(unit: np.ndarray, known: np.ndarray | None, labels: Sequence[Label]) -> np.ndarray:
     """The similarity of each document to the nearest of each label, (C, L); one column of -1 where none is known."""
     if known is None or not len(known):
@@ -101,15 +116,18 @@ def _to_labels(unit: np.ndarray, known: np.ndarray | None, labels: Sequence[Labe
     return found
 
 
-def _reason(unsure: np.ndarray, scale: float) -> str:
-    """Args: unsure: of the documents that a suggestion stands for. scale: how many there are for each covered one."""
-    count = round(scale * len(unsure))
-    pictures = "1 picture" if count == 1 else f"{count} pictures"
+def _reason(between: np.ndarray, scale: float) -> str:
+    """Say why. Args: between: of the documents that a suggestion stands for, whether they are between two labels.
+
+    scale: how many there are for each covered one.
+    """
+    count = round(scale * len(between))
+    pictures, them = ("1 picture", "it: it is") if count == 1 else (f"{count} pictures", "most of them: they are")
     words = f"is the nearest suggestion to about {pictures}, and no labelled one is nearer"
     if not count:
-        return "is unlike what is labelled, and stands for itself"
-    if unsure.mean() > UNSURE_FROM:
-        return f"{words}; the model is unsure of them: they are about as near to one label as to another"
+        return "stands for itself at most: what is labelled and the other suggestions are as near to every picture"
+    if between.mean() > 1 / 2:
+        return f"{words}; the model is unsure of {them} about as near to one label as to another"
     return words
 
 
