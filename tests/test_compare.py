@@ -18,12 +18,12 @@ from doors import opened
 from executor import Document, DocumentArray
 from executor.__main__ import main
 from executor.commands import compare as commands
-from executor.documents import Comparison, Match
+from executor.documents import GROUP_TAG, Comparison, Match
 from executor.endpoints.service import Service
 from executor.endpoints.table import call
 from executor.errors import BadRequest, InvalidParameter, Overloaded, UnknownModel, UnknownRun
 from executor.evaluation.metrics import DECIDING, METRICS
-from executor.evaluation.pairing import numbered, score_pair
+from executor.evaluation.pairing import score_pair
 from executor.parameters import FitParameters, parse_executor_options
 from executor.serving import comparisons
 from sentences import assert_plain
@@ -98,6 +98,23 @@ def test_figures_are_those_of_evaluate_and_say_what_is_proven(service: Service) 
     assert low <= mean <= high < 0
     assert (answer.better + answer.same + answer.worse, answer.skipped) == (24, 0)
     assert "which does not prove it better" in answer.verdict
+
+
+def test_copies_of_a_query_and_documents_of_a_group_count_as_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clicks = sessions(24)
+    for number, doc in enumerate(clicks):
+        doc.blob = clicks[number % 8].blob  # eight pictures, each three times, and of these two have a group
+        doc.tags = {GROUP_TAG: 1 if number % 2 else 1.0} if number % 8 < 2 else {}
+    add_blind_run(service, "clicks", clicks)
+    answer = compare(service, second="clicks")
+    assert " on 24 queries of 7 groups: " in answer.verdict
+    folder = str(service.store.workspace.root)
+    monkeypatch.setattr(sys, "argv", ["executor", "compare", "base", "clicks", "--workspace", folder])
+    assert main() == 0
+    _, low, high = answer.metrics[f"difference/{DECIDING}"]
+    assert f"95 % interval {low:+.3f} to {high:+.3f}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_queries_that_got_worse_come_first_by_how_much(service: Service) -> None:
@@ -279,7 +296,7 @@ def test_documents_are_refused(service: Service) -> None:
 def test_an_item_that_one_version_cannot_embed_is_left_out_for_both() -> None:
     vectors = list(np.eye(6, dtype=np.float32))
     labels = np.array([0, 0, 1, 1, 2, 2])
-    pair = score_pair("class", labels, numbered(["g", "g", None, None, 1, 1.0]), [None, *vectors[1:]], vectors)
+    pair = score_pair("class", labels, np.array([0, 0, -1, -1, 1, 2]), [None, *vectors[1:]], vectors)
     assert pair is not None
     assert pair.kept.tolist() == [1, 2, 3, 4, 5]
     assert pair.first.query_index.tolist() == pair.second.query_index.tolist() == [1, 2, 3, 4]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..documents import ERROR_TAG, GROUP_TAG, Document, DocumentArray, same_picture
+from ..documents import ERROR_TAG, Document, DocumentArray, group_of, same_picture
 from ..errors import BadRequest
 from ..sources import rows
+from ..store.spool_rows import content_digest
 from .calling import Place, batched, connect
 from .reading import SHOWN, columns_of, say_what_is_left_out
 from .sending import embed_by_service
@@ -26,7 +27,8 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
 
     Raises: BadRequest: no set is named, or nothing in it can be scored. UnknownRun.
     """
-    from ..evaluation.pairing import numbered, score_pair
+    from ..evaluation.kinship import clusters_of
+    from ..evaluation.pairing import score_pair
     from ..loading.datasets import DATASETS, ONE_SORT, kind_of
 
     with _documents(arguments) as docs:
@@ -36,7 +38,8 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
         dataset = DATASETS[kind](docs)
         items = [dataset.document(item) for item in range(len(dataset))]
         found = [_embeddings(arguments, version, items) for version in (arguments.first, arguments.second)]
-        groups = numbered([item.tags.get(GROUP_TAG) for item in items])
+        seen = [(group_of(doc), content_digest(doc)) for doc in docs]
+        groups = clusters_of(dataset, [group for group, _ in seen], [content for _, content in seen])
     pair = score_pair(kind, dataset.labels, groups, *found)
     if pair is None:
         raise BadRequest(

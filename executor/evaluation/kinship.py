@@ -6,7 +6,7 @@ The items of a session belong together, so do the documents of a group that the 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,10 +85,8 @@ def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np
 
     alike = find_copies([found for found in prints if found is not None and found.thumbnail.any()], at)
     pairs = [(looked_at[one], looked_at[other]) for one, other in alike]
-    first: dict[bytes, int] = {}
-    for number, found in enumerate(prints):  # equal content, also of small images and beyond the limit
-        if found is not None and first.setdefault(found.digest, number) != number:
-            pairs.append((first[found.digest], number))
+    # Equal content too, also of small images and beyond the limit.
+    pairs += _equal(None if found is None else found.digest for found in prints)
     groups = [group for side in sides for group in side.groups]
     of_documents = together(np.arange(len(groups)), groups, pairs)
     mine = of_documents[document_numbers(train.dataset)]
@@ -96,6 +94,23 @@ def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np
     if eval is not None:
         others = of_documents[len(train.groups) + document_numbers(eval.dataset)]
     return Kinship(mine, others, np.isin(others, mine), len({second for _, second in pairs}), sorted(pairs))
+
+
+def clusters_of(dataset: Dataset, groups: list[str | None], contents: list[bytes]) -> np.ndarray:
+    """Number the items of a dataset, (N,) int64, by what belongs together, without a look at the pictures.
+
+    Args: groups: the group of each document, or None. contents: a digest of each as it was sent: equal ones are copies.
+    """
+    found: np.ndarray = together(np.arange(len(groups)), groups, list(_equal(contents)))[document_numbers(dataset)]
+    return found
+
+
+def _equal(digests: Iterable[bytes | None]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of places with equal digests: the first, and each further one."""
+    first: dict[bytes, int] = {}
+    for number, digest in enumerate(digests):
+        if digest is not None and first.setdefault(digest, number) != number:
+            yield first[digest], number
 
 
 def flattery(train: Side, learned: np.ndarray, other: Side, proving: np.ndarray) -> str | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -35,7 +34,8 @@ def score_pair(
     """Score the embeddings of both versions; None: no item is left that can be a query.
 
     Args:
-        labels: of the items, in the form of a class or session dataset. groups: (N,) their groups; negative: in none.
+        labels: of the items, in the form of a class or session dataset. groups: (N,) numbers of what
+            belongs together.
         first, second: the embedding of each item; None: the version cannot embed it.
     """
     good = np.array([one is not None and other is not None for one, other in zip(first, second, strict=True)], bool)
@@ -51,11 +51,3 @@ def score_pair(
 
 def _stacked(embeddings: Sequence[np.ndarray | None], good: np.ndarray) -> np.ndarray:
     return np.stack([each for each, fits in zip(embeddings, good, strict=True) if each is not None and fits])
-
-
-def numbered(groups: Sequence[Any]) -> np.ndarray:
-    """Return a number for each group, (N,) int64; -1 for items in none."""
-    numbers: dict[str, int] = {}
-    return np.array(
-        [-1 if group is None else numbers.setdefault(repr(group), len(numbers)) for group in groups], np.int64
-    )

@@ -10,7 +10,7 @@ def parts_of(doc: Any) -> int:
 
 def bytes_of(doc: Any) -> int:
     """Return about how many bytes a document takes with its matches: images, texts, embeddings, tags and ids."""
-    return sum(map(_bytes, (doc, *doc.matches)))
+    return sum(map(_bytes, (doc, *getattr(doc, "matches", ()))))  # a match has none of its own
 
 
 def _bytes(part: Any) -> int:

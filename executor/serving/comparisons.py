@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compute.threads import in_brief_thread
-from ..documents import ERROR_TAG, GROUP_TAG, same_picture
+from ..documents import ERROR_TAG, group_of, same_picture
 from ..errors import BadRequest, Overloaded
 from ..loading.datasets import DATASETS, ONE_SORT, kind_of
 from ..report.naming import label_of, name_of
@@ -218,23 +218,24 @@ async def _opened(open_documents: Open) -> Any:
 
 
 def _read(docs: Sequence[Any]) -> tuple[str, np.ndarray, list[Item], np.ndarray]:
-    """Return the kind of the documents, the labels of the items, the items and their groups."""
-    from ..evaluation.pairing import numbered
+    """Return the kind of the documents, the labels of the items, the items, and numbers of what belongs together."""
+    from ..evaluation.kinship import clusters_of
 
     kind = kind_of(docs, ONE_SORT)
     if kind == "unlabeled":
         raise BadRequest(
             "These documents have no labels, so nothing says which version is better on them; name labelled ones."
         )
-    labels = DATASETS[kind](docs).labels
+    dataset = DATASETS[kind](docs)
     items: list[Item] = []
-    groups: list[Any] = []
+    groups: list[str | None] = []
     for number, doc in enumerate(docs):
         for match, part in enumerate([doc, *(doc.matches if kind == "session" else ())], start=-1):
             label = "" if kind == "session" else label_of(part)
             items.append(Item(number, match, content_digest(part), name_of(part), label))
-            groups.append(part.tags.get(GROUP_TAG))
-    return kind, labels, items, numbered(groups)
+        groups.append(group_of(doc))
+    contents = [item.content for item in items if item.match < 0]
+    return kind, dataset.labels, items, clusters_of(dataset, groups, contents)
 
 
 def _pictures(docs: Sequence[Any], items: list[Item]) -> list[Any]:
