@@ -19,6 +19,7 @@ from pyarrow import parquet
 from conftest import coloured, encoded
 from executor.__main__ import main
 from executor.bulk.embedding import Shard
+from executor.bulk.parts import Embedded, Output
 from executor.documents import Document
 from executor.errors import ConfigurationError
 from executor.models.versions import WorkspaceVersions, ensure_base
@@ -185,6 +186,34 @@ def test_an_output_that_was_begun_with_another_plan_is_refused(workspace, corpus
     assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out) == 2
     assert "was begun with another plan (" in (said := capsys.readouterr().err)
     assert "shard '1/4', now '1/1'" in said
+
+
+def test_parts_without_a_plan_are_not_taken_and_a_kill_while_parts_are_removed_leaves_the_plan(tmp_path, monkeypatch):
+    file, rows = tmp_path / "vectors.parquet", [Embedded("a", None, error="it is no picture")]
+    output = Output(file, {"version": "base"})
+    output.write(0, rows)
+    output.write(1, rows)
+    removed: list[str] = []
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if removed:
+            raise OSError("killed")
+        removed.append(path.name)
+        os.unlink(path)
+
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", unlink)
+        output.join(2)
+    left = {path.name for path in (tmp_path / "vectors.parquet.parts").iterdir()}
+    assert len(left) == 2
+    assert "plan.json" in left
+    file.unlink()
+    with pytest.raises(ConfigurationError, match="was begun with another plan"):
+        Output(file, {"version": "shop"})
+    (tmp_path / "vectors.parquet.parts" / "plan.json").unlink()
+    again = Output(file, {"version": "shop"})
+    assert not again.has(0)
+    assert not again.has(1)
 
 
 @pytest.mark.process

@@ -267,6 +267,18 @@ def test_a_run_that_has_succeeded_keeps_no_checkpoints_and_the_next_trainer_is_m
     assert left.isdisjoint({"checkpoints", "images"})
 
 
+def test_a_run_that_is_served_when_its_service_is_killed_has_succeeded_and_is_not_trained_and_judged_again(
+    house: House,
+) -> None:
+    house.queue("a", PROVEN)
+    house.store.advance("a", TRAINING)
+    house.store.workspace.model_folder("a").mkdir(parents=True)
+    house.store.promote("a")
+    with house.tended(f"{MODEL}; exit 0"):
+        run = house.wait("a")
+    assert (run.state, run.verdict, house.trainers.runs) == (SUCCEEDED, "It is better. It was promoted.", [])
+
+
 def test_what_could_not_be_written_down_is_judged_again(house: House) -> None:
     calls: list[str] = []
 

@@ -5,6 +5,7 @@ Beside `FILE` is the folder `FILE.parts` until all is done: `plan.json` says wha
 plan makes the parts that are missing.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..errors import ConfigurationError, WorkspaceError
-from ..store.files import publish_file, read_kept, sync
+from ..store.files import publish_file, read_kept, remove_parts, sync
 
 PART_ROWS = 2000
 PLAN = b"finetuner_plan"  # what the file was made by, among its metadata
@@ -75,6 +76,8 @@ class Output:
         self.finished = _finished(file, self._made_by) if file.exists() else None
         self._plan_file = self._folder / "plan.json"
         self._plan = {**plan, "part_rows": part_rows}
+        if not self._plan_file.exists():  # then parts are of nobody knows what
+            shutil.rmtree(self._folder, ignore_errors=True)
         begun = read_kept(self._plan_file) if self._plan_file.exists() else self._plan
         if begun != self._plan:
             difference = _difference(begun, self._plan) if isinstance(begun, dict) else "plan.json is damaged"
@@ -134,7 +137,8 @@ class Output:
             sync(self.file.parent)
         except OSError as error:
             raise WorkspaceError(f"{self.file} cannot be written: {error}.") from error
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the file is there, and what is left says whose it is
+            remove_parts(self._folder)
         return Finished(rows, failed, next(iter(spaces), None))
 
     def _part(self, number: int) -> Path:

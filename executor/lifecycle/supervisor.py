@@ -72,6 +72,9 @@ class Supervisor:
     def start(self) -> None:
         """Take up the runs that an earlier service left in training. Then look after all runs until `close`."""
         for run in self._store.in_state(RunState.TRAINING):
+            if run.name == self._store.promoted():  # that service ended before it could say so
+                self._succeed(run)
+                continue
             self._store.advance(run.name, RunState.QUEUED, pid=None)
             step = self._store.workspace.latest_step(run.name)
             self._store.event(run.name, "resumed", f"the service was started again; it goes on from step {step}")

@@ -19,7 +19,7 @@ from pyarrow import compute, parquet
 
 from ..errors import BadRequest, ConfigurationError
 from ..evaluation.index_plan import ANEW, INDEX
-from ..store.files import publish_file, read_kept, sync, unwritable
+from ..store.files import publish_file, read_kept, remove_parts, sync, unwritable
 from .spaces import Leap
 
 PART_ROWS = 10_000
@@ -109,7 +109,8 @@ def _begin(folder: Path, source: Path, leap: Leap) -> None:
         if read_kept(file) != plan:
             raise ConfigurationError(f"{folder} has the parts of another file or map; delete it, or name another file.")
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # parts without a plan are of nobody knows what
+    folder.mkdir(parents=True)
     publish_file(file, json.dumps(plan).encode())
 
 
@@ -185,5 +186,5 @@ def _join(folder: Path, target: Path) -> int:
     sync(joined)
     os.replace(joined, target)
     sync(target.parent)
-    shutil.rmtree(folder)
+    remove_parts(folder)
     return vectors

@@ -106,3 +106,12 @@ def read_kept(file: Path) -> Any:
         return json.loads(file.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def remove_parts(folder: Path, plan: str = "plan.json") -> None:
+    """Remove a folder of parts, and what says whose they are last: else a kill leaves parts that anybody would take."""
+    for part in folder.iterdir():
+        if part.name != plan:
+            part.unlink()
+    (folder / plan).unlink(missing_ok=True)
+    folder.rmdir()

@@ -119,5 +119,5 @@ class ProgressWriter:
 
 def _forward(before: Progress, now: Progress) -> Progress:
     """Return `now`, but no step before those shown: a further attempt makes the steps since its checkpoint again."""
-    known = max(before.history, now.history, key=lambda history: len(history.get("loss", ())))
+    known = max(now.history, before.history, key=lambda history: len(history.get("loss", ())))
     return replace(now, step=max(before.step, now.step), epoch=max(before.epoch, now.epoch), history=known)
