@@ -76,9 +76,11 @@ class Output:
         self.finished = _finished(file, self._made_by) if file.exists() else None
         self._plan_file = self._folder / "plan.json"
         self._plan = {**plan, "part_rows": part_rows}
-        if not self._plan_file.exists():  # then parts are of nobody knows what
+        begun = self._plan
+        if self._plan_file.exists():
+            begun = read_kept(self._plan_file)
+        else:  # parts without a plan are of nobody knows what
             shutil.rmtree(self._folder, ignore_errors=True)
-        begun = read_kept(self._plan_file) if self._plan_file.exists() else self._plan
         if begun != self._plan:
             difference = _difference(begun, self._plan) if isinstance(begun, dict) else "plan.json is damaged"
             raise ConfigurationError(

@@ -92,12 +92,14 @@ def _proving(
     Args: taught: by what documents are known that prove nothing.
     """
 
-    def is_new(doc: Document, picture: bytes | None = None) -> bool:
-        return taught.isdisjoint(keys_of_document(content_digest(doc), picture, group_of(doc)))
+    def may_prove(doc: Document) -> bool:
+        return fault_of(doc, kind) is None and taught.isdisjoint(
+            keys_of_document(content_digest(doc), None, group_of(doc))
+        )
 
-    for doc in islice((doc for doc in docs if fault_of(doc, kind) is None and is_new(doc)), MOST):
+    for doc in islice(filter(may_prove, docs), MOST):
         prints = _prints(doc, kind, versions)
-        if prints is not None and all(is_new(doc, each.digest) for each in prints):
+        if prints is not None and taught.isdisjoint(each.digest for each in prints):
             yield doc, prints[0]
 
 

@@ -108,10 +108,11 @@ def read_kept(file: Path) -> Any:
         return None
 
 
-def remove_parts(folder: Path, plan: str = "plan.json") -> None:
-    """Remove a folder of parts, and what says whose they are last: else a kill leaves parts that anybody would take."""
+def remove_parts(folder: Path) -> None:
+    """Remove a folder of parts, its plan.json last, which says whose they are: else a kill leaves parts of nobody."""
+    plan = folder / "plan.json"
     for part in folder.iterdir():
-        if part.name != plan:
+        if part != plan:
             part.unlink()
-    (folder / plan).unlink(missing_ok=True)
+    plan.unlink(missing_ok=True)
     folder.rmdir()

@@ -86,7 +86,6 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open an existing file (`mode` rw) or create it (rwc), and check that it is ours or empty."""
     connection = connect(path, mode=mode, busy_seconds=_BUSY_SECONDS, factory=sqlite3.Connection)
     try:
-        connection.execute(f"PRAGMA page_size = {_PAGE}")  # says nothing to a file that exists
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_BYTES // _PAGE}")  # pages
         connection.execute("PRAGMA journal_size_limit = 67108864")
         _HEADER.check(connection, path)
@@ -106,6 +105,7 @@ def create_file(path: Path, digests: Callable[[bytes], tuple[bytes, bytes]]) -> 
         connection = _connect(path, "rwc")
         try:
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):  # not finished: WAL is set last
+                connection.execute(f"PRAGMA page_size = {_PAGE}")
                 connection.execute("BEGIN IMMEDIATE")  # another process may be creating it, too
                 if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                     connection.execute(_SCHEMA)
