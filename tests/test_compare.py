@@ -26,6 +26,7 @@ from executor.evaluation.metrics import DECIDING, METRICS
 from executor.evaluation.pairing import score_pair
 from executor.parameters import FitParameters, parse_executor_options
 from executor.serving import comparisons
+from executor.store.proof_documents import save_proof
 from sentences import assert_plain
 from untrained import add_blind_run, add_version
 
@@ -115,6 +116,13 @@ def test_copies_of_a_query_and_documents_of_a_group_count_as_one(
     assert main() == 0
     _, low, high = answer.metrics[f"difference/{DECIDING}"]
     assert f"95 % interval {low:+.3f} to {high:+.3f}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_run_found_to_be_copies_counts_as_one(service: Service) -> None:
+    add_blind_run(service, "found", sessions(12))
+    positions, units = {"train": [], "eval": list(range(12))}, {"train": [], "eval": [7] * 8 + list(range(100, 104))}
+    save_proof(service.store.workspace, "found", positions, units)
+    assert " on 12 queries of 5 groups: " in compare(service, second="found").verdict
 
 
 def test_the_queries_that_got_worse_come_first_by_how_much(service: Service) -> None:

@@ -15,6 +15,7 @@ from executor.compute.ranks import Ranks
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.store.lineage import lineage_of
+from executor.store.proof_documents import proof_documents
 from executor.store.run import RunState
 from executor.worker.run_documents import RunDocuments
 from workshop import Workshop
@@ -102,6 +103,20 @@ def trained(tmp_path: Path) -> Iterator[Workshop]:
     workshop.store.workspace.model_folder("before").mkdir()  # nobody loads it here
     yield workshop
     workshop.close()
+
+
+def test_a_run_keeps_which_of_the_documents_that_prove_it_belong_together(trained: Workshop) -> None:
+    given = pictures(100, 8)
+    given.append(Document(id="again", buffer=encoded(given[4].blob), tags=given[4].tags))
+    given[6].tags["finetuner_group"] = 1
+    given[7].tags["finetuner_group"] = 1.0
+    proven(trained, "run", given)
+    with proof_documents(trained.store.workspace, "run") as docs:
+        units = docs.units
+        assert units is not None
+        assert (len(docs), len(units), len(set(units))) == (9, 9, 7)
+        assert units[4] == units[8]
+        assert units[6] == units[7]
 
 
 def test_eval_documents_that_taught_the_base_prove_nothing(trained: Workshop) -> None:

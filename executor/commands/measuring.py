@@ -30,6 +30,7 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
     from ..evaluation.kinship import clusters_of
     from ..evaluation.pairing import score_pair
     from ..loading.datasets import DATASETS, ONE_SORT, kind_of
+    from ..store.proof_documents import ProofDocuments
 
     with _documents(arguments) as docs:
         kind = kind_of(docs, ONE_SORT)
@@ -39,7 +40,8 @@ def measured(arguments: argparse.Namespace) -> "tuple[Scores, Scores, int]":
         items = [dataset.document(item) for item in range(len(dataset))]
         found = [_embeddings(arguments, version, items) for version in (arguments.first, arguments.second)]
         seen = [(group_of(doc), content_digest(doc)) for doc in docs]
-        groups = clusters_of(dataset, [group for group, _ in seen], [content for _, content in seen])
+        units = docs.units if isinstance(docs, ProofDocuments) else None
+        groups = clusters_of(dataset, [group for group, _ in seen], [content for _, content in seen], units)
     pair = score_pair(kind, dataset.labels, groups, *found)
     if pair is None:
         raise BadRequest(

@@ -6,7 +6,7 @@ The items of a session belong together, so do the documents of a group that the 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,12 +96,16 @@ def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np
     return Kinship(mine, others, np.isin(others, mine), len({second for _, second in pairs}), sorted(pairs))
 
 
-def clusters_of(dataset: Dataset, groups: list[str | None], contents: list[bytes]) -> np.ndarray:
+def clusters_of(
+    dataset: Dataset, groups: list[str | None], contents: list[bytes], units: Sequence[int] | None = None
+) -> np.ndarray:
     """Number the items of a dataset, (N,) int64, by what belongs together, without a look at the pictures.
 
     Args: groups: the group of each document, or None. contents: a digest of each as it was sent: equal ones are copies.
+        units: a number for each document, if a run has looked at the pictures: those with equal ones belong together.
     """
-    found: np.ndarray = together(np.arange(len(groups)), groups, list(_equal(contents)))[document_numbers(dataset)]
+    known = np.arange(len(groups)) if units is None else np.asarray(units, np.int64)
+    found: np.ndarray = together(known, groups, list(_equal(contents)))[document_numbers(dataset)]
     return found
 
 

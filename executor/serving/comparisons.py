@@ -20,6 +20,7 @@ from ..documents import ERROR_TAG, group_of, same_picture
 from ..errors import BadRequest, Overloaded
 from ..loading.datasets import DATASETS, ONE_SORT, kind_of
 from ..report.naming import label_of, name_of
+from ..store.proof_documents import ProofDocuments
 from ..store.spool_rows import content_digest
 from .embedder import Embedder
 
@@ -235,7 +236,8 @@ def _read(docs: Sequence[Any]) -> tuple[str, np.ndarray, list[Item], np.ndarray]
             items.append(Item(number, match, content_digest(part), name_of(part), label))
         groups.append(group_of(doc))
     contents = [item.content for item in items if item.match < 0]
-    return kind, dataset.labels, items, clusters_of(dataset, groups, contents)
+    units = docs.units if isinstance(docs, ProofDocuments) else None
+    return kind, dataset.labels, items, clusters_of(dataset, groups, contents, units)
 
 
 def _pictures(docs: Sequence[Any], items: list[Item]) -> list[Any]:

@@ -25,6 +25,7 @@ from ..models.model import EmbeddingModel
 from ..report.naming import name_of
 from ..store.files import publish_file, read_kept
 from ..store.lineage import Lineage, lineage_of
+from ..store.proof_documents import save_proof
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
@@ -161,12 +162,16 @@ class RunDocuments:
         self.parts = parts
         self._kin = kin
         if self._ranks.first:
-            of = {"train": (dataset, parts.proof), "eval": (others, those)}
-            proof = {
-                split: [] if docs is None else np.unique(document_numbers(docs)[items]).tolist()
-                for split, (docs, items) in of.items()
-            }
-            publish_file(self._store.workspace.proof_file(self._run.name), json.dumps(proof).encode())
+            proof: dict[str, list[int]] = {"train": [], "eval": []}
+            units: dict[str, list[int]] = {"train": [], "eval": []}
+            for split, docs, proving, kin_of in (
+                ("train", dataset, parts.proof, kin.train),
+                ("eval", others, those, kin.eval),
+            ):
+                if docs is not None:
+                    numbers, first = np.unique(document_numbers(docs)[proving], return_index=True)
+                    proof[split], units[split] = numbers.tolist(), kin_of[proving][first].tolist()
+            save_proof(self._store.workspace, self._run.name, proof, units)
             self._save_lineage(dataset, proof, [] if others is None else document_numbers(others)[related].tolist())
         learned, items = dataset, parts.train
         if self._options.hard_negatives and isinstance(dataset, SessionDataset):
