@@ -45,6 +45,16 @@ def test_what_a_resumed_run_shows_never_goes_back(store: RunStore) -> None:
     assert (store.progress("a").step, len(store.progress("a").history["loss"])) == (58, 3)
 
 
+def test_a_resumed_run_shows_the_measures_of_an_epoch_whose_loss_alone_was_shown_before_a_kill(store: RunStore) -> None:
+    measures = {"loss": [0.5, 0.4], "map_at_r": [0.6, 0.7]}
+    writer(store).report(phase="evaluating", history={**measures, "map_at_r": [0.6]})
+    again = writer(store)
+    again.report(phase="training", history={"loss": [0.5], "map_at_r": [0.6]})
+    assert store.progress("a").history["loss"] == [0.5, 0.4]
+    again.report(phase="evaluating", history=measures)
+    assert store.progress("a").history == measures
+
+
 def test_the_time_left_counts_down_and_is_never_nothing_while_a_run_goes_on(
     store: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
