@@ -352,6 +352,7 @@ def test_a_ledger_without_numbers_of_the_versions_before_is_brought_up_to_date(t
     kept = feedback.FeedbackStore(tmp_path / "feedback.sqlite")
     (attempt,) = budget.Budget(kept).attempts()
     assert (attempt.run, attempt.before, attempt.looks, attempt.before_run) == (7, "shop", 2, None)
+    assert attempt.begun == 0
     kept.close()
 
 
@@ -405,6 +406,51 @@ def test_a_comparison_that_an_end_breaks_off_is_made_again(open_shop):
     again.worse = "It is worse."
     again.runs()
     assert ([each[-1] for each in again.compared], again.store.promoted()) == ([level_of(1)], "base")
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def killed() -> None:
+    raise Killed
+
+
+def test_a_comparison_that_a_kill_breaks_off_is_made_again_with_the_level_that_it_had(open_shop):
+    shop = open_shop(every_documents=50)
+    promoted_over_a_run(shop)
+    shop.meanwhile = killed
+    with pytest.raises(Killed):
+        shop.runs()
+    shop.close()
+    again = open_shop(every_documents=50)
+    again.worse = "It is worse."
+    again.runs()
+    assert [each[-1] for each in (*shop.compared, *again.compared)] == [level_of(1)] * 2
+    assert again.store.promoted() == "shop"
+
+
+def test_a_comparison_that_kills_its_service_again_and_again_waits_for_more_feedback(open_shop, caplog):
+    shop = open_shop(every_documents=50)
+    promoted_over_a_run(shop)
+    levels = []
+    for _ in range(retraining.MOST_KILLED):
+        shop.meanwhile = killed
+        with pytest.raises(Killed):
+            shop.runs()
+        levels += [each[-1] for each in shop.compared]
+        shop.close()
+        shop = open_shop(every_documents=50)
+    assert levels == [level_of(1)] * retraining.MOST_KILLED
+    shop.said = 70
+    shop.runs()
+    shop.talk(19)
+    shop.runs()
+    assert shop.compared == []
+    assert f"was killed {retraining.MOST_KILLED} times while it compared them" in caplog.text
+    shop.talk(1)
+    shop.runs()
+    assert [each[-1] for each in shop.compared] == [level_of(2)]
 
 
 def test_a_service_that_ends_serves_and_begins_nothing_more(open_shop):

@@ -22,6 +22,7 @@ FIRST_LOOK = (
     20  # documents of later feedback with which a promoted run is first compared; then twice as many, and so on
 )
 HARD_NEGATIVES = 3  # of a session, unless `fit_defaults` says otherwise: clicks are only on what was shown
+MOST_KILLED = 3  # looks that a kill broke off before the next waits for more feedback: a look may be what kills
 _ONGOING = (RunState.QUEUED, RunState.TRAINING)
 
 _log = logging.getLogger(__name__)
@@ -232,7 +233,15 @@ class Retrainer:
             put_off == run.number and until > now()
         ):
             return
-        self._budget.looked(run.number)
+        if promoted.begun >= MOST_KILLED:
+            self._budget.looked(run.number)
+            _log.warning(
+                "Run %r is not compared with %r before there is twice as much feedback: the service was killed "
+                "%d times while it compared them",
+                *(run.name, promoted.before, promoted.begun),
+            )
+            return
+        self._budget.begin_look(run.number)
         try:
             self._compare(promoted, promoted.before, run, upto)
             self._uncompared = (0, 0, 0.0)
@@ -253,11 +262,11 @@ class Retrainer:
         if self._stopping.is_set():
             self._budget.not_looked(run.number)
             return
-        if self._store.promoted() != run.name or not self._can_return(promoted):
-            return  # that took minutes, and somebody has promoted another meanwhile, or deleted the one before
-        if why is not None:
+        # That took minutes: somebody may have promoted another meanwhile, or deleted the one before.
+        if why is not None and self._store.promoted() == run.name and self._can_return(promoted):
             self._serve(before)
             self._store.event(run.name, "rolled back", f"{before!r} is served again. {why}")
+        self._budget.looked(run.number)  # only now: a service that is killed before looks again
 
     def _can_return(self, promoted: Attempt) -> bool:
         """Whether the version before is still there: another run may have got the name of one that was deleted."""

@@ -30,6 +30,7 @@ class Attempt(NamedTuple):
         began, ended: seconds since the epoch. outcome: one of those above; None: it goes on.
         before: the version that was served before it was promoted. looks: how often the two were compared since.
         before_run: the number of that version's run; None: it is `base`, or an older release has not noted it.
+        begun: how often a service has begun the next look, and was killed before it came to its end.
     """
 
     run: int
@@ -41,6 +42,7 @@ class Attempt(NamedTuple):
     before: str | None
     looks: int
     before_run: int | None
+    begun: int
 
 
 class Budget:
@@ -51,7 +53,7 @@ class Budget:
 
     def attempts(self) -> list[Attempt]:
         """All automatic runs, newest first."""
-        query = "SELECT run, name, level, began, ended, outcome, before, looks, before_run FROM automatic"
+        query = "SELECT run, name, level, began, ended, outcome, before, looks, before_run, begun FROM automatic"
         return [Attempt(*row) for row in self._kept.database.rows(f"{query} ORDER BY number DESC")]
 
     def spent(self) -> float:
@@ -76,13 +78,17 @@ class Budget:
             *(outcome, before, before_run, now(), run),
         )
 
+    def begin_look(self, run: int) -> None:
+        """Note that a promoted run is about to be compared with the version before."""
+        self._execute("UPDATE automatic SET begun = begun + 1 WHERE run = ?", run)
+
     def looked(self, run: int) -> None:
-        """Note that a promoted run was compared with the version before."""
-        self._execute("UPDATE automatic SET looks = looks + 1 WHERE run = ?", run)
+        """Note that this comparison came to its end: the look is used up."""
+        self._execute("UPDATE automatic SET looks = looks + 1, begun = 0 WHERE run = ?", run)
 
     def not_looked(self, run: int) -> None:
-        """Take back what `looked` noted: the comparison was broken off, and nothing was seen."""
-        self._execute("UPDATE automatic SET looks = looks - 1 WHERE run = ?", run)
+        """Note that this comparison was broken off, and nothing was seen."""
+        self._execute("UPDATE automatic SET begun = begun - 1 WHERE run = ?", run)
 
     def _execute(self, statement: str, *arguments: Any) -> None:
         with self._kept.database.transaction() as db:

@@ -34,6 +34,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         )""",
     ),
     ("ALTER TABLE automatic ADD COLUMN before_run INTEGER",),  # a name may be given again, a number never is
+    ("ALTER TABLE automatic ADD COLUMN begun INTEGER NOT NULL DEFAULT 0",),
 )
 WITHDRAWN = "withdrawn"
 _PAGE = 100  # documents read at a time
