@@ -213,6 +213,44 @@ def test_what_a_run_that_came_to_nothing_had_taken_is_news_again(desk, state):
     assert desk.say().since_last_run == 1
 
 
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", [(keeping.FeedbackStore, "give_back"), (RunStore, "delete")], ids=lambda step: step[1])
+def test_what_such_a_run_had_taken_is_news_again_also_after_a_kill_while_it_is_deleted(
+    desk, make_desk, monkeypatch, step, done
+):
+    desk.say(labelled("a"))
+    run = desk.fit(feedback=True).name
+    desk.end(run, FAILED)
+    whole = getattr(*step)
+
+    def killed(*arguments: Any) -> None:
+        if done:
+            whole(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            desk.receiver.delete(run)
+    desk.close()
+    again = make_desk()
+    assert again.say().since_last_run == 1
+    if again.store.exists(run):
+        again.receiver.delete(run)
+    assert again.say().since_last_run == 1
+
+
+def test_what_a_run_has_learned_from_is_no_news_though_the_run_is_deleted_or_cannot_be(desk):
+    desk.say(labelled("a"))
+    run = desk.fit(feedback=True).name
+    with pytest.raises(Conflict, match="cancel it before"):
+        desk.receiver.delete(run)
+    assert desk.say().since_last_run == 0
+    desk.end(run)
+    desk.receiver.delete(run)
+    assert desk.say().since_last_run == 0
+
+
 def test_earlier_runs_lend_their_documents_and_may_then_be_deleted(desk):
     desk.fit(labelled("a"), labelled("b"), run="first", start=True)
     desk.fit(labelled("e"), run="first", split="eval")

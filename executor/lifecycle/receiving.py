@@ -206,20 +206,22 @@ class Receiver:
                 self._drop_spool(name)
 
     def delete(self, name: str) -> None:
-        """Delete a run, see `RunStore.delete`. The locks keep out requests for it and for runs based on it.
+        """Delete a run, see `RunStore.delete`. Raises: Conflict: a request for it is under way."""
+        with self._undisturbed(name) as run:
+            if run.options.feedback and run.state in (RunState.FAILED, RunState.CANCELLED):
+                self.feedback.give_back(run.number)  # first: once the run is gone, nobody knows that it had failed
+            self._store.delete(name)
+            self.release(name)
 
-        Raises: Conflict: a request for it is under way.
-        """
+    @contextlib.contextmanager
+    def _undisturbed(self, name: str) -> Iterator[Run]:
+        """Keep out requests for a run and for runs based on it. Raises: Conflict: a request for it is under way."""
         with self._choosing, self._if_free(name) as free:
             if not free:
                 raise Conflict(f"Documents of run {name!r} are just being stored; delete it in a moment.")
             if borrower := self._sources.borrower(name):
                 raise Conflict(f"Run {borrower!r} is just copying the documents of run {name!r}; try again soon.")
-            run = self._store.get(name)
-            self._store.delete(name)
-            self.release(name)
-            if run.options.feedback and run.state is not RunState.SUCCEEDED:
-                self.feedback.give_back(run.number)
+            yield self._store.get(name)
 
     def close(self) -> None:
         """Copy no more, and close the spools."""
