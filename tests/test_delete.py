@@ -114,6 +114,20 @@ def test_a_deleted_run_leaves_no_row_and_no_file(store: RunStore) -> None:
         store.delete("a")
 
 
+def test_a_run_of_which_no_request_was_answered_is_undone_and_no_other(store: RunStore) -> None:
+    before = files(store.workspace)
+    make_run(store, "a")
+    store.undo("a")
+    assert (store.exists("a"), store.events("a"), files(store.workspace)) == (False, [], before)
+    make_run(store, "answered")
+    store.acknowledge("answered")
+    make_run(store, "queued", *SUCCEEDED[:1])
+    for name in ("answered", "queued"):
+        with pytest.raises(Conflict, match="a request for it was answered"):
+            store.undo(name)
+        assert store.workspace.model_folder(name).is_dir()
+
+
 def test_a_deleted_run_is_not_promoted_afterwards(store: RunStore) -> None:
     make_run(store, "a", *SUCCEEDED)
     store.delete("a")

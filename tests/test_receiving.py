@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from desk import NOTHING, SILENCE, Clock, Desk, documents
-from executor import Document, DocumentArray
+from executor import Document, DocumentArray, DocumentArrayMemmap
 from executor.documents import Match
 from executor.errors import (
     BadRequest,
@@ -19,9 +19,16 @@ from executor.errors import (
     InvalidParameter,
     LimitExceeded,
     UnknownModel,
+    WorkspaceError,
 )
-from executor.lifecycle.deadlines import START_GRACE_SECONDS
+from executor.lifecycle.deadlines import START_GRACE_SECONDS, Deadlines
+from executor.lifecycle.receiving import Receiver
+from executor.lifecycle.sources import Sources
+from executor.store.feedback import FeedbackStore, Rule
 from executor.store.run import RunState
+from executor.store.runs import RunStore
+from executor.store.spool import stored_form
+from executor.store.workspace import Workspace
 
 
 def open_files(below: Path) -> list[str]:
@@ -558,15 +565,102 @@ def test_a_service_started_again_waits_for_further_documents_as_before(desk: Des
     assert desk.store.get("only-eval").state is RunState.QUEUED
 
 
-def test_a_run_that_was_created_and_got_nothing_before_a_kill_does_not_receive_for_ever(
-    desk: Desk, clock: Clock
+def killed(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+# What a first request does, one after the other: the service is killed before one of them.
+STEPS = [
+    (Sources, "gather"),
+    (FeedbackStore, "documents"),
+    (FeedbackStore, "take"),
+    (DocumentArrayMemmap, "take"),
+    (RunStore, "quarantine"),
+    (RunStore, "acknowledge"),
+    (Deadlines, "arrived"),
+]
+WITHOUT_DOCUMENTS = STEPS[:3]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step[1])
+@pytest.mark.parametrize(
+    "asked", [{"total": 4}, {"start": True}, {"epochs": 2}, {"split": "eval"}], ids=lambda asked: next(iter(asked))
+)
+def test_a_run_whose_first_request_a_kill_broke_off_is_begun_anew_when_that_is_sent_again(
+    desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: tuple[type, str], asked: dict[str, Any]
 ) -> None:
-    desk.store.create("a")
+    say(desk)
+    sent = [*documents(2), *documents(1, prefix="bad", uri=None)]
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            desk.post(DocumentArray(sent), run="a", feedback=True, **asked)
+    start_again(desk, clock)
+    assert not desk.store.exists("a")
+    assert desk.post(documents(1)).name != "a"  # nor does it swallow the documents of others
+    run = desk.post(DocumentArray(sent), run="a", feedback=True, **asked)
+    assert (run.state, len(desk.reasons("a"))) == (RunState.RECEIVING, 1)
+    assert sorted(desk.stored("a") + desk.stored("a", "eval")) == ["d0", "d1", "said"]
+    assert [taker.name for taker in desk.receiver.feedback.takers()] == ["a"]
+
+
+@pytest.mark.parametrize("step", [*WITHOUT_DOCUMENTS, (Receiver, "queue")], ids=lambda step: step[1])
+def test_a_run_on_feedback_whose_only_request_a_kill_broke_off_is_begun_anew_when_that_is_sent_again(
+    desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: tuple[type, str]
+) -> None:
+    say(desk)
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            desk.post(NOTHING, run="a", feedback=True)
+    start_again(desk, clock)
+    assert not desk.store.exists("a")
+    assert desk.receiver.feedback.takers() == []
+    run = desk.post(NOTHING, run="a", feedback=True)
+    assert (run.state, desk.stored("a")) == (RunState.QUEUED, ["said"])
+
+
+def test_a_run_that_a_request_was_answered_for_stays_whatever_a_kill_breaks_off(
+    desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.post(documents(2), run="a")
+    with monkeypatch.context() as patch:
+        patch.setattr(DocumentArrayMemmap, "take", killed)
+        with pytest.raises(KeyboardInterrupt):
+            desk.post(documents(2, "e"), run="a")
+    start_again(desk, clock)
+    assert (desk.store.get("a").state, desk.stored("a")) == (RunState.QUEUED, ["d0", "d1"])
+
+
+def test_a_refused_request_of_which_a_kill_left_the_run_can_be_sent_again(
+    desk: Desk, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise WorkspaceError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DocumentArrayMemmap, "take", full)
+        patch.setattr(Workspace, "discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            desk.post(documents(2), run="a")
+    start_again(desk, clock)
+    assert desk.post(documents(2), run="a").state is RunState.RECEIVING
+    assert desk.stored("a") == ["d0", "d1"]
+
+
+def say(desk: Desk) -> None:
+    """A document of feedback."""
+    doc = Document(id="said", uri="data:,y", tags={"finetuner_label": 1})
+    desk.receiver.feedback.put([("said", stored_form(doc))], Rule(100, 1 << 20, 100.0))
+
+
+def start_again(desk: Desk, clock: Clock) -> None:
+    """Another service goes on, and waits as long as it waits for documents."""
+    desk.receiver.close()
+    desk.receiver = desk.another()
     desk.receiver.go_on()
     clock.now += 2 * SILENCE
     desk.receiver.queue_due()
-    assert desk.store.get("a").state is RunState.QUEUED
-    assert desk.post(documents(1)).name != "a"  # it does not swallow the documents of others
 
 
 def test_a_service_started_again_ends_the_receiving_of_a_run_whose_documents_were_all_set_aside(

@@ -102,6 +102,8 @@ class Receiver:
                 self._check_not_cancelled(name)
                 self._deadlines.arrived(run.name, train=parameters.split == "train")
             self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
+            if not run.acknowledged and self._store.get(name).state is RunState.RECEIVING:
+                self._store.acknowledge(name)
         self._wake()
         return run.name
 
@@ -110,16 +112,17 @@ class Receiver:
         return self._deadlines.coming(run)
 
     def _undo(self, name: str) -> None:
-        """Remove a run that a request has begun and that got none of its documents.
+        """Remove a run whose first request came to nothing, unless another request has brought documents since.
 
         It would wait for ever, and calls without a run would join it.
         """
         try:
-            with self._lock_of(name):
-                if self._store.get(name).state is not RunState.RECEIVING or self._deadlines.is_known(name):
-                    return
-                self._store.advance(name, RunState.CANCELLED, train_rows=0, eval_rows=0)
-            self.delete(name)
+            with self._lock_of(name), self._undisturbed(name) as run:
+                if run.state is RunState.RECEIVING and not self._deadlines.is_known(name):
+                    if run.options.feedback:
+                        self.feedback.give_back(run.number)  # first, as in `delete`
+                    self._store.undo(name)
+                    self.release(name)
         except FinetunerError as error:  # such as a full disk: the caller shall see what went wrong first
             _log.warning("Run %s has got no document, and cannot be removed: %s", name, error)
 
@@ -128,8 +131,16 @@ class Receiver:
         self._ending.set()
 
     def go_on(self) -> None:
-        """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before."""
+        """Start the clock for the runs that an earlier service was receiving: they wait for documents, as before.
+
+        A run of which that service has answered no request is removed. Whoever sends the request again begins it anew,
+        and is not told that the run has gone on without these documents.
+        """
         for run in self._store.in_state(RunState.RECEIVING):
+            if not run.acknowledged:
+                self._undo(run.name)
+                if not self._store.exists(run.name):
+                    continue
             with self._lock_of(run.name):
                 self._count_or_explain(run.name)
             self._deadlines.arrived(run.name, train=bool(self._arrived(run.name)))

@@ -43,6 +43,7 @@ STEPS: tuple[tuple[str, ...], ...] = (
         WHERE NOT spooled OR run IN (SELECT name FROM runs WHERE ended_at IS NOT NULL)""",  # a trainer finds the rest
         "DROP TABLE problems_1",
     ),
+    ("ALTER TABLE runs ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 1",),  # of older runs it is not known
 )
 SCHEMA_VERSION = len(STEPS)
 

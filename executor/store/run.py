@@ -102,6 +102,7 @@ class Run:
         options: the training options, complete. configuration: the executor's, as they were at its creation.
         total: how many train documents to expect. train_rows, eval_rows: how many documents its spool has, once the
             run is queued.
+        acknowledged: whether a request for it was answered, as far as that matters: while it is receiving.
     """
 
     number: int
@@ -119,6 +120,7 @@ class Run:
     created_at: str
     started_at: str | None
     ended_at: str | None
+    acknowledged: bool = True
 
     @property
     def ranks(self) -> int:

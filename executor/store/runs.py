@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 _RUN_COLUMNS = (
     "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
-    "created_at, started_at, ended_at"
+    "created_at, started_at, ended_at, acknowledged"
 )
 
 
@@ -65,6 +65,7 @@ def _run_of(row: tuple[Any, ...]) -> Run:
     number, name, state, options, configuration, *rest = row
     keys = [column.strip() for column in _RUN_COLUMNS.split(",")][5:]
     columns: dict[str, Any] = {"number": number, "name": name, **dict(zip(keys, rest, strict=True))}
+    columns["acknowledged"] = bool(columns["acknowledged"])
     try:
         return Run(
             state=RunState(state), options=_options(options), configuration=_configuration(configuration), **columns
@@ -129,7 +130,8 @@ class RunStore:
             if name is not None and self.exists(name):
                 raise Conflict(f"There is a run {name!r} already; choose another name, or delete that run first.")
             cursor = db.execute(
-                "INSERT INTO runs (name, state, options, configuration, created_at) VALUES (?, ?, ?, ?, ?)",
+                "INSERT INTO runs (name, state, options, configuration, created_at, acknowledged) "
+                "VALUES (?, ?, ?, ?, ?, 0)",
                 (name or "", RunState.RECEIVING.value, *settings, now()),
             )
             if name is None:
@@ -214,11 +216,21 @@ class RunStore:
         Raises: UnknownRun. Conflict: the run has not ended, is served now, or another run that has not ended starts
             from it.
         """
+        self._remove(name, self._check_deletable)
+
+    def undo(self, name: str) -> None:
+        """Remove a run that a request has begun that is not answered, as `delete` does.
+
+        Raises: UnknownRun. Conflict: a request for it was answered, or it is not receiving any more.
+        """
+        self._remove(name, self._check_unacknowledged)
+
+    def _remove(self, name: str, check: Callable[[str], None]) -> None:
         run = self.get(name)
         self.workspace.give_reserve()
         try:
             with self._database.transaction() as db:
-                self._check_deletable(name)
+                check(name)
                 self.workspace.discard(name, run.number)
                 db.execute("DELETE FROM runs WHERE name = ?", (name,))
                 for table in ("progress", "problems", "events"):
@@ -251,11 +263,21 @@ class RunStore:
                     "let it end, or cancel it, before you delete this one."
                 )
 
+    def _check_unacknowledged(self, name: str) -> None:
+        run = self.get(name)
+        if run.acknowledged or run.state is not RunState.RECEIVING:
+            raise Conflict(f"Run {name!r} is {run.state.value}, and a request for it was answered: it stays.")
+
     def _remove_discarded(self, name: str, number: int) -> None:
         try:
             self.workspace.remove_discarded(name, number)
         except OSError as error:
             _log.warning("Files of the deleted run %s are left until the next start: %s", name, error)
+
+    def acknowledge(self, name: str) -> None:
+        """Note that a request for a run is about to be answered: from now on the run is there whatever happens."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE runs SET acknowledged = 1 WHERE name = ?", (name,))
 
     def set_total(self, name: str, total: int) -> None:
         """Set how many train documents a run expects."""
