@@ -453,6 +453,17 @@ def test_a_comparison_that_kills_its_service_again_and_again_waits_for_more_feed
     assert [each[-1] for each in shop.compared] == [level_of(2)]
 
 
+def test_a_run_that_a_person_promoted_later_was_not_promoted_by_itself_also_if_its_end_is_noted_after_that(open_shop):
+    shop = open_shop(every_documents=50)
+    shop.talk(50)
+    shop.conclude(shop.runs()[-1].name, better=False)
+    shop.store.promote("auto-1")
+    shop.worse = "It is worse."
+    shop.talk(20)
+    shop.runs()
+    assert (shop.compared, shop.store.promoted()) == ([], "auto-1")
+
+
 def test_a_service_that_ends_serves_and_begins_nothing_more(open_shop):
     shop = open_shop(every_documents=50)
     shop.talk(50)

@@ -388,6 +388,7 @@ def test_a_report_that_cannot_be_finished_stops_no_other_run(house: House, monke
     with house.tended(f"{MODEL}; exit 0"):
         assert house.wait("a").state is SUCCEEDED
         assert house.wait("b").state is SUCCEEDED
+        house.wait_for(lambda: house.events("a", "error"))  # the other run does not wait for that
     (told,) = house.events("a", "error")
     assert told.startswith("its report does not say what became of the model: ")
 
@@ -693,6 +694,90 @@ def test_a_run_that_the_next_service_takes_up_has_no_process_until_it_has_a_trai
     run = house.wait("a", lambda run: run.pid != 4711)
     house.supervisor.close()
     assert run.pid in (None, house.trainers.process().pid)
+
+
+def ended(house: House, name: str, state: RunState) -> set[str]:
+    """A run that has ended, with all that its trainer has left. Return the names in its folder."""
+    house.queue(name)
+    house.store.advance(name, TRAINING)
+    folder = house.store.workspace.run_folder(name)
+    for part in ("checkpoints/0000000012", "images", "features", "job", "model"):
+        (folder / part).mkdir(parents=True)
+    house.store.advance(name, state, verdict="It is better. It was promoted." if state is SUCCEEDED else None)
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("state", "removed"),
+    [
+        (SUCCEEDED, {"checkpoints", "images", "features", "job"}),
+        (FAILED, {"images", "features", "job"}),
+        (CANCELLED, {"checkpoints", "images", "features", "job"}),
+    ],
+)
+def test_a_run_that_ended_when_its_service_was_killed_keeps_what_any_run_in_its_state_keeps(
+    house: House, state: RunState, removed: set[str]
+) -> None:
+    folder = house.store.workspace.run_folder("a")
+    left = ended(house, "a", state)
+    with house.tended():
+        house.wait_for(lambda: not house.store.unsettled())
+    assert {path.name for path in folder.iterdir()} == left - removed
+    for part in removed:
+        (folder / part).mkdir()
+    house.supervisor = house.another()
+    with house.tended():
+        house.queue("b")
+        house.wait("b", lambda run: run.state is TRAINING)
+    assert removed < {path.name for path in folder.iterdir()}, "what was settled once is not looked at again"
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+def test_the_report_of_a_run_that_ended_when_its_service_was_killed_says_what_became_of_its_model_then(
+    house: House, promoted: bool
+) -> None:
+    house.queue("a")
+    house.store.advance("a", TRAINING)
+    if promoted:
+        house.store.promote("a")
+    run = house.store.advance("a", SUCCEEDED, verdict="It is what it is.")
+    house.store.promote("base" if promoted else "a")  # by somebody's hand, before it is settled
+    with house.tended():
+        house.wait_for(lambda: not house.store.unsettled())
+    told = load(house.store.workspace.run_folder("a"))
+    assert (told.promoted, told.verdict, told.ended_at) == (promoted, "It is what it is.", run.ended_at)
+
+
+def test_a_run_that_is_served_and_whose_report_is_damaged_keeps_no_service_from_starting(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    house.forgives = MAX_TRIES
+    house.queue("a", PROVEN)
+    house.store.advance("a", TRAINING)
+    house.store.promote("a")
+    (house.store.workspace.run_folder("a") / "report.json").write_text("damaged")
+    with house.tended():
+        assert house.wait("a").state is SUCCEEDED
+
+
+@pytest.mark.parametrize("state", [FAILED, CANCELLED])
+def test_what_cannot_be_removed_after_a_run_is_removed_later_and_keeps_no_other_from_being_settled(
+    house: House, monkeypatch: pytest.MonkeyPatch, state: RunState
+) -> None:
+    monkeypatch.setattr(supervising, "RETRY_SECONDS", 0.01)
+    house.forgives = 10_000
+    ended(house, "a", state)
+    ended(house, "b", state)
+    attempt = house.store.workspace.run_folder("a") / "job" / "attempt.json"
+    attempt.mkdir()  # no file: it cannot be removed as one
+    with house.tended():
+        house.wait_for(lambda: [run.name for run in house.store.unsettled()] == ["a"])
+        house.queue("c")
+        house.wait("c", lambda run: run.state is TRAINING)
+        attempt.rmdir()
+        house.wait_for(lambda: not house.store.unsettled())
+    assert not attempt.parent.exists()
 
 
 def test_closing_lets_the_trainer_write_its_checkpoint_and_the_run_go_on_in_the_next_service(house: House) -> None:

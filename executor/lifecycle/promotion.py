@@ -1,10 +1,11 @@
 """Whether the model of a run that has succeeded is served, and what the verdict says of that."""
 
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..report.contents import UNPROVEN
-from ..store.run import Progress, Run
+from ..store.run import Progress, Run, RunState
 
 MAX_TRIES = 5  # to serve a model, or to finish a report, before that is given up
 
@@ -45,6 +46,15 @@ def is_wanted(run: Run, progress: Progress, served: str) -> bool:
     """
     proven = progress.better is True and served in (progress.served, run.name)
     return run.options.promote == "always" or (run.options.promote == "if_better" and proven)
+
+
+def was_promoted(events: Iterable[tuple[int, str, str, str]]) -> bool:
+    """Whether the model of a run was served when the run was called succeeded, and not only later, by somebody's hand.
+
+    Args: events: its history, as `RunStore.events` returns it.
+    """
+    before = itertools.takewhile(lambda kind: kind != RunState.SUCCEEDED.value, (kind for _, _, kind, _ in events))
+    return "promoted" in before
 
 
 def final_verdict(run: Run, progress: Progress, served: str, *, wanted: bool, failure: str | None) -> str:

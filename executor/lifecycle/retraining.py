@@ -14,6 +14,7 @@ from ..store.feedback import FeedbackStore, iso, now
 from ..store.run import Run, RunState
 from ..store.runs import RunStore
 from .feedback import last_taker
+from .promotion import was_promoted
 from .receiving import Receiver
 
 TICK_SECONDS = 1.0
@@ -21,8 +22,8 @@ LONGEST_WAIT = 86_400.0  # seconds after failed runs
 FIRST_LOOK = (
     20  # documents of later feedback with which a promoted run is first compared; then twice as many, and so on
 )
-HARD_NEGATIVES = 3  # of a session, unless `fit_defaults` says otherwise: clicks are only on what was shown
 MOST_KILLED = 3  # looks that a kill broke off before the next waits for more feedback: a look may be what kills
+HARD_NEGATIVES = 3  # of a session, unless `fit_defaults` says otherwise: clicks are only on what was shown
 _ONGOING = (RunState.QUEUED, RunState.TRAINING)
 
 _log = logging.getLogger(__name__)
@@ -202,8 +203,7 @@ class Retrainer:
             if progress.better is None:
                 self._budget.end(run.number, UNPROVEN)
             else:
-                served = any(kind == "promoted" for _, _, kind, _ in self._store.events(run.name, limit=-1))
-                if served:
+                if was_promoted(self._store.events(run.name, limit=-1)):
                     self._budget.end(run.number, PROMOTED, progress.served, self._number_of(progress.served))
                 else:
                     self._budget.end(run.number, KEPT)

@@ -16,7 +16,7 @@ from ..report.contents import settle
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
 from ..store.runs import RunStore
 from .processes import TrainerProcesses
-from .promotion import Tries, final_verdict, is_wanted
+from .promotion import Tries, final_verdict, is_wanted, was_promoted
 from .receiving import Receiver
 from .watchdog import Watch, family, vitals
 
@@ -64,13 +64,17 @@ class Supervisor:
         self._watch: Watch | None = None  # of the process, while its run is in training
         self._hung = False  # the process was killed because it hung
         self._started_for: Run | None = None  # the run of the process, as it was when the process was started
-        self._tries = Tries()  # for the process that has ended
+        self._tries = Tries()  # to serve the model of the process that has ended
+        self._reporting: dict[int, Tries] = {}  # the number of a run: to finish its report
         self._warmed: set[str] = set()  # runs that got a trainer before they were queued
         self._fruitless: dict[str, tuple[tuple[int, int], int]] = {}  # run: (its progress, attempts since)
         self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
 
     def start(self) -> None:
-        """Take up the runs that an earlier service left in training. Then look after all runs until `close`."""
+        """Take up the runs that an earlier service left in training. Then look after all runs until `close`.
+
+        Those that had ended and were not settled are settled by the thread: nobody waits for that at the start.
+        """
         for run in self._store.in_state(RunState.TRAINING):
             if run.name == self._store.promoted():  # that service ended before it could say so
                 self._succeed(run)
@@ -103,8 +107,7 @@ class Supervisor:
                 self._end_trainer(self._trainers.cancel_by)
             self._receiver.release(run)
             if (ended := self._store.get(run)).state is RunState.CANCELLED:
-                self._trainers.forget(ended)
-                self._store.workspace.prune(run, keep_checkpoints=False)
+                self._settle(ended)
 
     def _received(self, run: Run) -> dict[str, int]:
         """What a run has got so far, if nobody has written it down yet: its status goes on to say so."""
@@ -126,7 +129,7 @@ class Supervisor:
 
     def _tend(self) -> None:
         while not self._stopping.is_set():
-            for part in (self._receiver.queue_due, self._see_to_trainer, self._trainers.expire):
+            for part in (self._receiver.queue_due, self._see_to_trainer, self._settle_ended, self._trainers.expire):
                 try:  # each by itself: one that fails again and again does not keep the others from being done
                     with self._lock:
                         part()
@@ -212,8 +215,6 @@ class Supervisor:
         run = self._store.get(self._started_for.name)
         if run.state is RunState.TRAINING:
             self._judge(run, self._process.returncode)
-        elif run.state is RunState.SUCCEEDED:  # it was judged before, and then something failed
-            self._finish(run)
         # In another state it was cancelled, or its trainer died while it warmed up. It gets another when it is queued.
         self._forget_trainer()  # at the end: if the disk is full and the above fails, it is done again at the next tick
 
@@ -248,19 +249,40 @@ class Supervisor:
             with tracing.within(run.configuration.trace):
                 failure = self._tries.make(lambda: self._promote(run.name))
         words = final_verdict(run, progress, served, wanted=wanted, failure=failure)
-        ended = self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
+        self._store.advance(run.name, RunState.SUCCEEDED, verdict=words)
         self._judged("failed" if failure else "promoted" if wanted else "kept")
         self._tries.reset()
-        self._finish(ended)
 
-    def _finish(self, run: Run) -> None:
-        """Do what is left to do for a run that has succeeded."""
+    def _settle_ended(self) -> None:
+        """Settle each run that has ended: just now, or in an earlier service that was killed before it was settled.
+
+        Raises: what went wrong with one of them.
+        """
+        failure: Exception | None = None
+        for run in self._store.unsettled():
+            try:
+                self._settle(run)
+            except Exception as error:  # it is tried again, and keeps no other run from being settled
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _settle(self, run: Run) -> None:
+        """Do what follows the end of a run. Doing it again changes nothing."""
         self._trainers.forget(run)
-        self._store.workspace.prune(run.name, keep_checkpoints=False)
-        promoted = self._store.promoted() == run.name
-        if failure := self._tries.make(lambda: settle(self._store, run, promoted=promoted)):
+        self._store.workspace.prune(run.name, keep_checkpoints=run.state is RunState.FAILED)
+        if run.state is RunState.SUCCEEDED:
+            self._finish_report(run)
+        self._store.set_settled(run.name)
+        if run.state is RunState.SUCCEEDED:
+            self._trainers.prepare()
+
+    def _finish_report(self, run: Run) -> None:
+        promoted = was_promoted(self._store.events(run.name, limit=-1))
+        tries = self._reporting.setdefault(run.number, Tries())
+        if failure := tries.make(lambda: settle(self._store, run, promoted=promoted)):
             self._store.event(run.name, "error", f"its report does not say what became of the model: {failure}")
-        self._trainers.prepare()
+        del self._reporting[run.number]
 
     def _resume_or_fail(self, run: Run, death: str) -> None:
         progress = self._store.workspace.progress(run.name)
@@ -287,8 +309,6 @@ class Supervisor:
 
     def _fail(self, run: Run, error: str) -> None:
         self._store.advance(run.name, RunState.FAILED, error=error)
-        self._trainers.forget(run)
-        self._store.workspace.prune(run.name, keep_checkpoints=True)
 
     def _end_of_log(self, name: str) -> list[str]:
         lines = self._store.workspace.log_file(name).read_text(errors="replace").splitlines()

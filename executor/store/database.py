@@ -44,6 +44,11 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "DROP TABLE problems_1",
     ),
     ("ALTER TABLE runs ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 1",),  # of older runs it is not known
+    (  # whether all was done that follows the end of a run; older ones are left as they are
+        "ALTER TABLE runs ADD COLUMN settled INTEGER NOT NULL DEFAULT 0",
+        "UPDATE runs SET settled = 1 WHERE ended_at IS NOT NULL",
+        "CREATE INDEX runs_to_settle ON runs (number) WHERE settled = 0",
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 

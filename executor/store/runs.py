@@ -279,6 +279,15 @@ class RunStore:
         with self._database.transaction() as db:
             db.execute("UPDATE runs SET acknowledged = 1 WHERE name = ?", (name,))
 
+    def unsettled(self) -> list[Run]:
+        """The runs that have ended and are not noted as settled, oldest first."""
+        return self._select("WHERE settled = 0 AND ended_at IS NOT NULL ORDER BY number")
+
+    def set_settled(self, name: str) -> None:
+        """Note that all is done that follows the end of a run."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE runs SET settled = 1 WHERE name = ?", (name,))
+
     def set_total(self, name: str, total: int) -> None:
         """Set how many train documents a run expects."""
         with self._database.transaction() as db:
