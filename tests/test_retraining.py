@@ -228,6 +228,26 @@ def test_a_run_that_a_killed_service_did_not_note_is_in_the_ledger_after_all(ope
     assert again.retrainer.spent == pytest.approx(level_of(1))
 
 
+@pytest.mark.parametrize("step", ["documents", "take"])
+def test_a_run_that_a_kill_left_without_its_documents_is_begun_anew_and_spends_once(open_shop, monkeypatch, step):
+    shop = open_shop(every_documents=2)
+    shop.talk(2)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(feedback.FeedbackStore, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            shop.runs()
+    shop.close()
+    again = open_shop(every_documents=2)
+    again.receiver.go_on()
+    (run,) = again.runs()
+    assert (run.name, run.state, run.train_rows, run.configuration.level) == ("auto-1", QUEUED, 2, level_of(1))
+    assert again.retrainer.spent == pytest.approx(level_of(1))
+
+
 def test_a_promotion_is_undone_when_later_feedback_proves_it_worse(open_shop):
     shop = open_shop(every_documents=50)
     shop.talk(50)
