@@ -22,6 +22,7 @@ from executor.store.run import RunState
 from executor.training.gradients import Gradients
 from executor.training.losses import build_loss
 from executor.training.micro_batch import MicroBatch
+from executor.worker.command import end_process, start_process
 from serving import ROOT
 from workshop import Workshop, all_gone, kill
 
@@ -241,6 +242,21 @@ def test_no_rank_outlives_the_trainer(workshop: Workshop) -> None:
         processes = killed_at_first_step(workshop, "endless", rank=0)
         assert all_gone(processes)
         supervisor.cancel("endless")
+
+
+@pytest.mark.process
+def test_a_rank_that_is_stopped_ends_with_the_trainer_even_if_no_service_sees_to_it(workshop: Workshop) -> None:
+    queue(workshop, "endless", epochs=100_000)
+    workshop.store.advance("endless", RunState.TRAINING)
+    folder = str(workshop.store.workspace.root)
+    trainer = start_process("train", "--workspace", folder, "--run=endless", output=subprocess.DEVNULL)
+    try:
+        workshop.wait("endless", lambda run: workshop.store.progress("endless").step > 0)
+        _, other = ranks_of(trainer.pid)
+        other.suspend()
+    finally:
+        end_process(trainer)
+    assert all_gone([other])
 
 
 @pytest.mark.process

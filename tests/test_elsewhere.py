@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import shutil
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from executor.store.job_store import JobStore
 from executor.store.lineage import Lineage, lineage_of
 from executor.store.run import Progress, RunState, TrainerExit
 from executor.store.runs import Quarantined
-from executor.worker.command import public_environment
+from executor.worker.command import end_process, public_environment
 from executor.worker.elsewhere import arguments_of
 from executor.worker.job_folder import fill
 from executor.worker.mirror import Mirror, worst
@@ -456,6 +457,82 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert run.state is RunState.FAILED
     assert run.error is not None
     assert "no-such-launcher" in run.error
+    made.close()
+
+
+LEAVING = """
+import os, signal, subprocess, sys
+job, started = sys.argv[1:]
+rank = subprocess.Popen([sys.executable, "-m", "executor", "train", "--job", job], start_new_session=True)
+os.kill(rank.pid, signal.SIGSTOP)
+print(rank.pid, file=open(started, "a"))
+"""
+
+
+@pytest.mark.process
+def test_a_rank_that_is_stopped_and_left_by_its_launcher_ends_with_the_run(tmp_path: Path) -> None:
+    (tmp_path / "leave.py").write_text(LEAVING)
+    made = Workshop(
+        tmp_path / "workspace",
+        train_command=f"{{python}} {tmp_path}/leave.py {{job}} {tmp_path}/started",
+        fit_defaults=OPTIONS,
+    )
+    queue(made, "left")
+    with made.supervised():
+        assert made.wait("left").state is RunState.FAILED
+    started = [int(pid) for pid in (tmp_path / "started").read_text().split()]
+    left = [pid for pid in started if not has_ended(pid)]
+    for pid in left:
+        kill(pid)
+    assert (len(started), left) == (3, [])
+    made.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("jobs", [None, "jobs"])
+def test_a_rank_of_a_job_that_an_earlier_service_has_left_is_ended_and_no_other(
+    tmp_path: Path, jobs: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Workshop(tmp_path / "workspace", train_command="false {job}", train_jobs=jobs, fit_defaults=OPTIONS)
+    for name in ("mine", "other"):
+        queue(made, name)
+    mine, other = (job_of(made.store.workspace, made.store.get(name), jobs).address for name in ("mine", "other"))
+    made.store.advance("mine", RunState.TRAINING)
+    launcher = "import time; time.sleep(600)"
+    lines = (
+        ["-u", "-m", "executor", "train", "--job", mine],
+        ["-m", "executor", "train", f"--job={mine}", "--tied"],
+        ["-m", "executor", "train", "--job", other],
+        ["-c", launcher, "-m", "executor", "train", "--job", mine],
+    )
+    started = [subprocess.Popen([sys.executable, *line], cwd=ROOT, stdin=subprocess.PIPE) for line in lines]
+    for process in started:
+        psutil.Process(process.pid).suspend()
+    try:
+        with made.supervised():
+            assert [has_ended(process.pid) for process in started] == [True, True, False, False]
+            made.supervisor.cancel("mine")
+            made.supervisor.cancel("other")
+    finally:
+        for process in started:
+            end_process(process)
+    made.close()
+
+
+@pytest.mark.process
+def test_a_directory_of_jobs_is_the_one_that_the_service_sees_by_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = Workshop(
+        tmp_path / "workspace", train_command=f"cp {{job}}/job.json {tmp_path}", train_jobs="jobs", fit_defaults=OPTIONS
+    )
+    queue(made, "near")
+    with made.supervised():
+        assert made.wait("near").state is RunState.FAILED
+    assert (tmp_path / "job.json").exists()
+    assert list((tmp_path / "jobs").iterdir()) == []
     made.close()
 
 

@@ -898,6 +898,28 @@ def test_what_a_trainer_has_started_ends_with_it(house: House) -> None:
     assert all_gone(children)
 
 
+def test_a_trainer_that_the_kernel_does_not_let_go_holds_nobody_up(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Held(subprocess.Popen):  # type: ignore[type-arg]
+        """It waits for a disk that hangs, so that even SIGKILL must wait."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            assert timeout is not None, "this would be for ever"
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Held)
+    for name in "ab":
+        house.queue(name)
+    with house.tended() as supervisor:
+        house.wait("a", lambda run: run.state is TRAINING)
+        supervisor.cancel("a")
+        house.wait("b", lambda run: run.state is TRAINING)
+        supervisor.cancel("b")
+    monkeypatch.undo()
+    assert [process.poll() is not None for _, process in house.trainers.started] == [True, True]
+
+
 def test_cancelling_a_run_that_waits_leaves_the_trainer_of_another_alone(house: House) -> None:
     for name in "ab":
         house.queue(name)

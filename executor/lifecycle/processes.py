@@ -8,13 +8,16 @@ import contextlib
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
+from ..store.exchange import is_url
 from ..store.job import check_jobs, job_of
 from ..store.run import Run
 from ..store.workspace import Workspace
-from ..worker.command import end_process, is_trainer_of, on_workspace, start_process
+from ..worker.command import end_process, is_trainer_of, is_trainer_of_job, on_workspace, start_process
 from .watchdog import is_stopped
 
 END_SECONDS = 10.0
@@ -46,7 +49,8 @@ class TrainerProcesses:
         check_jobs(jobs)
         self._workspace = workspace
         self._command = command
-        self._jobs = jobs
+        # A trainer is started in another directory than this service was.
+        self._jobs = jobs if jobs is None or is_url(jobs) else str(Path(jobs).resolve())
         self.cancel_by = signal.SIGKILL if command is None else signal.SIGTERM  # it must end the command, too
         self._priority = ("--nice", str(nice), *(["--yields"] if yields else []))
         self._standby_seconds = standby_seconds
@@ -85,11 +89,16 @@ class TrainerProcesses:
 
         Only the service that holds the workspace may call this.
         """
-        found = [process for process in psutil.process_iter() if is_trainer_of(process, self._workspace.root)]
-        for process in found:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(found, timeout=END_SECONDS)
+        _end_all(lambda process: is_trainer_of(process, self._workspace.root))
+
+    def end_family(self, run: Run) -> None:
+        """End what the trainer of a run has left on this machine. It has ended, here or with an earlier service.
+
+        Its ranks, and what trains its job, end by themselves, unless they were stopped or hang.
+        """
+        root = self._workspace.root
+        job = job_of(Workspace(root.resolve()), run, self._jobs)  # a trainer is told a path that holds everywhere
+        _end_all(lambda process: is_trainer_of(process, root, run.name) or is_trainer_of_job(process, job.address))
 
     def prepare(self) -> None:
         """Start a process in advance, unless one is waiting."""
@@ -108,3 +117,12 @@ class TrainerProcesses:
         if self._standby is not None:
             end_process(self._standby)
             self._standby = None
+
+
+def _end_all(ours: Callable[[psutil.Process], bool]) -> None:
+    """Kill processes. One that the kernel holds, as in a read from a disk that hangs, ends when it comes back."""
+    found = [process for process in psutil.process_iter() if ours(process)]
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(found, timeout=END_SECONDS)

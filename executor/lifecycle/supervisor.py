@@ -76,6 +76,7 @@ class Supervisor:
         Those that had ended and were not settled are settled by the thread: nobody waits for that at the start.
         """
         for run in self._store.in_state(RunState.TRAINING):
+            self._trainers.end_family(run)
             if run.name == self._store.promoted():  # that service ended before it could say so
                 self._succeed(run)
                 continue
@@ -324,13 +325,16 @@ class Supervisor:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel holds it; it does nothing more after that
+                self._process.wait(STOP_SECONDS)
         for child in children:  # they end with it, unless they were stopped
             with contextlib.suppress(psutil.Error):
                 child.kill()
         self._forget_trainer()
 
     def _forget_trainer(self) -> None:
+        if self._started_for is not None:
+            self._trainers.end_family(self._started_for)
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         self._process, self._started_for, self._watch, self._hung = None, None, None, False

@@ -6,7 +6,6 @@ the command, brings into the workspace what the job makes, and takes over the mo
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import shlex
@@ -24,7 +23,7 @@ from ..store.files import is_full, unwritable
 from ..store.job import Attempt, Job, job_of
 from ..store.run import Run, RunState, TrainerExit
 from ..store.runs import RunStore
-from .command import PACKAGE, public_environment
+from .command import PACKAGE, public_environment, when_the_parent_ends
 from .job_folder import fill
 from .mirror import Mirror, worst
 
@@ -32,7 +31,6 @@ LOOK_SECONDS = 0.2
 EXCHANGE_SECONDS = 1.0  # between two looks at an object store
 END_SECONDS = 8.0  # that the command of a cancelled run gets to end what it has started, here and elsewhere
 HOPELESS = (TrainerExit.REFUSED, TrainerExit.UNWRITABLE)
-_PR_SET_PDEATHSIG = 1
 # By default torchrun's ranks meet at a store that outlives them. A machine that joins in a lost one's place waits in
 # vain for its address, told in the first round alone (torch 2.13, `DynamicRendezvousHandler.next_rendezvous`).
 MEET_ANEW = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -197,11 +195,11 @@ def start(arguments: list[str], traceparent: str | None = None) -> "subprocess.P
 
     Args: traceparent: of the run's span; the command finds it in `TRACEPARENT`, where OpenTelemetry wants it.
     """
-    prctl = ctypes.CDLL(None).prctl  # looked up here, because little may be done between fork and exec
+    tied = when_the_parent_ends(signal.SIGTERM)
 
     def apart() -> None:
         os.setpgid(0, 0)
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        tied()
 
     traced = {} if traceparent is None else {"TRACEPARENT": traceparent}
     environment = MEET_ANEW | public_environment() | traced

@@ -15,7 +15,7 @@ import threading
 import time
 
 from ..store.run import TrainerExit
-from .command import start_process
+from .command import start_process, when_the_parent_ends
 
 GRACE_SECONDS = 5.0  # the time that the failure of one rank takes to reach the others
 POLL_SECONDS = 0.05
@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 def start_other_ranks(count: int, *arguments: str) -> "OtherRanks":
     """Start one process for each further device of a run, and make this process rank 0.
 
-    Start nothing if a launcher started this process as one of several.
+    Start nothing if a launcher started this process as one of several. The first thread of this process calls this,
+    because the others end with the thread that has started them.
 
     Args: count: how many devices the run has. arguments: those of the command `train` that name the run.
     """
@@ -46,7 +47,13 @@ def start_other_ranks(count: int, *arguments: str) -> "OtherRanks":
         "GLOO_SOCKET_IFNAME": "lo",
     }
     processes = [
-        start_process("train", *arguments, "--tied", environment={"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        start_process(
+            "train",
+            *arguments,
+            "--tied",
+            environment={"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            before=when_the_parent_ends(signal.SIGKILL),  # a rank that is stopped does not see its pipe end
+        )
         for rank in range(1, count)
     ]
     return OtherRanks(processes, port)
