@@ -1,6 +1,7 @@
 """Several processes train one run together, with the result of one process. They live and die together."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -257,6 +258,43 @@ def test_a_rank_that_is_stopped_ends_with_the_trainer_even_if_no_service_sees_to
     finally:
         end_process(trainer)
     assert all_gone([other])
+
+
+@pytest.mark.process
+def test_a_rank_that_is_told_to_stop_before_it_has_met_the_others_ends_the_attempt(workshop: Workshop) -> None:
+    workshop.receive("one", documents(20))
+    with workshop.supervised():
+        pid = workshop.wait("one", lambda run: run.pid and len(ranks_of(run.pid)) == 2).pid
+        assert pid is not None
+        _, other = ranks_of(pid)
+        workshop.wait("one", lambda run: is_ready_to_stop(other.pid))
+        other.terminate()
+        assert all_gone([other])
+        workshop.queue("one")
+        run = workshop.wait("one")
+    assert run.state is RunState.SUCCEEDED, workshop.log("one")
+    assert workshop.events("one", "stalled") == []
+    assert "A rank ended with 4, and so does this one" in workshop.store.workspace.log_file("one").read_text()
+
+
+def is_ready_to_stop(pid: int) -> bool:
+    """Whether a process has a handler of its own for SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.process
+def test_a_rank_alone_that_is_told_to_stop_costs_no_step(workshop: Workshop) -> None:
+    queue(workshop, "endless", epochs=100_000)
+    with workshop.supervised() as supervisor:
+        pid = workshop.wait("endless", lambda run: run.pid and workshop.store.progress("endless").step > 0).pid
+        assert pid is not None
+        step = workshop.store.progress("endless").step
+        ranks_of(pid)[1].terminate()
+        workshop.wait("endless", lambda run: workshop.events("endless", "resumed"))
+        assert workshop.store.workspace.latest_step("endless") >= step
+        supervisor.cancel("endless")
 
 
 @pytest.mark.process

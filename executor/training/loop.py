@@ -76,7 +76,8 @@ def train(
         choosing: whether the weights of the best epoch are kept, by the value that `score` names (higher is better);
             else those of the last. False where the same documents prove the model: what proves must choose nothing.
         save: called after every step with a function that makes the state, and whether an epoch has ended.
-        stop: called after every step; if it returns true, the loop saves and raises Interrupted.
+        stop: called after every step, by all ranks at once, to whom it returns the same; if that is true, the loop
+            saves and raises Interrupted.
         resume: the state to go on from.
         micro_batch: items in memory at a time, with the halvings of a resumed run; by default the configured number.
         ranks: the processes that train together; each calls this with a loader for its own share.
@@ -130,7 +131,7 @@ def train(
             state.step += 1
             state.loss_sum += value
             report(Step(state.epoch, state.done, total_steps, value, len(batch.items), state.history))
-            stopping = ranks.any(stop())  # before `save`, which must know the answer too
+            stopping = stop()  # before `save`, which must know the answer too
             save(current, False)
             if stopping:
                 raise Interrupted

@@ -19,7 +19,7 @@ from .command import start_process, when_the_parent_ends
 
 GRACE_SECONDS = 5.0  # the time that the failure of one rank takes to reach the others
 POLL_SECONDS = 0.05
-_HARMLESS = (None, TrainerExit.SUCCEEDED, TrainerExit.INTERRUPTED)
+_SAYS_LEAST = (TrainerExit.CRASHED, TrainerExit.INTERRUPTED)
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class OtherRanks:
     def __init__(self, processes: list[subprocess.Popen[bytes]], port: socket.socket | None = None) -> None:
         self._processes = processes
         self._port = port
+        self._stopping = False
         if processes:
             threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
@@ -72,6 +73,10 @@ class OtherRanks:
         """Free the port, so that torch can bind it for the meeting of the ranks."""
         if self._port is not None:
             self._port.close()
+
+    def expect_to_stop(self) -> None:
+        """Let the others stop from now on: the run was told to, and this process may still be writing a checkpoint."""
+        self._stopping = True
 
     def end_with_the_failed(self) -> None:
         """Wait `GRACE_SECONDS` for another rank to fail, and end this process the same way; return if none fails."""
@@ -83,19 +88,26 @@ class OtherRanks:
             time.sleep(POLL_SECONDS)
 
     def _failed(self) -> list[int]:
-        codes = [process.poll() for process in self._processes]
+        # One that was told to stop by itself will never meet the others.
+        harmless = (TrainerExit.SUCCEEDED, TrainerExit.INTERRUPTED) if self._stopping else (TrainerExit.SUCCEEDED,)
+        ended = [code for process in self._processes if (code := process.poll()) is not None]
         # A rank may have crashed only because another one was gone: crashes come last.
-        return sorted((code for code in codes if code not in _HARMLESS), key=lambda code: code == TrainerExit.CRASHED)
+        return sorted((code for code in ended if code not in harmless), key=lambda code: code in _SAYS_LEAST)
 
     def _watch(self) -> None:
         """End this process if a rank has failed: it cannot notice that by itself while it waits for that rank."""
-        while not self._failed():
-            time.sleep(POLL_SECONDS)
-        time.sleep(2 * GRACE_SECONDS)
-        self._end()
+        while True:
+            while not self._failed():
+                time.sleep(POLL_SECONDS)
+            time.sleep(2 * GRACE_SECONDS)
+            self._end()
 
     def _end(self) -> None:
-        code = self._failed()[0]
+        """End this process as another rank did, unless it has turned out that the run was told to stop."""
+        failed = self._failed()
+        if not failed:
+            return
+        code = failed[0]
         _log.error("A rank ended with %d, and so does this one", code)
         if code < 0:
             with contextlib.suppress(ValueError):

@@ -118,6 +118,7 @@ class Trainer(Watcher):
     def interrupt(self) -> None:
         """Stop after this step and write a checkpoint."""
         self._interrupted.set()
+        self._others.expect_to_stop()
 
     def end(self) -> None:
         """End what is reported of this run."""
@@ -185,7 +186,7 @@ class Trainer(Watcher):
                 done=self._done,
                 resume=lambda: load_checkpoint(self._store.workspace.checkpoint_folder(self._run.name)),
                 save=self._save,
-                stop=self._interrupted.is_set,
+                stop=self._is_told_to_stop,
             ),
         )
         conclusion = Conclusion(self._store, self._run, self._ranks, self._progress, check=self._check_together)
@@ -249,8 +250,15 @@ class Trainer(Watcher):
         self._progress.beat()
         if self._progress.is_due:
             self._progress.report()
-        if self._ranks.any(self._interrupted.is_set()):
+        if self._is_told_to_stop():
             raise Interrupted
+
+    def _is_told_to_stop(self) -> bool:
+        """Whether a rank is told to stop; then so is this one, and it keeps what it has. All ranks ask at once."""
+        told = self._ranks.any(self._interrupted.is_set())
+        if told:
+            self.interrupt()
+        return told
 
     # what the recipe tells ----------------------------------------------------------------------------------------
 
