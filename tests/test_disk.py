@@ -3,7 +3,9 @@
 The disks are real file systems in memory. Where none can be mounted, these tests are skipped.
 """
 
+import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from executor.documents import Event, RunStatus
 from executor.errors import WorkspaceError
 from executor.loading.cache import ImageCache
 from executor.parameters import TrainingOptions
+from executor.store.files import full_folder, is_full, publish_file, publish_folder
 from executor.store.lock import WorkspaceLock
 from executor.store.run import RunState
 from executor.store.runs import RunStore
@@ -26,8 +29,10 @@ from executor.store.workspace import Workspace
 from executor.training.state import TrainState
 from executor.worker.checkpoints import load_checkpoint, save_checkpoint
 from serving import Service
+from workshop import Workshop
 
 MIB = 1 << 20
+TRAIN = "{python} -m executor train --job {job}"
 
 
 class Disk:
@@ -153,6 +158,74 @@ def test_images_that_find_no_room_are_not_kept_and_that_is_said_once(make_disk: 
     (note,) = notes
     assert note.startswith(f"The disk of {disk.folder}/images is full, so the cache cannot be written.")
     cache.close()
+
+
+def copied(source: Path, place: Path) -> None:
+    shutil.copytree(source, place / "all")
+
+
+def test_an_error_says_which_disk_is_full_whoever_writes(make_disk: Any, tmp_path: Path) -> None:
+    disk = make_disk(1)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(bytes(MIB))
+    disk.fill()
+    there = disk.folder / "there"
+    for write in (
+        lambda: publish_file(disk.folder / "file", bytes(MIB)),
+        lambda: publish_folder(there, lambda place: publish_file(place / "file", bytes(MIB))),
+        lambda: publish_folder(there, lambda place: copied(source, place)),
+        lambda: shutil.copyfile(source / "file", disk.folder / "file"),
+    ):
+        with pytest.raises(OSError, match="No space left") as raised:
+            write()
+        assert is_full(raised.value)
+        assert full_folder(raised.value, tmp_path) == disk.folder
+    assert full_folder(OSError(errno.ENOSPC, "No space left on device"), tmp_path) == tmp_path
+
+
+def queue(workshop: Workshop, run: str, **options: object) -> None:
+    workshop.receive(run, documents(0, 30), **options)
+    workshop.queue(run)
+
+
+@pytest.mark.process
+def test_a_full_disk_of_the_jobs_is_the_one_that_is_named(make_disk: Any, tmp_path: Path) -> None:
+    disk = make_disk(60)
+    workshop = Workshop(tmp_path / "workspace", train_command=TRAIN, train_jobs=str(disk.folder / "jobs"))
+    queue(workshop, "early")
+    queue(workshop, "late", epochs=200)
+    disk.fill()
+    with workshop.supervised():
+        run = workshop.wait("early")
+        assert (run.state, run.attempts) == (RunState.FAILED, 1)
+        assert run.error is not None
+        assert run.error.startswith(f"The disk of {disk.folder}/jobs/early-")
+        disk.free()
+        workshop.wait("late", lambda run: workshop.store.progress("late").step > 0)
+        disk.fill()
+        run = workshop.wait("late")
+    assert run.state is RunState.FAILED
+    assert run.error is not None
+    assert run.error.startswith(f"The disk of {disk.folder}/jobs/late-"), workshop.log("late")
+    assert " full" in run.error
+    workshop.close()
+
+
+@pytest.mark.process
+def test_a_rank_whose_temporary_folder_is_full_says_so(make_disk: Any, tmp_path: Path) -> None:
+    disk = make_disk(1)
+    (disk.folder / "other").write_bytes(bytes(MIB // 2))
+    workshop = Workshop(tmp_path / "workspace", train_command=f"env TMPDIR={disk.folder} {TRAIN}")
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (30, 96, 96, 3), np.uint8)  # the files of our coloured squares are small
+    workshop.receive("one", DocumentArray(Document(blob=each, tags={"finetuner_label": 1}) for each in noise))
+    workshop.queue("one")
+    with workshop.supervised():
+        assert workshop.wait("one").state is RunState.FAILED
+    assert f"The disk of {disk.folder}" in workshop.log("one")
+    assert "is full, so a copy of the documents cannot be written. Free space on it." in workshop.log("one")
+    workshop.close()
 
 
 @pytest.mark.flow

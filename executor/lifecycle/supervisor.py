@@ -13,6 +13,7 @@ import psutil
 from .. import tracing
 from ..compute.memory import KernelKills
 from ..report.contents import settle
+from ..store.files import full_or_unwritable
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
 from ..store.runs import RunStore
 from .processes import TrainerProcesses
@@ -229,8 +230,7 @@ class Supervisor:
             self._fail(run, self._store.progress(run.name).error or "the trainer refused the run")
         elif code == TrainerExit.UNWRITABLE:  # the trainer may have been unable to write down why
             place = self._store.workspace.run_folder(run.name)
-            unwritable = f"The disk of {place} is full or cannot be written. See to that, then train another run."
-            self._fail(run, self._store.progress(run.name).error or unwritable)
+            self._fail(run, self._store.progress(run.name).error or full_or_unwritable(place))
         elif code == TrainerExit.OUT_OF_MEMORY:
             self._resume(run, "ran out of memory", attempts=0)
         elif self._hung:

@@ -20,7 +20,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from ..errors import ConfigurationError
-from .files import publish_folder
+from .files import naming_the_full, publish_folder
 
 Part = Literal["inputs", "made"]  # what the service writes, and what the job does
 _WHOLE = {"inputs": ("versions/*",), "made": ("made/model", "made/checkpoints/*")}
@@ -125,7 +125,7 @@ class Exchange:
         packed = self._unfinished()
         try:
             if place.is_dir():
-                with tarfile.open(packed, "w") as tar:
+                with naming_the_full(self._folder), tarfile.open(packed, "w") as tar:
                     for file in sorted(place.iterdir()):
                         tar.add(file, file.name)
             self._files.put_file(str(packed if packed.exists() else place), f"{self._root}/{name}")
@@ -146,7 +146,8 @@ class Exchange:
         place.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._unfinished()
         try:
-            self._files.get_file(f"{self._root}/{name}", str(unfinished))
+            with naming_the_full(self._folder):
+                self._files.get_file(f"{self._root}/{name}", str(unfinished))
             if _is_whole(name):
                 publish_folder(place, lambda folder: _unpack(unfinished, folder))
             else:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ def publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool
     killed between the two moves leaves no folder at all. If that matters, give each version a name of its own.
 
     Args: replace: if false, only an empty folder is replaced.
-    Raises: OSError: the folder is not empty, or the disk failed.
+    Raises: OSError: the folder is not empty, or the disk failed; if that is full, `full_folder` says where.
     """
+    with naming_the_full(folder.parent):
+        _publish_folder(folder, write, replace=replace)
+
+
+def _publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
     temporary.mkdir()
@@ -46,7 +51,15 @@ def publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool
 
 
 def publish_file(path: Path, content: bytes) -> None:
-    """Replace `path`: readers see the old bytes or the new, never half. On return the new bytes are on the disk."""
+    """Replace `path`: readers see the old bytes or the new, never half. On return the new bytes are on the disk.
+
+    Raises: OSError: the disk failed; if it is full, `full_folder` says where.
+    """
+    with naming_the_full(path.parent):
+        _publish_file(path, content)
+
+
+def _publish_file(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -78,10 +91,35 @@ def remove_leftovers(folder: Path, *, spare: str | None = None) -> None:
 
 def is_full(error: Exception) -> bool:
     """Whether an error says that a disk is full. Libraries not written in Python say it only in the message."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:  # `shutil` has collected those of several files
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     said = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "disk is full")  # the last by SQLite
     return any(each in str(error) for each in said)
+
+
+@contextlib.contextmanager
+def naming_the_full(folder: Path) -> Iterator[None]:
+    """Let an error in the block that says that a disk is full name a folder on it. The kernel often names none."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        code = error.errno or errno.ENOSPC
+        raise OSError(code, os.strerror(code), str(folder)) from error
+
+
+def full_folder(error: OSError, otherwise: Path) -> Path:
+    """Return the folder whose disk is full. Args: otherwise: where that may be if the error names no place."""
+    named = error.filename2 or error.filename  # where a file is copied, the second one is written
+    if not isinstance(named, str):
+        return otherwise
+    return Path(named) if os.path.isdir(named) else Path(named).parent
+
+
+def full_or_unwritable(place: object) -> str:
+    """Say that nothing could be written at a place, where it is not known why."""
+    return f"The disk of {place} is full or cannot be written. See to that, then train another run."
 
 
 def unwritable(what: str, folder: Path, error: Exception) -> WorkspaceError:

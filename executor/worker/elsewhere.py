@@ -18,8 +18,8 @@ from dataclasses import replace
 import psutil
 
 from ..errors import FinetunerError
-from ..store.exchange import Exchange, NoExchange
-from ..store.files import is_full, unwritable
+from ..store.exchange import Exchange, NoExchange, is_url
+from ..store.files import full_folder, full_or_unwritable, is_full, unwritable
 from ..store.job import Attempt, Job, job_of
 from ..store.run import Run, RunState, TrainerExit
 from ..store.runs import RunStore
@@ -49,7 +49,7 @@ def main(store: RunStore, name: str, command: str, jobs: str | None) -> int:
     except (OSError, FinetunerError) as error:
         _log.exception("The run cannot go on")
         if isinstance(error, OSError) and is_full(error):
-            error = unwritable("the job's folder", store.workspace.run_folder(name), error)
+            error = unwritable("a file of the run", full_folder(error, store.workspace.run_folder(name)), error)
         store.report(name, replace(store.progress(name), error=str(error)))
         return TrainerExit.UNWRITABLE if not isinstance(error, OSError) else TrainerExit.CRASHED
 
@@ -95,7 +95,7 @@ class Elsewhere:
         self._attend(process, job, attempt, mirror)
         self._exchange.bring("made")
         mirror.look()
-        return self._outcome(process.returncode, mirror)
+        return self._outcome(process.returncode, job, mirror)
 
     def _wait_for_training(self) -> Run | None:
         """Return the run when it is in training; None: it has ended, or this process is told to stop."""
@@ -129,7 +129,7 @@ class Elsewhere:
                 mirror.look()
                 self._notice_refusal(mirror)
             except (OSError, FinetunerError) as error:  # such as a network that is gone for a while
-                _log.warning("The job's folder cannot be read: %s", error)
+                _log.warning("What the job tells cannot be taken now: %s", error)
             time.sleep(LOOK_SECONDS)
 
     def _tell(self) -> None:
@@ -145,7 +145,7 @@ class Elsewhere:
             self._refused = TrainerExit(code)
             self._reason = mirror.refusal() or self._store.progress(self._name).error
 
-    def _outcome(self, code: int, mirror: Mirror) -> TrainerExit:
+    def _outcome(self, code: int, job: Job, mirror: Mirror) -> TrainerExit:
         codes = mirror.ended()
         _log.info("The command has ended with %d, its ranks with %s", code, codes)
         if self._stopping:
@@ -154,6 +154,9 @@ class Elsewhere:
             return self._take_over(mirror)
         self._notice_refusal(mirror)
         if self._refused is not None:
+            if self._reason is None and self._refused is TrainerExit.UNWRITABLE:  # it could not write why, either
+                place = "a rank's temporary folder (TMPDIR)" if is_url(job.address) else job.made
+                self._reason = full_or_unwritable(place)
             if self._reason is not None:
                 self._explain(self._reason)
             return self._refused

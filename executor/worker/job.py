@@ -5,12 +5,15 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 from ..compute.ranks import ranks_of_environment
 from ..errors import FinetunerError
 from ..store.exchange import is_url
+from ..store.files import full_folder, is_full, unwritable
 from ..store.job import Attempt, Job
 from ..store.job_store import JobStore
 from ..store.run import TrainerExit
@@ -27,7 +30,9 @@ def main(job: Job, *, others: OtherRanks) -> int:
     """Train the run of a job and return the exit code. Args: others: the ranks this process has started."""
     try:
         store = JobStore(job, ranks_of_environment().rank)
-    except FinetunerError as error:
+    except (FinetunerError, OSError) as error:
+        if isinstance(error, OSError) and is_full(error):  # of this machine
+            error = unwritable("a copy of the documents", full_folder(error, Path(tempfile.gettempdir())), error)
         sys.stderr.write(f"{error}\n")
         return TrainerExit.CRASHED
     sharing = Sharing(job)

@@ -28,7 +28,7 @@ from ..images.libtiff import silence_libtiff
 from ..models.model import EmbeddingModel
 from ..models.saving import load_model
 from ..models.versions import ensure_base
-from ..store.files import is_full, unwritable
+from ..store.files import full_folder, is_full, unwritable
 from ..store.run import KILLED_FOR_MEMORY, TrainerExit
 from ..store.runs import RunStore
 from ..training.features import Filling
@@ -133,7 +133,7 @@ class Trainer(Watcher):
             except OutOfMemory as hopeless:
                 error = hopeless
         if is_full(error) and isinstance(error, OSError):
-            error = unwritable("a file of the run", self._folder, error)
+            error = unwritable("a file of the run", full_folder(error, self._folder), error)
         if isinstance(error, WorkspaceError):
             self._progress.report(error=str(error))
             return TrainerExit.UNWRITABLE
