@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from executor import Document, DocumentArrayMemmap, RunStatus
 from executor.compute.ranks import Ranks
 from executor.errors import WorkspaceError
-from executor.store.job import Job, job_of
+from executor.store.job import REQUIRED, Job, job_of
 from executor.store.job_store import JobStore
 from executor.store.lineage import Lineage, lineage_of
 from executor.store.run import Progress, RunState, TrainerExit
@@ -193,11 +193,13 @@ def aside(file: Path) -> Iterator[None]:
     moved.rename(file)
 
 
-def finished(job: Job) -> None:
-    """Write a result as the first rank does."""
+def finished(job: Job, without: str | None = None) -> None:
+    """Write a result as the first rank does. Args: without: a file that was removed before."""
     (job.made / "model").mkdir()
-    for name in ("model/model.json", "model/weights.safetensors", "report.html", "report.json", "proof.json"):
+    for name in REQUIRED:
         (job.made / name).write_text(name)
+    if without is not None:
+        (job.made / without).unlink()
     JobStore(job, 0).finish(TrainerExit.SUCCEEDED)
 
 
@@ -228,6 +230,15 @@ def test_a_result_that_is_not_whole_is_refused_and_nothing_of_the_model_is_left(
     assert callable(damage)
     damage(job.made)
     with pytest.raises(WorkspaceError, match=re.escape(reason)):
+        mirror.take_over()
+    assert not workshop.store.workspace.model_folder("one").exists()
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+def test_a_result_that_lacks_what_every_run_has_is_refused_by_its_name(workshop: Workshop, job: Job, name: str) -> None:
+    mirror = mirror_of(workshop, job)
+    finished(job, without=name)
+    with pytest.raises(WorkspaceError, match=f"^{re.escape(name)} was gone when it ended$"):
         mirror.take_over()
     assert not workshop.store.workspace.model_folder("one").exists()
 
@@ -467,6 +478,41 @@ rank = subprocess.Popen([sys.executable, "-m", "executor", "train", "--job", job
 os.kill(rank.pid, signal.SIGSTOP)
 print(rank.pid, file=open(started, "a"))
 """
+
+
+LOSING = """
+import pathlib, subprocess, sys, time
+job, run = sys.argv[1:]
+lost = pathlib.Path(job + ".lost")
+files = [pathlib.Path(job, "made", name) for name in ("proof.json", "lineage.safetensors")]
+training = subprocess.Popen([sys.executable, "-m", "executor", "train", "--job", job])
+while training.poll() is None:
+    if all(file.exists() for file in files) and (run == "always" or not lost.exists()):
+        lost.touch()
+        for file in files:
+            file.unlink()
+    time.sleep(0.01)
+sys.exit(training.wait())
+"""
+
+
+@pytest.mark.process
+def test_a_run_whose_proof_was_removed_is_tried_again_and_then_fails_in_a_sentence(tmp_path: Path) -> None:
+    script = tmp_path / "lose.py"
+    script.write_text(LOSING)
+    made = Workshop(tmp_path / "workspace", train_command=f"{{python}} {script} {{job}} {{run}}", fit_defaults=OPTIONS)
+    for name in ("once", "always"):
+        queue(made, name)
+    with made.supervised():
+        healed, lost = made.wait("once"), made.wait("always")
+    assert (healed.state, healed.attempts) == (RunState.SUCCEEDED, 2), made.log("once")
+    folder = made.store.workspace.run_folder("once")
+    assert (folder / "proof.json").exists()
+    assert (folder / "lineage.safetensors").exists()
+    assert lost.state is RunState.FAILED
+    assert lost.error is not None
+    assert "is not whole: lineage.safetensors and proof.json were gone when it ended. See that nothing" in lost.error
+    made.close()
 
 
 @pytest.mark.process

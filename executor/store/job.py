@@ -37,9 +37,12 @@ from ..parameters import TrainingOptions
 from .exchange import Exchange, NoExchange, is_url
 from .files import publish_file
 from .run import Configuration, Progress, Run, RunState
-from .workspace import Workspace
+from .workspace import LINEAGE, Workspace
 
 FORMAT = 1
+REQUIRED = frozenset(
+    ("model/model.json", "model/weights.safetensors", "report.html", "report.json", "proof.json", LINEAGE)
+)  # of what a job that has succeeded has made; in `model/` there may be more
 TRIES = 5  # to bring a job from its store,
 RETRY_SECONDS = 1.0  # so long after one another
 

@@ -15,15 +15,13 @@ from typing import Any
 
 from ..errors import WorkspaceError
 from .files import publish_file, sync, unwritable
-from .job import Attempt, Job, JobWorkspace
+from .job import REQUIRED, Attempt, Job, JobWorkspace
 from .published import digest_of
 from .run import Progress, TrainerExit
 from .runs import Quarantined, RunStore, now
-from .workspace import LINEAGE
 
 PUBLISH_SECONDS = 0.3  # between two versions of `progress.json`: the folder may be on a slow network
 VERSION_SECONDS = 60.0  # that a version may take to come to the copy of a rank, after it came to that of the first
-RESULTS = ("model", "report.html", "report.json", "proof.json", LINEAGE)
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ class JobStore(RunStore):
         return code
 
     def _write_digests(self) -> None:
-        places = [self._job.made / name for name in RESULTS]
+        places = [self._job.made / name for name in sorted({name.split("/")[0] for name in REQUIRED})]
         files = [file for place in places for file in (place.iterdir() if place.is_dir() else [place])]
         digests = {str(file.relative_to(self._job.made)): digest_of(file) for file in files if file.is_file()}
         result = {"attempt": self.attempt.id, "sha256": digests}

@@ -151,7 +151,7 @@ class Elsewhere:
         if self._stopping:
             return TrainerExit.INTERRUPTED
         if code == 0 and codes.get(0) == TrainerExit.SUCCEEDED:
-            return self._take_over(mirror)
+            return self._take_over(job, mirror)
         self._notice_refusal(mirror)
         if self._refused is not None:
             if self._reason is None and self._refused is TrainerExit.UNWRITABLE:  # it could not write why, either
@@ -169,11 +169,14 @@ class Elsewhere:
             )
         return TrainerExit.CRASHED
 
-    def _take_over(self, mirror: Mirror) -> TrainerExit:
+    def _take_over(self, job: Job, mirror: Mirror) -> TrainerExit:
         try:
             mirror.take_over()
         except FinetunerError as error:
-            self._explain(f"What train_command has made is not whole: {error}.")
+            self._explain(
+                f"What train_command has made is not whole: {error}. See that nothing but the job removes or changes "
+                f"what is in its folder, {job.address}, then train another run."
+            )
             return TrainerExit.CRASHED
         return TrainerExit.SUCCEEDED
 

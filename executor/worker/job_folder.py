@@ -20,6 +20,7 @@ KEPT_FILES = (
     "precision",
     "parts.json",
     "negatives.json",
+    LINEAGE,
 )  # that an attempt leaves for the next one, with checkpoints
 _OF_THE_SERVICE = ("token_file", "publish_to", "train_command", "train_jobs")  # nobody else's business
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import WorkspaceError
 from ..store.files import publish_file, publish_folder
-from ..store.job import Attempt, Job, read_lines
+from ..store.job import REQUIRED, Attempt, Job, read_lines
 from ..store.published import digest_of
 from ..store.run import Progress, Run, TrainerExit
 from ..store.runs import Quarantined, RunStore
@@ -63,16 +63,17 @@ class Mirror:
         return None
 
     def take_over(self) -> None:
-        """Take the model, the report and the proof into the run's folder.
+        """Take the model, the report, the proof and the lineage into the run's folder.
 
         Raises: WorkspaceError: they are not whole. OSError: the disk failed.
         """
         result = self._of_attempt(self._job.made / "result.json")
         if result is None:
             raise WorkspaceError("the job has not written which files belong to its result")
+        lacking = sorted(REQUIRED - result["sha256"].keys())
+        if lacking:
+            raise WorkspaceError(f"{' and '.join(lacking)} {'was' if len(lacking) == 1 else 'were'} gone when it ended")
         model = {name: digest for name, digest in result["sha256"].items() if name.startswith("model/")}
-        if not model:
-            raise WorkspaceError("there is no model among its results")
 
         def copy(place: Path) -> None:
             for name, digest in model.items():
