@@ -5,6 +5,8 @@ clean up. What a kill leaves in SQLite is what a rollback leaves.
 """
 
 import contextlib
+import itertools
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from executor.models.saving import load_model, save_model
 from executor.models.versions import ensure_base, load_version
 from executor.parameters import parse_executor_options
 from executor.serving.following import FollowedVersions
+from executor.store import files as files_of_store
 from executor.store.files import publish_file, publish_folder, remove_leftovers
 from executor.store.published import Place
 from executor.store.run import RunState
@@ -232,12 +235,12 @@ PATHS = {
         lambda folder: publish_folder(folder / "p", files("old")),
         lambda folder: publish_folder(folder / "p", files("new")),
         both,
-        ("old", "new", None),
+        ("old", "new"),
     ),
     "a new folder": Way(
         lambda folder: None, lambda folder: publish_folder(folder / "p", files("new")), both, (None, "new")
     ),
-    "a model": Way(model(1), model(2), seed_of, (1, 2, None)),
+    "a model": Way(model(1), model(2), seed_of, (1, 2)),
     "the base model": Way(
         lambda folder: ensure_base(Workspace(folder), options(2)),
         lambda folder: ensure_base(Workspace(folder), options(3)),
@@ -283,3 +286,33 @@ def begun(path: Way, folder: Path) -> Path:
     folder.mkdir()
     path.before(folder)
     return folder
+
+
+def killed(folder: Path, at: int, work: Callable[[Path], object]) -> bool:
+    """Kill some work at a file boundary. Return whether it was: false if it has ended before."""
+    ended = False
+    with death.watch(folder, at):
+        work(folder)
+        ended = True
+    return not ended
+
+
+@pytest.mark.parametrize("next_start", [remove_leftovers, PATHS["a folder"].save], ids=["clears", "saves again"])
+def test_two_kills_lose_no_folder_on_a_disk_that_cannot_exchange_two(
+    next_start: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_of_store, "exchange", lambda one, other: False)  # as on NFS; no such disk is here
+    path, found = PATHS["a folder"], set()
+    for first in itertools.count():
+        once = begun(path, tmp_path / str(first))
+        if not killed(once, first, path.save):
+            break
+        for second in itertools.count():
+            twice = Path(shutil.copytree(once, tmp_path / f"{first}-{second}"))
+            again = killed(twice, second, next_start)
+            remove_leftovers(twice)
+            found.add(both(twice))
+            assert [left.name for left in twice.glob(".*-*")] == []
+            if not again:
+                break
+    assert found == {"old", "new"}

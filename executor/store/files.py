@@ -1,6 +1,7 @@
 """The one way to publish a file or a folder: readers see it complete, or as it was before."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -13,12 +14,16 @@ from typing import Any
 
 from ..errors import WorkspaceError
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+_libc = ctypes.CDLL(None)
+
 
 def publish_folder(folder: Path, write: Callable[[Path], None], *, replace: bool = True) -> None:
     """Replace `folder` with what `write` puts into an empty folder. Readers see the old files or all the new ones.
 
-    Everything is synced to disk before it appears under its name. An old `folder` is moved away first, so a process
-    killed between the two moves leaves no folder at all. If that matters, give each version a name of its own.
+    Everything is synced to disk before it appears under its name. An old `folder` is exchanged for the new one. Where
+    the disk cannot exchange, as NFS cannot, it is moved away first: for a moment there is none, and if the process is
+    killed then, `remove_leftovers` brings the old one back.
 
     Args: replace: if false, only an empty folder is replaced.
     Raises: OSError: the folder is not empty, or the disk failed; if that is full, `full_folder` says where.
@@ -37,17 +42,52 @@ def _publish_folder(folder: Path, write: Callable[[Path], None], *, replace: boo
             if path.is_file():
                 sync(path)
         sync(temporary)
-        if replace and folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.rename(folder, old / "replaced")
+        old = None
+        if not replace or not folder.exists():
             os.rename(temporary, folder)
-            shutil.rmtree(old)
+        elif exchange(temporary, folder):
+            old = temporary
         else:
-            os.rename(temporary, folder)
+            old = _moved_aside(folder)
+            _take_place_of(temporary, folder, old)
         sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if old is not None:
+        _remove(old)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name, both at once. Return whether it was done: not every disk can."""
+    if not hasattr(_libc, "renameat2"):
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(_libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def _moved_aside(folder: Path) -> Path:
+    """Move a folder into a new one beside it, whose name says what is in it. Return that one."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    os.rename(folder, aside / folder.name)
+    return aside
+
+
+def _take_place_of(new: Path, folder: Path, aside: Path) -> None:
+    try:
+        os.rename(new, folder)
+    except OSError:
+        _bring_back(aside)
+        raise
+
+
+def _bring_back(left: Path) -> None:
+    """Give the folder that was moved into `left` its name again, unless another has it by now."""
+    for moved in left.glob("*"):
+        place = left.parent / moved.name
+        if left.name.startswith(f".{moved.name}-old-") and not place.exists():
+            os.rename(moved, place)
+            sync(place.parent)
 
 
 def publish_file(path: Path, content: bytes) -> None:
@@ -77,16 +117,29 @@ def _publish_file(path: Path, content: bytes) -> None:
 def remove_leftovers(folder: Path, *, spare: str | None = None) -> None:
     """Remove the temporary files and folders that killed processes left in `folder`.
 
-    Nobody may publish there meanwhile, but for the file named `spare`.
+    A folder that one of them had moved away, and not yet replaced, is brought back first. Nobody may publish there
+    meanwhile, but for the file named `spare`.
     """
-    for place in folder.glob(".*-*"):
-        if spare is not None and place.name.startswith(f".{spare}-"):
+    for left in folder.glob(".*-*"):
+        if spare is not None and left.name.startswith(f".{spare}-"):
             continue
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what cannot be brought back stays
+            _bring_back(left)
+            _remove(left)
+
+
+def _remove(left: Path) -> None:
+    """Remove a file or folder, as far as it can be.
+
+    A folder gets another name first, so that half of it is never taken for one that was moved away.
+    """
+    with contextlib.suppress(OSError):
+        if left.is_dir() and not left.is_symlink():
+            doomed = left.with_name(f".doomed-{uuid.uuid4().hex}")
+            os.rename(left, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
         else:
-            with contextlib.suppress(OSError):
-                place.unlink()
+            left.unlink()
 
 
 def is_full(error: Exception) -> bool:
