@@ -347,6 +347,18 @@ def test_a_service_that_loads_no_model_knows_the_space_of_the_one_that_readers_s
     assert f'finetuner_served_version_info{{space="{space_of(folder)}",version="base"}} 1.0' in figures
 
 
+@pytest.mark.process
+def test_a_run_that_has_not_ended_is_not_promoted_though_it_has_a_model(trainer: Service) -> None:
+    trainer.store.create("early")
+    save_model(build_model(ModelConfig(model="small", input_size=16)), trainer.store.workspace.model_folder("early"))
+    with pytest.raises(Conflict, match="Run 'early' is receiving, so its model may still be replaced"):
+        asyncio.run(call(trainer, "/promote", [], {"run": "early"}))
+    assert trainer.served() == "base"
+    trainer.supervisor.cancel("early")
+    asyncio.run(call(trainer, "/promote", [], {"run": "early"}))
+    assert trainer.served() == "early"
+
+
 def test_who_asks_a_service_that_embeds_nothing_for_embeddings_is_told_all_that_it_has(trainer: Service) -> None:
     has = ", ".join(["It has: /fit", *(path for path in ENDPOINTS if path not in ("/fit", "/embed")), "/watch."])
     with pytest.raises(Conflict, match=re.escape(has)):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from .. import tracing
 from ..documents import Document, Event, RunStatus
-from ..errors import FinetunerError
+from ..errors import Conflict, FinetunerError
 from ..lifecycle.status import status_of
 from ..parameters import (
     CancelParameters,
@@ -56,10 +56,21 @@ async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParam
 
 
 async def promote(service: Service, docs: Sequence[Document], wanted: PromoteParameters) -> list[RunStatus]:
-    """Serve another version from now on; the answer is the status of that run, or of all for `base`."""
+    """Serve another version from now on; the answer is the status of that run, or of all for `base`.
+
+    Raises: Conflict: the run has not ended, so that its trainer may still replace the model.
+    """
+    await asyncio.to_thread(_check_ended, service, wanted.run)
     await asyncio.to_thread(service.serve, wanted.run)
     service.measures.promotions.labels("by_hand").inc()
     return await _statuses(service, None if wanted.run == "base" else wanted.run)
+
+
+def _check_ended(service: Service, version: str) -> None:
+    if service.store.exists(version) and not (run := service.store.get(version)).state.ended:
+        raise Conflict(
+            f"Run {version!r} is {run.state.value}, so its model may still be replaced; promote it when it has ended."
+        )
 
 
 async def events(service: Service, docs: Sequence[Document], wanted: EventsParameters) -> list[Event]:
