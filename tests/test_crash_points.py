@@ -251,6 +251,7 @@ PATHS = {
     "trials": Way(trials(0.25), trials(0.5), score_of, (0.25, 0.5)),
     "a halving": Way(halved, halved, lambda folder: MicroBatch(None, 64, file=folder / "micro_batch").at(0), (32, 16)),
     "a published version": Way(versions, publish("two"), published, ("one", "two")),
+    "a version that is published again": Way(versions, publish("one"), published, ("one",)),
     "the output of bulk": Way(
         parts, lambda folder: Output(folder / "whole.parquet", {}).join(2), joined_ids, (None, ("0", "1"))
     ),

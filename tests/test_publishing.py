@@ -3,12 +3,14 @@
 import asyncio
 import json
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec.core
 import numpy as np
 import pytest
 
@@ -19,7 +21,15 @@ from executor.endpoints.health import readiness
 from executor.endpoints.reader import Reader
 from executor.endpoints.service import Service
 from executor.endpoints.table import ENDPOINTS, call, open_service
-from executor.errors import ConfigurationError, Conflict, InvalidParameter, NotReady, UnknownModel, UnknownRun
+from executor.errors import (
+    ConfigurationError,
+    Conflict,
+    InvalidParameter,
+    NotReady,
+    UnknownModel,
+    UnknownRun,
+    WorkspaceError,
+)
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.saving import save_model, space_of
@@ -109,6 +119,37 @@ def test_a_scheme_that_nothing_can_read_is_refused_by_name() -> None:
         Place("nowhere://models")
 
 
+def test_what_is_published_again_is_mended_without_a_moment_in_which_a_whole_file_is_gone(
+    place: Place, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    shown = tmp_path / "shop" / "versions" / publish(place, "first", versions["first"])
+    inodes = {file.name: file.stat().st_ino for file in shown.iterdir()}
+    (shown / "model.json").write_text("{}")
+    publish(place, "first", versions["first"])
+    now = {file.name: file.stat().st_ino for file in shown.iterdir()}
+    assert now["weights.safetensors"] == inodes["weights.safetensors"]
+    assert now["model.json"] != inodes["model.json"]
+    pointer = place.pointer()
+    assert pointer is not None
+    assert is_whole(shown, pointer)
+
+
+def test_what_a_killed_writer_left_is_removed_and_all_else_stays(
+    place: Place, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    shop = tmp_path / "shop"
+    shown = shop / "versions" / publish(place, "first", versions["first"])
+    kept = sorted([*shop.rglob("*"), shop / ".our-notes"])
+    (shop / ".our-notes").write_text("of the directory's owner")
+    for left in (shop / ".served.json-x1", shown / ".weights.safetensors-x1"):
+        left.write_text("half of it")
+    for left in (shown.with_name(f".{shown.name}-{'0' * 32}"), shown.with_name(f".{shown.name}-old-x1")):
+        shutil.copytree(shown, left)
+    place.remove_leftovers()
+    assert sorted(shop.rglob("*")) == kept
+    Place("memory://nothing/there").remove_leftovers()  # a store that replaces an object at once has none
+
+
 def test_an_object_store_gets_and_gives_the_same_files(versions: dict[str, Path], tmp_path: Path) -> None:
     place = Place("memory://shop/models")
     publish(place, "first", versions["first"])
@@ -116,6 +157,18 @@ def test_an_object_store_gets_and_gives_the_same_files(versions: dict[str, Path]
     assert pointer is not None
     place.fetch(pointer, tmp_path / "fetched")
     assert space_of(tmp_path / "fetched") == pointer.space == space_of(versions["first"])
+
+
+def test_a_reader_that_lacks_a_file_is_told_what_to_do(place: Place, versions: dict[str, Path], tmp_path: Path) -> None:
+    space = publish(place, "first", versions["first"])
+    pointer = place.pointer()
+    assert pointer is not None
+    (tmp_path / "shop" / "versions" / space / "model.json").unlink()
+    with pytest.raises(
+        WorkspaceError, match=r"model\.json of version 'first' is missing at .*Restart the service that"
+    ):
+        place.fetch(pointer, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
 
 
 # --- a reader --------------------------------------------------------------------------------------------------------
@@ -126,6 +179,26 @@ def test_a_reader_waits_for_the_first_version_and_says_so(reader: Reader) -> Non
         ask(reader, "/embed", images(1))
     with pytest.raises(NotReady):
         ask(reader, "/status")
+
+
+def test_a_reader_to_which_no_whole_version_has_come_says_what_to_do_and_not_that_there_is_none(
+    reader: Reader, place: Place, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    half = Place(str(tmp_path / "half"))
+    space = publish(half, "first", versions["first"])
+    shutil.rmtree(tmp_path / "half" / "versions")
+    (tmp_path / "half").rename(tmp_path / "shop")
+    until(reader.degraded)
+    (said,) = asyncio.run(readiness(reader)).degraded
+    assert said.startswith("What `serve_from` names is damaged or not whole (WorkspaceError; the log of this reader")
+    assert said.endswith(
+        "Restart the service that publishes there, or promote a version at it. No version has come yet."
+    )
+    with pytest.raises(NotReady, match="promote a version at it"):
+        ask(reader, "/embed", images(1))
+    publish(place, "first", versions["first"])
+    until(lambda: serves(reader, space))
+    assert not reader.degraded()
 
 
 def test_a_reader_embeds_as_the_writer_and_follows_promotions_and_rollbacks(
@@ -326,6 +399,43 @@ def test_a_store_out_of_reach_is_said_and_tried_again(
     said = place.pointer()
     assert said is not None
     assert said.version == "base"
+
+
+@pytest.mark.parametrize("where", ["shop", "memory://mended/models"])
+@pytest.mark.parametrize("lost", ["all", "a file", "half a file"])
+def test_a_writer_that_starts_mends_what_is_not_whole_though_it_is_named_already(
+    versions: dict[str, Path], tmp_path: Path, where: str, lost: str
+) -> None:
+    place = Place(where if "://" in where else str(tmp_path / where))
+    shown = f"{place.url}/versions/{publish(place, 'base', versions['base'])}"
+    files = fsspec.core.url_to_fs(place.url)[0]
+    if lost == "all":
+        files.rm(shown, recursive=True)
+    else:
+        files.rm_file(f"{shown}/weights.safetensors")
+    if lost == "half a file":
+        files.pipe_file(f"{shown}/weights.safetensors", b"half")
+    pointer = place.pointer()
+    writer = Writer(versions)
+    publisher = Publisher(place, writer.served, writer.folder_of)
+    until(lambda: files.exists(f"{shown}/weights.safetensors") and files.size(f"{shown}/weights.safetensors") > 4)
+    publisher.close()
+    assert pointer is not None
+    assert place.pointer() == pointer  # it was right, so no reader loads the version again
+    place.fetch(pointer, tmp_path / "fetched")
+
+
+def test_a_writer_that_starts_removes_what_a_killed_one_left(
+    place: Place, versions: dict[str, Path], tmp_path: Path
+) -> None:
+    space = publish(place, "base", versions["base"])
+    left = tmp_path / "shop" / "versions" / f".{space}-old-x1"
+    left.mkdir()
+    writer = Writer(versions)
+    publisher = Publisher(place, writer.served, writer.folder_of)
+    until(lambda: not left.exists())
+    publisher.close()
+    assert publisher.trouble() is None
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ SILENT_SECONDS = 10.0  # without an answer of the store, until we say so
 PATIENCE_SECONDS = 60.0  # with another reader that brings and loads a version
 KEPT_VERSIONS = 3  # folders of versions that stay on the disk: a rollback then fetches nothing
 
-_MEANWHILE = "The last version that came is served."
-
 _log = logging.getLogger(__name__)
 
 
@@ -35,6 +33,7 @@ class FollowedVersions:
     """The versions that a reader has: the one that is served, and the one that is about to be.
 
     Args: place: where the versions are published. folder: where fetched ones are kept; readers may share it.
+    Attributes: trouble: why a version that was published cannot be had; None: nothing is known to be wrong.
     """
 
     def __init__(self, place: Place, folder: Path) -> None:
@@ -42,6 +41,7 @@ class FollowedVersions:
         self._folder = folder
         self._known: dict[str, Pointer] = {}
         self._served: Pointer | None = None
+        self.trouble: str | None = None
 
     @property
     def pointer(self) -> Pointer | None:
@@ -51,7 +51,10 @@ class FollowedVersions:
     def served(self) -> str:
         """Return the version that is served. Raises: NotReady: none was published yet, or none could be loaded."""
         if self._served is None:
-            raise NotReady("Nothing has been published yet where `serve_from` looks; this reader answers when it is.")
+            raise NotReady(
+                self.trouble
+                or "Nothing has been published yet where `serve_from` looks; this reader answers when it is."
+            )
         return self._served.version
 
     def folder(self, version: str) -> Path:
@@ -135,7 +138,6 @@ class Follower:
         self._load = load
         self._seen: Pointer | None = None
         self._looked_at: Pointer | None = None  # None: there was none, or it could not be read
-        self._trouble: str | None = None
         self._answered = time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="follower", daemon=True)
@@ -144,9 +146,9 @@ class Follower:
     def trouble(self) -> str | None:
         """Why what is served may not be what the writer serves; None: it is."""
         silent = time.monotonic() - self._answered
-        if self._trouble is None and silent > SILENT_SECONDS:
-            return f"The store that `serve_from` names has not answered for {silent:.0f} s. {_MEANWHILE}"
-        return self._trouble
+        if self._versions.trouble is None and silent > SILENT_SECONDS:
+            return f"The store that `serve_from` names has not answered for {silent:.0f} s. {self._meanwhile()}"
+        return self._versions.trouble
 
     def close(self) -> None:
         """Stop following."""
@@ -164,7 +166,7 @@ class Follower:
                 self._wait_for_news(retry)
                 retry = min(2 * retry, LAST_RETRY_SECONDS)
             else:
-                self._trouble, retry = None, FIRST_RETRY_SECONDS
+                self._versions.trouble, retry = None, FIRST_RETRY_SECONDS
                 self._answered = time.monotonic()
                 self._ended.wait(LOOK_SECONDS)
 
@@ -197,8 +199,14 @@ class Follower:
         _log.info("Version %s (space %s) is served now", pointer.version, pointer.space)
 
     def _complain(self, error: Exception) -> None:
-        if self._trouble is None:
+        if self._versions.trouble is None:
             _log.warning("%s cannot be followed: %s", self._place.url, error)
-        why = "damaged" if isinstance(error, FinetunerError) else "out of reach"
-        kind = type(error).__name__
-        self._trouble = f"What `serve_from` names is {why} ({kind}; the log of this reader says more). {_MEANWHILE}"
+        why, remedy = "out of reach", ""
+        if isinstance(error, FinetunerError):
+            why = "damaged or not whole"
+            remedy = "Restart the service that publishes there, or promote a version at it. "
+        known = f"{type(error).__name__}; the log of this reader says more"
+        self._versions.trouble = f"What `serve_from` names is {why} ({known}). {remedy}{self._meanwhile()}"
+
+    def _meanwhile(self) -> str:
+        return "No version has come yet." if self._versions.pointer is None else "The last version that came is served."

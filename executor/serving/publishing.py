@@ -76,5 +76,7 @@ class Publisher:
         from ..models.saving import space_of
 
         folder = self._folder_of(version)
+        if not self._published_before:
+            self._place.remove_leftovers()
         self._place.publish(version, space_of(folder), folder, anew=self._published_before)
         self._published_before = True

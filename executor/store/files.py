@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import WorkspaceError
 
@@ -95,23 +95,29 @@ def publish_file(path: Path, content: bytes) -> None:
 
     Raises: OSError: the disk failed; if it is full, `full_folder` says where.
     """
+    _publish(path, lambda file: file.write(content))
+
+
+def publish_copy(source: Path, path: Path) -> None:
+    """The same with the content of another file."""
+    with open(source, "rb") as content:
+        _publish(path, lambda file: shutil.copyfileobj(content, file, 2**20))
+
+
+def _publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
     with naming_the_full(path.parent):
-        _publish_file(path, content)
-
-
-def _publish_file(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(descriptor, 0o644)
-        sync(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    sync(path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                write(file)
+                os.fchmod(descriptor, 0o644)
+            sync(Path(temporary))
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        sync(path.parent)
 
 
 def remove_leftovers(folder: Path, *, spare: str | None = None) -> None:

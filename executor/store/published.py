@@ -7,7 +7,6 @@ The files are complete before `served.json` names them, so a reader never sees h
 import hashlib
 import json
 import re
-import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import ConfigurationError, WorkspaceError
-from .files import publish_file, publish_folder
+from .files import publish_copy, publish_file, publish_folder, remove_leftovers, sync
 
 POINTER = "served.json"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -81,13 +80,16 @@ class Place:
             ) from None
 
     def publish(self, version: str, space: str, folder: Path, *, anew: bool = True) -> Pointer:
-        """Make the files in `folder` those that are served.
+        """Make the files in `folder` those that are served. What is there and right stays as it is meanwhile.
 
-        Args: anew: write them even if `served.json` names them already, which mends what was damaged there.
+        Args: anew: send them even where they seem to be there already, and write `served.json` even if it is right.
+            That mends files of an object store that are damaged, of which else only the sizes are compared.
         Raises: OSError: the store cannot be written, or does not answer.
         """
         files = sorted(file for file in folder.iterdir() if file.is_file() and _is_published(file.name))
         digests = {file.name: digest_of(file) for file in files}
+        for file in files:
+            self._publish_file(file, digests[file.name], f"versions/{space}", anew=anew)
         served = self._pointer_if_whole()
         if (
             not anew
@@ -95,21 +97,36 @@ class Place:
             and (served.version, served.space, served.sha256) == (version, space, digests)
         ):
             return served
-        self._write_version(space, files)
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         pointer = Pointer(version=version, space=space, sha256=digests, published_at=at)
         self._write(POINTER, json.dumps(pointer.model_dump(), indent=2).encode())
         return pointer
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes had begun to write. Nobody may publish here meanwhile."""
+        if not isinstance(self._files, LocalFileSystem):
+            return
+        for left in Path(self._root).glob(f".{POINTER}-*"):  # beside it, others may keep files of their own
+            left.unlink(missing_ok=True)
+        versions = Path(self._root) / "versions"
+        for folder in (versions, *versions.glob("[!.]*")):
+            remove_leftovers(folder)
+
     def fetch(self, pointer: Pointer, folder: Path) -> None:
         """Bring the files of a version into `folder`, which appears only when they are complete and undamaged.
 
-        Raises: OSError: the store does not answer, or lacks a file. WorkspaceError: a file differs from its digest.
+        Raises: OSError: the store does not answer. WorkspaceError: a file is missing, or differs from its digest.
         """
 
         def write(place: Path) -> None:
             for name, digest in pointer.sha256.items():
-                self._files.get_file(f"{self._root}/versions/{pointer.space}/{name}", str(place / name))
+                try:
+                    self._files.get_file(f"{self._root}/versions/{pointer.space}/{name}", str(place / name))
+                except FileNotFoundError:
+                    raise WorkspaceError(
+                        f"{name} of version {pointer.version!r} is missing at {self.url}. Restart the service that "
+                        "publishes there, or promote the version at it again: either writes what is missing."
+                    ) from None
                 if digest_of(place / name) != digest:
                     raise WorkspaceError(
                         f"{name} of version {pointer.version!r} at {self.url} is damaged: it differs from its digest. "
@@ -124,19 +141,35 @@ class Place:
         except WorkspaceError:  # what is damaged is written anew
             return None
 
-    def _write_version(self, space: str, files: list[Path]) -> None:
-        target = f"{self._root}/versions/{space}"
+    def _publish_file(self, file: Path, digest: str, folder: str, *, anew: bool) -> None:
+        """Put one file into a folder here, at once, in place of one that differs."""
+        target = f"{self._root}/{folder}/{file.name}"
         if isinstance(self._files, LocalFileSystem):
-            publish_folder(Path(target), lambda place: _copy(files, place))
-            return
-        for file in files:
-            self._files.put_file(str(file), f"{target}/{file.name}")
+            _publish_here(file, digest, Path(target))
+        elif anew or not self._has(target, file.stat().st_size):
+            self._files.put_file(str(file), target)
+
+    def _has(self, target: str, size: int) -> bool:
+        """Whether there is an object of that size: a store replaces it at once, so it is not half of one."""
+        try:
+            return bool(self._files.size(target) == size)
+        except FileNotFoundError:
+            return False
 
     def _write(self, name: str, content: bytes) -> None:
         if isinstance(self._files, LocalFileSystem):
             publish_file(Path(self._root) / name, content)
         else:
             self._files.pipe_file(f"{self._root}/{name}", content)  # an object store replaces an object at once
+
+
+def _publish_here(file: Path, digest: str, target: Path) -> None:
+    if target.is_file() and digest_of(target) == digest:
+        return
+    if not target.parent.is_dir():
+        target.parent.mkdir(parents=True)
+        sync(target.parent.parent)
+    publish_copy(file, target)
 
 
 def _is_published(name: str) -> bool:
@@ -158,8 +191,3 @@ def digest_of(file: Path) -> str:
         while part := content.read(2**20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _copy(files: list[Path], place: Path) -> None:
-    for file in files:
-        shutil.copyfile(file, place / file.name)
