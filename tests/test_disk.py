@@ -3,24 +3,36 @@
 The disks are real file systems in memory. Where none can be mounted, these tests are skipped.
 """
 
+import asyncio
+import contextlib
 import errno
 import os
 import shutil
+import sqlite3
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from conftest import coloured
 from executor import Document, DocumentArray, DocumentArrayMemmap
-from executor.documents import Event, RunStatus
+from executor.documents import MODEL_TAG, Event, RunStatus
+from executor.endpoints.health import readiness
+from executor.endpoints.service import Service as RunningService
+from executor.endpoints.table import call
 from executor.errors import WorkspaceError
 from executor.loading.cache import ImageCache
-from executor.parameters import TrainingOptions
+from executor.models.building import build_model
+from executor.models.model import ModelConfig
+from executor.models.saving import save_model
+from executor.parameters import TrainingOptions, parse_executor_options
 from executor.store.files import full_folder, is_full, publish_file, publish_folder
 from executor.store.lock import WorkspaceLock
 from executor.store.run import RunState
@@ -258,6 +270,112 @@ def test_a_service_on_a_full_disk_refuses_in_a_sentence_and_goes_on_when_there_i
         assert ended.error.startswith("The disk of runs/a is full")
         assert " full" in ended.error
         assert service.post("/events", returns=Event, run="a", limit=1000)[-1].kind == "failed"
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from executor.store.run import RunState
+from executor.store.runs import RunStore
+from executor.store.workspace import Workspace
+store = RunStore(Workspace(Path(sys.argv[1])))
+for state in (RunState.QUEUED, RunState.TRAINING):
+    store.get("a") if store.exists("a") else store.create("a")
+    store.advance("a", state)
+os._exit(9)  # the write-ahead log stays, as after a kill
+"""
+
+
+def training(folder: Path, *, killed: bool) -> Workspace:
+    """A workspace whose service ended while it trained the run `a`."""
+    workspace = Workspace(folder)
+    save_model(build_model(ModelConfig(model="small", input_size=16)), workspace.base)
+    subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False)
+    if not killed:
+        RunStore(workspace).close()
+    workspace.keep_reserve()
+    return workspace
+
+
+def opened(workspace: Workspace, **options: object) -> RunningService:
+    small = {"model": "small", "input_size": 16, "fast_inference": False, "standby_seconds": 0}
+    return RunningService(workspace.root, parse_executor_options({**small, **options}).with_roots())
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait until something holds. The test's own timeout ends it otherwise."""
+    while not holds():
+        time.sleep(0.02)
+
+
+def degraded(service: RunningService) -> str:
+    return " ".join(asyncio.run(readiness(service)).degraded)
+
+
+@pytest.mark.process
+@pytest.mark.compute
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_service_starts_on_a_full_disk_says_so_and_serves(make_disk: Any, killed: bool) -> None:
+    disk = make_disk(16)
+    workspace = training(disk.folder / "w", killed=killed)
+    disk.fill()
+    service = opened(workspace)
+    try:
+        (doc,) = asyncio.run(call(service, "/embed", documents(0, 1), {}))
+        assert doc.tags[MODEL_TAG] == "base"
+        assert "cannot be written (No space left on device)" in degraded(service)
+        assert service.store.events("a")[-1][2:] == ("resumed", "the service was started again; it goes on from step 0")
+        asyncio.run(call(service, "/cancel", [], {"run": "a"}))
+        assert service.store.get("a").state is RunState.CANCELLED
+        assert workspace.lock.exists()
+    finally:
+        service.close()
+
+
+@pytest.mark.process
+def test_a_service_starts_on_a_full_disk_without_a_reserve_and_takes_up_its_runs_when_there_is_room(
+    make_disk: Any,
+) -> None:
+    disk = make_disk(16)
+    workspace = training(disk.folder / "w", killed=True)
+    workspace.give_reserve()
+    disk.fill()
+    service = opened(workspace, role="train")
+    try:
+        assert service.store.get("a").state is RunState.TRAINING
+        assert "cannot be written" in degraded(service)
+        disk.free()
+        until(lambda: "resumed" in [kind for _, _, kind, _ in service.store.events("a")])
+        service.supervisor.cancel("a")
+    finally:
+        service.close()
+
+
+@pytest.mark.process
+def test_a_run_whose_cancelling_cannot_be_written_down_has_no_trainer_and_is_cancelled_when_there_is_room(
+    make_disk: Any,
+) -> None:
+    disk = make_disk(16)
+    workspace = Workspace(disk.folder / "w")
+    service = opened(workspace, role="train")
+    try:
+        service.store.create("a")
+        until(lambda: service.store.get("a").pid)
+        pid = service.store.get("a").pid
+        with contextlib.closing(sqlite3.connect(workspace.database)) as other:
+            other.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # else what is written finds room in the log
+        workspace.give_reserve()
+        disk.fill()
+        with pytest.raises(WorkspaceError, match=r"^Run 'a' is cancelled and nothing trains it, but that cannot be wr"):
+            service.supervisor.cancel("a")
+        assert service.store.get("a").state is RunState.RECEIVING
+        assert not psutil.pid_exists(pid)
+        disk.free()
+        until(lambda: service.store.get("a").state is RunState.CANCELLED)
+        service.store.create("b")
+        until(lambda: service.store.get("b").pid)
+    finally:
+        service.close()
 
 
 # --- read-only -------------------------------------------------------------------------------------------------------

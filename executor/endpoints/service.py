@@ -53,7 +53,10 @@ class Service:
         self._ending = threading.Event()
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
-        self.store = RunStore(workspace)
+        with (
+            workspace.spending_reserve()
+        ):  # to open a database takes a little room, and a full disk shall be served from
+            self.store = RunStore(workspace)
         self.policy = options.image_policy()
         self.role = options.role
         self.measures = Measures(self)
@@ -108,8 +111,9 @@ class Service:
         )
         self.store.finish_deletes()
         trainers.end_leftovers()
-        self.receiver.go_on()
-        self.supervisor.start()
+        with workspace.spending_reserve():
+            self.receiver.go_on()
+            self.supervisor.start()
         self.retrainer.start()
         self._publisher = self._start_publisher(options.publish_to)
         if self.role == "all":

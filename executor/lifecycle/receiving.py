@@ -185,7 +185,8 @@ class Receiver:
         try:
             return self._count(name)
         except WorkspaceError as error:
-            self._store.event(name, "error", str(error))
+            with contextlib.suppress(WorkspaceError):  # a full disk takes no event either
+                self._store.event(name, "error", str(error))
             self._counted[name] = 0, 0
             return 0, 0
 

@@ -12,6 +12,7 @@ import psutil
 
 from .. import tracing
 from ..compute.memory import KernelKills
+from ..errors import WorkspaceError
 from ..report.contents import settle
 from ..store.files import full_or_unwritable
 from ..store.run import KILLED_FOR_MEMORY, Run, RunState, TrainerExit
@@ -68,23 +69,44 @@ class Supervisor:
         self._tries = Tries()  # to serve the model of the process that has ended
         self._reporting: dict[int, Tries] = {}  # the number of a run: to finish its report
         self._warmed: set[str] = set()  # runs that got a trainer before they were queued
+        self._left: list[str] = []  # runs that an earlier service left in training, and that are not taken up yet
+        self._to_cancel: set[str] = set()  # runs that are cancelled, which could not be written down yet
         self._fruitless: dict[str, tuple[tuple[int, int], int]] = {}  # run: (its progress, attempts since)
         self._thread = threading.Thread(target=self._tend, name="supervisor", daemon=True)
 
     def start(self) -> None:
         """Take up the runs that an earlier service left in training. Then look after all runs until `close`.
 
-        Those that had ended and were not settled are settled by the thread: nobody waits for that at the start.
+        Those that had ended and were not settled are settled by the thread: nobody waits for that at the start. What
+        cannot be written down, as on a full disk, is tried again until it can be.
         """
-        for run in self._store.in_state(RunState.TRAINING):
+        training = self._store.in_state(RunState.TRAINING)
+        for run in training:
             self._trainers.end_family(run)
-            if run.name == self._store.promoted():  # that service ended before it could say so
-                self._succeed(run)
-                continue
-            self._store.advance(run.name, RunState.QUEUED, pid=None)
-            step = self._store.workspace.latest_step(run.name)
-            self._store.event(run.name, "resumed", f"the service was started again; it goes on from step {step}")
+        self._left = [run.name for run in training]
+        try:
+            self._take_up()
+        except Exception as error:
+            _log.warning("Runs that were in training wait until it can be written down that they go on: %s", error)
         self._thread.start()
+
+    def _take_up(self) -> None:
+        while self._left:
+            self._take_up_run(self._left[0])
+            del self._left[0]
+
+    def _take_up_run(self, name: str) -> None:
+        """Queue a run that was in training. A part of that may have been done before."""
+        if not self._store.exists(name):
+            return
+        run = self._store.get(name)
+        if run.state is RunState.TRAINING and name == self._store.promoted():
+            self._succeed(run)  # that service ended before it could say so
+        elif not run.state.ended:
+            if run.state is RunState.TRAINING:
+                self._store.advance(name, RunState.QUEUED, pid=None)
+            step = self._store.workspace.latest_step(name)
+            self._store.event(name, "resumed", f"the service was started again; it goes on from step {step}")
 
     @property
     def is_running(self) -> bool:
@@ -101,22 +123,54 @@ class Supervisor:
             self._trainers.close()
 
     def cancel(self, run: str) -> None:
-        """Cancel a run, unless it has ended. When this returns, its trainer is gone."""
+        """Cancel a run, unless it has ended. When this returns, its trainer is gone.
+
+        Raises: WorkspaceError: that cannot be written down, as on a full disk. It is when it can be; the trainer is
+            gone all the same.
+        """
         with self._lock:
-            if not (found := self._store.get(run)).state.ended:
-                self._store.advance(run, RunState.CANCELLED, **self._received(found))
+            found = self._store.get(run)
+            unwritten = None if found.state.ended else self._write_cancelled(found)
             if self._process_is_for(run):
                 self._end_trainer(self._trainers.cancel_by)
             self._receiver.release(run)
-            if (ended := self._store.get(run)).state is RunState.CANCELLED:
-                self._settle(ended)
+            if unwritten is None:
+                if (ended := self._store.get(run)).state is RunState.CANCELLED:
+                    with contextlib.suppress(WorkspaceError):  # what finds no room is done at a later tick
+                        self._settle(ended)
+                return
+            self._trainers.forget(found)
+            self._store.workspace.prune(run, keep_checkpoints=False)
+            if self._write_cancelled(found) is not None:  # by now there may have been room
+                self._to_cancel.add(run)
+                raise WorkspaceError(
+                    f"Run {run!r} is cancelled and nothing trains it, but that cannot be written down, so it goes on "
+                    "if the service is started again before it can: see to the disk of the workspace."
+                ) from unwritten
+
+    def _write_cancelled(self, run: Run) -> WorkspaceError | None:
+        """Write down that a run is cancelled. Return why it cannot be."""
+        try:
+            with self._store.workspace.spending_reserve():
+                self._store.advance(run.name, RunState.CANCELLED, **self._received(run))
+        except WorkspaceError as error:
+            return error
+        return None
+
+    def _write_cancels(self) -> None:
+        """Write down which runs are cancelled, where that could not be done at once. Until then none is trained."""
+        for run in sorted(self._to_cancel):
+            self.cancel(run)
+            self._to_cancel.discard(run)
 
     def _received(self, run: Run) -> dict[str, int]:
         """What a run has got so far, if nobody has written it down yet: its status goes on to say so."""
         if run.state is not RunState.RECEIVING:
             return {}
-        train, evaluation = self._receiver.counts(run.name)
-        return {"train_rows": train, "eval_rows": evaluation}
+        with contextlib.suppress(WorkspaceError):  # documents that cannot be counted keep no run from being cancelled
+            train, evaluation = self._receiver.counts(run.name)
+            return {"train_rows": train, "eval_rows": evaluation}
+        return {}
 
     def delete(self, run: str) -> None:
         """Delete a run that has ended. A new run with its name inherits nothing. Raises: as `RunStore.delete`."""
@@ -131,7 +185,14 @@ class Supervisor:
 
     def _tend(self) -> None:
         while not self._stopping.is_set():
-            for part in (self._receiver.queue_due, self._see_to_trainer, self._settle_ended, self._trainers.expire):
+            for part in (
+                self._take_up,
+                self._write_cancels,
+                self._receiver.queue_due,
+                self._see_to_trainer,
+                self._settle_ended,
+                self._trainers.expire,
+            ):
                 try:  # each by itself: one that fails again and again does not keep the others from being done
                     with self._lock:
                         part()
@@ -162,7 +223,7 @@ class Supervisor:
 
     def _assign_trainer(self) -> None:
         """Let the first run in the queue train. If none is queued, start a trainer for a run that is receiving."""
-        if self._store.in_state(RunState.TRAINING):
+        if self._left or self._to_cancel or self._store.in_state(RunState.TRAINING):
             return
         queued = self._store.in_state(RunState.QUEUED)
         receiving = self._store.in_state(RunState.RECEIVING)

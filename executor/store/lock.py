@@ -1,10 +1,12 @@
 """The lock that allows one service per workspace."""
 
 import os
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..errors import WorkspaceError
+from .files import is_full
 from .workspace import Workspace
 
 
@@ -19,7 +21,7 @@ class WorkspaceLock:
         try:
             workspace.root.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-            workspace.lock.write_text(str(os.getpid()))
+            self._name_holder(workspace.lock)
         except Timeout:
             holder = workspace.lock.read_text().strip() or "unknown"
             raise WorkspaceError(
@@ -30,6 +32,13 @@ class WorkspaceLock:
             raise WorkspaceError(
                 f"The workspace {workspace.root} cannot be used: {error}. Check its permissions and its disk."
             ) from error
+
+    def _name_holder(self, file: Path) -> None:
+        try:
+            file.write_text(str(os.getpid()))
+        except OSError as error:
+            if not is_full(error):  # on a full disk the lock is held as well, by nobody knows whom
+                raise
 
     def release(self) -> None:
         """Let another service use the workspace."""

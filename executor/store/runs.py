@@ -227,19 +227,18 @@ class RunStore:
 
     def _remove(self, name: str, check: Callable[[str], None]) -> None:
         run = self.get(name)
-        self.workspace.give_reserve()
-        try:
-            with self._database.transaction() as db:
-                check(name)
-                self.workspace.discard(name, run.number)
-                db.execute("DELETE FROM runs WHERE name = ?", (name,))
-                for table in ("progress", "problems", "events"):
-                    db.execute(f"DELETE FROM {table} WHERE run = ?", (name,))
-        except BaseException:
-            self.workspace.restore(name, run.number)
-            raise
-        self._remove_discarded(name, run.number)
-        self.workspace.keep_reserve()
+        with self.workspace.spending_reserve():
+            try:
+                with self._database.transaction() as db:
+                    check(name)
+                    self.workspace.discard(name, run.number)
+                    db.execute("DELETE FROM runs WHERE name = ?", (name,))
+                    for table in ("progress", "problems", "events"):
+                        db.execute(f"DELETE FROM {table} WHERE run = ?", (name,))
+            except BaseException:
+                self.workspace.restore(name, run.number)
+                raise
+            self._remove_discarded(name, run.number)
 
     def finish_deletes(self) -> None:
         """Undo or finish the deletions that a killed service had begun. Only the service calls this, when it starts."""

@@ -146,13 +146,24 @@ class Workspace:
         remove_leftovers(self.run_folder(name), spare=self.sources_file(name).name)  # the service writes that
 
     def keep_reserve(self) -> None:
-        """Reserve a little disk space, so that a run can be deleted when the disk is full: deleting needs space."""
+        """Reserve a little disk space, so that a full disk keeps nobody from a start, a cancellation or a deletion."""
         with contextlib.suppress(OSError):  # on a full disk, reserve as much as there is
             self._reserve.write_bytes(bytes(_RESERVE_BYTES))
 
     def give_reserve(self) -> None:
         """Free the reserved space."""
         self._reserve.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def spending_reserve(self) -> Iterator[None]:
+        """Free the reserved space for what the block writes; then reserve it again, or as much as there is."""
+        reserved = self._reserve.exists()
+        self.give_reserve()
+        try:
+            yield
+        finally:
+            if reserved:
+                self.keep_reserve()
 
     def discard(self, name: str, number: int) -> None:
         """Move the folder of a run to where nothing looks for it, with the run's number in its name."""
