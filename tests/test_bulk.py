@@ -19,7 +19,7 @@ from pyarrow import parquet
 from conftest import coloured, encoded
 from executor.__main__ import main
 from executor.bulk.embedding import Shard
-from executor.bulk.parts import Embedded, Output
+from executor.bulk.parts import Embedded, Finished, Output
 from executor.documents import Document
 from executor.errors import ConfigurationError
 from executor.models.versions import WorkspaceVersions, ensure_base
@@ -214,6 +214,25 @@ def test_parts_without_a_plan_are_not_taken_and_a_kill_while_parts_are_removed_l
     again = Output(file, {"version": "shop"})
     assert not again.has(0)
     assert not again.has(1)
+
+
+def test_parts_beside_a_finished_file_are_removed_if_they_are_its_own_however_many_rows_a_part_had(tmp_path):
+    file, rows = tmp_path / "vectors.parquet", [Embedded("a", None, error="it is no picture")]
+    parts = tmp_path / "vectors.parquet.parts"
+    output = Output(file, {"version": "base"}, 1)
+    output.write(0, rows)
+    kept = {part.name: part.read_bytes() for part in parts.iterdir()}
+    output.join(1)
+    for name, content in kept.items():
+        parts.mkdir(exist_ok=True)
+        (parts / name).write_bytes(content)
+    assert Output(file, {"version": "base"}, 2).finished == Finished(1, 1, None)
+    assert not parts.exists()
+    parts.mkdir()
+    (parts / "plan.json").write_text('{"version": "shop", "part_rows": 1}')
+    with pytest.raises(ConfigurationError, match="was begun with another plan"):
+        Output(file, {"version": "base"}, 2)
+    assert (parts / "plan.json").exists()
 
 
 @pytest.mark.process

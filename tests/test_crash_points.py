@@ -14,19 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
 
 from executor.bulk.parts import Embedded, Output
 from executor.compute.ranks import ALONE
-from executor.errors import UnknownRun
+from executor.errors import ConfigurationError, UnknownRun
+from executor.evaluation.map_fitting import learn_maps
 from executor.models.building import build_model
 from executor.models.model import ModelConfig
 from executor.models.saving import load_model, save_model
+from executor.models.space_map import KnownMap, unit_length
 from executor.models.versions import ensure_base, load_version
 from executor.parameters import parse_executor_options
 from executor.serving.following import FollowedVersions
+from executor.serving.spaces import Leap
+from executor.serving.stored import map_file
 from executor.store import files as files_of_store
 from executor.store.files import publish_file, publish_folder, remove_leftovers
 from executor.store.published import Place
@@ -219,10 +224,47 @@ def parts(folder: Path) -> None:
         output.write(number, [Embedded(str(number), None, np.ones(2, np.float32), "base", "a space")])
 
 
+def join(folder: Path) -> None:
+    output = Output(folder / "whole.parquet", {})
+    if output.finished is None:
+        output.join(2)
+
+
 def joined_ids(folder: Path) -> object:
     file = folder / "whole.parquet"
     return tuple(parquet.read_table(file)["id"].to_pylist()) if file.exists() else None
 
+
+def stored_vectors(folder: Path) -> None:
+    """More rows than a part has."""
+    column = pa.array(VECTORS.tolist(), pa.list_(pa.float32()))
+    parquet.write_table(pa.table({"embedding": column}), folder / "in.parquet")
+
+
+def map_vectors(folder: Path) -> None:
+    with contextlib.suppress(ConfigurationError):  # it is there already
+        map_file(folder / "in.parquet", folder / "whole.parquet", LEAP)
+
+
+def mapped(folder: Path) -> object:
+    file = folder / "whole.parquet"
+    if not file.exists():
+        return None
+    found = np.array(parquet.read_table(file)["embedding"].to_pylist())
+    return found.shape == VECTORS.shape and np.allclose(found, LEAP.map(VECTORS), atol=1e-6)
+
+
+VECTORS = unit_length(np.random.default_rng(0).normal(size=(10_001, 2)).astype(np.float32))
+MAPS = [fitted.map for fitted in learn_maps((VECTORS[:50], VECTORS[50:100]), (VECTORS[:50], VECTORS[50:100]))]
+LEAP = Leap(
+    version="one",
+    to="two",
+    source=SPACES["one"],
+    target=SPACES["two"],
+    map=MAPS[0],
+    known=KnownMap(version="one", space=SPACES["one"], own_space=SPACES["two"], forward=MAPS[0], backward=MAPS[1]),
+    forward=True,
+)
 
 PATHS = {
     "a file": Way(
@@ -252,9 +294,8 @@ PATHS = {
     "a halving": Way(halved, halved, lambda folder: MicroBatch(None, 64, file=folder / "micro_batch").at(0), (32, 16)),
     "a published version": Way(versions, publish("two"), published, ("one", "two")),
     "a version that is published again": Way(versions, publish("one"), published, ("one",)),
-    "the output of bulk": Way(
-        parts, lambda folder: Output(folder / "whole.parquet", {}).join(2), joined_ids, (None, ("0", "1"))
-    ),
+    "the output of bulk": Way(parts, join, joined_ids, (None, ("0", "1"))),
+    "mapped vectors": Way(stored_vectors, map_vectors, mapped, (None, True)),
     "a deletion": Way(run_with_files, delete_run, run_and_files, ("a", None)),
 }
 
@@ -287,6 +328,21 @@ def begun(path: Way, folder: Path) -> Path:
     folder.mkdir()
     path.before(folder)
     return folder
+
+
+@pytest.mark.parametrize("name", ["the output of bulk", "mapped vectors"])
+def test_after_a_kill_at_any_file_boundary_a_second_call_leaves_the_file_and_no_parts(
+    name: str, tmp_path: Path
+) -> None:
+    path = PATHS[name]
+    for at in itertools.count():
+        folder = begun(path, tmp_path / str(at))
+        again = killed(folder, at, path.save)
+        path.save(folder)
+        assert path.seen(folder) == path.ends[-1]
+        assert [left.name for left in folder.iterdir() if left.name.endswith(".parts")] == [], at
+        if not again:
+            break
 
 
 def killed(folder: Path, at: int, work: Callable[[Path], object]) -> bool:

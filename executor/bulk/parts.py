@@ -19,10 +19,9 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..errors import ConfigurationError, WorkspaceError
-from ..store.files import publish_file, read_kept, remove_parts, sync
+from ..store.files import PLAN, publish_file, read_kept, remove_parts, sync
 
 PART_ROWS = 2000
-PLAN = b"finetuner_plan"  # what the file was made by, among its metadata
 VALUES: dict[str, Any] = {"float": np.float32, "int8": np.int8, "binary": np.uint8}  # of an embedding, by its encoding
 
 
@@ -81,6 +80,10 @@ class Output:
             begun = read_kept(self._plan_file)
         else:  # parts without a plan are of nobody knows what
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self.finished is not None and isinstance(begun, dict) and {**begun, "part_rows": part_rows} == self._plan:
+            begun = self._plan
+            with contextlib.suppress(OSError):  # there are none, unless a process was killed while it removed them
+                remove_parts(self._folder)
         if begun != self._plan:
             difference = _difference(begun, self._plan) if isinstance(begun, dict) else "plan.json is damaged"
             raise ConfigurationError(

@@ -5,6 +5,7 @@ what is mapped and how, and each finished part is a parquet file named by its fi
 plan makes the parts that are missing.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from pyarrow import compute, parquet
 
 from ..errors import BadRequest, ConfigurationError
 from ..evaluation.index_plan import ANEW, INDEX
-from ..store.files import publish_file, read_kept, remove_parts, sync, unwritable
+from ..store.files import PLAN, publish_file, read_kept, remove_parts, sync, unwritable
 from .spaces import Leap
 
 PART_ROWS = 10_000
@@ -49,7 +50,9 @@ def map_file(source: Path, target: Path, leap: Leap, *, say: Callable[[str], Non
     Raises: BadRequest: the file has no vectors, or some are of another space or size. ConfigurationError: a file is
         missing, or in the way. WorkspaceError: the disk is full.
     """
+    folder = target.with_name(f"{target.name}.parts")
     if target.exists():
+        _remove_parts_of(target, folder)
         raise ConfigurationError(f"{target} exists already; name a new file.")
     try:
         reader = parquet.ParquetFile(source)
@@ -58,7 +61,6 @@ def map_file(source: Path, target: Path, leap: Leap, *, say: Callable[[str], Non
     with reader:
         _check_columns(reader, source)
         _check_spaces(reader, source, leap)
-        folder = target.with_name(f"{target.name}.parts")
         try:
             _begin(folder, source, leap)
             for start, batch in _batches(reader):
@@ -171,12 +173,14 @@ def _join(folder: Path, target: Path) -> int:
     """Make one file of the parts, and remove them. Return how many vectors it has."""
     parts = sorted(folder.glob("*.parquet"))
     joined, vectors = folder / "joined", 0
+    made_by = {PLAN: (folder / "plan.json").read_bytes()}
     writer: Any = None
     try:
         for part in parts:
             table = parquet.read_table(part)
             vectors += len(table) - table.column(VECTORS).null_count
-            writer = writer or parquet.ParquetWriter(joined, table.schema)
+            named = {**(table.schema.metadata or {}), **made_by}
+            writer = writer or parquet.ParquetWriter(joined, table.schema.with_metadata(named))
             writer.write_table(table)
     finally:
         if writer is not None:
@@ -186,5 +190,18 @@ def _join(folder: Path, target: Path) -> int:
     sync(joined)
     os.replace(joined, target)
     sync(target.parent)
-    remove_parts(folder)
+    with contextlib.suppress(OSError):  # the file is there, and what is left says whose it is
+        remove_parts(folder)
     return vectors
+
+
+def _remove_parts_of(target: Path, folder: Path) -> None:
+    """Remove the parts that a file was made of, if a process was killed while it did that."""
+    try:
+        made_by = (parquet.read_schema(target).metadata or {}).get(PLAN)
+    except (OSError, pa.ArrowException):  # it is no file of ours
+        return
+    plan = folder / "plan.json"
+    if made_by is not None and (not plan.exists() or plan.read_bytes() == made_by):
+        with contextlib.suppress(OSError):  # mostly there are none
+            remove_parts(folder)

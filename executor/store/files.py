@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from ..errors import WorkspaceError
 
+PLAN = b"finetuner_plan"  # among the metadata of a parquet file: what it was made by, as in plan.json of its parts
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 _libc = ctypes.CDLL(None)
 
