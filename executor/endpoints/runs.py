@@ -67,7 +67,11 @@ async def promote(service: Service, docs: Sequence[Document], wanted: PromotePar
 
 
 def _check_ended(service: Service, version: str) -> None:
-    if service.store.exists(version) and not (run := service.store.get(version)).state.ended:
+    """Raise Conflict if a run that has a model has not ended. One without a model is refused for that."""
+    store = service.store
+    if not store.exists(version) or not store.workspace.model_folder(version).exists():
+        return
+    if not (run := store.get(version)).state.ended:
         raise Conflict(
             f"Run {version!r} is {run.state.value}, so its model may still be replaced; promote it when it has ended."
         )

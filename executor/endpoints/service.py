@@ -53,9 +53,7 @@ class Service:
         self._ending = threading.Event()
         workspace = Workspace(folder)
         self._lock = WorkspaceLock(workspace)
-        with (
-            workspace.spending_reserve()
-        ):  # to open a database takes a little room, and a full disk shall be served from
+        with workspace.spending_reserve():  # opening a database takes a little room, which a full disk has not
             self.store = RunStore(workspace)
         self.policy = options.image_policy()
         self.role = options.role
