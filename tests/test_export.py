@@ -1,5 +1,6 @@
 """Exported models. Each is loaded by the lines of its README, and compared with the model that it was made from."""
 
+import io
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from conftest import coloured
+from executor import Document, load_uri_to_image_blob
 from executor.__main__ import main
 from executor.errors import ConfigurationError, UnknownModel, WorkspaceError
 from executor.models.building import build_model
@@ -126,9 +128,12 @@ def embed(model: EmbeddingModel, images: np.ndarray) -> np.ndarray:
         return model(model.preprocessing.normalise(torch.from_numpy(images))).numpy()
 
 
-def run_readme(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def run_readme(folder: Path, monkeypatch: pytest.MonkeyPatch, picture: bytes | None = None) -> dict[str, Any]:
     """Run the lines of a README beside an image, and return the variables they leave."""
-    Image.fromarray(photograph()).save(folder / "image.jpg", quality=100, subsampling=0)
+    if picture is None:
+        Image.fromarray(photograph()).save(folder / "image.jpg", quality=100, subsampling=0)
+    else:
+        (folder / "image.jpg").write_bytes(picture)
     (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(folder)
     left: dict[str, Any] = {}
@@ -188,6 +193,35 @@ def test_the_lines_of_an_onnx_readme_embed_an_image_as_the_model_does(saved, tmp
     output = export(made, tmp_path / "out", "onnx")
     embeddings = run_readme(output, monkeypatch)["embeddings"]
     np.testing.assert_allclose(embeddings, expected(made), atol=0.02)
+
+
+def odd_pictures() -> dict[str, bytes]:
+    """Pictures that Pillow's `convert("RGB")` alone does not make what the service sees."""
+    grey = np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 21
+    clear = Image.fromarray(photograph()).convert("RGBA")
+    clear.putalpha(Image.fromarray((np.indices(clear.size[::-1]).sum(0) % 256).astype(np.uint8)))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held upright
+    found = {}
+    for name, image, options in (
+        ("16 bits", Image.fromarray(grey), {"format": "PNG"}),
+        ("transparent", clear, {"format": "PNG"}),
+        ("turned", Image.fromarray(photograph()), {"format": "PNG", "exif": turned}),
+    ):
+        image.save(content := io.BytesIO(), **options)
+        found[name] = content.getvalue()
+    return found
+
+
+@pytest.mark.parametrize("form", ["onnx", "transformers"])
+def test_the_lines_of_a_readme_read_odd_pictures_as_the_service_does(saved, tmp_path, monkeypatch, form):
+    made = saved("ViTModel", PROCESSOR)
+    output = export(made, tmp_path / "out", form)
+    model = load_model(made)
+    for name, picture in odd_pictures().items():
+        found = np.asarray(run_readme(output, monkeypatch, picture)["embeddings"])
+        pixels = model.preprocessing.resize(load_uri_to_image_blob(Document(buffer=picture)))
+        assert (found @ embed(model, pixels[None]).T).item() > 0.995, name
 
 
 def test_a_model_from_a_factory_can_be_exported_as_onnx(saved, factories, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def test_copies_among_the_train_documents_belong_together() -> None:
     assert found.train[7] == found.train[2]
     assert len(set(found.train)) == 6
     assert found.copies == 2
+    assert found.pairs == [(1, 6), (2, 7)]
 
 
 def test_an_eval_document_that_is_a_copy_of_a_train_document_is_related() -> None:

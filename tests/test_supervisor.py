@@ -377,6 +377,7 @@ def test_a_report_that_could_not_be_finished_is_finished_later(house: House, mon
         house.wait_for(lambda: house.trainers.prepared == 1)
     told = load(house.store.workspace.run_folder("a"))
     assert (told.promoted, told.verdict, told.ended_at) == (True, run.verdict, run.ended_at)
+    assert told.started_at == run.started_at is not None
 
 
 def test_a_report_that_cannot_be_finished_stops_no_other_run(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ def find_kinship(train: Side, eval: Side | None, image: Callable[[bool, int], np
     others = np.empty(0, np.int64)
     if eval is not None:
         others = of_documents[len(train.groups) + document_numbers(eval.dataset)]
-    return Kinship(mine, others, np.isin(others, mine), len({second for _, second in pairs}), sorted(pairs))
+    return Kinship(mine, others, np.isin(others, mine), len({second for _, second in pairs}), sorted(set(pairs)))
 
 
 def clusters_of(

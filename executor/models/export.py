@@ -154,6 +154,17 @@ def _varied_images(preprocessing: Preprocessing) -> np.ndarray:
     return np.stack([preprocessing.resize(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes])
 
 
+# As `images.decoding` reads an image.
+_OPENING = """\
+image = ImageOps.exif_transpose(Image.open("image.jpg"))
+if image.mode.startswith("I;16"):  # Pillow would make all that is brighter than 255 of 65535 white
+    image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+if image.has_transparency_data:
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image.convert("RGBA"))
+image = image.convert("RGB")"""
+
+
 def _onnx_readme(model: EmbeddingModel, cosine: float) -> str:
     size, length = model.preprocessing.size, " of unit length" if model.normalise else ""
     return f"""# An image embedding model, as ONNX
@@ -168,11 +179,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-image = ImageOps.exif_transpose(Image.open("image.jpg"))
-if image.has_transparency_data:
-    white = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(white, image.convert("RGBA"))
-image = image.convert("RGB")
+{_OPENING}
 {_resizing(model.preprocessing)}
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 embeddings = session.run(None, {{"images": pixels[None]}})[0]
@@ -290,14 +297,16 @@ projection head, `head.safetensors`. Leave out the line that reads this file, an
 The backbone is a `{name}`. To embed an image, in this folder:
 
 ```python
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 {load_head}from transformers import AutoImageProcessor, {name}
 
+{_OPENING}
 model = {name}.from_pretrained(".").eval()
-image = AutoImageProcessor.from_pretrained(".")(Image.open("image.jpg").convert("RGB"), return_tensors="pt")
+inputs = AutoImageProcessor.from_pretrained(".")(image, return_tensors="pt")
 with torch.inference_mode():
-    features = model(**image{options}){_features(model)}
+    features = model(**inputs{options}){_features(model)}
 {apply_head}embeddings = {normalised}
 ```
 {mention}

@@ -50,13 +50,14 @@ def _training(report: Report) -> str:
     changed = [f"| `{name}` | {_shown(value)} |" for name, value in (report.options | report.used).items()]
     of_all = f" of {report.train_documents}" if report.trained_on < report.train_documents else ""
     classes = f" of {report.classes} labels" if report.classes else ""
+    during = f", from {report.started_at} to {report.ended_at}" if report.started_at and report.ended_at else ""
     return "\n".join(
         [
             "## Training",
             "",
             f"The run `{report.run}` began with `{report.base}` and trained {epochs} epochs on "
-            f"{report.trained_on}{of_all} documents{classes} ({report.kind} data, on {report.device}), "
-            f"from {report.started_at} to {report.ended_at}. {report.skipped} documents were left out.",
+            f"{report.trained_on}{of_all} documents{classes} ({report.kind} data, on {report.device})"
+            f"{during}. {report.skipped} documents were left out.",
             "",
             "| option | value |",
             "|---|---|",

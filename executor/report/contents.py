@@ -93,7 +93,7 @@ def write(
         kind=kind,
         base=run.options.base,
         created_at=run.created_at,
-        started_at=run.started_at,
+        started_at=None,
         ended_at=None,
         train_documents=counts[0],
         eval_documents=counts[1],
@@ -130,9 +130,14 @@ def write(
 
 
 def settle(store: RunStore, run: Run, *, promoted: bool) -> None:
-    """Add to the report of a run that has succeeded what became of its model."""
+    """Add to the report of a run that has succeeded what became of its model, and from when to when it was trained.
+
+    Its trainer does not know since when: it may have been there before.
+    """
     folder = store.workspace.run_folder(run.name)
-    save(replace(load(folder), promoted=promoted, verdict=run.verdict or "", ended_at=run.ended_at), folder)
+    report, verdict = load(folder), run.verdict or ""
+    ended = replace(report, promoted=promoted, verdict=verdict, started_at=run.started_at, ended_at=run.ended_at)
+    save(ended, folder)
 
 
 def rewrite(workspace: Workspace, name: str) -> Path:
