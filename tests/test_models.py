@@ -239,6 +239,7 @@ def test_a_head_as_wide_as_the_backbone_keeps_all_similarities(tmp_path):
     assert model.head is None
     assert with_head.head is not None
     torch.testing.assert_close(plain @ plain.T, projected @ projected.T)
+    torch.testing.assert_close(projected, plain)  # what an index holds is still found, and every run starts alike
 
 
 # Freezing

@@ -92,11 +92,15 @@ class EmbeddingModel(nn.Module):
         """Put a new linear head on the backbone, for embeddings of `dim` values.
 
         Its rows or columns start orthonormal, so that it changes the backbone's similarities as little as possible,
-        and not at all if `dim` is at least the number of features.
+        and not at all if `dim` is at least the number of features. If it is that number, the head starts as the
+        identity: then the embeddings themselves stay, and those in an index are still found after some training.
         """
         weight = next(self.backbone.parameters(), torch.empty(0))
         self.head = nn.Linear(self.features, dim, bias=False)
-        nn.init.orthogonal_(self.head.weight)
+        if dim == self.features:
+            nn.init.eye_(self.head.weight)
+        else:
+            nn.init.orthogonal_(self.head.weight)
         self.head.to(weight.device)
         self.head_is_new = True
         self.dim = dim
