@@ -119,6 +119,18 @@ def test_a_run_keeps_which_of_the_documents_that_prove_it_belong_together(traine
         assert units[6] == units[7]
 
 
+def test_a_picture_that_was_sent_with_two_labels_is_named(trained: Workshop) -> None:
+    given = pictures(100, 8)
+    given.append(Document(id="again", buffer=encoded(given[4].blob), tags=given[4].tags))
+    _, noticed = proven(trained, "run", given)
+    assert not [warning for warning in noticed if "another label" in warning]
+    given[-1].tags = {"finetuner_label": "other"}
+    _, noticed = proven(trained, "contradicts", given)
+    (told,) = (warning for warning in noticed if "another label" in warning)
+    assert told.startswith(f"1 picture was sent with another label too ({given[4].id!r} as ")
+    assert "and 'again' as 'other')" in told
+
+
 def test_eval_documents_that_taught_the_base_prove_nothing(trained: Workshop) -> None:
     proof, noticed = proven(trained, "run", pictures(20, 15), base="before")
     assert proof == [10, 11, 12, 13, 14]

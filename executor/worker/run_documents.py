@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..compute.ranks import Ranks
+from ..documents import Label
 from ..errors import NotTrainable, brief
 from ..evaluation.eval_set import EvalSet
 from ..evaluation.hold_out import Parts, document_numbers, queries, split_documents, suffices
@@ -19,7 +20,7 @@ from ..evaluation.kinship import Kinship, Side, find_kinship, flattery
 from ..loading.augmentation import Augmentation, load_augmentation
 from ..loading.cache import ImageCache
 from ..loading.content import item_content, make_preprocess
-from ..loading.datasets import Dataset, SessionDataset, kind_of
+from ..loading.datasets import ClassDataset, Dataset, SessionDataset, kind_of
 from ..loading.hard_negatives import HarderSessions, find_hard_negatives
 from ..models.model import EmbeddingModel
 from ..report.naming import name_of
@@ -161,6 +162,7 @@ class RunDocuments:
             self._partial = _about_served(eval_set, seen if others is None else seen_eval)
         self.parts = parts
         self._kin = kin
+        self._labels = [*_labels_of(dataset), *(() if others is None else _labels_of(others))]
         if self._ranks.first:
             proof: dict[str, list[int]] = {"train": [], "eval": []}
             units: dict[str, list[int]] = {"train": [], "eval": []}
@@ -283,17 +285,42 @@ class RunDocuments:
     def copies(self) -> list[tuple[str, str, str]]:
         """The first `COPIES_TOLD` copies for the report, each (document, its copy, what was done)."""
         trained = len(self._train.docs)
-
-        def name(number: int) -> str:
-            split, place = (self._train, number) if number < trained else (self._eval, number - trained)
-            return name_of(split.docs[place])
+        contradicting = set(self._contradicting())
 
         def done(one: int, other: int) -> str:
             if other < trained:
-                return "never on both sides of the proof"
-            return "the copy is left out of the proof" if one < trained else "both count as one in the intervals"
+                found = "never on both sides of the proof"
+            else:
+                found = "the copy is left out of the proof" if one < trained else "both count as one in the intervals"
+            labels = f"; labelled {self._labels[one]!r} and {self._labels[other]!r}"
+            return found + labels if (one, other) in contradicting else found
 
-        return [(name(one), name(other), done(one, other)) for one, other in self._kin.pairs[:COPIES_TOLD]]
+        told = self._kin.pairs[:COPIES_TOLD]
+        return [(self._name(one), self._name(other), done(one, other)) for one, other in told]
+
+    def _contradicting(self) -> list[tuple[int, int]]:
+        """Pairs of copies with different labels, as in `Kinship.pairs`."""
+        return [pair for pair in self._kin.pairs if len({self._labels[number] for number in pair} - {None}) > 1]
+
+    def _name(self, number: int) -> str:
+        """The name of a document. The numbers of the eval documents follow those of the train documents."""
+        trained = len(self._train.docs)
+        split, place = (self._train, number) if number < trained else (self._eval, number - trained)
+        return name_of(split.docs[place])
+
+    def _about_labels(self) -> str | None:
+        pairs = self._contradicting()
+        if not pairs:
+            return None
+        some = ", ".join(
+            " and ".join(f"{brief(self._name(number))!r} as {self._labels[number]!r}" for number in pair)
+            for pair in pairs[:SHOWN]
+        ) + (", …" if len(pairs) > SHOWN else "")
+        pictures = "1 picture was" if len(pairs) == 1 else f"{len(pairs)} pictures were"
+        return (
+            f"{pictures} sent with another label too ({some}): no model can learn both. Correct one of the labels, or "
+            "leave such pictures out."
+        )
 
     def eval_set_for(self, model: EmbeddingModel, like: EvalSet) -> EvalSet:
         """Return the same eval set, with images that are preprocessed for another model."""
@@ -307,6 +334,7 @@ class RunDocuments:
         """Warnings about the documents, most important first."""
         found = [*self._train.inspection.warnings(), *self._left_out, *filter(None, (self._flattery, self._partial))]
         found += [warning for split in (self._train, self._eval) if (warning := _about_ids(split.docs))]
+        found += filter(None, [self._about_labels()])
         run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
         arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
         if run.total is not None and arrived < run.total:
@@ -382,6 +410,13 @@ def _about_served(eval_set: EvalSet, seen: Seen) -> str | None:
         f"The version served was trained on {known} of the {len(numbers)} documents that prove the model, so it looks "
         "better on them than it is: there are too few others. Send labelled documents that are new."
     )
+
+
+def _labels_of(dataset: Dataset) -> list[Label | None]:
+    """The label of each document; None where they have none of their own."""
+    if isinstance(dataset, ClassDataset):
+        return [dataset.classes[label] for label in dataset.labels.tolist()]
+    return [None] * len(dataset.docs)
 
 
 def _about_ids(docs: DocumentArrayMemmap) -> str | None:
