@@ -206,7 +206,7 @@ def test_a_full_disk_of_the_jobs_is_the_one_that_is_named(make_disk: Any, tmp_pa
     disk = make_disk(60)
     workshop = Workshop(tmp_path / "workspace", train_command=TRAIN, train_jobs=str(disk.folder / "jobs"))
     queue(workshop, "early")
-    queue(workshop, "late", epochs=200)
+    queue(workshop, "late", epochs=30)
     disk.fill()
     with workshop.supervised():
         run = workshop.wait("early")

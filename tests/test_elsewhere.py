@@ -482,12 +482,12 @@ print(rank.pid, file=open(started, "a"))
 
 LOSING = """
 import pathlib, subprocess, sys, time
-job, run = sys.argv[1:]
+job = sys.argv[1]
 lost = pathlib.Path(job + ".lost")
 files = [pathlib.Path(job, "made", name) for name in ("proof.json", "lineage.safetensors")]
 training = subprocess.Popen([sys.executable, "-m", "executor", "train", "--job", job])
 while training.poll() is None:
-    if all(file.exists() for file in files) and (run == "always" or not lost.exists()):
+    if all(file.exists() for file in files) and not lost.exists():
         lost.touch()
         for file in files:
             file.unlink()
@@ -497,21 +497,21 @@ sys.exit(training.wait())
 
 
 @pytest.mark.process
-def test_a_run_whose_proof_was_removed_is_tried_again_and_then_fails_in_a_sentence(tmp_path: Path) -> None:
+def test_a_run_whose_proof_was_removed_says_so_and_is_tried_again(tmp_path: Path) -> None:
     script = tmp_path / "lose.py"
     script.write_text(LOSING)
-    made = Workshop(tmp_path / "workspace", train_command=f"{{python}} {script} {{job}} {{run}}", fit_defaults=OPTIONS)
-    for name in ("once", "always"):
-        queue(made, name)
+    made = Workshop(tmp_path / "workspace", train_command=f"{{python}} {script} {{job}}", fit_defaults=OPTIONS)
+    queue(made, "lost")
     with made.supervised():
-        healed, lost = made.wait("once"), made.wait("always")
-    assert (healed.state, healed.attempts) == (RunState.SUCCEEDED, 2), made.log("once")
-    folder = made.store.workspace.run_folder("once")
+        made.wait("lost", lambda run: made.store.progress("lost").error)  # of which it fails if it happens again
+        told = made.store.progress("lost").error
+        healed = made.wait("lost")
+    assert told is not None
+    assert "is not whole: lineage.safetensors and proof.json were gone when it ended. See that nothing" in told
+    assert (healed.state, healed.attempts) == (RunState.SUCCEEDED, 2), made.log("lost")
+    folder = made.store.workspace.run_folder("lost")
     assert (folder / "proof.json").exists()
     assert (folder / "lineage.safetensors").exists()
-    assert lost.state is RunState.FAILED
-    assert lost.error is not None
-    assert "is not whole: lineage.safetensors and proof.json were gone when it ended. See that nothing" in lost.error
     made.close()
 
 
