@@ -163,6 +163,7 @@ def test_a_wrong_option_is_refused_before_anything_is_made(command, photos, tmp_
     ("make", "sentence"),
     [
         (lambda place: place.mkdir(), "has no folders in it."),
+        (lambda place: place.mkdir(), "after it. Or train without labels: --kind unlabeled."),
         (lambda place: (place / "red").mkdir(parents=True), "has no pictures in it"),
         (lambda place: place.write_text(""), "is neither a folder nor a file"),
     ],

@@ -243,6 +243,38 @@ def test_it_is_measured_in_the_background_and_kept(service: Service, monkeypatch
     assert (last.state, last.done) == ("done", 48)
 
 
+def test_a_failure_is_kept_for_who_looks_and_ends_who_asks_again_and_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def fail(*_: object) -> None:
+        begun.append(1)
+        raise BadRequest("nothing can be scored")
+
+    monkeypatch.setattr(comparisons, "_compared", fail)
+
+    async def ask() -> None:
+        async def once(**parameters: Any) -> Comparison:
+            (answer,) = await call(service, "/compare", [], {"second": "blind", "limit": 0, **parameters})
+            return answer
+
+        async def until_done() -> None:
+            while (await once(wait=0)).state == "measuring":  # as a client does
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(BadRequest, match="nothing can be scored"):
+            await until_done()
+        assert len(begun) == 1
+        for _ in range(2):
+            with pytest.raises(BadRequest, match="nothing can be scored"):
+                await once(start=False)
+        monkeypatch.undo()
+        assert (await once()).state == "done"
+
+    asyncio.run(ask())
+
+
 def test_one_is_measured_at_a_time_and_too_many_are_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparisons, "WAITING", 2)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import coloured, encoded, images
+from executor.errors import BadRequest
 from executor.parameters import FitParameters
 from executor.store.run import Progress
 from pages import Visitor, page_over
@@ -134,12 +135,67 @@ def test_what_fails_is_said_beside_what_was_asked_for(visitor: Visitor) -> None:
     visitor.submit("/ui/compare", {"first": "base", "second": "blind", "gallery": str(folder)}, follow=False)
     with visitor.stream("GET", f"/ui/compare/progress?first=base&second=blind&gallery={folder}") as answer:
         said = [line for line in answer.iter_lines() if line][-2:]
-    assert said[0] in ("event: failed", "event: done")  # done: it had failed before, and who asked first was told
-    if said[0] == "event: failed":
-        assert "None of the 2 pictures can be scored" in json.loads(said[1].removeprefix("data: "))["why"]
+    assert said[0] == "event: failed"
+    assert "None of the 2 pictures can be scored" in json.loads(said[1].removeprefix("data: "))["why"]
     assert visitor.get("/ui/compare?first=base&second=nobody").status_code == 400
     assert visitor.get("/ui/compare/query?first=base&second=blind&number=x").status_code == 400
     assert visitor.get("/ui/compare?first=base&second=blind&which=worse&from=x").status_code == 400
+
+
+def test_why_a_comparison_failed_stays_on_the_page_until_it_is_asked_for_again(visitor: Visitor) -> None:
+    folder = Path(visitor.service.policy.allowed_roots[0]) / "loose"
+    folder.mkdir()
+    asked = {"first": "base", "second": "blind", "gallery": str(folder)}
+    address = f"/ui/compare?first=base&second=blind&gallery={folder}"
+    for name in ("1.png", "2.png"):
+        (folder / name).write_bytes(encoded(coloured(0)))
+    answer = visitor.submit("/ui/compare", asked)
+    for page in (answer, visitor.get(address), visitor.get(address)):
+        assert page.status_code == 400
+        assert "has no folders in it. Put the pictures of each class into a folder named after it.<" in page.text
+        assert f'value="{folder}"' in page.text
+        assert not re.search("Nobody has compared|--kind", page.text)
+    for number in range(6):  # what it said is mended
+        file = folder / str(number % 2) / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(encoded(coloured(number % 2, number)))
+    assert "6 queries" in measured(visitor, gallery=str(folder))
+
+
+def test_what_fails_in_the_background_is_shown_to_who_comes_later(
+    visitor: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from executor.serving import comparisons
+
+    monkeypatch.setattr("executor.web.ui.compare.PROGRESS_SECONDS", 0)  # nobody waits for the start
+    address = "/ui/compare?first=blind&second=base&run=blind"
+    for failure, status in ((BadRequest("None of them can be scored."), 400), (MemoryError("no room"), 500)):
+
+        def fail(*_: object, failure: Exception = failure) -> None:
+            raise failure
+
+        monkeypatch.setattr(comparisons, "_compared", fail)
+        visitor.submit("/ui/compare", {"first": "blind", "second": "base", "run": "blind"})
+        deadline = time.monotonic() + 60
+        while (page := visitor.get(address)).status_code == 200:
+            assert "Measuring" in page.text
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for shown in (page, visitor.get(address)):
+            assert shown.status_code == status
+            assert ("None of them can be scored." if status == 400 else "failed with MemoryError") in shown.text
+            assert "Nobody has compared" not in shown.text
+
+
+def test_what_could_not_begin_because_others_wait_is_said(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("executor.serving.comparisons.WAITING", 0)
+    answer = visitor.submit("/ui/compare", {"first": "blind", "second": "base", "gallery": str(Path.cwd())})
+    assert "allowed_roots" in answer.text
+    folder = visitor.service.policy.allowed_roots[0]
+    answer = visitor.submit("/ui/compare", {"first": "blind", "second": "base", "gallery": folder})
+    assert answer.status_code == 400
+    assert "try again when one is done" in answer.text
+    assert "Nobody has compared" not in answer.text
 
 
 def test_promoting_serves_the_version_and_the_page_offers_the_way_back(visitor: Visitor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..documents import LABEL_TAG, Document
 from ..errors import ConfigurationError
 from ..sources import Columns, Row, rows
+from ..sources.folders import NoClassFolders
 
 SHOWN = 8  # rows that are left out are named, up to so many; and as many documents are kept to try
 
@@ -75,8 +76,11 @@ class Census:
 def take_census(source: Path, columns: Columns, *, labelled: bool) -> Census:
     """Read a source once, without opening its pictures. Raises: ConfigurationError: nothing in it can be trained on."""
     census = Census()
-    for row in rows(source, columns, labelled=labelled):
-        census.count(row)
+    try:
+        for row in rows(source, columns, labelled=labelled):
+            census.count(row)
+    except NoClassFolders as error:
+        raise ConfigurationError(f"{error} Or train without labels: --kind unlabeled.") from error
     if not census.splits["train"]:
         why = f" Of {census.left_out} rows none can be used: {census.examples[0]}." if census.left_out else ""
         raise ConfigurationError(f"{source} has no documents to train on.{why}")

@@ -110,11 +110,13 @@ class Measuring:
 
     Attributes:
         done, total: pictures, each counted for both versions.
+        told: whether a caller has got to know that it failed.
         warnings: what a person should know of the figures, for who shows them to keep; None: nobody has looked yet.
     """
 
     done: int = 0
     total: int = 0
+    told: bool = False
     warnings: list[str] | None = None
     task: "asyncio.Task[Comparison] | None" = field(default=None, repr=False)
 
@@ -141,19 +143,20 @@ class Comparisons:
         Args:
             open_documents: opens those to compare on. start: whether to begin it; None is returned where it is needed
                 and false. anew: whether to measure again what is done. wait: seconds to wait for its end.
-        Raises: Overloaded: too many wait. Whatever made it fail; the next call may begin it again.
+        Raises: Overloaded: too many wait. Whatever made it fail: each caller is told who does not start it again, and
+            who starts it only if nobody was told yet, so that one who asks again and again comes to an end.
         """
         measuring = self._known.get(sides)
-        if measuring is None or (anew and measuring.task is not None and measuring.task.done()):
-            if not start:
-                return None
+        if measuring is None and not start:
+            return None
+        if measuring is None or (start and _over(measuring, anew)):
             measuring = self._begin(sides, open_documents)
         assert measuring.task is not None
         self._known.move_to_end(sides)
         if not measuring.task.done():
             await asyncio.wait([measuring.task], timeout=wait)
         if _failed(measuring):
-            self._known.pop(sides, None)
+            measuring.told = True
             if measuring.task.cancelled():
                 raise BadRequest("The comparison was broken off; ask for it again.")
         return measuring
@@ -200,6 +203,11 @@ class Comparisons:
                 await self._embedder.embed(copies, model=version, exact=True, caller=caller)
                 return [None if ERROR_TAG in doc.tags else doc.embedding for doc in copies]
             await asyncio.sleep(PATIENCE_SECONDS)
+
+
+def _over(measuring: Measuring, anew: bool) -> bool:
+    """Whether who starts a comparison gets another one. Args: anew: whether that is so of any that is done."""
+    return measuring.task is not None and measuring.task.done() and (anew or measuring.told)
 
 
 def _failed(measuring: Measuring) -> bool:

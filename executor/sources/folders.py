@@ -14,6 +14,10 @@ ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".
 UNREADABLE = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2")
 
 
+class NoClassFolders(ConfigurationError):
+    """A folder has no folders in it, whose names would be the labels."""
+
+
 def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
     """Yield the pictures of a folder, by name; the id of each is its path from there.
 
@@ -22,14 +26,13 @@ def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
     whose names are not UTF-8, which no answer can name, are rows with a problem in either case.
 
     Args: labelled: the first folder on the way to a picture is its label.
-    Raises: ConfigurationError: there are no pictures, or `labelled` and no class folders.
+    Raises: NoClassFolders: `labelled`, and there are none. ConfigurationError: there are no pictures.
     """
     splits = _splits(folder)
     parts = [(folder / name, split) for name, split in splits.items()] or [(folder, "train")]
     if labelled and not any(_folders(part) for part, _ in parts):
-        raise ConfigurationError(
-            f"{folder} has no folders in it. Put the pictures of each class into a folder named after it, or train "
-            "without labels: --kind unlabeled."
+        raise NoClassFolders(
+            f"{folder} has no folders in it. Put the pictures of each class into a folder named after it."
         )
     found = False
     for part, split in parts:

@@ -1,6 +1,7 @@
 """Two versions on the same pictures: what one does better, where it does worse, and the decision which to serve."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from ...errors import BadRequest, Conflict, FinetunerError
+from ...errors import BadRequest, Conflict
 from ...evaluation.metrics import DECIDING
 from ...report.page import TITLES
 from ..answers import understood
@@ -99,38 +100,43 @@ def routes(page: Page) -> list[Route]:
 
 def _show(page: Page) -> Any:
     async def show(request: Request) -> Response:
-        statuses = await page.call("/status")
-        served = statuses[0].model if statuses else "base"
-        versions = ["base", *(status.run for status in statuses if status.state == "succeeded")]
-        given = Asked.of(request.query_params)
-        asked = Asked(given.first or served, given.second or _candidate(versions, served), given.run, given.gallery)
-        found = trouble = None
-        lists: list[dict[str, Any]] = []
-        if given.second:
-            try:
-                found = await _compare(page, asked, limit=0)
-                if found.state == "done":
-                    lists = await _lists(page, request, asked, found)
-            except FinetunerError as error:
-                trouble = str(error)
-        return await page.html(
-            request,
-            "compare.html.jinja",
-            200 if trouble is None else 400,
-            asked=asked,
-            given=bool(given.second),
-            versions=versions,
-            runs=[status.run for status in statuses if status.state == "succeeded"],
-            served=served,
-            found=found,
-            trouble=trouble,
-            lists=lists,
-            rows=_rows(found),
-            standing_words=_standing(found),
-            choices=_choices(asked, served, statuses),
-        )
+        return await _shown(page, request, Asked.of(request.query_params))
 
     return show
+
+
+async def _shown(page: Page, request: Request, given: Asked, failed: Exception | None = None) -> Response:
+    """Return the page. Args: failed: why what was asked for could not be begun."""
+    statuses = await page.call("/status")
+    served = statuses[0].model if statuses else "base"
+    versions = ["base", *(status.run for status in statuses if status.state == "succeeded")]
+    asked = Asked(given.first or served, given.second or _candidate(versions, served), given.run, given.gallery)
+    found = None
+    lists: list[dict[str, Any]] = []
+    if given.second and failed is None:
+        try:
+            found = await _compare(page, asked, limit=0)
+            if found.state == "done":
+                lists = await _lists(page, request, asked, found)
+        except Exception as error:  # whatever it is, a person sees it beside what was asked for
+            failed = error
+    trouble = None if failed is None else understood(failed)
+    return await page.html(
+        request,
+        "compare.html.jinja",
+        200 if trouble is None else trouble.status if trouble.status >= 500 else 400,
+        asked=asked,
+        given=bool(given.second),
+        versions=versions,
+        runs=[status.run for status in statuses if status.state == "succeeded"],
+        served=served,
+        found=found,
+        trouble=trouble,
+        lists=lists,
+        rows=_rows(found),
+        standing_words=_standing(found),
+        choices=_choices(asked, served, statuses),
+    )
 
 
 def _candidate(versions: list[str], served: str) -> str:
@@ -239,13 +245,13 @@ def _measure(page: Page) -> Any:
         asked = Asked.of(request.state.form)
         if asked.gallery:
             asked = Asked(asked.first, asked.second, "", asked.gallery)
+        anew = request.state.form.get("anew") is not None
+        with contextlib.suppress(Exception):  # one that failed unseen is not the answer to this press: begin again
+            await _compare(page, asked, limit=0)
         try:
-            anew = request.state.form.get("anew") is not None
             await _compare(page, asked, start=True, anew=anew, wait=PROGRESS_SECONDS, limit=0)
-        except FinetunerError as error:
-            if error.status >= 500:
-                raise
-            # The page that follows asks again, and says what is wrong beside what was asked for.
+        except Exception as error:
+            return await _shown(page, request, asked, error)
         return page.to(request, asked.address())
 
     return measure
