@@ -224,6 +224,27 @@ def test_what_the_service_refuses_is_said_beside_the_question(own_page):
     assert "Since 20" in text_of(own_page.get("/ui/"))
 
 
+def test_what_cannot_be_done_is_said_in_place_of_the_question(own_page):
+    own_page.service.supervisor.close()  # which would want to train it
+    store = own_page.service.store
+    make_run(store, "open", [])
+    store.promote("good")
+    for path, said in (
+        ("good/delete", "good cannot be deleted, because it is served now."),
+        ("open/delete", "open cannot be deleted, because it has not ended."),
+        ("bad/cancel", "The run bad has ended, so there is nothing to cancel."),
+        ("bad/start", "it was started already."),
+        ("bad/promote", "bad cannot be served: it has no model."),
+        ("open/promote", "open cannot be served: it has not ended."),
+    ):
+        answer = own_page.get(f"/ui/runs/{path}")
+        assert (answer.status_code, said in text_of(answer)) == (200, True)
+        assert 'method="post"' not in answer.text.partition("<main")[2].partition("</main")[0]
+    for path in ("bad/delete", "open/start", "open/cancel", "base/promote"):
+        assert '<section class="card confirm">' in own_page.get(f"/ui/runs/{path}").text
+        assert "No, go back" in own_page.get(f"/ui/runs/{path}").text
+
+
 def test_a_form_that_starts_nothing_says_why_and_keeps_what_was_typed(own_page):
     nothing = own_page.submit("/ui/start", {"epochs": "3"})
     assert (nothing.status_code, "Choose what it learns from" in text_of(nothing)) == (400, True)

@@ -18,13 +18,16 @@ from .page import Page
 class Change(NamedTuple):
     """Something that a page can do to a run.
 
-    Attributes: sentences: what it will do. said: a key of `words.SAID`. leads_to_runs: whether the run's page is gone.
+    Attributes:
+        sentences: what it will do. hindrance: why it cannot be done to a run as it is now; or empty.
+        said: a key of `words.SAID`. leads_to_runs: whether the run's page is gone.
     """
 
     path: str
     title: str
     button: str
     sentences: Callable[[RunStatus, Readiness], list[str]]
+    hindrance: Callable[[RunStatus], str]
     said: str
     is_destructive: bool = True
     leads_to_runs: bool = False
@@ -64,17 +67,38 @@ async def _confirm(page: Page, request: Request, change: Change, refused: str = 
     if name != "base":
         (status,) = await page.call("/status", run=name)
     base = request.scope["root_path"]
+    hindrance = change.hindrance(status)
     return await page.html(
         request,
         "confirm.html.jinja",
         409 if refused else 200,
         title=change.title.format(run=name),
-        sentences=change.sentences(status, service),
-        button=change.button,
+        sentences=[] if hindrance else change.sentences(status, service),
+        button="" if hindrance else change.button,
         is_destructive=change.is_destructive,
-        refused=refused,
+        refused=refused or hindrance,
         back=f"{base}/" if name == "base" else f"{base}/runs/{name}",
     )
+
+
+def _hinders_start(run: RunStatus) -> str:
+    return "" if run.state == "receiving" else f"The run {run.run} takes no documents any more: it was started already."
+
+
+def _hinders_cancel(run: RunStatus) -> str:
+    return f"The run {run.run} has ended, so there is nothing to cancel. {_UNCHANGED}" if run.ended_at else ""
+
+
+def _hinders_delete(run: RunStatus) -> str:
+    if run.promoted:
+        return f"{run.run} cannot be deleted, because it is served now. First serve another version, or base."
+    return "" if run.ended_at else f"{run.run} cannot be deleted, because it has not ended. First cancel it."
+
+
+def _hinders_promotion(run: RunStatus) -> str:
+    if run.run == "base" or (run.state == "succeeded" and run.space):
+        return ""
+    return f"{run.run} cannot be served: {'it has no model' if run.ended_at else 'it has not ended'}."
 
 
 def _start(run: RunStatus, _: Readiness) -> list[str]:
@@ -128,8 +152,18 @@ def _about_index(run: RunStatus, service: Readiness) -> list[str]:
 _UNCHANGED = "What is served now does not change."
 
 CHANGES = {
-    "start": Change("/fit", "Start {run} now?", "Start it", _start, "started", is_destructive=False),
-    "cancel": Change("/cancel", "Cancel {run}?", "Cancel the run", _cancel, "cancelled"),
-    "delete": Change("/delete", "Delete {run}?", "Delete it for ever", _delete, "deleted", leads_to_runs=True),
-    "promote": Change("/promote", "Serve {run} from now on?", "Serve it", _promote, "promoted", is_destructive=False),
+    "start": Change("/fit", "Start {run} now?", "Start it", _start, _hinders_start, "started", is_destructive=False),
+    "cancel": Change("/cancel", "Cancel {run}?", "Cancel the run", _cancel, _hinders_cancel, "cancelled"),
+    "delete": Change(
+        "/delete", "Delete {run}?", "Delete it for ever", _delete, _hinders_delete, "deleted", leads_to_runs=True
+    ),
+    "promote": Change(
+        "/promote",
+        "Serve {run} from now on?",
+        "Serve it",
+        _promote,
+        _hinders_promotion,
+        "promoted",
+        is_destructive=False,
+    ),
 }
