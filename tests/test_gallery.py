@@ -164,9 +164,30 @@ def test_a_file_that_is_no_such_table_is_refused(door, shop):
     parquet.write_table(pyarrow.table({"id": ["a"]}), shop / "other.parquet")
     (shop / "broken.parquet").write_bytes(b"nonsense")
     for name in ("other", "broken"):
-        assert "cannot be read as a parquet file with the columns" in refused(
-            door, "/gallery", gallery=str(shop / f"{name}.parquet")
-        )
+        said = refused(door, "/gallery", gallery=str(shop / f"{name}.parquet"))
+        assert "cannot be read as a parquet file with the columns" in said
+        assert "was not written by `embed`" in said
+        assert "FieldRef" not in said
+
+
+def test_only_files_that_embed_wrote_are_offered(tmp_path, monkeypatch):
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"id": ["a"], "image": [{"bytes": b"?"}]}), tmp_path / "dataset.parquet")
+    for name, content in (("broken", b"nonsense"), ("short", b""), ("huge", b"PAR1" + b"\xff\xff\xff\x7fPAR1")):
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+    for name in ("one", "two"):
+        write_table(tmp_path / f"{name}.parquet", np.eye(3, 8), space="elsewhere")
+
+    def offered() -> list[str]:
+        return [place.name for place, _ in places_of([str(tmp_path)], tmp_path / "workspace")]
+
+    assert offered() == ["one.parquet", "two.parquet"]
+    monkeypatch.setattr("executor.serving.gallery.MOST_FOOTER_BYTES", 10)
+    assert offered() == []
+    monkeypatch.undo()
+    monkeypatch.setattr("executor.serving.gallery_places.MOST_TABLES", 5)  # by name
+    assert offered() == ["one.parquet"]
 
 
 def test_galleries_that_can_be_named_are_named(door, shop, clicks):

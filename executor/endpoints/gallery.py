@@ -42,7 +42,7 @@ _NAMED = (LABEL_TAG, "name")  # tags of a document that are shown with its pictu
 
 
 async def galleries(service: Service, docs: Sequence[Document], wanted: GalleriesParameters) -> list[Document]:
-    """Return galleries that can be named: folders and parquet files below `allowed_roots`, and runs."""
+    """Return galleries that can be named: folders and files of `embed` below `allowed_roots`, and runs."""
     found = [Document(id=name, tags={SORT_TAG: "run"}) for name in await asyncio.to_thread(_runs, service)]
     places = await asyncio.to_thread(service.gallery_places.all)
     found += [Document(id=_short(place), tags={SORT_TAG: sort}) for place, sort in places]

@@ -21,12 +21,12 @@ from ..images.uris import is_unicode
 from ..store.cache import NOBODY
 from ..store.runs import RunStore
 from ..store.spool import DocumentArrayMemmap
-from .gallery import ENDINGS, UNSAYABLE, check_gallery
+from .gallery import COLUMNS, ENDINGS, UNSAYABLE, check_gallery
 
 MOST_PICTURES = 1_000_000  # of a folder or a file: their names stay in memory, about 100 bytes each
 KEPT_LISTS = 4  # galleries whose names stay in memory
 GLANCE_SECONDS = 2.0  # so long a list is trusted before we look whether it is still right
-_COLUMNS = ["id", "uri", "space", "error"]
+_SHOWN = [name for name in COLUMNS if name != "embedding"]
 _ROWS = 5_000  # embeddings read at a time
 
 
@@ -119,15 +119,15 @@ class TableGallery:
         self._file = file
         self._time = _changed(str(file))
         try:
-            rows = parquet.ParquetFile(file).metadata.num_rows
+            with parquet.ParquetFile(file) as opened:
+                rows, columns = opened.metadata.num_rows, opened.schema_arrow.names
+            if not set(COLUMNS) <= set(columns):
+                raise _unreadable(name, "was not written by `embed`")
             if rows > MOST_PICTURES:
                 raise BadRequest(f"gallery={name!r} has {rows:,} rows; at most {MOST_PICTURES:,} can be shown.")
-            table = parquet.read_table(file, columns=_COLUMNS)
-        except (ArrowException, OSError, KeyError) as error:
-            raise unreadable(name, error) from error
-        missing = set(_COLUMNS) - set(table.column_names)
-        if missing:
-            raise unreadable(name, f"there is no {', '.join(sorted(missing))}")
+            table = parquet.read_table(file, columns=_SHOWN)
+        except (ArrowException, OSError) as error:
+            raise _unreadable(name, "is damaged, or was not written by `embed`") from error
         self._good = compute.is_null(table["error"]).to_numpy(zero_copy_only=False)
         self._table = table.filter(compute.is_null(table["error"])).combine_chunks()
 
@@ -227,10 +227,10 @@ def documents_at(gallery: Gallery, numbers: Sequence[int]) -> list[Document]:
     return [doc for number in numbers for doc in gallery.documents(number, number + 1)]
 
 
-def unreadable(name: str, error: object) -> BadRequest:
+def _unreadable(name: str, why: str) -> BadRequest:
     """Return the error for a parquet file that is none of the bulk command's."""
     return BadRequest(
-        f"gallery={name!r} cannot be read as a parquet file with the columns id, uri, embedding, space, error: {error}."
+        f"gallery={name!r} {why}: it cannot be read as a parquet file with the columns {', '.join(COLUMNS)}."
     )
 
 

@@ -1,4 +1,4 @@
-"""Where galleries may be: folders with pictures, and parquet files, not far below the allowed roots."""
+"""Where galleries may be: folders with pictures, and files that `embed` wrote, not far below the allowed roots."""
 
 import os
 import threading
@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..images.uris import is_unicode
-from .gallery import ENDINGS
+from .gallery import ENDINGS, is_embedded
 
 NAMED_DEPTH = 2  # folders so far below a root are named;
 LOOKED_DEPTH = 4  # those below them are only looked into for pictures
 MOST_FOLDERS = 200  # that are looked into, and
 MOST_ENTRIES = 300  # in each of them
+MOST_TABLES = 200  # parquet files that are looked into
 TRUSTED_SECONDS = 30.0  # before they are looked for anew
 
 
@@ -41,13 +42,15 @@ def places_of(roots: Sequence[str], workspace: Path) -> list[tuple[Path, str]]:
     Args: workspace: is passed over.
     """
     found: dict[Path, str] = {}
+    tables: list[Path] = []
     for root in map(Path, roots):
         for place, sort in _below(root, workspace):
             depth = len(place.relative_to(root).parts)
             for named in (place, *place.parents)[max(0, depth - NAMED_DEPTH) : depth + 1] if sort == "folder" else ():
                 found[named] = sort
             if sort == "parquet" and depth <= NAMED_DEPTH + 1:
-                found[place] = sort
+                tables.append(place)
+    found |= {table: "parquet" for table in tables[:MOST_TABLES] if is_embedded(table)}
     return sorted(found.items())
 
 
