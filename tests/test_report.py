@@ -26,7 +26,19 @@ from executor.report.classes import changes_by_class, confusions
 from executor.report.gallery import choose_queries, make_gallery, rank_sessions
 from executor.report.naming import name_of
 from executor.report.page import render
-from executor.report.parts import ClassChange, Interval, LabelErrors, ModelFacts, Neighbour, Query, Suspect, Tried
+from executor.report.parts import (
+    Change,
+    ClassChange,
+    IndexWay,
+    Interval,
+    LabelErrors,
+    ModelFacts,
+    Neighbour,
+    Query,
+    SmallVectorForm,
+    Suspect,
+    Tried,
+)
 from executor.report.report import Report, compare, load
 from executor.report.saving import save
 
@@ -237,6 +249,34 @@ def test_the_interval_of_the_difference_decides_what_is_proven(proven, low, high
     difference = dataclasses.replace(proven.difference, mean=(low + high) / 2, low=low, high=high)
     html = render(dataclasses.replace(proven, difference=difference))
     assert re.findall(r'class="badge \w+">([^<]+)', html) == [words, "Promoted"]
+
+
+def test_of_too_few_labels_no_interval_is_shown(proven):
+    known = {name: Interval(mean=1.0, low=0.0, high=1.0) for name in ("before", "after")}
+    difference = Interval(mean=0.0, low=-1.0, high=1.0)
+    way = IndexWay(name="map index", value=known["after"], loss=difference, unseen=None, advised=True)
+    rows = [
+        SmallVectorForm(
+            dimensions=size, encoding="float", size=4 * size, value=1.0, difference=0.0, low=-1.0, high=1.0,
+            rescored=False,
+        )
+        for size in (128, 64)
+    ]  # fmt: skip
+    metrics = {name: Change(**known) for name in proven.metrics}
+    few = dataclasses.replace(proven, difference=difference, metrics=metrics, ways=[way], small_vectors=rows)
+    html = render(few)
+    words = Page(html).words
+    assert not re.search(r"[−-]1\.000 to|0\.000 to 1\.000", html)
+    assert html.count('class="whisker"') == 0
+    assert "128 float 512 1.000 –" in words
+    assert "64 float 256 1.000 +0.000 too few labels or groups for an interval" in words
+    card = model_card("m", "onnx", "small", "Load it.", few)
+    assert "| 1.000 | 1.000 | too few labels or groups for an interval |" in card
+    assert not any("would prove it" in sentence for sentence in advise(dataclasses.replace(few, difference=gain())))
+
+
+def gain() -> Interval:
+    return Interval(mean=0.2, low=-1.0, high=1.0)
 
 
 def test_an_automatic_run_is_shown_with_the_interval_by_which_it_was_judged(proven):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from executor.evaluation.intervals import TOO_FEW, said
 from executor.evaluation.metrics import DECIDING, METRICS, Scores
 from executor.evaluation.proof import caution, paired_difference, verdict
 
@@ -29,6 +30,17 @@ def test_better_is_what_is_proven_or_what_has_the_higher_mean(tuned: Scores, by_
     assert verdict(BASE, tuned)[0] is by_interval  # what is not said is meant
     assert verdict(BASE, tuned, by="interval")[0] is by_interval
     assert verdict(BASE, tuned, by="mean")[0] is by_mean
+
+
+def test_an_interval_that_leaves_all_open_is_said_to_be_none() -> None:
+    few = scored(*[1.0] * 4)
+    assert paired_difference(few, few) == (0, -1, 1)
+    assert verdict(few, few)[1] == (
+        "mAP@R went from 1.000 to 1.000 on 4 queries: +0.000, with too few queries for a 95 % interval, which does not "
+        "prove it better."
+    )
+    assert (said(0, 1), said(-1, 1, signed=True)) == (TOO_FEW, TOO_FEW)
+    assert (said(0, 0.9), said(0, 1, signed=True)) == ("0.000 to 0.900", "+0.000 to +1.000")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ..documents import Comparison, Evaluation
 from ..errors import BadRequest
+from ..evaluation.intervals import is_open, said
 from .calling import Place, connect
 from .measuring import measured
 from .places import add_place
@@ -68,9 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     console().print(_table(arguments.first, arguments.second, metrics))
+    interval = f"95 % interval {said(difference.low, difference.high, signed=True)}"
+    if is_open(difference.low, difference.high, signed=True):
+        interval = "with too few labels or groups for a 95 % interval"
     console().print(
-        f"mAP@R of {arguments.second} minus that of {arguments.first}: {difference.mean:+.3f}, 95 % interval "
-        f"{difference.low:+.3f} to {difference.high:+.3f}, which {_judgement(difference)}. Of {queries} queries "
+        f"mAP@R of {arguments.second} minus that of {arguments.first}: {difference.mean:+.3f}, {interval}, "
+        f"which {_judgement(difference)}. Of {queries} queries "
         f"{better} got better and {worse} worse; {skipped} were left out.",
         soft_wrap=True,
     )
@@ -139,7 +143,7 @@ def _table(first: str, second: str, metrics: "dict[str, Change]") -> Table:
         table.add_column(title)
     for name, change in metrics.items():
         sides = (change.before, change.after)
-        table.add_row(name, *(f"{side.mean:.3f} ({side.low:.3f} to {side.high:.3f})" for side in sides))
+        table.add_row(name, *(f"{side.mean:.3f} ({said(side.low, side.high)})" for side in sides))
     return table
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..models.space_map import SpaceMap
 from .eval_set import EvalSet, Measured
+from .intervals import TOO_FEW, is_open
 from .metrics import DECIDING, Scores
 from .proof import paired_difference
 
@@ -63,12 +64,16 @@ class IndexPlan:
         why = (
             "no cheaper way is proven to lose at most "
             if loss is None
-            else f"it loses {loss[0]:.3f} ({loss[1]:.3f} to {loss[2]:.3f}), and may lose "
+            else f"it loses {loss[0]:.3f} ({_range(loss)}), and may lose "
         )
         return (
             f"Searches in an index of {self.version!r} vectors have mAP@R {_told(self.figures)}.{words} "
             f"Advice: {_DONE[self.advice]} ({self.advice}): {why}{self.tolerance:g}."
         )
+
+
+def _range(loss: Figure) -> str:
+    return TOO_FEW if is_open(*loss[1:], signed=True) else f"{loss[1]:.3f} to {loss[2]:.3f}"
 
 
 def _told(figures: dict[str, Figure | None]) -> str:

@@ -12,6 +12,19 @@ _FEWEST_ALIKE = 6  # clusters with the same change; that all go one way by chanc
 _CHUNK_BYTES = 64 * 2**20  # of resampled values at a time
 
 Interval = tuple[float, float]
+TOO_FEW = "too few labels or groups for an interval"
+
+
+def is_open(low: float, high: float, *, signed: bool = False) -> bool:
+    """Whether an interval leaves all open: it is all that a metric can be or, `signed`, a difference of two."""
+    return low <= (-1 if signed else 0) and high >= 1
+
+
+def said(low: float, high: float, *, signed: bool = False) -> str:
+    """Say an interval: '0.744 to 0.871', or that there are too few labels for one. Args: signed: as of `is_open`."""
+    if is_open(low, high, signed=signed):
+        return TOO_FEW
+    return f"{low:+.3f} to {high:+.3f}" if signed else f"{low:.3f} to {high:.3f}"
 
 
 def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, level: float = 0.95) -> Interval:

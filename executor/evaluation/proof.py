@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .intervals import cluster_interval
+from .intervals import cluster_interval, is_open, said
 from .metrics import DECIDING, Scores
 
 USUAL_LEVEL = 0.95  # of confidence: a model that is no better is called better with a chance of 2.5 %
@@ -49,9 +49,12 @@ def verdict(base: Scores, tuned: Scores, *, by: str = "interval", level: float =
     before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
     difference, low, high = paired_difference(base, tuned, level=level)
     better = low > 0 if by == "interval" else difference > 0
+    of_level = f"{100 * level:.5g} % interval"
+    interval = f"{of_level} {said(low, high, signed=True)}"
+    if is_open(low, high, signed=True):
+        interval = f"with too few {_plural(tuned.unit)} for a {of_level}"
     return better, (
-        f"mAP@R went from {before:.3f} to {after:.3f} on {_extent(tuned)}: "
-        f"{difference:+.3f}, {100 * level:.5g} % interval {low:+.3f} to {high:+.3f}, "
+        f"mAP@R went from {before:.3f} to {after:.3f} on {_extent(tuned)}: {difference:+.3f}, {interval}, "
         + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
     )
 
@@ -67,9 +70,14 @@ def caution(scores: Scores) -> str:
     """Warn if there are few clusters, because then they prove little, however many queries they have."""
     if scores.units == 1:
         return f"One {scores.unit} alone proves nothing."
-    plural = _PLURALS.get(scores.unit, f"{scores.unit}s")
-    return f"Few {plural} prove little: have {ENOUGH} or more, not {scores.units}." if scores.units < ENOUGH else ""
+    if scores.units >= ENOUGH:
+        return ""
+    return f"Few {_plural(scores.unit)} prove little: have {ENOUGH} or more, not {scores.units}."
 
 
 def _counted(count: int, unit: str) -> str:
-    return f"{count} {unit if count == 1 else _PLURALS.get(unit, f'{unit}s')}"
+    return f"{count} {unit if count == 1 else _plural(unit)}"
+
+
+def _plural(unit: str) -> str:
+    return _PLURALS.get(unit, f"{unit}s")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from ..evaluation.intervals import is_open
 from ..evaluation.metrics import DECIDING
 from .report import Report
 
@@ -75,7 +76,7 @@ def _about_queries(report: Report) -> Iterator[str]:
             "of which some are then held out."
         )
         return
-    if gain.mean > 0 and gain.low <= 0:
+    if gain.mean > 0 and gain.low <= 0 and not is_open(gain.low, gain.high, signed=True):
         reach = gain.mean - gain.low
         wanted = math.ceil(report.queries * (reach / gain.mean) ** 2 / 10) * 10
         if wanted <= 100 * report.queries:

@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..evaluation.intervals import said
 from .report import Report
 
 LIBRARIES = {"onnx": "onnx", "transformers": "transformers", "safetensors": "finetuner-executor"}
@@ -73,7 +74,7 @@ def _evaluation(report: Report) -> str:
         lines += ["| metric | before | after | 95 % interval |", "|---|---|---|---|"]
         lines += [
             f"| {name} | {change.before.mean:.3f} | {change.after.mean:.3f} | "
-            f"{change.after.low:.3f} to {change.after.high:.3f} |"
+            f"{said(change.after.low, change.after.high)} |"
             for name, change in report.metrics.items()
         ]
         lines += ["", f"Before: the version `{report.served or 'base'}`, which was served then."]

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from ..evaluation.intervals import is_open, said
 from ..evaluation.metrics import DECIDING
 from ..evaluation.proof import LEAST_QUERIES, USUAL_LEVEL
 from .advice import advise
@@ -126,6 +127,12 @@ def _number(number: float, places: int = 4) -> str:
     return f"{number:.{places}g}".replace("-", "−") if math.isfinite(number) else "not finite"
 
 
+def _interval(value: Any, signed: bool = False) -> str:
+    """Return the `low` and `high` of a value: 0.744 to 0.871. Empty: they leave all open."""
+    low, high = value.low, value.high
+    return "" if is_open(low, high, signed=signed) else said(low, high, signed=signed).replace("-", "−")
+
+
 def _percent(share: float) -> str:
     """Return a share as in a verdict: 95 %, 99.24 %."""
     return f"{100 * share:.5g} %"
@@ -150,6 +157,7 @@ def _duration(started: str, ended: str) -> str:
 
 FILTERS: dict[str, Any] = {
     "image": data_uri,
+    "interval": _interval,
     "number": _number,
     "moment": _moment,
     "percent": _percent,

@@ -20,6 +20,7 @@ from pyarrow import compute, parquet
 
 from ..errors import BadRequest, ConfigurationError
 from ..evaluation.index_plan import ANEW, INDEX
+from ..evaluation.intervals import said
 from ..store.files import PLAN, publish_file, read_kept, remove_parts, sync, unwritable
 from .spaces import Leap
 
@@ -33,8 +34,8 @@ def loss_of(leap: Leap) -> str:
     if leap.forward and plan:
         (mapped, low, high), anew = plan[INDEX], plan[ANEW]
         return (
-            f"On the eval documents of {leap.to!r}: mAP@R {mapped:.3f} ({low:.3f} to {high:.3f}) with vectors mapped, "
-            f"{anew[0]:.3f} ({anew[1]:.3f} to {anew[2]:.3f}) embedded anew: a loss of {anew[0] - mapped:.3f}. "
+            f"On the eval documents of {leap.to!r}: mAP@R {mapped:.3f} ({said(low, high)}) with vectors mapped, "
+            f"{anew[0]:.3f} ({said(*anew[1:])}) embedded anew: a loss of {anew[0] - mapped:.3f}. "
             f"The advice was: {plan['advice']}."
         )
     why = "the run had no proof" if leap.forward else "a run measures how vectors are mapped into its own space only"

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..evaluation.eval_set import Measured
 from ..evaluation.hold_out import LEAST_DOCUMENTS
+from ..evaluation.intervals import is_open, said
 from ..evaluation.metrics import DECIDING
 from ..evaluation.proof import LEAST_QUERIES, caution, level_judged_by, paired_difference, verdict
 from ..loading.datasets import ClassDataset
@@ -73,7 +74,7 @@ def judge(
     if little := caution(outcome.after.scores):
         warnings.append(little)
     difference, low, high = paired_difference(served.scores, outcome.after.scores, level=level)
-    if difference > 0 and low <= 0:
+    if difference > 0 and low <= 0 and not is_open(low, high, signed=True):
         warnings.append(
             f"The eval documents are too few to prove the gain that was measured ({difference:+.3f}): with "
             f"{outcome.after.scores.queries} queries only a gain of about {(high - low) / 2:.3f} shows. Send more "
@@ -139,7 +140,7 @@ def _unseen(
     return (
         values,
         f"On {len(whole_classes)} classes that it has never seen, mAP@R went from {before.mean()[DECIDING]:.3f} to "
-        f"{after.mean()[DECIDING]:.3f} ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
+        f"{after.mean()[DECIDING]:.3f} ({difference:+.3f}, {said(low, high, signed=True)})"
         + (", which is proven worse, so that it is not called better." if worse else "."),
         worse,
     )

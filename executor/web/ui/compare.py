@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from ...errors import BadRequest, Conflict
+from ...evaluation.intervals import said
 from ...evaluation.metrics import DECIDING
 from ...report.page import TITLES
 from ..answers import understood
@@ -195,8 +196,9 @@ def _rows(found: Any) -> list[Row]:
 
 def _figure(figure: Sequence[float], *, signed: bool = False) -> tuple[str, str]:
     """Return a figure and its interval: 0.812, 0.744 to 0.871."""
-    mean, low, high = (f"{value:+.3f}" if signed else f"{value:.3f}" for value in figure)
-    return mean.replace("-", "−"), f"{low} to {high}".replace("-", "−")
+    mean, low, high = figure
+    shown = f"{mean:+.3f}" if signed else f"{mean:.3f}"
+    return shown.replace("-", "−"), said(low, high, signed=signed).replace("-", "−")
 
 
 def _proven(difference: Sequence[float]) -> tuple[str, str]:
@@ -232,11 +234,11 @@ def _choices(asked: Asked, served: str, statuses: Sequence[Any]) -> list[Choice]
 def _ways(plan: dict[str, Any]) -> list[Way]:
     """Return what was measured of an index of the served version's vectors."""
     found = []
-    for name, said in WAYS.items():
+    for name, meaning in WAYS.items():
         value, interval = "not possible", "its vectors have another size"
         if figure := plan.get(name):
-            value, interval = f"{figure[0]:.3f}", f"{figure[1]:.3f} to {figure[2]:.3f}"
-        found.append(Way(said, value, interval, plan.get("advice") == name))
+            value, interval = f"{figure[0]:.3f}", said(*figure[1:])
+        found.append(Way(meaning, value, interval, plan.get("advice") == name))
     return found
 
 
