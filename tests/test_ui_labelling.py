@@ -75,6 +75,21 @@ def test_neighbours_are_judged_by_keys_and_clicks_and_each_word_is_stored_at_onc
     page.get_by_text(re.compile(r"^5 of")).wait_for()
 
 
+def test_keys_that_are_faster_than_the_service_are_done_in_their_order(page: Any, shop: Shop) -> None:
+    at_once = """keys => { for (const key of keys)
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true })) }"""
+    open_first(page, shop.pictures)
+    page.evaluate(at_once, ["f", "f", "d", "d"])
+    page.get_by_text(re.compile(r"^5 of \d+:")).wait_for()
+    page.locator("#say:not([aria-busy])").wait_for()
+    assert signs(sessions(shop)[0]) == [1, 1, -1, -1]
+    page.route("**/label/say", lambda route: route.abort())
+    page.watched.allowed.append("ERR_FAILED")
+    page.evaluate(at_once, ["f", "d"])
+    page.get_by_text("What was pressed after that was not stored either.").wait_for()
+    assert signs(sessions(shop)[0]) == [1, 1, -1, -1]
+
+
 def test_a_browser_that_is_killed_loses_nothing(shop: Shop, chromium: Any, tmp_path: Path) -> None:
     executable = next(found for name in NAMES if (found := shutil.which(name)))
     arguments = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]

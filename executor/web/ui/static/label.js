@@ -108,7 +108,7 @@ const list = document.getElementById("neighbours");
 
 if (list && form) {
   const current = document.getElementById("current"), which = document.getElementById("which");
-  const done = [];
+  const done = [], waiting = [];
   let number = Number(form.dataset.number), busy = false;
 
   const items = () => [...list.children];
@@ -117,6 +117,7 @@ if (list && form) {
     const all = items();
     if (to < 0) return;
     if (to >= all.length) {
+      waiting.length = 0; // they were meant for further neighbours, and there are none
       say("These were all its neighbours. Take another picture, or train with what was said.", "good", "end");
       to = all.length - 1;
     }
@@ -156,29 +157,35 @@ if (list && form) {
     form.elements.shown.value = items()[number].dataset.said;
   }
 
-  // What is said is stored before the next picture appears; keys that come earlier are not heard.
   async function tell(said) {
-    if (busy) return;
     if (said === "skip") return go(number + 1);
     if (said === "undo") {
       if (done.length) go(done.pop());
     }
+    const data = new FormData(form);
+    data.set("say", said);
+    const answer = await (await send(form.action, data)).json();
+    show(answer);
+    document.getElementById("kept").textContent = answer.kept;
+    say(answer.told, "open", "other");
+    say("", "open", "tell");
+    if (said !== "undo") {
+      done.push(number);
+      go(number + 1);
+    }
+  }
+
+  // What is said is stored before the next picture appears. What is pressed meanwhile is done after it, in its order.
+  async function then(step) {
+    waiting.push(step);
+    if (busy) return;
     busy = true;
     form.setAttribute("aria-busy", "true");
     try {
-      const data = new FormData(form);
-      data.set("say", said);
-      const answer = await (await send(form.action, data)).json();
-      show(answer);
-      document.getElementById("kept").textContent = answer.kept;
-      say(answer.told, "open", "other");
-      say("", "open", "tell");
-      if (said !== "undo") {
-        done.push(number);
-        go(number + 1);
-      }
+      while (waiting.length) await waiting.shift()();
     } catch (error) {
-      say(error.message, "bad", "tell");
+      const lost = waiting.splice(0).length;
+      say(lost ? `${error.message} What was pressed after that was not stored either.` : error.message, "bad", "tell");
     } finally {
       busy = false;
       form.removeAttribute("aria-busy");
@@ -189,7 +196,8 @@ if (list && form) {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    tell(event.submitter?.value || "skip");
+    const said = event.submitter?.value || "skip";
+    then(() => tell(said));
   });
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
@@ -197,14 +205,13 @@ if (list && form) {
     if (!KEYS[key] && key !== "ArrowLeft") return;
     event.preventDefault();
     if (event.repeat) return;
-    if (key === "ArrowLeft") { if (!busy) go(number - 1); }
-    else tell(KEYS[key]);
+    then(() => key === "ArrowLeft" ? go(number - 1) : tell(KEYS[key]));
   });
   list.addEventListener("click", (event) => {
-    const place = items().indexOf(event.target.closest("li"));
-    if (place < 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    const item = event.target.closest("li");
+    if (!item || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
-    if (!busy) go(place);
+    then(() => go(items().indexOf(item)));
   });
   go(number);
 
