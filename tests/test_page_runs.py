@@ -14,6 +14,8 @@ import requests
 from conftest import coloured, encoded
 from doors import Opened, opened
 from executor import Document, DocumentArray
+from executor.documents import RunStatus
+from executor.endpoints.health import Readiness
 from executor.evaluation.metrics import DECIDING
 from executor.parameters import TrainingOptions
 from executor.report.parts import LabelErrors, Suspect
@@ -23,6 +25,7 @@ from executor.store.run import Progress, RunState
 from executor.store.runs import Quarantined, RunStore
 from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import Workspace
+from executor.web.ui.actions import CHANGES
 from pages import Visitor, page_over
 
 NASTY = "\"><script>alert(1)</script>'{{7*7}}"
@@ -222,6 +225,29 @@ def test_what_the_service_refuses_is_said_beside_the_question(own_page):
     assert own_page.submit("/ui/runs/base/promote").status_code == 200
     assert store.promoted() == "base"
     assert "Since 20" in text_of(own_page.get("/ui/"))
+
+
+def test_a_verdict_is_said_once_in_short_paragraphs_and_nothing_of_it_is_lost(own_page):
+    store = own_page.service.store
+    warnings = ["Few classes prove little: have 20 or more, not 2.", "Look at No. 5 of them."]
+    sentences = ["mAP@R went from 0.100 to 0.200 on 8 queries: +0.100, which is better.", "It was promoted."]
+    verdict = " ".join([*sentences, "Before you trust it:", *warnings])
+    own_page.service.supervisor.close()
+    make_run(store, "judged", [Document(id="a", uri=URI)], RunState.QUEUED, RunState.TRAINING)
+    store.report("judged", Progress(phase="evaluating", warnings=warnings))
+    training = text_of(own_page.get("/ui/runs/judged"))
+    assert "It is being measured" in training
+    assert "It trains" not in training
+    store.advance("judged", RunState.SUCCEEDED, verdict=verdict)
+    page = own_page.get("/ui/runs/judged").text
+    for text in (*sentences, *warnings):
+        assert page.count(text) == 1
+    assert "<p>It was promoted.</p>" in page
+    assert "What is said above." in page
+    assert verdict in own_page.get("/ui/runs/judged/events").text
+    status = RunStatus(run="judged", state="succeeded", verdict=verdict, warnings=warnings)
+    asked = "".join(CHANGES["promote"].sentences(status, Readiness(True, "base", None, [])))
+    assert [asked.count(text) for text in (*sentences, *warnings)] == [1, 1, 1, 1]
 
 
 def test_what_cannot_be_done_is_said_in_place_of_the_question(own_page):

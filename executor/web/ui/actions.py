@@ -135,7 +135,8 @@ def _promote(run: RunStatus, service: Readiness) -> list[str]:
         *_about_index(run, service),
     ]
     if run.verdict:
-        said.append(f"What was found out about it: {run.verdict}")
+        first, *others = words.verdict_alone(run.verdict, run.warnings)
+        said += [f"What was found out about it: {first}", *others, *run.warnings]
     return [*said, f"You can go back at any time: serve {service.served} again."]
 
 

@@ -1,6 +1,8 @@
 """What is meant, in plain words: errors, states, times and sizes."""
 
 import math
+import re
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -115,6 +117,12 @@ def first_sentence(text: str) -> str:
     return f"{first}." if mark else text
 
 
+def verdict_alone(verdict: str, warnings: Sequence[str]) -> list[str]:
+    """Return the sentences of a verdict, without the warnings that it ends with, which stand beside it."""
+    alone = verdict.removesuffix(" ".join(["Before you trust it:", *warnings])).strip() if warnings else verdict
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", alone)
+
+
 FILTERS: dict[str, Any] = {
     "size": size,
     "duration": duration,
@@ -122,6 +130,7 @@ FILTERS: dict[str, Any] = {
     "number": number,
     "count": count,
     "first_sentence": first_sentence,
+    "verdict_alone": verdict_alone,
     "state": lambda state: STATES.get(state, state),
     "phase": lambda phase: PHASES.get(phase, phase),
 }
