@@ -272,7 +272,9 @@ class FitParameters(TrainingOptions):
     total: Annotated[Whole, Field(ge=1, le=2**53)] | None = Field(
         None, description="train documents to expect; then it starts"
     )
-    start: Flag = Field(False, description="start with what is there; so does a request without documents")
+    start: Flag = Field(
+        False, description="start with what is there; so does a request without documents, which may correct `total`"
+    )
 
     def training_options(self) -> dict[str, Any]:
         """Return the training options that the caller has set, by name."""

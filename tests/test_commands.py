@@ -17,6 +17,7 @@ import pytest
 from conftest import coloured, encoded, images
 from executor.__main__ import main
 from executor.commands import calling
+from executor.commands import fit as fit_command
 from executor.commands.estimate import Estimate, estimate
 from executor.commands.fit import free_name
 from executor.commands.local import Reader
@@ -306,6 +307,38 @@ def test_a_training_is_estimated_from_a_step(tmp_path, photos):
         Estimate(epochs=1, seconds=9000.0, bytes=2.0**50, most=False)
     )
     assert estimate(place, options, TrainingOptions(), 100, [Document(uri="/nowhere.jpg")]) is None
+
+
+class Taker:
+    """In the place of a service: it has a run that goes on receiving until it is told to start."""
+
+    def __init__(self) -> None:
+        self.state, self.calls = "receiving", []
+
+    def call(self, path: str, docs: Any = (), **parameters: Any) -> list[RunStatus]:
+        if path == "/fit":
+            self.calls.append(parameters)
+            self.state = "succeeded"
+        found = [RunStatus(run="shop", state=self.state, ended_at="now" if self.state == "succeeded" else None)]
+        return found if "run" in parameters else []
+
+    def stream(self, path: str, docs: Any, answered: Any, **parameters: Any) -> None:
+        self.calls.append({**parameters, "sent": len(list(docs))})
+
+    def close(self) -> None:
+        pass
+
+
+def test_files_that_cannot_be_sent_are_not_among_the_documents_announced_in_the_end(
+    command, photos, capsys, monkeypatch
+):
+    place = Taker()
+    monkeypatch.setattr(fit_command, "connect", lambda url: place)
+    (photos / "c1" / "0.jpg").unlink()
+    (photos / "c1" / "0.jpg").symlink_to("nowhere.jpg")
+    assert command("fit", photos, "--service", "http://here", "--run", "shop") == 0
+    assert place.calls == [{"run": "shop", "total": 18, "sent": 17}, {"run": "shop", "start": True, "total": 17}]
+    assert "2 left out:" in capsys.readouterr().err
 
 
 @pytest.mark.flow

@@ -95,6 +95,15 @@ def test_what_a_version_has_seen_is_kept_with_all_that_its_base_had_seen(worksho
     assert not more.taught & more.proved
 
 
+@pytest.mark.parametrize(("total", "said"), [(60, False), (63, False), (64, True)])
+def test_documents_are_said_to_be_missing_only_where_fewer_came_than_announced(workshop, model, total, said):
+    again = docs([*range(60), 0, 1, 2])  # three of them come twice
+    _, _, noticed = divided(workshop, model, "run", again, total=total, **PART)
+    sentence = "63 of the 64 documents that `total` announced had arrived when the run began"
+    assert [warning for warning in noticed if "`total`" in warning and sentence not in warning] == []
+    assert any(sentence in warning for warning in noticed) is said
+
+
 @pytest.mark.parametrize("form", ["as before", "other ids", "another form"])
 def test_nothing_proves_a_model_that_taught_its_base_in_whatever_form_it_comes_again(workshop, model, form):
     taught, proved, _ = divided(workshop, model, "first", docs(range(60)), **PART)

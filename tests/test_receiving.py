@@ -468,6 +468,35 @@ def test_more_documents_than_announced_are_kept(desk: Desk) -> None:
     assert (run.state, run.train_rows) == (RunState.QUEUED, 5)
 
 
+def test_a_document_that_comes_again_has_arrived_again_also_for_a_service_that_was_started_again(
+    desk: Desk,
+) -> None:
+    desk.post(DocumentArray([*documents(3), *documents(1)]), run="a", total=7)
+    desk.post(documents(2, "bad", uri=None), run="a")
+    desk.receiver.close()
+    desk.receiver = desk.another()
+    desk.receiver.go_on()
+    run = desk.post(documents(1, "bad", uri=None), run="a")  # set aside before
+    assert (run.state, run.repeated) == (RunState.RECEIVING, 2)  # it waits for others, or to be started
+    run = desk.post(NOTHING, run="a")
+    assert (run.state, run.train_rows, run.arrived, run.total) == (RunState.QUEUED, 3, 7, 7)
+
+
+def test_eval_documents_and_copies_of_other_runs_are_not_among_those_that_arrived(desk: Desk) -> None:
+    desk.post(documents(3), run="first", total=3)
+    for _ in range(2):
+        desk.post(documents(2, "e"), run="a", split="eval", documents_from=["first"])
+    desk.post(documents(2, "f"), run="a", total=4)
+    run = desk.post(NOTHING, run="a")
+    assert (run.train_rows, run.arrived) == (5, 2)
+
+
+def test_the_request_that_starts_a_run_may_correct_what_was_announced(desk: Desk) -> None:
+    desk.post(documents(2), run="a", total=3)
+    run = desk.post(NOTHING, run="a", total=2)
+    assert (run.state, run.arrived, run.total) == (RunState.QUEUED, 2, 2)
+
+
 def test_a_request_without_documents_starts_the_run_at_once(desk: Desk) -> None:
     desk.post(documents(2), run="a", total=9)
     assert desk.post(NOTHING, run="a").state is RunState.QUEUED

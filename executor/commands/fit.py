@@ -126,30 +126,38 @@ def _send(
     place: Place, arguments: argparse.Namespace, census: Census, options: dict[str, Any], *, labelled: bool, show: bool
 ) -> None:
     """Send the eval documents, and then the train documents, with their number, and start the run."""
+    sent = 0
     with sending(show, sum(census.splits.values())) as bar:
         task = bar.add_task("sent" if arguments.service else "stored", total=sum(census.splits.values()))
 
         def docs(split: Literal["train", "eval"]) -> Iterator[Document]:
+            nonlocal sent
             for row in rows(arguments.source, columns_of(arguments), labelled=labelled):
                 if row.split != split or row.problem is not None:
                     continue
                 bar.advance(task)
                 try:
-                    yield loaded(row.document) if arguments.service and arguments.send == "pictures" else row.document
+                    doc = loaded(row.document) if arguments.service and arguments.send == "pictures" else row.document
                 except BadDocument as error:
                     census.leave_out(f"{row.document.id}: {error}")
+                    continue
+                sent += split == "train"
+                yield doc
 
         if census.splits["eval"]:
             place.stream("/fit", docs("eval"), _ignore, split="eval", **options)
         place.stream("/fit", docs("train"), _ignore, total=census.splits["train"], **options)
-    _start(place, options["run"])
+    _start(place, options["run"], sent)
 
 
-def _start(place: Place, name: str) -> None:
-    """Start a run that has got fewer documents than were counted: some were left out, or are there twice."""
+def _start(place: Place, name: str, sent: int) -> None:
+    """Start a run that has got fewer documents than were counted: some were left out, or are there twice.
+
+    Args: sent: how many train documents were sent in the end; the number announced is corrected to it.
+    """
     status: RunStatus = place.call("/status", run=name)[0]
     if status.state == "receiving":
-        place.call("/fit", run=name, start=True)
+        place.call("/fit", run=name, start=True, **({"total": sent} if sent else {}))
     while status.state == "receiving":
         time.sleep(0.2)
         status = place.call("/status", run=name)[0]

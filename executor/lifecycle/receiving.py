@@ -90,15 +90,16 @@ class Receiver:
                 return self._repeated(run, docs, parameters.split)
             self._check_room(run, docs, parameters.split)
             self._settle_options(run, parameters)
-            if parameters.total is not None and run.total is None:
-                self._store.set_total(run.name, parameters.total)
+            self._settle_total(run, parameters, has_docs=bool(docs))
         self._sources.gather(name)  # without the lock, because it may take long
         with self._lock_of(name):
             run = self._store.get(name)
             if run.state is not RunState.RECEIVING:
                 return self._repeated(run, docs, parameters.split)
             if docs:
-                self._append(run, docs, parameters.split)
+                new = self._append(run, docs, parameters.split)
+                if parameters.split == "train" and new < len(docs):
+                    self._store.add_repeated(name, len(docs) - new)
                 self._check_not_cancelled(name)
                 self._deadlines.arrived(run.name, train=parameters.split == "train")
             self._maybe_start(self._store.get(run.name), parameters, has_docs=bool(docs))
@@ -177,7 +178,11 @@ class Receiver:
         with self._lock_of(name):
             if self._store.exists(name) and self._store.get(name).state is RunState.RECEIVING:
                 train, evaluation = self._count_or_explain(name)
-                self._store.advance(name, RunState.QUEUED, train_rows=train, eval_rows=evaluation)
+                # A request that is sent again, because its answer was lost, cannot be told from documents that are
+                # there twice: it counts as arrived too, so that nobody is told of documents missing that are not.
+                arrived = self._arrived(name) + self._store.get(name).repeated
+                rows = {"train_rows": train, "eval_rows": evaluation, "arrived": arrived}
+                self._store.advance(name, RunState.QUEUED, **rows)
             self.release(name)
 
     def _count_or_explain(self, name: str) -> tuple[int, int]:
@@ -339,10 +344,6 @@ class Receiver:
                     f"Parameter {name!r} of run {run.name!r} is {present[name]!r} since an earlier request, not "
                     f"{value!r}; leave it out, or name another run."
                 )
-        if None not in (run.total, parameters.total) and run.total != parameters.total:
-            raise InvalidParameter(
-                f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
-            )
         named = tuple(name for name in asked if name not in given)
         if not {"documents_from", "feedback"}.isdisjoint(changed):
             self._sources.check(run.options.model_copy(update=changed))
@@ -350,6 +351,19 @@ class Receiver:
             options = self._checked(parse(TrainingOptions, present | changed, where="/fit"))
             configuration = run.configuration.model_copy(update={"given": (*given, *named)})
             self._store.set_options(run.name, options, configuration)
+
+    def _settle_total(self, run: Run, parameters: FitParameters, *, has_docs: bool) -> None:
+        """Save how many documents are announced. Raises: InvalidParameter: it contradicts an earlier request.
+
+        The request without documents that starts the run may correct it: who sends them may have left some out.
+        """
+        if parameters.total in (None, run.total):
+            return
+        if run.total is not None and has_docs:
+            raise InvalidParameter(
+                f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
+            )
+        self._store.set_total(run.name, parameters.total)
 
     def _repeated(self, run: Run, docs: Sequence[Document], split: str) -> str:
         """Accept a repeated request, which changes nothing. Raises: Conflict: new documents come too late."""
@@ -406,7 +420,9 @@ class Receiver:
             self._append(self._store.get(name), docs, "train")
             return self._count(name)[0] - before
 
-    def _append(self, run: Run, docs: Sequence[Document], split: str) -> None:
+    def _append(self, run: Run, docs: Sequence[Document], split: str) -> int:
+        """Store documents, or note why they cannot be used. Return how many of them no earlier request had brought."""
+        before = sum(self._count(run.name))
         fit: list[Document] = []
         problems: list[tuple[Document, str]] = []
         for doc in docs:
@@ -416,11 +432,12 @@ class Receiver:
             else:
                 problems.append((doc, fault))
         contradictions = self._spool(run.name, split).take(fit)
-        self._count(run.name)
+        new = sum(self._count(run.name)) - before
         problems += [(fit[number], reason) for number, reason in contradictions.items()]
         if problems:
             noted = [Quarantined(identity_of(doc).key, str(doc.id), reason) for doc, reason in problems]
-            self._store.quarantine(run.name, split, noted, spooled=False)
+            new += self._store.quarantine(run.name, split, noted, spooled=False)
+        return new
 
     def _check_not_cancelled(self, name: str) -> None:
         if self._store.get(name).state is not RunState.RECEIVING:

@@ -49,6 +49,10 @@ STEPS: tuple[tuple[str, ...], ...] = (
         "UPDATE runs SET settled = 1 WHERE ended_at IS NOT NULL",
         "CREATE INDEX runs_to_settle ON runs (number) WHERE settled = 0",
     ),
+    (  # of older runs it is not known
+        "ALTER TABLE runs ADD COLUMN repeated INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE runs ADD COLUMN arrived INTEGER",
+    ),
 )
 SCHEMA_VERSION = len(STEPS)
 

@@ -83,6 +83,7 @@ class JobRun(BaseModel):
     problems: list[tuple[str, str, str, str, bool]]
     history: list[tuple[str, str]]
     progress: Progress = Progress()
+    arrived: int | None = None
 
     def as_run(self) -> Run:
         """Return the run as a store has it."""

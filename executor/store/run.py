@@ -103,6 +103,8 @@ class Run:
         total: how many train documents to expect. train_rows, eval_rows: how many documents its spool has, once the
             run is queued.
         acknowledged: whether a request for it was answered, as far as that matters: while it is receiving.
+        repeated: how many train documents have come again. arrived: how many came through `/fit` in all, those included,
+            once the run is queued; None: it is not known.
     """
 
     number: int
@@ -121,6 +123,8 @@ class Run:
     started_at: str | None
     ended_at: str | None
     acknowledged: bool = True
+    repeated: int = 0
+    arrived: int | None = None
 
     @property
     def ranks(self) -> int:

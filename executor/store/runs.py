@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 _RUN_COLUMNS = (
     "number, name, state, options, configuration, total, train_rows, eval_rows, attempts, pid, error, verdict, "
-    "created_at, started_at, ended_at, acknowledged"
+    "created_at, started_at, ended_at, acknowledged, repeated, arrived"
 )
 
 
@@ -292,6 +292,11 @@ class RunStore:
         with self._database.transaction() as db:
             db.execute("UPDATE runs SET total = ? WHERE name = ?", (total, name))
 
+    def add_repeated(self, name: str, count: int) -> None:
+        """Note that so many train documents of a run have come again."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE runs SET repeated = repeated + ? WHERE name = ?", (count, name))
+
     def set_options(self, name: str, options: TrainingOptions, configuration: Configuration) -> None:
         """Replace the options of a run that is receiving."""
         with self._database.transaction() as db:
@@ -323,11 +328,12 @@ class RunStore:
 
     # quarantine ---------------------------------------------------------------------------------------------------
 
-    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> None:
-        """Note documents that cannot be used. One whose place is noted already is ignored.
+    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> int:
+        """Note documents that cannot be used. One whose place is noted already is ignored. Return how many are new.
 
         Args: spooled: whether they are in the spool.
         """
+        new = 0
         with self._database.transaction() as db:
             for place, document, reason in problems:
                 shown = brief(document), brief(reason, MAX_REASON)
@@ -337,7 +343,9 @@ class RunStore:
                     (name, split, place, *shown, int(spooled)),
                 )
                 if cursor.rowcount:
+                    new += 1
                     self._append_event(db, name, "skipped", f"document {shown[0]!r}: {reason}")
+        return new
 
     def problems(self, name: str, limit: int = SHOWN_PROBLEMS) -> list[tuple[str, str]]:
         """The first quarantined documents of a run, each `(id, reason)`."""

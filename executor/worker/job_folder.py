@@ -119,6 +119,7 @@ def _told(store: RunStore, run: Run) -> JobRun:
         total=run.total,
         train_rows=run.train_rows,
         eval_rows=run.eval_rows,
+        arrived=run.arrived,
         attempts=run.attempts,
         created_at=run.created_at,
         started_at=run.started_at,

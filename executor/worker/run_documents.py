@@ -336,10 +336,9 @@ class RunDocuments:
         found += [warning for split in (self._train, self._eval) if (warning := _about_ids(split.docs))]
         found += filter(None, [self._about_labels()])
         run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
-        arrived = (run.train_rows or 0) + self._store.count_problems(run.name, "train", spooled=False)
-        if run.total is not None and arrived < run.total:
+        if run.total is not None and run.arrived is not None and run.arrived < run.total:
             found.append(
-                f"{arrived} of the {run.total} documents that `total` announced had arrived when the run began: it was "
+                f"{run.arrived} of the {run.total} documents that `total` announced had arrived when the run began: it was "
                 "started, or no more came for as long as receive_timeout. Train again with all of them."
             )
         return found
