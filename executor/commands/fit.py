@@ -157,7 +157,8 @@ def _start(place: Place, name: str, sent: int) -> None:
     """
     status: RunStatus = place.call("/status", run=name)[0]
     if status.state == "receiving":
-        place.call("/fit", run=name, start=True, **({"total": sent} if sent else {}))
+        corrected: dict[str, Any] = {"total": sent} if sent else {}
+        place.call("/fit", run=name, start=True, **corrected)
     while status.state == "receiving":
         time.sleep(0.2)
         status = place.call("/status", run=name)[0]

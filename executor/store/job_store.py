@@ -88,10 +88,11 @@ class JobStore(RunStore):
     def progress(self, name: str) -> Progress:
         return self._progress.latest
 
-    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> None:
+    def quarantine(self, name: str, split: str, problems: Iterable[Quarantined], *, spooled: bool) -> int:
         problems = list(problems)
-        super().quarantine(name, split, problems, spooled=spooled)
+        new = super().quarantine(name, split, problems, spooled=spooled)
         self._lines.append("problems.jsonl", [[split, *problem, spooled] for problem in problems])
+        return new
 
     def _append_event(
         self, db: sqlite3.Connection, name: str, kind: str, message: str, *, at: str | None = None

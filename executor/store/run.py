@@ -103,8 +103,8 @@ class Run:
         total: how many train documents to expect. train_rows, eval_rows: how many documents its spool has, once the
             run is queued.
         acknowledged: whether a request for it was answered, as far as that matters: while it is receiving.
-        repeated: how many train documents have come again. arrived: how many came through `/fit` in all, those included,
-            once the run is queued; None: it is not known.
+        repeated: how many train documents have come again. arrived: once the run is queued, how many came through
+            `/fit` in all, those included; None: it is not known.
     """
 
     number: int

@@ -338,8 +338,8 @@ class RunDocuments:
         run = self._store.get(self._run.name)  # read again: the numbers of rows are known since it was queued
         if run.total is not None and run.arrived is not None and run.arrived < run.total:
             found.append(
-                f"{run.arrived} of the {run.total} documents that `total` announced had arrived when the run began: it was "
-                "started, or no more came for as long as receive_timeout. Train again with all of them."
+                f"{run.arrived} of the {run.total} documents that `total` announced had arrived when the run began: it "
+                "was started, or no more came for as long as receive_timeout. Train again with all of them."
             )
         return found
 
