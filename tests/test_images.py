@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from executor.commands.sending import loaded
 from executor.documents import Document, Match
 from executor.errors import BadDocument
 from executor.images.arrays import image_from_array, looks_channels_first
@@ -245,7 +246,37 @@ def test_a_truncated_file_is_refused_by_its_format(file_format, min_size, fracti
         decode_image(data[: int(len(data) * fraction)], ANY, min_size=min_size)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0\n"])
+def heif(*brands: bytes) -> bytes:
+    """The first bytes of a file of that family, and some more."""
+    listed = brands[0] + bytes(4) + b"".join(brands[1:])
+    return (len(listed) + 8).to_bytes(4, "big") + b"ftyp" + listed + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("brands", "form"),
+    [((b"heic", b"mif1", b"heic"), "HEIC"), ((b"mif1", b"avif", b"miaf"), "AVIF"), ((b"avif",), "AVIF")],
+)
+def test_a_picture_of_a_form_that_is_not_read_is_named_whatever_its_file_is_called(brands, form):
+    said = f"The image is {form}, of a form that is not read here; convert it, to JPEG for instance"
+    with pytest.raises(BadDocument, match=f"^{said}$"):
+        decode_image(heif(*brands), ANY)
+
+
+def test_a_film_is_of_an_unknown_format():
+    with pytest.raises(BadDocument, match="unknown format"):
+        decode_image(heif(b"isom", b"mp42"), ANY)
+
+
+@pytest.mark.parametrize("source", ["uri", "buffer", "loaded"])
+def test_an_empty_file_is_said_to_be_empty_however_it_comes(tmp_path, source):
+    path = tmp_path / "empty.jpg"
+    path.touch()
+    doc = Document(buffer=b"") if source == "buffer" else Document(uri=str(path))
+    with pytest.raises(BadDocument, match="^The file is empty: it has 0 bytes$"):
+        loaded(doc) if source == "loaded" else image_of(doc)
+
+
+@pytest.mark.parametrize("data", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0\n"])
 def test_an_unknown_format_is_refused_listing_the_known_ones(data):
     with pytest.raises(BadDocument, match="unknown format; send JPEG, PNG, WebP, GIF, BMP or TIFF"):
         decode_image(data, ANY)

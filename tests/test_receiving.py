@@ -269,6 +269,7 @@ NO_CONTENT = "has neither uri nor blob nor buffer"
     ("fields", "reason"),
     [
         ({"uri": None}, f"it {NO_CONTENT}"),
+        ({"uri": None, "buffer": b""}, "The file is empty: it has 0 bytes"),
         ({"uri": "/etc/passwd"}, "outside the allowed roots"),
         ({"uri": "http://host/x.png"}, "remote uris are off"),
         ({"tags": {"finetuner_label": [1]}}, "finetuner_label"),

@@ -23,8 +23,9 @@ from .arrays import image_from_array, over_white, three_channels
 from .budget import LargePicture, Reader, reserved
 from .formats import bmp, gif, jpeg, png, tiff, webp
 from .formats.stored import BAND_PIXELS, Stored, TooCostly
+from .formats.unread import CURE, unread_form
 from .orientation import TURNS
-from .policy import ImagePolicy, check_bytes, check_pixels
+from .policy import EMPTY, ImagePolicy, check_bytes, check_pixels
 
 
 class _Codec(NamedTuple):
@@ -64,9 +65,13 @@ def decode_image(data: bytes, policy: ImagePolicy, *, min_size: int | None = Non
     Raises: BadDocument: the format is unknown, or the image is damaged, truncated, over the limits or would take too
         long. The limits are checked against the header before anything is decoded.
     """
+    if not data:
+        raise BadDocument(EMPTY)
     check_bytes(len(data), policy)
     codec = _codec_of(data)
     if codec is None:
+        if form := unread_form(data):
+            raise BadDocument(f"The image is {form}, {CURE}")
         raise BadDocument("The image has an unknown format; send JPEG, PNG, WebP, GIF, BMP or TIFF")
     try:
         stored = codec.read(data)

@@ -10,7 +10,7 @@ import os
 import stat
 
 from ..errors import BadDocument
-from .policy import ImagePolicy, check_bytes
+from .policy import EMPTY, ImagePolicy, check_bytes
 from .remote import shown
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,6 +35,8 @@ def read_file(path: str, policy: ImagePolicy) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadDocument(f"{shown(path)} is not a regular file; give the path of an image file")
+            if not status.st_size:
+                raise BadDocument(EMPTY)
             check_bytes(status.st_size, policy)
             with open(descriptor, "rb", closefd=False) as file:
                 return file.read(status.st_size)

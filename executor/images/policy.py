@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..errors import BadDocument
 
 
+EMPTY = "The file is empty: it has 0 bytes"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImagePolicy:
     """Which files and addresses may be read, and how large an image may be.

@@ -22,7 +22,7 @@ def load_uri_to_image_blob(doc: Any, policy: ImagePolicy = DEFAULT_POLICY) -> np
     Returns: H×W×3 uint8 RGB, turned upright by its EXIF orientation.
     Raises: BadDocument: there is no image, it cannot be read, or `policy` does not allow it.
     """
-    if doc.uri or doc.buffer:
+    if doc.uri or doc.buffer is not None:
         return _encoded_image(doc, policy, min_size=None)
     return image_of(doc, policy)
 
@@ -44,6 +44,6 @@ def image_of(doc: Any, policy: ImagePolicy = DEFAULT_POLICY, *, min_size: int | 
 def _encoded_image(doc: Any, policy: ImagePolicy, min_size: int | None) -> np.ndarray:
     if doc.uri:
         return decode_image(read_uri(doc.uri, policy), policy, min_size=min_size)
-    if doc.buffer:
+    if doc.buffer is not None:
         return decode_image(without_base64(doc.buffer, policy), policy, min_size=min_size)
     raise BadDocument(f"The document has no image content; set uri, buffer or blob ({OTHER_CLASSES})")

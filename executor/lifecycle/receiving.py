@@ -23,6 +23,7 @@ from ..errors import (
     brief,
 )
 from ..images.reading import OTHER_CLASSES
+from ..images.policy import EMPTY
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse
@@ -470,6 +471,8 @@ class Receiver:
     def _check_content(self, doc: Any, what: str) -> None:
         if doc.uri is not None:
             check_uri(doc.uri, self._policy)
+        elif isinstance(doc.content, bytes) and not doc.content:
+            raise BadDocument(EMPTY)
         elif doc.content is None:
             raise BadDocument(f"{what} has neither uri nor blob nor buffer; set one of them ({OTHER_CLASSES})")
 

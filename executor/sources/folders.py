@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..documents import LABEL_TAG, Document
 from ..errors import ConfigurationError
+from ..images.formats.unread import CURE
 from ..images.uris import is_unicode
 from .rows import SPLITS, Row
 
@@ -54,9 +55,7 @@ def _read_part(root: Path, part: Path, split: Literal["train", "eval"], labelled
         if not is_unicode(path):
             yield _unsayable(name, split)
         elif is_unreadable:
-            yield Row(
-                doc, split, f"{name} is a picture of a form that is not read here; convert it, to JPEG for instance"
-            )
+            yield Row(doc, split, f"{name} is a picture {CURE}")
         elif not is_picture:
             yield Row(doc, split, f"{name} is no picture, by its name")
         elif labelled and len(inside) == 1:

@@ -11,6 +11,7 @@ webp.py    chunks, and the first frame
 gif.py     blocks before the first frame
 bmp.py     the header
 tiff.py    the first directory, strips and tiles
+unread.py  forms that are not read, by their first bytes
 
 May import only errors.
 """
