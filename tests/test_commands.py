@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from conftest import coloured, encoded, images
 from executor.__main__ import main
@@ -327,6 +329,33 @@ class Taker:
 
     def close(self) -> None:
         pass
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "said"),
+    [
+        ("csv", [], "has no column 'label' (its columns: uri, foo), so it is trained without labels. Name the labels'"),
+        ("parquet", [], "has no column 'label' (its columns: uri, foo), so it is trained without labels. Name the"),
+        ("txt", [], "has no labels: only a table or class folders have them, so it is trained without labels."),
+        ("csv", ["--kind", "class"], "has no column 'label' (its columns: uri, foo), so --kind class needs them."),
+        ("csv", ["--kind", "unlabeled"], None),
+        ("csv", ["--label-column", "FOO"], None),
+    ],
+)
+def test_a_source_without_labels_is_named_before_it_is_trained_on(
+    command, photos, tmp_path, capsys, monkeypatch, ending, options, said
+):
+    source, uri = tmp_path / f"shop.{ending}", str(photos / "c0" / "1.jpg")
+    if ending == "parquet":
+        parquet.write_table(pa.table({"uri": [uri], "foo": ["a"]}), source)
+    else:
+        source.write_text(f"{uri}\n" if ending == "txt" else f"uri,foo\n{uri},a\n")
+    monkeypatch.setattr(fit_command, "connect", lambda url: Taker())
+    assert command("fit", source, "--service", "http://here", *options) == 0
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if "--kind unlabeled" in line]
+    assert [line.startswith(f"{source} {said}") for line in told] == ([] if said is None else [True])
+    assert not said or lines.index(told[0]) < lines.index("Run shop.")
 
 
 def test_files_that_cannot_be_sent_are_not_among_the_documents_announced_in_the_end(

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from conftest import coloured, encoded
 from executor.documents import GROUP_TAG, LABEL_TAG
 from executor.errors import ConfigurationError
-from executor.sources import Columns, documents, rows
+from executor.sources import Columns, column_names, documents, rows
 from extras import run_with_extras
 
 
@@ -134,6 +134,42 @@ def test_a_row_without_a_picture_or_with_an_empty_label_is_left_out_by_its_numbe
         "row 3: the label in the column 'label' is empty",
         None,
     ]
+
+
+def test_columns_are_found_without_regard_to_case_where_one_alone_is_meant(tmp_path):
+    place = table(tmp_path / "t.csv", ["URI", "Label", "Group", "Split"], ["x.jpg", "a", "g", "eval"])
+    (row,) = rows(place)
+    assert (row.split, row.document.tags) == ("eval", {LABEL_TAG: "a", GROUP_TAG: "g"})
+    (doc,) = documents(place, Columns(label="group"))
+    assert doc.tags[LABEL_TAG] == "g"
+    (doc,) = documents(table(tmp_path / "u.csv", ["uri", "Label", "LABEL"], ["x.jpg", "a", "b"]))
+    assert doc.tags == {}
+    (doc,) = documents(table(tmp_path / "v.csv", ["uri", "Label", "label"], ["x.jpg", "a", "b"]))
+    assert doc.tags == {LABEL_TAG: "b"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+def test_a_table_is_read_with_the_separator_that_its_header_has(tmp_path, ending, separator, quoting):
+    place = tmp_path / f"t.{ending}"
+    with open(place, "w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=separator, quoting=quoting).writerows([["uri", "label"], ["x.jpg", "a,b;c"]])
+    (doc,) = documents(place)
+    assert (doc.uri, doc.tags) == (str(tmp_path / "x.jpg"), {LABEL_TAG: "a,b;c"})
+    assert column_names(place) == ["uri", "label"]
+
+
+def test_a_column_alone_needs_no_separator(tmp_path):
+    (doc,) = documents(table(tmp_path / "t.csv", ["uri"], ["x;y.jpg"]))
+    assert doc.uri == str(tmp_path / "x;y.jpg")
+
+
+def test_a_label_that_is_no_number_is_empty(tmp_path):
+    place = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"uri": ["x.jpg", "y.jpg"], "label": [1.0, float("nan")]}), place)
+    good, bad = rows(place)
+    assert (good.document.tags, bad.problem) == ({LABEL_TAG: 1}, "row 2: the label in the column 'label' is empty")
 
 
 def test_a_path_is_looked_for_beside_the_table_and_then_here(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from ..sources import rows
 from .calling import Place, connect
 from .local import Trainer
 from .places import add_place, to_train_in
-from .reading import Census, add_source, columns_of, say_what_is_left_out, take_census
+from .reading import Census, add_source, columns_of, say_what_is_left_out, take_census, without_labels
 from .sending import add_send, loaded
 from .showing import as_json, end_of, follow, print_json, sending
 
@@ -51,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     labelled = options.get("kind") != "unlabeled"
     census = take_census(arguments.source, columns_of(arguments), labelled=labelled)
     print(census, file=sys.stderr)
+    if labelled and not census.labels:
+        print(without_labels(arguments.source, str(options.get("kind", "auto"))), file=sys.stderr)
     show = sys.stderr.isatty()
     place = _place(arguments)
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..documents import LABEL_TAG, Document
 from ..errors import ConfigurationError
-from ..sources import Columns, Row, rows
+from ..sources import Columns, Row, column_names, rows
 from ..sources.folders import NoClassFolders
 
 SHOWN = 8  # rows that are left out are named, up to so many; and as many documents are kept to try
@@ -85,6 +85,18 @@ def take_census(source: Path, columns: Columns, *, labelled: bool) -> Census:
         why = f" Of {census.left_out} rows none can be used: {census.examples[0]}." if census.left_out else ""
         raise ConfigurationError(f"{source} has no documents to train on.{why}")
     return census
+
+
+def without_labels(source: Path, kind: str) -> str:
+    """Say what a source has instead of labels, what follows, and how to name them. Args: kind: as asked for."""
+    names = column_names(source)
+    what = "has no labels: only a table or class folders have them"
+    cure = "Make it a table with a column 'label'"
+    if names is not None:
+        what = f"has no column 'label' (its columns: {', '.join(names)})"
+        cure = "Name the labels' column with --label-column"
+    then = "it is trained without labels" if kind == "auto" else f"--kind {kind} needs them"
+    return f"{source} {what}, so {then}. {cure}, or say --kind unlabeled if none are meant."
 
 
 def say_what_is_left_out(left_out: int, examples: list[str]) -> None:

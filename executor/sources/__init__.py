@@ -12,7 +12,7 @@ A reader opens no picture. It yields the rows in the same order each time.
 May import documents, errors.
 """
 
-from .opening import documents, rows
+from .opening import column_names, documents, rows
 from .rows import Columns, Row
 
-__all__ = ["Columns", "Row", "documents", "rows"]
+__all__ = ["Columns", "Row", "column_names", "documents", "rows"]

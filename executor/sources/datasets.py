@@ -41,6 +41,13 @@ def read_dataset(folder: Path, columns: Columns) -> Iterator[Row]:
         yield from _read_one(folder / name, columns, SPLITS[name])
 
 
+def dataset_names(folder: Path) -> list[str]:
+    """Return the names of the columns of a dataset, or of the first of a dictionary of them."""
+    dictionary = folder / "dataset_dict.json"
+    part = folder / _json(dictionary)["splits"][0] if dictionary.is_file() else folder
+    return list(_json(part / "dataset_info.json").get("features") or {})
+
+
 def _read_one(folder: Path, columns: Columns, split: Literal["train", "eval"]) -> Iterator[Row]:
     import pyarrow as pa
 

@@ -6,13 +6,15 @@ from typing import Literal
 
 from ..documents import Document
 from ..errors import ConfigurationError
-from .datasets import is_dataset, read_dataset
+from .datasets import dataset_names, is_dataset, read_dataset
 from .folders import read_folder
 from .lists import read_list
 from .rows import Columns, Row
-from .tables import read_csv, read_parquet
+from .tables import csv_names, parquet_names, read_csv, read_parquet
 
 USUAL_COLUMNS = Columns()
+_CSV = (".csv", ".tsv")
+_PARQUET = (".parquet", ".pq")
 
 
 def rows(source: Path, columns: Columns = USUAL_COLUMNS, *, labelled: bool = True) -> Iterator[Row]:
@@ -48,15 +50,25 @@ def documents(
             yield row.document
 
 
+def column_names(source: Path) -> list[str] | None:
+    """Return the names of the columns of a source that `rows` can read; None: it is no table."""
+    ending = source.suffix.lower()
+    if source.is_dir():
+        return dataset_names(source) if is_dataset(source) else None
+    if ending in _CSV:
+        return csv_names(source)
+    return parquet_names(source) if ending in _PARQUET else None
+
+
 def _reader(source: Path, columns: Columns, labelled: bool) -> Iterator[Row]:
     ending = source.suffix.lower()
     if not source.exists():
         raise ConfigurationError(f"{source} is not there; name a folder of pictures, a table or a list of uris.")
     if source.is_dir():
         return read_dataset(source, columns) if is_dataset(source) else read_folder(source, labelled=labelled)
-    if ending in (".csv", ".tsv"):
+    if ending in _CSV:
         return read_csv(source, columns)
-    if ending in (".parquet", ".pq"):
+    if ending in _PARQUET:
         return read_parquet(source, columns)
     if ending in (".txt", ".lst"):
         return read_list(source)

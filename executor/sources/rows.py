@@ -1,5 +1,6 @@
 """A row of a source: a document, or why there is none; and which columns of a table have what."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ class Row:
 class Columns:
     """Which column of a table has what. One that is None is looked for by its usual name, and may be missing.
 
+    Names that differ from those of a table in capital letters alone are taken for these, if one column alone is meant.
+
     Attributes:
         uri: the picture: a uri, the bytes of a file, or both in a struct. label, group: tags of the document.
         split: `train` or `eval`. id: the document's id, else its uri.
@@ -48,13 +51,16 @@ class Columns:
 
         Raises: ConfigurationError: a column that was named, or that of the pictures, is missing.
         """
-        named = {name: value for name, value in vars(self).items() if value is not None}
-        for name, value in named.items():
-            if value not in there:
+        named: dict[str, str | None] = {}
+        for name, value in vars(self).items():
+            if value is None:
+                continue
+            named[name] = _first_there((value,), there)
+            if named[name] is None:
                 raise ConfigurationError(
                     f"{place} has no column {value!r} (--{name}-column); its columns are: {', '.join(there) or 'none'}."
                 )
-        usual = {name: next((each for each in names if each in there), None) for name, names in USUAL.items()}
+        usual = {name: _first_there(names, there) for name, names in USUAL.items()}
         found = Columns(**{**usual, **named})
         if found.uri is None:
             raise ConfigurationError(
@@ -71,6 +77,18 @@ USUAL = {
     "split": ("split",),
     "id": ("id",),
 }
+
+
+def _first_there(names: tuple[str, ...], there: list[str]) -> str | None:
+    """Return the first column that has one of some names; if there is none, the first without regard to case."""
+    for name in names:
+        if name in there:
+            return name
+    for name in names:
+        alike = [each for each in there if each.strip().casefold() == name.casefold()]
+        if len(alike) == 1:
+            return alike[0]
+    return None
 
 
 @dataclass
@@ -138,4 +156,7 @@ class RowMaker:
 
 
 def _empty(value: Any) -> bool:
+    """Whether a cell has nothing; NaN is how tables of numbers say that."""
+    if isinstance(value, float):
+        return math.isnan(value)
     return value is None or (isinstance(value, str) and not value.strip())
