@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ..web.server import Door
 
 PORT = 8080
+_DESCRIBED = {  # where a default differs from that in a Flow
+    "http_port": f"port on which it serves; 0: a free one, which is printed; by default {PORT}"
+}
 _KEPT_MEMORY = 2**29  # bytes, as in `service.py`
 
 
@@ -37,7 +40,7 @@ def add(commands: Any) -> None:
     serve.add_argument("--config", type=Path, help="a config.yml, whose `with` has options; flags come before it")
     options = serve.add_argument_group("options of the executor (docs/parameters.md); lists and objects as JSON")
     for name, field in ExecutorOptions.model_fields.items():
-        text = (field.description or "").replace("%", "%%").replace("`", "")
+        text = _DESCRIBED.get(name, field.description or "").replace("%", "%%").replace("`", "")
         options.add_argument(f"--{name.replace('_', '-')}", dest=f"option_{name}", metavar="VALUE", help=text)
 
 

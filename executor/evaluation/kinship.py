@@ -133,7 +133,7 @@ def flattery(train: Side, learned: np.ndarray, other: Side, proving: np.ndarray)
     return (
         f"{share:.0%} of the pictures that prove the model are nearly the same as one of their label that it was "
         "trained on, as pictures of one moment are: the figures may flatter. Give pictures of one moment the same "
-        "tags['finetuner_group'], or send eval documents of other moments."
+        "tags['finetuner_group'] (of a table, with --group-column), or send eval documents of other moments."
     )
 
 
