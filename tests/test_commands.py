@@ -23,6 +23,7 @@ from executor.commands import fit as fit_command
 from executor.commands.estimate import Estimate, estimate
 from executor.commands.fit import free_name
 from executor.commands.local import Reader
+from executor.commands.showing import details
 from executor.documents import Document, RunStatus
 from executor.models.versions import ensure_base
 from executor.parameters import TrainingOptions, parse_executor_options
@@ -99,6 +100,46 @@ def test_the_status_of_a_run_is_shown_whole(command, workspace, capsys):
     assert shown["train_documents"].strip() == "3"
     assert command("status", "--workspace", workspace, "--json") == 0
     assert json.loads(capsys.readouterr().out)["run"] == "second"
+
+
+def test_the_figures_of_a_status_are_shown_for_people():
+    plan = {"from": "base", "advice": "map index", "nothing": [], "map index": [0.22154, 0.2, 0.25]}
+    status = RunStatus(
+        run="shop", loss=26.494747161865234, images_per_second=123.456, disk_bytes=45604864.0, eta_seconds=61.7,
+        index_plan=plan, sources={"feedback": 3.0}, metrics={"tuned/mrr": 0.51234},
+    )  # fmt: skip
+    names, values = (list(column.cells) for column in details(status).columns)
+    shown = dict(zip(names, values, strict=True))
+    assert (shown["loss"], shown["images_per_second"]) == ("26.4947", "123 images/s")
+    assert (shown["disk_bytes"], shown["eta_seconds"]) == ("45.6 MB", "1:01 left")
+    assert shown["eval_documents"] == "0; the model was measured on train documents that were held out"
+    assert (shown["sources"], shown["metrics"]) == ("feedback 3", "tuned/mrr 0.512")
+    assert shown["index_plan"].splitlines() == [
+        "for an index of 'base' vectors: map index; mAP@R of each way:",
+        "nothing: impossible, as the sizes differ",
+        "map index: 0.222 (0.200 to 0.250)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "seconds", "said"),
+    [
+        (1, 0.01, "At most 1 s for the training alone (1 epoch;"),
+        (3, 5.2, "At most 6 s for the training alone (3 epoch"),
+    ],
+)
+def test_an_estimate_is_never_nothing_and_says_what_it_leaves_out(epochs, seconds, said):
+    found = str(Estimate(epochs=epochs, seconds=seconds, bytes=2.0**30, most=True))
+    assert found.startswith(said)
+    assert "starting, measuring and the report come on top" in found
+
+
+def test_serve_says_of_its_port_one_thing(capsys, command):
+    with pytest.raises(SystemExit):
+        command("serve", "--help")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0: a free one, which is printed; by default 8080" in said
+    assert "by default there is none --http-host" not in said
 
 
 def test_watching_a_run_that_was_cancelled_ends_with_1(command, workspace, capsys):

@@ -5,6 +5,7 @@ import binascii
 import contextlib
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -258,7 +259,7 @@ def heif(*brands: bytes) -> bytes:
 )
 def test_a_picture_of_a_form_that_is_not_read_is_named_whatever_its_file_is_called(brands, form):
     said = f"The image is {form}, of a form that is not read here; convert it, to JPEG for instance"
-    with pytest.raises(BadDocument, match=f"^{said}$"):
+    with pytest.raises(BadDocument, match=re.escape(said)):
         decode_image(heif(*brands), ANY)
 
 
@@ -272,7 +273,7 @@ def test_an_empty_file_is_said_to_be_empty_however_it_comes(tmp_path, source):
     path = tmp_path / "empty.jpg"
     path.touch()
     doc = Document(buffer=b"") if source == "buffer" else Document(uri=str(path))
-    with pytest.raises(BadDocument, match="^The file is empty: it has 0 bytes$"):
+    with pytest.raises(BadDocument, match=r"^The file is empty: it has 0 bytes$"):
         loaded(doc) if source == "loaded" else image_of(doc)
 
 

@@ -126,6 +126,20 @@ def test_the_status_has_exactly_these_fields_and_what_is_impossible_is_empty() -
     assert "There is none if nothing is done, as the sizes differ." in found.sentence()
 
 
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        ((-0.008, -0.033, 0.017), "it gains 0.008 (-0.017 to 0.033), and may lose 0.02."),
+        ((0.008, -0.017, 0.033), "it loses 0.008 (-0.017 to 0.033), and may lose 0.02."),
+        ((-0.0001, 0.0, 0.0), "it loses 0.000 (0.000 to 0.000), and may lose 0.02."),
+    ],
+)
+def test_what_is_gained_is_not_called_a_negative_loss(loss: tuple[float, float, float], said: str) -> None:
+    figures = {INDEX: (0.7, 0.6, 0.8), ANEW: (0.7, 0.6, 0.8)}
+    made = IndexPlan(version="shop", figures=figures, losses={INDEX: loss}, advice=INDEX, tolerance=0.02)
+    assert made.sentence().endswith(said)
+
+
 # --- how old and new vectors are searched together -------------------------------------------------------------------
 
 

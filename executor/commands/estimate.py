@@ -1,5 +1,6 @@
 """How long a training in a workspace will take and how much memory, from a few pictures and one small batch."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Estimate:
     """What a training will take, if the machine stays as busy as it is.
 
     Attributes:
-        seconds: for decoding and all epochs; measuring and saving come on top. bytes: the peak of its process.
+        seconds: for decoding and all epochs; starting, measuring and saving come on top.
+        bytes: the peak of its process.
         most: whether it is an upper bound, because a frozen backbone is computed once and not in each epoch.
     """
 
@@ -41,11 +43,15 @@ class Estimate:
 
     def __str__(self) -> str:
         about = "At most" if self.most else "About"
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
         minutes = self.seconds / 60
         longer = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-        duration = f"{self.seconds:.0f} s" if minutes < 2 else longer
+        duration = f"{max(1, math.ceil(self.seconds))} s" if minutes < 2 else longer
         free = psutil.virtual_memory().available
-        text = f"{about} {duration} for {self.epochs} epochs, and {self.bytes / 2**30:.1f} GiB of memory"
+        text = (
+            f"{about} {duration} for the training alone ({epochs}; starting, measuring and the report come on top), "
+            f"and {self.bytes / 2**30:.1f} GiB of memory"
+        )
         if self.bytes > free:
             return f"{text}; only {free / 2**30:.1f} GiB are free, so set --option micro_batch={TRIED}."
         return f"{text}, as this machine is now."

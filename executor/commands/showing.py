@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -61,12 +61,54 @@ def details(status: RunStatus) -> Table:
     for name, value in as_json(status).items():
         if name in (*UNCHANGED, "id") or value in (None, "", [], {}):
             continue
-        if name == "metrics":
-            value = "\n".join(f"{metric} {figure:.3f}" for metric, figure in sorted(value.items()))
+        if name == "eval_documents" and not value and status.metrics:
+            value = "0; the model was measured on train documents that were held out"
+        elif name in _IN_WORDS:
+            value = _IN_WORDS[name](value)
         table.add_row(name, "\n".join(value) if isinstance(value, list) else str(value))
     for problem in status.problems:
         table.add_row("left out", f"{problem.id}: {problem.reason}")
     return table
+
+
+def _metrics(values: dict[str, float]) -> list[str]:
+    return [f"{metric} {figure:.3f}" for metric, figure in sorted(values.items())]
+
+
+def _bytes(value: float) -> str:
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    power = 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {units[power]}"
+
+
+def _time_left(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
+def _plan(plan: dict[str, Any]) -> list[str]:
+    """Say what to do with an index, and the figures of each way, an empty list where it is impossible."""
+    ways = [(way, figure) for way, figure in plan.items() if way not in ("from", "advice")]
+    return [
+        f"for an index of {plan.get('from')!r} vectors: {plan.get('advice')}; mAP@R of each way:",
+        *(
+            f"{way}: {'{:.3f} ({:.3f} to {:.3f})'.format(*figure) if figure else 'impossible, as the sizes differ'}"
+            for way, figure in ways
+        ),
+    ]
+
+
+_IN_WORDS: dict[str, Callable[[Any], Any]] = {
+    "metrics": _metrics,
+    "loss": "{:.4f}".format,
+    "images_per_second": "{:.3g} images/s".format,
+    "eta_seconds": _time_left,
+    "disk_bytes": _bytes,
+    "index_plan": _plan,
+    "level": "{:.3g}".format,
+    "sources": lambda found: [f"{source} {count:.0f}" for source, count in found.items()],
+}
 
 
 def _figure(value: float | None) -> str:
@@ -124,7 +166,7 @@ class _Bar:
         if status.images_per_second:
             rest.append(f"{status.images_per_second:.0f} images/s")
         if status.eta_seconds is not None:
-            rest.append(f"{int(status.eta_seconds) // 60}:{int(status.eta_seconds) % 60:02d} left")
+            rest.append(_time_left(status.eta_seconds))
         self._bar.update(self._task, total=status.steps or None, completed=status.step, what=what, rest="  ".join(rest))
 
 

@@ -61,19 +61,23 @@ class IndexPlan:
         if self.unseen_figures:
             words += f" On the {self.unseen} classes never seen: {_told(self.unseen_figures)}."
         loss = self.losses.get(self.advice)
-        why = (
-            "no cheaper way is proven to lose at most "
-            if loss is None
-            else f"it loses {loss[0]:.3f} ({_range(loss)}), and may lose "
-        )
+        why = "no cheaper way is proven to lose at most " if loss is None else f"it {loss_told(loss)}, and may lose "
         return (
             f"Searches in an index of {self.version!r} vectors have mAP@R {_told(self.figures)}.{words} "
             f"Advice: {_DONE[self.advice]} ({self.advice}): {why}{self.tolerance:g}."
         )
 
 
-def _range(loss: Figure) -> str:
-    return TOO_FEW if is_open(*loss[1:], signed=True) else f"{loss[1]:.3f} to {loss[2]:.3f}"
+def loss_told(loss: Figure) -> str:
+    """Say what is lost, or gained, with its interval."""
+    mean, low, high = loss
+    if round(mean, 3) < 0:
+        return f"gains {-mean:.3f} ({_range(-high, -low)})"
+    return f"loses {abs(mean):.3f} ({_range(low, high)})"
+
+
+def _range(low: float, high: float) -> str:
+    return TOO_FEW if is_open(low, high, signed=True) else f"{low:.3f} to {high:.3f}"
 
 
 def _told(figures: dict[str, Figure | None]) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from ..errors import BadDocument
 
-
 EMPTY = "The file is empty: it has 0 bytes"
 
 

@@ -22,8 +22,8 @@ from ..errors import (
     WorkspaceError,
     brief,
 )
-from ..images.reading import OTHER_CLASSES
 from ..images.policy import EMPTY
+from ..images.reading import OTHER_CLASSES
 from ..images.uris import check_uri
 from ..loading.datasets import fault_of
 from ..parameters import ExecutorOptions, FitParameters, TrainingOptions, parse

@@ -35,11 +35,15 @@ def loss_of(leap: Leap) -> str:
         (mapped, low, high), anew = plan[INDEX], plan[ANEW]
         return (
             f"On the eval documents of {leap.to!r}: mAP@R {mapped:.3f} ({said(low, high)}) with vectors mapped, "
-            f"{anew[0]:.3f} ({said(*anew[1:])}) embedded anew: a loss of {anew[0] - mapped:.3f}. "
+            f"{anew[0]:.3f} ({said(*anew[1:])}) embedded anew: {_change(mapped - anew[0])}. "
             f"The advice was: {plan['advice']}."
         )
     why = "the run had no proof" if leap.forward else "a run measures how vectors are mapped into its own space only"
     return f"The loss of the map from {leap.version!r} to {leap.to!r} was not measured: {why}."
+
+
+def _change(gained: float) -> str:
+    return f"a gain of {gained:.3f}" if round(gained, 3) > 0 else f"a loss of {abs(gained):.3f}"
 
 
 def map_file(source: Path, target: Path, leap: Leap, *, say: Callable[[str], None] = lambda line: None) -> int:

@@ -51,7 +51,7 @@ def _separator(path: Path, file: TextIO) -> str:
     """
     header = file.readline()
     file.seek(0)
-    usual, *others = "\t,;" if path.suffix.lower() == ".tsv" else ",;\t"
+    usual, *others = ["\t", ",", ";"] if path.suffix.lower() == ".tsv" else [",", ";", "\t"]
     plain = [each for each in others if len(next(csv.reader([header], delimiter=each), [])) > 1]
     alone = len(next(csv.reader([header], delimiter=usual), [])) < 2
     return plain[0] if alone and len(plain) == 1 else usual

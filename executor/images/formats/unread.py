@@ -1,4 +1,4 @@
-"""Forms of pictures that are not read here, known by their first bytes, so that whoever sends one is told which it is."""
+"""Forms of pictures that are not read here, known by their first bytes, so that their sender is told which it is."""
 
 CURE = "of a form that is not read here; convert it, to JPEG for instance"
 _AVIF = (b"avif", b"avis")
