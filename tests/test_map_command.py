@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from executor.models.saving import save_model, space_of
 from executor.models.space_map import KnownMap, read_map, unit_length, write_map
 from executor.serving import stored
 from executor.serving.spaces import Leap, Spaces
+from executor.serving.stored import loss_of
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
@@ -238,3 +240,12 @@ def test_fixed_size_lists_stay_so_and_doubles_are_mapped_too(tmp_path: Path, wor
     assert mapped[1].as_py() is None
     found = mapped.to_pylist()
     np.testing.assert_allclose([found[0], *found[2:]], leap.map(np.delete(rows, 1, axis=0)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mapped", "said"), [(0.71, "a gain of 0.010."), (0.69, "a loss of 0.010."), (0.7, "a loss of 0")]
+)
+def test_what_a_map_gains_is_not_called_a_negative_loss(mapped: float, said: str) -> None:
+    plan = {"advice": "map index", "map index": [mapped, 0.6, 0.8], "embed anew": [0.7, 0.6, 0.8]}
+    leap = SimpleNamespace(known=SimpleNamespace(plan=plan), forward=True, version="base", to="shop")
+    assert said in loss_of(leap)
