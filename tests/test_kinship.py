@@ -97,5 +97,7 @@ def test_pictures_that_are_nearly_those_of_the_training_are_warned_of_and_others
     prints = [print_of(image, number) for number, image in enumerate([*images, *bursts])]
     whole = Side(ClassDataset(docs), [None] * 80, list(prints))
     first, second = np.arange(40), np.arange(40, 80)
-    assert "the figures may flatter" in (flattery(whole, first, whole, second) or "")
+    said = flattery(whole, first, whole, second) or ""
+    assert "the figures may flatter" in said
+    assert "--group-column" in said
     assert flattery(whole, first[:20], whole, first[20:]) is None
