@@ -273,7 +273,7 @@ class FitParameters(TrainingOptions):
         None, description="train documents to expect; then it starts"
     )
     start: Flag = Field(
-        False, description="start with what is there; so does a request without documents, which may correct `total`"
+        False, description="start with what is there, and with a corrected `total`; so does a request without documents"
     )
 
     def training_options(self) -> dict[str, Any]:

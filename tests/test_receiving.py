@@ -494,7 +494,9 @@ def test_eval_documents_and_copies_of_other_runs_are_not_among_those_that_arrive
 
 def test_the_request_that_starts_a_run_may_correct_what_was_announced(desk: Desk) -> None:
     desk.post(documents(2), run="a", total=3)
-    run = desk.post(NOTHING, run="a", total=2)
+    with pytest.raises(InvalidParameter, match="Parameter 'total' of run 'a' is 3 already, not 2"):
+        desk.post(NOTHING, run="a", total=2)
+    run = desk.post(NOTHING, run="a", start=True, total=2)
     assert (run.state, run.arrived, run.total) == (RunState.QUEUED, 2, 2)
 
 

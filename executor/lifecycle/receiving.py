@@ -356,11 +356,11 @@ class Receiver:
     def _settle_total(self, run: Run, parameters: FitParameters, *, has_docs: bool) -> None:
         """Save how many documents are announced. Raises: InvalidParameter: it contradicts an earlier request.
 
-        The request without documents that starts the run may correct it: who sends them may have left some out.
+        A request that says `start` and brings none may correct it: who sends them may have left some out.
         """
         if parameters.total in (None, run.total):
             return
-        if run.total is not None and has_docs:
+        if run.total is not None and (has_docs or not parameters.start):
             raise InvalidParameter(
                 f"Parameter 'total' of run {run.name!r} is {run.total} already, not {parameters.total}; leave it out."
             )
