@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -36,11 +37,15 @@ QUICK = {
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing was listening on a moment ago."""
+    """Return ports that nothing was listening on a moment ago, and that the system gives no client meanwhile."""
+    chance = random.SystemRandom()
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        sockets: list[socket.socket] = []
+        while len(sockets) < count:
+            each = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("127.0.0.1", chance.randrange(16_000, 32_000)))
+                sockets.append(each)
         return [each.getsockname()[1] for each in sockets]
 
 

@@ -107,11 +107,12 @@ digests = {"weights.safetensors": sha256(weights).hexdigest(), "model.json": sha
 half = pointer | {"version": "second", "space": spaces["second"], "sha256": digests}
 bucket.put_object(Bucket="models", Key=f"shop/versions/{spaces['second']}/model.json", Body=settings)
 bucket.put_object(Bucket="models", Key="shop/served.json", Body=json.dumps(half).encode())
-until(degraded("out of reach"))
+until(degraded("not whole"))
 said["half"] = ask()[0]
 there = f"shop/versions/{spaces['second']}/weights.safetensors"
 bucket.put_object(Bucket="models", Key=there, Body=weights[:-1] + b"?")
-until(degraded("damaged"))
+before = len(looks)
+until(lambda: len(looks) >= before + 3 and degraded("damaged")())
 said["damaged"] = ask()[0]
 writer.serve("second")
 until(serves("second"))
