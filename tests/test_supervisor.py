@@ -902,7 +902,7 @@ def test_what_a_trainer_has_started_ends_with_it(house: House) -> None:
 def test_a_trainer_that_the_kernel_does_not_let_go_holds_nobody_up(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Held(subprocess.Popen):  # type: ignore[type-arg]
+    class Held(subprocess.Popen[bytes]):
         """It waits for a disk that hangs, so that even SIGKILL must wait."""
 
         def wait(self, timeout: float | None = None) -> int:

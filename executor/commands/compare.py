@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ..documents import Comparison, Evaluation
 from ..errors import BadRequest
-from ..evaluation.intervals import is_open, said
+from ..evaluation.intervals import difference_said, said
 from .calling import Place, connect
 from .measuring import measured
 from .places import add_place
@@ -69,13 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         return 0
     console().print(_table(arguments.first, arguments.second, metrics))
-    interval = f"95 % interval {said(difference.low, difference.high, signed=True)}"
-    if is_open(difference.low, difference.high, signed=True):
-        interval = "with too few labels or groups for a 95 % interval"
+    interval = difference_said(difference.low, difference.high)
     console().print(
         f"mAP@R of {arguments.second} minus that of {arguments.first}: {difference.mean:+.3f}, {interval}, "
-        f"which {_judgement(difference)}. Of {queries} queries "
-        f"{better} got better and {worse} worse; {skipped} were left out.",
+        f"which {_judgement(difference)}. Of {queries} queries {better} got better and {worse} worse; "
+        f"{skipped} were left out.",
         soft_wrap=True,
     )
     return 0

@@ -27,6 +27,14 @@ def said(low: float, high: float, *, signed: bool = False) -> str:
     return f"{low:+.3f} to {high:+.3f}" if signed else f"{low:.3f} to {high:.3f}"
 
 
+def difference_said(low: float, high: float, *, level: float = 0.95, few: str = "labels or groups") -> str:
+    """Say the interval of a difference and its level, or that there are too few for one. Args: few: of what."""
+    interval = f"{100 * level:.5g} % interval"
+    if is_open(low, high, signed=True):
+        return f"with too few {few} for a {interval}"
+    return f"{interval} {said(low, high, signed=True)}"
+
+
 def cluster_interval(values: np.ndarray, clusters: np.ndarray | None = None, *, level: float = 0.95) -> Interval:
     """Return the interval (low, high) of the mean of `values`. Whole clusters are drawn, of any sizes.
 

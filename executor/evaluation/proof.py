@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .intervals import cluster_interval, is_open, said
+from .intervals import cluster_interval, difference_said
 from .metrics import DECIDING, Scores
 
 USUAL_LEVEL = 0.95  # of confidence: a model that is no better is called better with a chance of 2.5 %
@@ -49,10 +49,7 @@ def verdict(base: Scores, tuned: Scores, *, by: str = "interval", level: float =
     before, after = base.mean()[DECIDING], tuned.mean()[DECIDING]
     difference, low, high = paired_difference(base, tuned, level=level)
     better = low > 0 if by == "interval" else difference > 0
-    of_level = f"{100 * level:.5g} % interval"
-    interval = f"{of_level} {said(low, high, signed=True)}"
-    if is_open(low, high, signed=True):
-        interval = f"with too few {_plural(tuned.unit)} for a {of_level}"
+    interval = difference_said(low, high, level=level, few=_plural(tuned.unit))
     return better, (
         f"mAP@R went from {before:.3f} to {after:.3f} on {_extent(tuned)}: {difference:+.3f}, {interval}, "
         + ("which is better." if better else "which does not prove it better." if by == "interval" else "not better.")
