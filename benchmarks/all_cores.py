@@ -40,12 +40,10 @@ class AllCores:
     """A process for each core. They compute when they are asked, all at once.
 
     Args: workspace: a folder for the model. cores: how many.
-    Attributes: dimensions: of an embedding.
     """
 
     def __init__(self, workspace: Path, model: str, size: int, cores: int) -> None:
-        embedder, version = limit_version(workspace, model, size)  # now the way to serve it is measured, and kept
-        self.dimensions = version.model.dim
+        embedder, _ = limit_version(workspace, model, size)  # now the way to serve it is measured, and kept
         embedder.close()
         self._command = [sys.executable, "-m", "benchmarks.all_cores", str(workspace), model, str(size)]
         self._cores = cores

@@ -1,6 +1,6 @@
 """Measure images per second and latency of `/embed`, idle and beside a trainer, and how much that slows the trainer.
 
-    .venv/bin/python -m benchmarks.embed [--quick] [--door] [--no-yields] [--nice N] [--trainer-threads N]
+    .venv/bin/python -m benchmarks.embed [--quick] [--door] [--device cuda] [--no-yields] [--nice N]
 
 Measured: images per second, and p50 and p99 of the latency of a request. One asyncio client process sends over gRPC:
 requests with one image, 1, 8 and 32 at a time, and requests with 100 images, one at a time. Images are JPEG buffers of
@@ -9,7 +9,7 @@ requests with one image, 1, 8 and 32 at a time, and requests with 100 images, on
 The same images go to our own HTTP door, one as a raw body and a hundred as JSON, by a client that costs little; and to
 that door with nothing behind it. Its limit is what decoding, the fastest admitted forward (both on every core at once:
 `all_cores.py`), and the way there (the no-op's and the client's processor time) allow on all cores together. `--door`
-measures only this.
+measures only this. With `--device cuda` there is no such limit, because a process that waits for a GPU uses its core.
 
 The limit is the bare model: its forward pass on batches in memory, in evaluation mode, with the same number of threads.
 The cost of Jina is the round trip to an Executor that does nothing. The peer is an Executor as people usually write it:
@@ -102,24 +102,37 @@ Cells = dict[tuple[str, Traffic], Cell]
 
 def forward_rate(model: EmbeddingModel, size: int, batch: int, seconds: float) -> float:
     """Return images per second of the bare model."""
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    images = inputs(model, batch, size)
     done, began = 0, time.perf_counter()
     with torch.inference_mode():
-        model(images)
+        compute(model, images)
         began = time.perf_counter()
         while time.perf_counter() - began < seconds:
-            model(images)
+            compute(model, images)
             done += batch
     return done / (time.perf_counter() - began)
 
 
+def inputs(model: EmbeddingModel, batch: int, size: int) -> torch.Tensor:
+    """Return a batch where the model is."""
+    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    return images.to(next(model.parameters()).device)
+
+
+def compute(model: EmbeddingModel, images: torch.Tensor) -> None:
+    """Compute the embeddings, and wait for a GPU."""
+    model(images)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+
+
 def forward_latency(model: EmbeddingModel, size: int, pause: float, seconds: float) -> list[float]:
     """Return the seconds of single-image forward passes, with pauses between them, which leave the caches cold."""
-    images = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    images = inputs(model, 1, size)
     took, end = [], time.perf_counter() + seconds
     with torch.inference_mode():
         while time.perf_counter() < end:
-            took.append(seconds_of(lambda: model(images)))
+            took.append(seconds_of(lambda: compute(model, images)))
             time.sleep(pause)
     return took
 
@@ -175,15 +188,15 @@ class Trainer:
 
 
 def measure_idle(
-    client: ClientProcess, targets: dict[str, Served], traffics: list[Traffic], seconds: float, rounds: int
+    client: ClientProcess, ports: dict[str, int], traffics: list[Traffic], seconds: float, rounds: int
 ) -> Cells:
-    """Measure every target with every kind of traffic, in turns."""
+    """Measure what listens on each port with every kind of traffic, in turns."""
     cells: Cells = defaultdict(Cell)
     for round_number in range(rounds + 1):
         for traffic in traffics:
-            for name, served in targets.items():
+            for name, port in ports.items():
                 window = seconds if round_number else 0.01  # the first round loads models and connects
-                measured = client.measure(served.port, **traffic._asdict(), seconds=window)
+                measured = client.measure(port, **traffic._asdict(), seconds=window)
                 if round_number:
                     cells[name, traffic].add(*measured)
     return cells
@@ -289,6 +302,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int, dest="trainer_nice", help="the executor's option trainer_nice")
     parser.add_argument("--trainer-threads", type=int, help="the executor's option trainer_threads")
     parser.add_argument("--door", action="store_true", help="measure only our HTTP door and its limit")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where our service computes")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", choices=SIZES, default="small")
@@ -304,14 +318,20 @@ def main() -> None:
     print_machine()
     chosen = {name: getattr(arguments, name) for name in ("trainer_yields", "trainer_nice", "trainer_threads")}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
-    model = build_model(ModelConfig(model=model_name, input_size=size))
+    on_gpu = arguments.device == "cuda"
+    model = build_model(ModelConfig(model=model_name, input_size=size)).to(arguments.device)
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()
         files = write_jpegs(folder / "images", images, CLASSES)
         forward: dict[int, list[float]] = defaultdict(list)
         paused: list[float] = []
         door_port = free_port()
-        settings_of_ours = {"allowed_roots": [str(folder)], "http_port": door_port, **settings}
+        settings_of_ours = {
+            "allowed_roots": [str(folder)],
+            "http_port": door_port,
+            "device": arguments.device,
+            **settings,
+        }
         ours = Served("ours", folder, model=model_name, input_size=size, **settings_of_ours)
         targets = {
             "/embed": ours,
@@ -327,33 +347,40 @@ def main() -> None:
                 for batch in (1, BATCH):
                     forward[batch].append(forward_rate(model, size, batch, seconds))
                 paused += forward_latency(model, size, PAUSE, seconds)
-                for key, cell in measure_idle(client, targets, traffics, seconds, 1).items():
+                ports = {name: served.port for name, served in targets.items()}
+                for key, cell in measure_idle(client, ports, traffics, seconds, 1).items():
                     cells[key].rates += cell.rates
                     cells[key].latencies += cell.latencies
-            every_core = running.enter_context(AllCores(folder / "limit", model_name, size, usable_cores()))
-            noop = running.enter_context(served_noop(every_core.dimensions))
+            noop = running.enter_context(served_noop(model.dim))
             over_http = running.enter_context(http_client())
             jpegs = [traffic for traffic in traffics if traffic.form == "jpeg"]  # arrays as JSON are no way to send one
-            embedder, version = limit_version(folder / "limit", model_name, size)
-            running.callback(embedder.close)
-            door = over_http, ours, door_port, noop, every_core, version, jpegs
-            at_door, taken, rested = measure_door(*door, seconds, rounds)
-            if arguments.door:
-                print_limits(at_door, taken, rested)
-                return
-            cells |= at_door
+            if on_gpu:
+                doors = {"our door": door_port, "our door, no-op": noop.port}
+                cells |= measure_idle(over_http, doors, jpegs, seconds, rounds)
+            else:
+                every_core = running.enter_context(AllCores(folder / "limit", model_name, size, usable_cores()))
+                embedder, version = limit_version(folder / "limit", model_name, size)
+                running.callback(embedder.close)
+                door = over_http, ours, door_port, noop, every_core, version, jpegs
+                at_door, taken, rested = measure_door(*door, seconds, rounds)
+                if arguments.door:
+                    print_limits(at_door, taken, rested)
+                    return
+                cells |= at_door
             trainer = Trainer(ours.port, files)
             busy, trained = measure_training(client, ours, trainer, traffics, seconds, rounds)
             trainer.cancel()
     limit = median(forward[BATCH])
     print(
-        f"Bare forward, {size}×{size}, fp32: {limit:.4g} images/s in batches of {BATCH}, {median(forward[1]):.4g} one "
-        f"by one; after a pause of {1000 * PAUSE:.0f} ms one takes {1000 * median(paused):.3g} ms"
+        f"Bare forward on {arguments.device}, {size}×{size}, fp32: {limit:.4g} images/s in batches of {BATCH}, "
+        f"{median(forward[1]):.4g} one by one; after a pause of {1000 * PAUSE:.0f} ms one takes "
+        f"{1000 * median(paused):.3g} ms"
     )
     print(f"Options: {settings or 'the defaults'}; windows of {seconds} s, {rounds} rounds\n")
     columns = ("traffic", "target", "images/s", "of the bare forward", "p50 ms", "p99 ms")
     print_table(columns, rows_of(cells | busy, limit))
-    print_limits(cells, taken, rested)
+    if not on_gpu:
+        print_limits(cells, taken, rested)
     alone = median(trained["no traffic"])
     rows = [(traffic, median(values), median(values) / alone) for traffic, values in trained.items()]
     print_table(("the trainer beside", "images/s", "of that without traffic"), rows)
