@@ -26,11 +26,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from setproctitle import setproctitle
 
-    from ..compute.memory import be_killed_first, keep_freed_memory
+    from ..compute.memory import be_killed_first, keep_freed_memory, not_collecting
     from ..store.runs import RunStore
     from ..store.workspace import Workspace
     from ..worker.other_ranks import OtherRanks
-    from ..worker.trainer import main as run_trainer
+
+    with not_collecting():
+        from ..worker.trainer import main as run_trainer
 
     be_killed_first()
     keep_freed_memory()

@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train_run(workspace: Path, name: str) -> int:
+    from ..compute.memory import not_collecting
     from ..store.runs import RunStore
     from ..store.workspace import Workspace
     from ..worker.command import on_workspace
@@ -50,12 +51,14 @@ def _train_run(workspace: Path, name: str) -> int:
     # The other ranks import while this one does.
     others = start_other_ranks(store.get(name).ranks, *on_workspace(workspace), f"--run={name}")
 
-    from ..worker.trainer import main as run_trainer
+    with not_collecting():
+        from ..worker.trainer import main as run_trainer
 
     return run_trainer(store, name, others=others)
 
 
 def _train_job(address: str, name: str | None) -> int:
+    from ..compute.memory import not_collecting
     from ..errors import FinetunerError
     from ..store.job import open_job
     from ..worker.other_ranks import start_other_ranks
@@ -71,6 +74,7 @@ def _train_job(address: str, name: str | None) -> int:
         return 2
     others = start_other_ranks(told.as_run().ranks, f"--job={job.address}")
 
-    from ..worker.job import main as run_job
+    with not_collecting():
+        from ..worker.job import main as run_job
 
     return run_job(job, others=others)

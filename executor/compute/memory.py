@@ -3,7 +3,10 @@
 The service uses this too, so torch is not imported here.
 """
 
+import contextlib
 import ctypes
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt(3)
@@ -54,6 +57,21 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def not_collecting() -> Iterator[None]:
+    """Import, in this block, without looking for garbage, neither meanwhile nor ever after among what was imported.
+
+    Imports make hundreds of thousands of objects that stay. Python goes through all of them again and again: 0.4 of the
+    2.5 s of processor time that the imports of a trainer took. Going through them once more takes 0.12 s.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class KernelKills:
