@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from .commands import COMMANDS, READ_A_WORKSPACE, command
+from .commands import COMMANDS, WITHOUT_TORCH, command
 from .errors import FinetunerError, InternalError, LimitExceeded, OutOfMemory, Overloaded
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -22,9 +22,7 @@ def main() -> int:
     os.environ.setdefault("JINA_LOG_LEVEL", "CRITICAL")  # a command says in its own words what went wrong
     parser = argparse.ArgumentParser(prog="python -m executor", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    if sys.argv[1:2] and (
-        sys.argv[1] in READ_A_WORKSPACE or any(word.split("=")[0] == "--service" for word in sys.argv)
-    ):
+    if sys.argv[1:2] and (sys.argv[1] in WITHOUT_TORCH or any(word.split("=")[0] == "--service" for word in sys.argv)):
         _import_docarray_without_torch()
     called = [name for name in sys.argv[1:2] if name in COMMANDS]
     for name in called or COMMANDS:  # all only where help is needed

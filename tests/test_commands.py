@@ -295,12 +295,13 @@ def test_a_trainer_does_not_import_what_it_hardly_uses():
         ["runs", "--service=grpc://127.0.0.1:9"],
         ["suggest", "shop", "--service", "http://127.0.0.1:9"],
         ["status", "--workspace", "nowhere"],
+        ["elsewhere", "--workspace", "nowhere", "--run", "first", "--train-command", "train {job}"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
-def test_a_command_that_asks_others_does_not_import_torch_and_leaves_it_to_whoever_does(words):
-    code = f"import sys; sys.argv[1:] = {words}; from executor.__main__ import main\n"
-    code += "assert main() in (1, 2)\n"  # nobody answers
+def test_a_command_that_computes_nothing_does_not_import_torch_and_leaves_it_to_whoever_does(words, tmp_path):
+    code = f"import os, sys; sys.argv[1:] = {words}; from executor.__main__ import main; os.chdir({str(tmp_path)!r})\n"
+    code += "assert main() in (1, 2, 6)\n"  # nobody answers, or there is nothing
     code += "print('docarray' in sys.modules, 'torch' in sys.modules); import torch; print(torch.zeros(1).item())"
     assert printed_by(code) == ["True False", "0.0"]
 

@@ -58,7 +58,7 @@ COMMANDS = (
     "elsewhere",
     "standby",
 )
-READ_A_WORKSPACE = ("runs", "status", "watch")  # or ask a service: what they need is small
+WITHOUT_TORCH = ("runs", "status", "watch", "elsewhere")  # none of them computes; so does none that asks a service
 
 
 def command(name: str) -> Command:
