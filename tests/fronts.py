@@ -1,13 +1,18 @@
-"""Serve the executor in each possible way, by the command that a user would give, and call it. See `serving`."""
+"""Serve the executor in each possible way, by the command that a user would give, and call it. See `serving`.
+
+The commands are what a user writes after `python`. They are run by `forked`, for half of what a Flow takes until it
+serves is the import of its libraries. tests/test_lifecycle.py runs one as it is.
+"""
 
 import contextlib
 import json
 import os
+import re
+import runpy
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +28,11 @@ from jina.types.request.data import SingleDocumentRequest
 import needs
 from executor.documents import DocumentArray, RunQuery, RunStatus
 from executor.parameters import TOKEN_VARIABLE
+from forked import Forked
 from serving import ROOT, free_ports
 
+# Small, and without what costs time at a start and is tested elsewhere: a measurement, and a trainer in advance.
+SMALL: dict[str, Any] = {"model": "small", "input_size": 16, "fast_inference": False, "standby_seconds": 0}
 DEPLOYMENT = """
 import json, sys
 from jina import Deployment
@@ -41,7 +49,7 @@ class Served:
 
     ports: dict[str, int]
     folder: Path
-    process: "subprocess.Popen[bytes]"
+    process: Forked
     certificate: Path | None = None
 
     @property
@@ -103,7 +111,7 @@ def flow(folder: Path, ports: dict[str, int], gateway: dict[str, Any], options: 
         "executors": [{"uses": str(ROOT / "config.yml"), "workspace": str(folder / "workspace"), "uses_with": options}],
     }
     (folder / "flow.yml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    return [sys.executable, "-m", "jina", "flow", "--uses", str(folder / "flow.yml")]
+    return ["-m", "jina", "flow", "--uses", str(folder / "flow.yml")]
 
 
 def deployment(folder: Path, ports: dict[str, int]) -> list[str]:
@@ -111,18 +119,16 @@ def deployment(folder: Path, ports: dict[str, int]) -> list[str]:
     (folder / "deployment.py").write_text(DEPLOYMENT)
     settings = {"uses": str(ROOT / "config.yml"), "workspace": str(folder / "workspace"), "host": "127.0.0.1"}
     settings |= {"protocol": [*ports], "port": [*ports.values()], "include_gateway": False, "quiet_error": True}
-    return [
-        sys.executable,
-        str(folder / "deployment.py"),
-        json.dumps(settings),
-    ]
+    settings |= {"uses_with": SMALL}
+    return [str(folder / "deployment.py"), json.dumps(settings)]
 
 
 def executor(folder: Path, ports: dict[str, int]) -> list[str]:
     """Return Jina's command that serves the executor over HTTP."""
     options = ["--port", str(ports["http"]), "--host", "127.0.0.1", "--workspace", str(folder / "workspace")]
+    options += ["--uses-with", json.dumps(SMALL)]
     config = str(ROOT / "config.yml")
-    return [sys.executable, "-m", "jina", "executor", "--uses", config, "--protocol", "http", *options]
+    return ["-m", "jina", "executor", "--uses", config, "--protocol", "http", *options]
 
 
 def ports_for(*protocols: str) -> dict[str, int]:
@@ -134,21 +140,48 @@ def serving(
     folder: Path, ports: dict[str, int], command: list[str], token: str | None = None, certificate: Path | None = None
 ) -> Iterator[Served]:
     """Serve until the end of the block."""
+    environment = {} if token is None else {TOKEN_VARIABLE: token}
+    process = _started(folder, command, environment)
+    served = Served(ports, folder, process, certificate)
+    try:
+        process.becomes_ready()
+        _wait(served)
+        yield served
+    finally:
+        # How a service ends has tests of its own; Jina's own gateway takes 20 s now and then.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.close()
+
+
+def ended(folder: Path, command: list[str]) -> tuple[int, str]:
+    """Serve what cannot, until it gives up; return its exit code and what it said."""
+    process = _started(folder, command, {})
+    process.becomes_ready()
+    code = process.wait(120)
+    process.close()
+    # Jina breaks a sentence into lines, and writes the time into it.
+    return code, re.sub(r"\[[\d/]+ [\d:]+\]", "", (folder / "log").read_text())
+
+
+def _started(folder: Path, command: list[str], environment: dict[str, str]) -> Forked:
     needs.serving()
-    environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
-    if token is not None:
-        environment[TOKEN_VARIABLE] = token
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
-        served = Served(ports, folder, process, certificate)
-        try:
-            _wait(served)
-            yield served
-        finally:
-            # How a service ends has tests of its own; Jina's own gateway takes 20 s now and then.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    places = os.pathsep.join([str(ROOT), str(folder)])
+    environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "PYTHONPATH": places, **environment}
+    return Forked(_program, command, directory=folder, environment=environment, log=folder / "log")
+
+
+def _program(command: list[str], ready: Callable[[], None]) -> None:
+    """Do what `python` does with these arguments: `-m` and a module, or a file, and what is passed to it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as for any program, so that it is Jina which hears it
+    ready()
+    if command[0] == "-m":
+        sys.argv = command[1:]
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
 
 
 def _wait(served: Served) -> None:

@@ -5,8 +5,6 @@ import base64
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -24,7 +22,7 @@ pytestmark = pytest.mark.flow
 PNG = encoded(coloured(0))
 URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 GATEWAY = {"uses": "executor.gateway.FinetunerGateway", "uses_with": {"max_request_bytes": 8 << 20}}
-OPTIONS = {"model": "small", "input_size": 16, "http_port": 0}
+OPTIONS = fronts.SMALL | {"http_port": 0}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +122,28 @@ def test_health_and_figures_say_of_which_executor_they_are(served):
     assert "executor" not in requests.get(f"{own_door(served)}/readyz", timeout=60).json()
 
 
-def test_a_dead_executor_is_told_at_once(served):
+def test_a_gateway_that_yaml_names_gives_each_refusal_the_status_that_one_named_by_its_class_does(served):
+    """What test_http_status.py tries one by one."""
+    wrong = served.post("/fit", parameters={"epoch": 3})
+    assert wrong.status_code == 400
+    assert wrong.json()["detail"].startswith("/fit has no parameter 'epoch'; it accepts: kind, base,")
+    assert served.post("/status", parameters={"run": "nowhere"}).status_code == 404
+    docs, over = [{"uri": URI, "tags": {"finetuner_label": 2**53}}], {"run": "over"}
+    (status,) = served.post("/fit", data=docs, parameters=over).json()["data"]
+    assert (status["train_documents"], status["skipped"]) == (1, 0)
+    assert served.post("/cancel", parameters=over).json()["data"][0]["state"] == "cancelled"
+    assert served.post("/fit", data=docs, parameters=over).status_code == 409
+    too_large = served.post("/fit", data=[{"uri": URI, "tags": {"n": 2**70}}])
+    assert (too_large.status_code, "larger than 9.007e+15; send it as text" in too_large.text) == (400, True)
+    for body, code in (("{}", 200), ("", 200), ('{"data": null}', 200), ("{", 422), ('{"data": 3}', 422)):
+        headers = {"Content-Type": "application/json"}
+        assert requests.post(f"{served.url}/status", data=body, headers=headers, timeout=60).status_code == code
+    assert "There is no run 'nowhere'" in served.get("/watch?run=nowhere").text
+    (whole,) = served.post("/embed", data=[{"uri": URI, "tags": {"ean": -(2**53)}, "matches": None}]).json()["data"]
+    assert (whole["tags"]["ean"], type(whole["tags"]["ean"]), whole["matches"]) == (-(2**53), int, [])
+
+
+def test_a_dead_executor_is_told_at_once(served, tmp_path):
     lock = next((served.folder / "workspace").rglob("service.lock"))
     os.kill(int(Path(lock).read_text()), signal.SIGKILL)
     assert served.get("/healthz").status_code == 200
@@ -132,9 +151,9 @@ def test_a_dead_executor_is_told_at_once(served):
         assert answer.status_code == 503
         assert "No executor of this Flow answers" in answer.text
     assert served.get("/readyz").json()["ready"] is False
-    command = [sys.executable, ROOT / "scripts" / "healthy", str(served.ports["grpc"])]  # as the image asks
-    asked = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (asked.returncode, asked.stderr.count("\n"), "is not well" in asked.stderr) == (1, 1, True)
+    command = [str(ROOT / "scripts" / "healthy"), str(served.ports["grpc"])]  # as the image asks
+    code, said = fronts.ended(tmp_path, command)
+    assert (code, said.count("\n"), "is not well" in said) == (1, 1, True)
     page = served.get("/ui/")
     assert (page.status_code, "The service behind this page does not answer" in page.text) == (503, True)
     assert "data-retry" in page.text

@@ -30,7 +30,7 @@ from conftest import coloured, encoded
 from executor import Document, DocumentArray, errors
 from executor.documents import RunStatus
 from executor.parameters import EvaluateParameters, EventsParameters, FitParameters
-from fronts import Served, flow, ports_for, serving
+from fronts import SMALL, Served, flow, ports_for, serving
 
 THOROUGH = "FUZZ_EXAMPLES" in os.environ
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
@@ -42,8 +42,7 @@ GROWTH = 200 * 2**20  # bytes of memory that all the calls together may take for
 LEAKS = ("Traceback (most recent", 'File "', "site-packages", "The service failed with")
 pytestmark = [pytest.mark.flow, pytest.mark.timeout(TEST_SECONDS)]
 OPTIONS = {
-    "model": "small",
-    "input_size": 16,
+    **SMALL,
     "receive_timeout": 3600.0,  # a run that received something waits: what is tried here is not the training
     "max_open_runs": 20,
     "trainer_threads": 1,
@@ -104,14 +103,14 @@ def unharmed(served: Served) -> Iterator[None]:
 
 
 def of_the_service(served: Served) -> list[psutil.Process]:
-    """The gateway and the executor, without the trainer and what it started."""
+    """The gateway and the executor, which are forks of the first; without the trainer and what it started."""
     main = psutil.Process(served.process.pid)
     return [
         main,
         *(
             each
             for each in main.children(recursive=True)
-            if each.status() != psutil.STATUS_ZOMBIE and "jina" in each.cmdline()
+            if each.status() != psutil.STATUS_ZOMBIE and each.exe() == main.exe() and each.cmdline() == main.cmdline()
         ),
     ]
 

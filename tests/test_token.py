@@ -21,7 +21,7 @@ from executor.__main__ import main
 from executor.documents import Document, DocumentArray
 from executor.endpoints.table import ENDPOINTS
 from executor.parameters import TOKEN_VARIABLE
-from fronts import Served, deployment, executor, flow, ports_for, serving
+from fronts import SMALL, Served, deployment, executor, flow, ports_for, serving
 from serving import ROOT
 
 pytestmark = pytest.mark.flow
@@ -65,7 +65,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A Flow with our gateway and the token in the environment."""
     folder, ports = tmp_path_factory.mktemp("guarded"), ports_for(*PROTOCOLS)
     gateway = {"uses": "executor.gateway.FinetunerGateway"}
-    with serving(folder, ports, flow(folder, ports, gateway, {"model": "small", "input_size": 16}), TOKEN) as served:
+    with serving(folder, ports, flow(folder, ports, gateway, SMALL), TOKEN) as served:
         yield served
 
 
@@ -74,9 +74,7 @@ def behind_jinas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A Flow with Jina's own gateway, and the token in a file that the executor reads."""
     folder, ports = tmp_path_factory.mktemp("jinas"), ports_for(*PROTOCOLS)
     (folder / "token").write_text(f"{TOKEN}\n")
-    with serving(
-        folder, ports, flow(folder, ports, {}, {"model": "small", "input_size": 16, "token_file": "token"})
-    ) as served:
+    with serving(folder, ports, flow(folder, ports, {}, SMALL | {"token_file": "token"})) as served:
         yield served
 
 
@@ -296,9 +294,7 @@ def test_our_gateway_serves_over_tls(tmp_path, monkeypatch):
     subprocess.run(["openssl", "req", "-x509", *curve, *files, *names], check=True, capture_output=True)
     gateway = {"uses": "executor.gateway.FinetunerGateway", "ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
     ports = ports_for(*PROTOCOLS)
-    with serving(
-        tmp_path, ports, flow(tmp_path, ports, gateway, {"model": "small", "input_size": 16}), TOKEN, certificate
-    ) as served:
+    with serving(tmp_path, ports, flow(tmp_path, ports, gateway, SMALL), TOKEN, certificate) as served:
         assert served.post("/status", GOOD[0]).status_code == 200
         assert served.post("/status").status_code == 401
         with pytest.raises(requests.ConnectionError):
