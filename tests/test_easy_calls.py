@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import subprocess
 import sys
 import weakref
@@ -21,6 +22,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 import executor.service  # noqa: F401  (imported as whoever makes a Flow of the class imports it)
 from executor.wire import refusals
+from forked import Forked
+from without_us import fork_with_jina_before_us
 
 JSON = [(b"content-type", b"application/json")]
 
@@ -64,33 +67,37 @@ def test_a_body_of_the_wrong_form_is_refused_in_a_sentence():
     assert (status, b"The request has the wrong form at body.data" in answer) == (422, True)
 
 
-FORKED = """
-import os, sys
-{imports}
-if child := os.fork():
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+EASED = """
 import fastapi, jina.helper
 from docarray.base_doc.mixins import io
 app = jina.helper.extend_rest_interface(fastapi.FastAPI())
 print([each.cls.__name__ for each in app.user_middleware], io._type_to_protobuf(2**40).float == 2**40, flush=True)
 os._exit(0)
 """
+FIRST_OURS = """
+import os, sys
+import executor; from jina import Flow
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    "imports", ["import executor; from jina import Flow", "from jina import Flow; import executor"]
-)
-def test_a_gateway_is_forked_eased_whatever_of_ours_its_program_has_imported_and_when(imports):
-    told = subprocess.run(
-        [sys.executable, "-c", FORKED.format(imports=imports)],
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+def test_a_gateway_is_forked_eased_though_its_program_has_imported_us_before_jina():
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", FIRST_OURS + EASED]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120, check=True)
     assert told.stdout == "['LastErrorFirst', 'OptionalData'] True\n"
+
+
+@pytest.mark.process
+def test_a_gateway_is_forked_eased_though_its_program_has_imported_jina_before_us(tmp_path):
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    program = Forked(fork_with_jina_before_us, EASED, directory=tmp_path, environment=environment, log=tmp_path / "log")
+    program.becomes_ready()
+    assert program.wait(120) == 0
+    program.close()
+    assert (tmp_path / "log").read_text() == "['LastErrorFirst', 'OptionalData'] True\n"
 
 
 def answer_of(code: int) -> bytes:

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ import yaml
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from forked import Forked
+from fronts import SMALL
+from without_us import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "executor").rglob("*.py"))
@@ -61,6 +65,13 @@ def imports(source: Path) -> set[str]:
     return plain | {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
 
 
+def modules_of(package: str) -> set[str]:
+    """What can be imported of an installed package, by the names at the top of its files."""
+    installed = distribution(package)
+    named = (installed.read_text("top_level.txt") or "").split()
+    return set(named) or {file.parts[0].removesuffix(".py") for file in installed.files or () if file.suffix == ".py"}
+
+
 def instructions(name: str) -> list[str]:
     """The arguments of every instruction of this name in the Dockerfile, in order."""
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
@@ -92,12 +103,14 @@ def test_the_manifest_and_the_config_describe_the_same_executor():
 
 @pytest.mark.process
 def test_jina_loads_the_config_from_another_directory(tmp_path):
-    code = "import sys; from jina import Executor; print(Executor.load_config(sys.argv[1]).metas.name)"
     environment = {**os.environ, "JINA_OPTOUT_TELEMETRY": "1", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code, str(ROOT / "config.yml")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "FinetunerExecutor"
+    loading = Forked(
+        load_config, str(ROOT / "config.yml"), SMALL, directory=tmp_path, environment=environment, log=tmp_path / "log"
+    )
+    loading.becomes_ready()
+    assert loading.wait(120) == 0, (tmp_path / "log").read_text()
+    loading.close()
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "FinetunerExecutor"
 
 
 def test_the_license_is_the_whole_of_apache_2_0():
@@ -141,13 +154,12 @@ def test_no_gpu_library_is_pinned_beside_torch():
 def test_every_package_the_code_imports_is_a_direct_requirement_or_an_extra():
     direct = {canonicalize_name(requirement.name) for requirement in requirements("requirements.in")}
     optional = {Requirement(line).name for lines in project()["optional-dependencies"].values() for line in lines}
-    distributions = packages_distributions()
+    declared = sys.stdlib_module_names | optional | {module for name in direct for module in modules_of(name)}
     undeclared = {
         f"{source.name}: {module}"
         for source in SOURCES
         for module in (name.split(".")[0] for name in imports(source))
-        if module not in sys.stdlib_module_names | optional
-        and direct.isdisjoint(canonicalize_name(name) for name in distributions.get(module, []))
+        if module not in declared
     }
     assert not undeclared
 
