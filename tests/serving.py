@@ -175,6 +175,23 @@ class Service:
         return next(self.workspace.glob(f"*/*/runs/{run}"))
 
 
+def gone(*processes: psutil.Process, seconds: float = 10.0) -> bool:
+    """Whether all of them end in time; a zombie has ended."""
+
+    def ended(process: psutil.Process) -> bool:
+        try:
+            return bool(process.status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+
+    deadline = time.monotonic() + seconds
+    while not all(map(ended, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
 def as_json(doc: Any) -> dict[str, Any]:
     """A document as an HTTP client writes it."""
     value: dict[str, Any] = {"id": doc.id, "tags": doc.tags, "uri": doc.uri, "text": doc.text}

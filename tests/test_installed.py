@@ -1,30 +1,44 @@
-"""The package as a user installs it: outside the clone, with the command, a client and a Flow by the class."""
+"""The package as a user installs it: outside the clone, with the command, and a Flow by the class."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from serving import ROOT
+from serving import ROOT, gone
 
 pytestmark = pytest.mark.flow
 
 BY_CLASS = """
+import sys, time
 import numpy as np
-from jina import Client, Flow
+from docarray import DocList
+from jina import Flow
 import executor
 from executor import Document, DocumentArray, FinetunerExecutor, RunStatus
 
 if __name__ == "__main__":
     print(executor.__file__)
-    options = {"model": "small", "input_size": 16}
+    options = {"model": "small", "input_size": 16, "fast_inference": False, "standby_seconds": 0}
+    options |= {"trainer_yields": False, "trainer_nice": 0, "trainer_threads": 1}
+    noise = np.random.default_rng(0).integers(0, 255, (12, 24, 24, 3), np.uint8)
     with Flow(host="127.0.0.1").add(uses=FinetunerExecutor, uses_with=options, workspace="workspace") as flow:
         black = DocumentArray([Document(blob=np.zeros((8, 8, 3), np.uint8))])
         docs = flow.post("/embed", black, return_type=DocumentArray)
         print(docs[0].embedding.shape, docs[0].tags)
+        docs = DocumentArray(Document(blob=blob, tags={"finetuner_label": n % 3}) for n, blob in enumerate(noise))
+        forever = {"run": "endless", "total": 12, "epochs": 100_000, "batch_size": 12}
+        flow.post("/fit", docs, parameters=forever, return_type=DocList[RunStatus])
+        while flow.post("/status", parameters={"run": "endless"}, return_type=DocList[RunStatus])[0].step == 0:
+            time.sleep(0.2)
+        print("it trains", flush=True)
+        sys.stdin.read()
 """
 
 
@@ -77,11 +91,35 @@ def test_all_that_is_no_code_is_installed_too(installed):
     assert files(installed) == files(ROOT)
 
 
-def test_a_flow_by_the_class_embeds_for_a_client_outside_the_clone(installed, tmp_path):
+def test_a_flow_by_the_class_serves_outside_the_clone_and_closing_it_ends_the_trainer(installed, tmp_path):
     (tmp_path / "by_class.py").write_text(BY_CLASS)
-    done = subprocess.run(
-        [sys.executable, "by_class.py"], cwd=tmp_path, env=environment(installed), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[0] == str(installed / "executor" / "__init__.py")
-    assert "(128,) {'finetuner_model': 'base'" in done.stdout
+    with (
+        open(tmp_path / "log", "w") as log,
+        subprocess.Popen(
+            [sys.executable, "by_class.py"],
+            cwd=tmp_path,
+            env=environment(installed),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        ) as flow,
+    ):
+        try:
+            said = []
+            for line in flow.stdout:
+                said.append(line)
+                if line == "it trains\n":
+                    break
+            assert said[-1:] == ["it trains\n"], (tmp_path / "log").read_text()[-3000:]
+            children = psutil.Process(flow.pid).children(recursive=True)
+            assert [child for child in children if "train" in child.cmdline()]
+            flow.stdin.close()
+            assert flow.wait(60) == 0
+            assert gone(*children, seconds=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(flow.pid, signal.SIGKILL)
+    assert said[0] == f"{installed / 'executor' / '__init__.py'}\n"
+    assert "(128,) {'finetuner_model': 'base'" in "".join(said)

@@ -1,6 +1,7 @@
 """The service and its trainer start, end, die, and go on where they were."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,16 +16,16 @@ import pytest
 from docarray import DocList
 from jina import Client
 
+import fronts
 from conftest import coloured
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
-from serving import ROOT, Service, free_ports
+from serving import ROOT, Service, free_ports, gone
 
 pytestmark = [pytest.mark.flow, pytest.mark.alone]
 
 FOREVER = 100_000  # epochs
 SOME = 12  # epochs: enough to be caught between the first step and the last
-GONE_SECONDS = 10.0
 
 
 def documents(count: int) -> DocumentArray:
@@ -51,27 +52,11 @@ def train_half(service: Service, run: str) -> psutil.Process:
     return trainer
 
 
-def gone(*processes: psutil.Process) -> bool:
-    """Whether all of them end in time; a zombie has ended."""
-
-    def ended(process: psutil.Process) -> bool:
-        try:
-            return process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    deadline = time.monotonic() + GONE_SECONDS
-    while not all(map(ended, processes)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def executor_command(port: int, workspace: Path, *more: str) -> list[str]:
+def executor_command(port: int, workspace: Path) -> list[str]:
+    """What a user writes after `python`."""
     return [
-        *(sys.executable, "-m", "jina", "executor", "--uses", str(ROOT / "config.yml"), "--port", str(port)),
-        *("--host", "127.0.0.1", "--workspace", str(workspace), *more),
+        *("-m", "jina", "executor", "--uses", str(ROOT / "config.yml"), "--port", str(port)),
+        *("--host", "127.0.0.1", "--workspace", str(workspace), "--uses-with", json.dumps(fronts.SMALL)),
     ]
 
 
@@ -212,17 +197,8 @@ def test_a_resumed_run_makes_each_epoch_once(recovered: Lives, run: str) -> None
 def test_a_second_service_on_the_workspace_is_refused_with_the_holder(restarted: Lives, tmp_path: Path) -> None:
     workspace = restarted.service.workspace
     holder = next(workspace.glob("*/*/service.lock")).read_text()
-    second = subprocess.run(
-        executor_command(*free_ports(1), workspace),
-        cwd=tmp_path,
-        env=os.environ | {"JINA_OPTOUT_TELEMETRY": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    said = " ".join((second.stdout + second.stderr).split())
-    assert f"is in use by another service (process {holder})" in said
+    _, said = fronts.ended(tmp_path, executor_command(*free_ports(1), workspace))
+    assert f"is in use by another service (process {holder})" in " ".join(said.split())
     assert restarted.service.status("served").state == "succeeded"
 
 
@@ -232,18 +208,7 @@ def test_sigint_ends_the_service_its_trainer_and_every_other_process(recovered: 
     assert code == 0
 
 
-# --- other ways to serve ---------------------------------------------------------------------------------------------
-
-
-CLASS_FLOW = """
-import sys
-from jina import Flow
-from executor import FinetunerExecutor
-options = {"model": "small", "input_size": 16, "fit_defaults": {"batch_size": 16}}
-port, workspace = int(sys.argv[1]), sys.argv[2]
-with Flow(port=port, host="127.0.0.1").add(uses=FinetunerExecutor, uses_with=options, workspace=workspace):
-    sys.stdin.read()
-"""
+# --- another way to serve; a Flow of the class: test_installed.py -----------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -277,23 +242,10 @@ def over_grpc(port: int, endpoint: str, docs: DocumentArray | None, **parameters
     return list(client.post(endpoint, docs, parameters=parameters, return_type=DocList[RunStatus]))
 
 
-def test_a_flow_serves_the_class_and_closing_it_ends_the_trainer(tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    command = [sys.executable, "-c", CLASS_FLOW, str(port), str(tmp_path / "workspace")]
-    with process(command, tmp_path, lambda: over_grpc(port, "/status", None)) as flow:
-        over_grpc(port, "/fit", documents(12), run="endless", total=12, epochs=FOREVER)
-        while over_grpc(port, "/status", None, run="endless")[0].step == 0:
-            time.sleep(0.2)
-        children = psutil.Process(flow.pid).children(recursive=True)
-        assert [child for child in children if "train" in child.cmdline()]
-        flow.stdin.close()
-        assert flow.wait(60) == 0
-        assert gone(*children)
-
-
 def test_jina_executor_serves_grpc_by_default(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    with process(executor_command(port, tmp_path / "workspace"), tmp_path, lambda: over_grpc(port, "/status", None)):
+    command = [sys.executable, *executor_command(port, tmp_path / "workspace")]
+    with process(command, tmp_path, lambda: over_grpc(port, "/status", None)):
         (status,) = over_grpc(port, "/fit", documents(3), run="first")
         assert (status.state, status.train_documents) == ("receiving", 3)
         assert over_grpc(port, "/cancel", None, run="first")[0].state == "cancelled"

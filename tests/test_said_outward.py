@@ -14,7 +14,7 @@ import pytest
 from jina import Client
 from PIL import Image
 
-import needs
+import fronts
 from conftest import coloured
 from executor import Document, FinetunerExecutor, RunStatus
 from executor.documents import ERROR_TAG, Problem
@@ -201,21 +201,13 @@ executors:
 @pytest.mark.flow
 @pytest.mark.parametrize("command", ["flow", "executor"])
 def test_jinas_commands_say_it_too_and_end_with_exit_code_1(tmp_path: Path, command: str) -> None:
-    needs.serving()
     config, file = ROOT / "config.yml", tmp_path / "flow.yml"
     (port,) = free_ports(1)
     file.write_text(FLOW % (port, config))
     uses = [file] if command == "flow" else [config, "--uses-with", "modle: small", "--port", str(port)]
-    ended = subprocess.run(
-        [sys.executable, "-m", "jina", command, "--uses", *map(str, uses)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "500"},  # else Jina breaks the sentence into lines
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    said = " ".join((ended.stdout + ended.stderr).split())
-    assert ended.returncode == 1, said
+    code, said = fronts.ended(tmp_path, ["-m", "jina", command, "--uses", *map(str, uses)])
+    said = " ".join(said.split())
+    assert code == 1, said
     assert "The service cannot start: the executor has no parameter 'modle'; it accepts: model" in said
 
 
@@ -248,14 +240,11 @@ def test_a_service_says_in_three_lines_where_it_is_and_ends_as_it_is_told(tmp_pa
 
 
 @pytest.mark.flow
-def test_whether_a_service_is_well_is_asked_of_the_executor(service: Service) -> None:
-    def healthy(port: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, ROOT / "scripts" / "healthy", str(port)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-    asked = healthy(service.ports["grpc"])
+def test_whether_a_service_is_well_is_asked_of_the_executor(service: Service, tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts" / "healthy", str(service.ports["grpc"])]
+    asked = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (asked.returncode, asked.stdout, asked.stderr) == (0, "", "")
     (nothing,) = free_ports(1)
-    asked = healthy(nothing)
-    assert (asked.returncode, asked.stderr.count("\n")) == (1, 1)
-    assert f"127.0.0.1:{nothing} is not well" in asked.stderr
+    code, said = fronts.ended(tmp_path, [str(ROOT / "scripts" / "healthy"), str(nothing)])
+    assert (code, said.count("\n")) == (1, 1)
+    assert f"127.0.0.1:{nothing} is not well" in said
