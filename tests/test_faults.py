@@ -1,4 +1,4 @@
-"""What survives SIGKILL: `benchmarks/faults.py` with six kills. The program leaves nothing behind."""
+"""What survives SIGKILL: `benchmarks/faults.py` with a kill of each kind. The program leaves nothing behind."""
 
 import os
 import re
@@ -18,16 +18,17 @@ from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
-KILLS = 6
-# By which the kills come at moments of many kinds, and the program waits for the clock as little as it ever does.
-SEED = 2
-SOON = 4  # by which the first kill comes at once
+VICTIMS = ("trainer", "stopped trainer", "gateway", "service")  # `--tiny` kills each of them once
+# By which no kill waits for the clock, the service is killed by its executor alone, so that it is seen whether the
+# trainer ends by itself, and three of the kills come while a run is trained.
+SEED = 17821
+SOON = 7  # by which the first kill comes at once
 
 
 def start(folder: Path, seed: int) -> "subprocess.Popen[str]":
     """The program, whose temporary files lie in `folder`."""
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.faults", "--tiny", "--kills", str(KILLS), "--seed", str(seed)],
+        [sys.executable, "-m", "benchmarks.faults", "--tiny", "--seed", str(seed)],
         cwd=ROOT,
         env=os.environ | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
@@ -96,11 +97,9 @@ def test_no_trainer_outlives_its_service_and_a_stopped_one_is_replaced(printed: 
 
 @pytest.mark.process
 @pytest.mark.alone
-def test_both_the_trainer_and_the_service_were_killed_while_there_was_something_to_lose(printed: str) -> None:
-    kills = {what: count(printed, f"kills: {what}") for what in ("trainer", "stopped trainer", "gateway", "service")}
-    assert kills["trainer"] > 0
-    assert kills["service"] > 0
-    assert sum(kills.values()) == KILLS
+def test_the_trainer_the_gateway_and_the_service_were_killed_while_there_was_something_to_lose(printed: str) -> None:
+    kills = {what: count(printed, f"kills: {what}") for what in VICTIMS}
+    assert kills == dict.fromkeys(VICTIMS, 1)
     assert count(printed, "documents acknowledged") > 0
     assert count(printed, "runs ended") > 0
 
