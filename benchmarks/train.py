@@ -72,6 +72,7 @@ CPU = torch.device("cpu")
 CLASSES = 32
 SIZES = {"small": 128, "default": 160}
 TINY = {"small": 16, "default": 32}
+TINY_FILES = {"width": 80, "height": 60}  # pixels
 
 
 class TimedTrainer(Trainer):
@@ -225,8 +226,9 @@ def main() -> None:
     size, threads = SIZES[model], cores
     if arguments.quick:
         images, epochs, rounds = 256, 3, 1  # 8 of a class: batches of 4 repeat none
+    pixels = dict[str, int]()  # of a file: the usual ones
     if arguments.tiny:
-        images, epochs, rounds, size, threads = 128, 3, 1, TINY[model], 1
+        images, epochs, rounds, size, threads, pixels = 128, 2, 1, TINY[model], 1, TINY_FILES
     torch.set_num_threads(threads)
     keep_freed_memory()  # as the trainer process does; the limit and the peers have it too
     print_machine(device)
@@ -235,7 +237,7 @@ def main() -> None:
     shares: dict[str, list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name)
-        files = write_jpegs(folder / "images", images, CLASSES)
+        files = write_jpegs(folder / "images", images, CLASSES, **pixels)
         limits = {precision: Limit(model, size, precision, images // BATCH, device) for precision in precisions}
         peers = cycle(
             [(workers, Plain(files, model, size, workers, device)) for workers in (0, max(1, cores // 2), cores)]

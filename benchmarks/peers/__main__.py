@@ -31,7 +31,7 @@ import torch
 from benchmarks.common import median, options, print_headline, print_machine, print_table, write_jpegs
 from benchmarks.peers.environments import error_line, problem_of, python_of
 from benchmarks.peers.task import Result, Task
-from benchmarks.train import BATCH, CLASSES
+from benchmarks.train import BATCH, CLASSES, TINY_FILES
 from executor import embed, load_uri_to_image_blob
 from executor.compute.cores import usable_cores
 from executor.documents import Document, DocumentArray
@@ -128,8 +128,10 @@ def main() -> None:
     images, epochs, rounds, workers = arguments.images, arguments.epochs, arguments.rounds, [0, threads]
     if arguments.quick:
         images, epochs, rounds, workers, limit_steps = 256, 2, 1, [threads], 2
+    pixels = dict[str, int]()  # of a file: the usual ones
     if arguments.tiny:
         images, epochs, rounds, size, threads, workers, limit_steps = 128, 2, 1, 16, 1, [0], 1
+        pixels = TINY_FILES
     torch.set_num_threads(threads)
     print_machine()
     entries = [Entry(None, "ours", 0, precision) for precision in ("fp32", "bf16")]
@@ -141,7 +143,7 @@ def main() -> None:
     problems = {name: problem_of(name) for name in missing}
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()
-        files = write_jpegs(folder / "images", images + images // 2, CLASSES)
+        files = write_jpegs(folder / "images", images + images // 2, CLASSES, **pixels)
         save_model(build_model(ModelConfig(model="small", input_size=size)), folder / "network")
         untrained = quality(folder / "network", files[images:])
         for number in range(rounds):
