@@ -161,11 +161,13 @@ class Disk:
         self._file.unlink()
 
 
-def compare(folder: Path, sorts: dict[str, Any], count: int, rounds: int) -> tuple[dict[str, list[float]], list[Any]]:
-    """Return documents per second by "sort, target", and the rows of the table."""
+def compare(
+    folder: Path, sorts: dict[str, Any], count: int, rounds: int, service: dict[str, Any]
+) -> tuple[dict[str, list[float]], list[Any]]:
+    """Return documents per second by "sort, target", and the rows of the table. Args: service: its options."""
     rates: dict[str, list[float]] = defaultdict(list)
     door = free_port()
-    ours, noop = Served("ours", folder, http_port=door, **quiet(folder)), Served("noop", folder)
+    ours, noop = Served("ours", folder, http_port=door, **service), Served("noop", folder)
     with ours, noop:
         for sort, make in sorts.items():
             flow = Caller(ours)
@@ -221,11 +223,13 @@ def breakdown(folder: Path, make: Any, repeats: int) -> dict[str, float]:
     return {piece: median(values) for piece, values in spent.items()}
 
 
-def memory(folder: Path, paths: list[str], counts: list[tuple[int, int]], patience: float) -> list[tuple[object, ...]]:
+def memory(
+    folder: Path, paths: list[str], counts: list[tuple[int, int]], patience: float, service: dict[str, Any]
+) -> list[tuple[object, ...]]:
     """Return a row with the memory in MB for each (number of documents, requests sent ahead)."""
     rows: list[tuple[object, ...]] = []
     for count, prefetch in counts:
-        with tempfile.TemporaryDirectory(dir=folder) as place, Served("ours", Path(place), **quiet(folder)) as ours:
+        with tempfile.TemporaryDirectory(dir=folder) as place, Served("ours", Path(place), **service) as ours:
             caller = Caller(ours)
             executor = ours.executor_pid()
             before = resident(executor)
@@ -279,6 +283,8 @@ def main() -> None:
     print_machine()
     with tempfile.TemporaryDirectory(prefix="finetuner-") as name:
         folder = Path(name).resolve()
+        # Nothing is embedded here. A start is shorter if it does not measure how to do that fastest.
+        service = quiet(folder) | ({"fast_inference": False} if arguments.tiny else {})
         paths = []
         for label in range(CLASSES):
             paths.append(str(folder / f"{label}.jpg"))
@@ -288,7 +294,7 @@ def main() -> None:
             "uri": lambda count: uri_documents(count, paths),
             f"buffer of {len(images[0]) // 1000} KB": lambda count: buffer_documents(count, images),
         }
-        rates, rows = compare(folder, sorts, count, rounds)
+        rates, rows = compare(folder, sorts, count, rounds, service)
         print(f"Requests of {REQUEST}, {count} documents a call, {rounds} rounds:\n")
         print_table(("documents", "documents/s", "range", "of the no-op", "of the Flow's /fit"), rows)
         print(f"Milliseconds for {REQUEST} documents:\n")
@@ -304,7 +310,7 @@ def main() -> None:
             "trainer at its first steps",
             "trainer's peak",
         )
-        print_table(columns, memory(folder, paths, counts, patience=600 + max(counts)[0] / 100))
+        print_table(columns, memory(folder, paths, counts, 600 + max(counts)[0] / 100, service))
     print_headline("fit_of_noop_uri", median(rates["uri, /fit"]) / median(rates["uri, no-op"]))
 
 
