@@ -3,7 +3,7 @@
 `yaml` and `json` blocks are files, and the line above a block names its file. `bash` and `python` blocks are run in
 order, the latter in one interpreter, against the Flow that the README starts. Four things differ from a reader's
 machine. The ports are free ones. The trainer does not yield, and none waits for a run: other tests keep the machine
-busy. It trains for three epochs, not thirty. And ./scripts/demo and ./scripts/test are not run: test_demo.py runs the
+busy. It trains for one epoch, not thirty. And ./scripts/demo and ./scripts/test are not run: test_demo.py runs the
 former, and this test is part of the latter.
 """
 
@@ -39,7 +39,7 @@ PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md",
 SERVE = "jina flow --uses flow.yml"
 SERVE_ALONE = "python -m executor serve --workspace workspace"  # tests/test_serve.py runs it
 PORTS = ("54321", "8080")  # in the README: gRPC, HTTP
-BUSY = "\n      trainer_yields: false\n      standby_seconds: 0\n      fit_defaults: {epochs: 3}"
+BUSY = "\n      trainer_yields: false\n      standby_seconds: 0\n      fit_defaults: {epochs: 1}"
 
 
 @dataclass(frozen=True)
