@@ -39,12 +39,13 @@ from benchmarks.common import free_port, options, print_machine, print_table
 from benchmarks.customers import Ledger, Recipe, deliver, have_trained, recipes, wait_for_end
 from benchmarks.killing import Killer, Victim
 from benchmarks.serving import Served
-from benchmarks.traffic import Caller, DoorCaller, Request, end
+from benchmarks.traffic import PAUSE, Caller, DoorCaller, Request, end
 from executor.documents import RunStatus
 from executor.store.spool import DocumentArrayMemmap
 from executor.store.workspace import find_workspace
 
 SERVICE_SHARE = 0.25  # share of the kills that hit the service
+TINY_PAUSE = 0.4  # seconds between the requests of a steady caller, with --tiny
 EVERY_VICTIM = 0.5  # the share by which four kills hit each kind of victim once
 # One thread, so that sums are always computed in the same order. Runs wait for all their documents, however long. A
 # trainer is not to stand still because the machine has other work: that would be one fault more.
@@ -83,14 +84,21 @@ async def train_twins(served: Served, of: dict[str, Recipe]) -> dict[str, Ended]
 
 
 async def attack(
-    served: Served, door: int, killer: Killer, of: dict[str, Recipe], seed: int, ledger: Ledger, record: list[Request]
+    served: Served,
+    door: int,
+    killer: Killer,
+    of: dict[str, Recipe],
+    seed: int,
+    ledger: Ledger,
+    record: list[Request],
+    pause: float,
 ) -> None:
-    """Use the service until the last kill is done and the last run has ended."""
+    """Use the service until the last kill is done and the last run has ended. Args: pause: of the steady callers."""
     callers = Caller(served.port, record), DoorCaller(door, record)
     steady = [
-        Caller(served.port, record).embed_steadily(),
-        DoorCaller(door, record).embed_steadily(),
-        DoorCaller(door, record).ask_steadily(),
+        Caller(served.port, record, pause).embed_steadily(),
+        DoorCaller(door, record, pause).embed_steadily(),
+        DoorCaller(door, record, pause).ask_steadily(),
     ]
     background = [asyncio.create_task(task) for task in steady]
     killing = asyncio.create_task(asyncio.to_thread(killer.work))
@@ -201,7 +209,7 @@ async def measure(kills: int, seed: int, minutes: float, epochs: int, *, tiny: b
             twins = await train_twins(served, of)
             print("\nThe undisturbed twins have succeeded.\n", flush=True)
             killer = Killer(served, seed=seed, kills=kills, service_share=share, seconds=minutes * 60)
-            await attack(served, door, killer, of, seed, ledger, record)
+            await attack(served, door, killer, of, seed, ledger, record, TINY_PAUSE if tiny else PAUSE)
             return judge(served, killer, of, twins, ledger, record)
 
 

@@ -19,7 +19,7 @@ from benchmarks.common import textured
 from executor.documents import Document, DocumentArray, RunStatus
 
 TIMEOUT = 120.0  # seconds; then a request counts as failed
-PAUSE = 0.1  # seconds between the requests of a steady caller
+PAUSE = 0.1
 LARGEST = 4  # images in the largest request to /embed
 
 
@@ -37,14 +37,18 @@ class RequestFailed(Exception):
 
 
 class Caller:
-    """One client, which makes one request at a time. Args: record: every request is added to it."""
+    """One client, which makes one request at a time.
 
-    def __init__(self, port: int, record: list[Request]) -> None:
+    Args: record: every request is added to it. pause: seconds between the requests of a steady caller.
+    """
+
+    def __init__(self, port: int, record: list[Request], pause: float = PAUSE) -> None:
         self._client = Client(host="127.0.0.1", port=port, asyncio=True)
         self._client.logger.logger.setLevel(logging.CRITICAL)  # failures are in the record
         # Otherwise all clients of a process share connections: after one is refused, all wait, longer each time.
         self._client.args.grpc_channel_options = [("grpc.use_local_subchannel_pool", 1)]
         self._record = record
+        self._pause = pause
 
     async def post(
         self,
@@ -93,14 +97,14 @@ class Caller:
     async def _try(self, endpoint: str, docs: Any = None, **options: Any) -> None:
         with contextlib.suppress(RequestFailed):  # the record has it
             await self.post(endpoint, docs, **options)
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(self._pause)
 
 
 class DoorCaller(Caller):
     """The same by HTTP at the door of a service with the option `http_port`. Each request has its own connection."""
 
-    def __init__(self, port: int, record: list[Request]) -> None:
-        super().__init__(port, record)
+    def __init__(self, port: int, record: list[Request], pause: float = PAUSE) -> None:
+        super().__init__(port, record, pause)
         self._door = f"http://127.0.0.1:{port}"
 
     async def _answers(self, endpoint: str, docs: Any, returns: Any, parameters: dict[str, Any]) -> list[Any]:
