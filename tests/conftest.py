@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where there are more threads all the same, in programs that tests start, they sleep soon when they have to wait.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
+import gc
 import io
 import re
 import sys
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 import needs
+import phases
 from browsing import chromium, page, shop, visitors  # noqa: F401  (fixtures)
 from desk import Clock, Desk, opened
 from executor import Document, DocumentArray
@@ -37,12 +39,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--extra", action="store_true", help="run the group `extra` too: ./scripts/test --extra does")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What is imported here stays. To look through it for garbage takes each worker seconds, meanwhile and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # else this is a worker, whose tests are counted by who started it
         config.pluginmanager.register(Progress())
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not read a file in which `-m` selects nothing, unless it is named on the command line."""
+    name = collection_path.name
+    if not name.startswith("test_") or any(name in argument for argument in config.args):
+        return None
+    return None if phases.Named.by(collection_path).may_match(config.option.markexpr) else True
+
+
+@pytest.hookimpl(tryfirst=True)  # before those are left out that `-m` does not select
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    phases.check(items)
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
     if not config.getoption("extra"):
         elsewhere = pytest.mark.skip(reason="needs more than .venv has: ./scripts/test --extra")
