@@ -130,7 +130,7 @@ def test_no_images_have_no_copies():
 
 
 def test_many_fingerprints_are_compared_with_few_others():
-    count = 20_000
+    count = 10_000
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (count, 5, 5), dtype=np.uint8)
     grey = [cv2.resize(each, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_CUBIC) for each in coarse]

@@ -5,6 +5,7 @@ clean up. What a kill leaves in SQLite is what a rollback leaves.
 """
 
 import contextlib
+import functools
 import itertools
 import shutil
 import sys
@@ -24,7 +25,7 @@ from executor.compute.ranks import ALONE
 from executor.errors import ConfigurationError, UnknownRun
 from executor.evaluation.map_fitting import learn_maps
 from executor.models.building import build_model
-from executor.models.model import ModelConfig
+from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.saving import load_model, save_model
 from executor.models.space_map import KnownMap, unit_length
 from executor.models.versions import ensure_base, load_version
@@ -120,8 +121,12 @@ def both(folder: Path) -> object:
 
 
 def model(seed: int) -> Callable[[Path], None]:
-    config = ModelConfig(model="small", input_size=16, embedding_dim=None, seed=seed)
-    return lambda folder: save_model(build_model(config), folder / "model")
+    return lambda folder: save_model(built(seed), folder / "model")
+
+
+@functools.cache
+def built(seed: int) -> EmbeddingModel:
+    return build_model(ModelConfig(model="small", input_size=16, embedding_dim=None, seed=seed))
 
 
 def seed_of(folder: Path) -> object:
@@ -325,9 +330,12 @@ def test_a_save_that_is_killed_at_any_file_boundary_leaves_the_old_or_the_new(na
 
 
 def begun(path: Way, folder: Path) -> Path:
-    folder.mkdir()
-    path.before(folder)
-    return folder
+    """Return the folder with what is there already. That is made once for each test: to make a model takes long."""
+    made = folder.with_name("before")
+    if not made.exists():
+        made.mkdir()
+        path.before(made)
+    return Path(shutil.copytree(made, folder, symlinks=True))
 
 
 @pytest.mark.parametrize("name", ["the output of bulk", "mapped vectors"])

@@ -37,7 +37,7 @@ def port() -> Iterator[int]:
     app.add_middleware(BodyLimit, max_request_bytes=LIMIT)
     with contextlib.closing(socket.socket()) as listening:
         listening.bind(("127.0.0.1", 0))
-        server = Server(Config(app, http=ImpatientProtocol, log_level="error"))
+        server = Server(Config(app, http=ImpatientProtocol, log_level="error", timeout_keep_alive=1))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         while not server.started:

@@ -26,8 +26,8 @@ HOUR = 3600.0
 class Shop(Desk):
     """A service with automatic runs, a clock that is set by hand, and no trainer."""
 
-    def __init__(self, folder: Path, clock: list[float], **options: Any) -> None:
-        super().__init__(folder, retrain=options)
+    def __init__(self, folder: Path, clock: list[float], max_open_runs: int = 100, **options: Any) -> None:
+        super().__init__(folder, retrain=options, max_open_runs=max_open_runs)
         self.clock = clock
         self.compared: list[tuple[str, str, str, list[str], float]] = []
         self.worse: str | None = None
@@ -179,11 +179,11 @@ def test_after_a_failure_the_wait_doubles_each_time(open_shop, clock, state):
 
 
 def test_a_run_that_cannot_begin_is_tried_again_later_and_says_why(open_shop, clock):
-    shop = open_shop(every_documents=2)
+    shop = open_shop(every_documents=2, max_open_runs=3)
     shop.talk(2)
-    for number in range(100):
+    for number in range(3):
         shop.fit(labelled(f"o{number}"), run=f"open{number}")
-    assert len(shop.runs()) == 100
+    assert len(shop.runs()) == 3
     assert "max_open_runs" in shop.words()
 
 
