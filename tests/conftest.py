@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 
 import needs
-import phases
 from browsing import chromium, page, shop, visitors  # noqa: F401  (fixtures)
 from desk import Clock, Desk, opened
 from executor import Document, DocumentArray
@@ -55,17 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Progress())
 
 
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not read a file in which `-m` selects nothing, unless it is named on the command line."""
-    name = collection_path.name
-    if not name.startswith("test_") or any(name in argument for argument in config.args):
-        return None
-    return None if phases.Named.by(collection_path).may_match(config.option.markexpr) else True
-
-
-@pytest.hookimpl(tryfirst=True)  # before those are left out that `-m` does not select
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    phases.check(items)
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONG)
     if not config.getoption("extra"):
         elsewhere = pytest.mark.skip(reason="needs more than .venv has: ./scripts/test --extra")
