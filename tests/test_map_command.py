@@ -39,10 +39,10 @@ def vectors(count: int, size: int = OLD, seed: int = 0) -> np.ndarray:
     return unit_length(np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32))
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    """A base, a run `tuned` with a map from it, and a run `lonely` without one."""
-    found = Workspace(tmp_path / "workspace")
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A base, a run `tuned` with a map from it, and a run `lonely` without one. Tests only read it."""
+    found = Workspace(tmp_path_factory.mktemp("workspace"))
     RunStore(found).close()
     for version, size, seed in (("base", OLD, 0), ("tuned", NEW, 1), ("lonely", NEW, 2)):
         model = build_model(ModelConfig(model="small", input_size=16, embedding_dim=size, seed=seed))
