@@ -37,13 +37,14 @@ from test_formats import TURNED, exif, scans, with_segment
 
 pytestmark = pytest.mark.flow
 
+MOST_QUEUED = 1024  # images waiting in /embed; of a caller few count
 WHOLE = {"since": 1_700_000_000_000, "ean": -(2**53), "list": [2**40, {"deep": 2**31}], "small": 7, "half": 0.5}
 
 
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("hostile")
-    options = {"receive_timeout": 4.0, "trainer_stall_seconds": 3.0}
+    options = {"receive_timeout": 4.0, "trainer_stall_seconds": 3.0, "max_queued_images": MOST_QUEUED}
     service = Service(folder / "workspace", folder / "cwd", gateway="executor.gateway.FinetunerGateway", **options)
     service.flow = {"quiet_error": False}  # as a Flow is by default: what Jina logs of a refusal is looked at here
     with service:
@@ -59,28 +60,6 @@ def refused(flow: Service, endpoint: str, docs: Any, **parameters: Any) -> str:
     with pytest.raises(BadServer) as raised:
         flow.post(endpoint, docs, returns=RunStatus, **parameters)
     return str(raised.value.args[0].status.description)
-
-
-def test_ids_that_splits_and_classes_share_lose_nothing(flow: Service) -> None:
-    name = "-shop"
-    others = images(12, first_seed=500)  # the ids of twelve others: such as stems of files in folders of classes
-    contradiction = images(1, first_seed=100)
-    contradiction[0].tags["finetuner_label"] = 2
-    odd = Document(id="odd", uri="data:image/png," + "%" * 3_000_000, tags={"finetuner_label": 0})
-    flow.post("/fit", images(12), returns=RunStatus, run=name, split="eval")
-    flow.post("/fit", images(24, first_seed=100), returns=RunStatus, run=name)
-    flow.post("/fit", [*others, *contradiction, odd], returns=RunStatus, run=name, start=True)
-    status = flow.wait(name)
-    assert (status.state, status.attempts) == ("succeeded", 1), status.error
-    assert (status.train_documents, status.eval_documents, status.skipped) == (36, 12, 2)
-    assert "tuned/mean_average_precision_at_r" in status.metrics
-    assert any("12 ids" in warning and "other content" in warning for warning in status.warnings), status.warnings
-    problems = {problem.id: problem.reason for problem in status.problems}
-    assert "the same id and content came before with the label '0', not '2'" in problems["d0"]
-    assert "odd" in problems
-    assert flow.post("/embed", images(1), returns=Document, model=name)[0].embedding is not None
-    flow.post("/promote", returns=RunStatus, run="base")
-    assert flow.http("/delete", run=name).status_code == 200
 
 
 @pytest.mark.parametrize("protocol", [*PROTOCOLS, "door"])
@@ -169,9 +148,11 @@ def test_documents_beyond_the_first_hundred_are_scored_too_or_it_says_so(flow: S
     assert {answer.queries for answer in answers} == {229}
 
 
-@pytest.mark.parametrize("request_size", [100, 5000])
-def test_one_call_of_5000_documents_is_done(flow: Service, request_size: int) -> None:
-    docs = DocumentArray(Document(id=str(number), blob=coloured(number % 4, size=8)) for number in range(5000))
+@pytest.mark.parametrize("request_size", [100, 1500])
+def test_one_call_of_many_more_documents_than_may_wait_is_done(flow: Service, request_size: int) -> None:
+    count = 1500
+    assert count > MOST_QUEUED
+    docs = DocumentArray(Document(id=str(number), blob=coloured(number % 4, size=8)) for number in range(count))
     client = Client(host="127.0.0.1", port=flow.ports["grpc"])
     answers = client.post("/embed", docs, request_size=request_size, return_type=DocumentArray)
     parts = [answers.id[first : first + request_size] for first in range(0, len(docs), request_size)]
@@ -278,21 +259,51 @@ def test_what_is_told_of_enormous_texts_is_short(flow: Service) -> None:
     flow.cancel("enormous")
 
 
-def test_a_stopped_trainer_is_replaced_and_the_runs_behind_it_are_trained(flow: Service) -> None:
-    flow.post("/fit", images(16), returns=RunStatus, run="stopped", total=16, epochs=60, val_split=0)
-    flow.post("/fit", images(8), returns=RunStatus, run="--help", total=8)
-    flow.wait("stopped", until=lambda status: status.step > 3)
-    (trainer,) = [each for each in flow.trainers() if "--run=stopped" in " ".join(each.cmdline())]
+@pytest.fixture(scope="module")
+def seen(flow: Service) -> list[RunStatus]:
+    """What was seen of the run `-stopped`, whose trainer is stopped, until it ended. Behind it waits the run `--help`.
+
+    Both names begin as options do.
+    """
+    flow.post("/fit", images(16), returns=RunStatus, run="-stopped", total=16, epochs=60, val_split=0)
+    others = images(12, first_seed=500)  # the ids of twelve others: such as stems of files in folders of classes
+    contradiction = images(1, first_seed=100)
+    contradiction[0].tags["finetuner_label"] = 2
+    odd = Document(id="odd", uri="data:image/png," + "%" * 3_000_000, tags={"finetuner_label": 0})
+    flow.post("/fit", images(12), returns=RunStatus, run="--help", split="eval")
+    flow.post("/fit", images(24, first_seed=100), returns=RunStatus, run="--help")
+    flow.post("/fit", [*others, *contradiction, odd], returns=RunStatus, run="--help", start=True)
+    flow.wait("-stopped", until=lambda status: status.step > 3)
+    (trainer,) = [each for each in flow.trainers() if "--run=-stopped" in " ".join(each.cmdline())]
     trainer.suspend()
-    seen: list[Any] = []
-    status = flow.wait("stopped", until=lambda status: seen.append(status) or status.ended_at)
+    found: list[RunStatus] = []
+    flow.wait("-stopped", until=lambda status: found.append(status) or status.ended_at)
+    return found
+
+
+def test_a_stopped_trainer_is_replaced_and_the_runs_behind_it_are_trained(flow: Service, seen: list[RunStatus]) -> None:
+    status = seen[-1]
     assert (status.state, status.attempts) == ("succeeded", 2), status.error
     steps = [each.step for each in seen]
     assert steps == sorted(steps)
     assert all(each.eta_seconds is None or each.eta_seconds > 0 for each in seen if each.ended_at is None)
-    events = flow.post("/events", returns=Event, run="stopped")
+    events = flow.post("/events", returns=Event, run="-stopped")
     assert any("the trainer hangs" in event.message for event in events)
     assert flow.wait("--help").state == "succeeded"
+
+
+def test_ids_that_splits_and_classes_share_lose_nothing(flow: Service, seen: list[RunStatus]) -> None:
+    status = flow.wait("--help")
+    assert (status.state, status.attempts) == ("succeeded", 1), status.error
+    assert (status.train_documents, status.eval_documents, status.skipped) == (36, 12, 2)
+    assert "tuned/mean_average_precision_at_r" in status.metrics
+    assert any("12 ids" in warning and "other content" in warning for warning in status.warnings), status.warnings
+    problems = {problem.id: problem.reason for problem in status.problems}
+    assert "the same id and content came before with the label '0', not '2'" in problems["d0"]
+    assert "odd" in problems
+    assert flow.post("/embed", images(1), returns=Document, model="--help")[0].embedding is not None
+    flow.post("/promote", returns=RunStatus, run="base")
+    assert flow.http("/delete", run="--help").status_code == 200
 
 
 def test_a_refusal_is_one_line_of_the_log_and_jina_says_nothing_of_our_options(flow: Service) -> None:
