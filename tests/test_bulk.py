@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -236,31 +238,43 @@ def test_parts_beside_a_finished_file_are_removed_if_they_are_its_own_however_ma
 
 
 @pytest.mark.process
-def test_after_a_kill_a_second_start_embeds_the_rest_and_every_row_is_there_once(workspace, tmp_path):
+def test_after_a_kill_a_second_start_embeds_the_rest_and_every_row_is_there_once(workspace, tmp_path, monkeypatch):
+    """Only what is killed is a process of its own."""
     source = tmp_path / "all.parquet"
     picture = io.BytesIO()
     Image.fromarray(coloured(0, size=400)).save(picture, "PNG")  # it takes a while to decode
-    count = 1500
+    count = 750
     columns = {"id": [f"p{number}" for number in range(count)], "image": [picture.getvalue()] * count}
-    parquet.write_table(pa.table(columns), source, row_group_size=100)
+    parquet.write_table(pa.table(columns), source, row_group_size=50)
     out = tmp_path / "out.parquet"
-    command = [sys.executable, "-m", "executor", "embed", source, "--workspace", workspace, "--to", out]
-    command += ["--part-rows", "100"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [source, "--workspace", workspace, "--to", out, "--part-rows", "50"]
     parts = tmp_path / "out.parquet.parts"
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as first:
+    first = subprocess.Popen(
+        [sys.executable, "-m", "executor", "embed", *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    with first:
         deadline = time.monotonic() + 120
         while len(list(parts.glob("0*.parquet"))) < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
         first.send_signal(signal.SIGKILL)
     done = {part.name: part.stat().st_mtime_ns for part in parts.glob("0*.parquet")}
     assert 3 <= len(done) < 15
-    with subprocess.Popen(command, cwd=ROOT, env=environment) as second:
-        while not out.exists() and second.poll() is None:
+
+    def watch() -> None:
+        """Look whether the parts stay as they are until they are joined."""
+        while not out.exists() and not ended.is_set():
             kept = {name: (parts / name).stat().st_mtime_ns for name in done if (parts / name).exists()}
             assert kept.items() <= done.items()
             time.sleep(0.01)
-        assert second.wait(120) == 0
+
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            assert embed(monkeypatch, *words) == 0
+        finally:
+            ended.set()
+    watching.result()
     assert parquet.read_table(out)["id"].to_pylist() == columns["id"]
 
 
