@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import coloured
+from doors import opened
 from executor import Document, DocumentArray, fit
 from executor import embed as embed_documents
 from executor.errors import ConfigurationError, InvalidParameter
@@ -33,7 +34,7 @@ from executor.models.versions import ensure_base, load_version
 from executor.parameters import parse_executor_options
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
-from serving import ROOT, Service
+from serving import ROOT
 from workshop import Workshop
 
 pytestmark = pytest.mark.compute
@@ -581,36 +582,23 @@ def labelled(count: int = 16) -> DocumentArray:
 
 
 @pytest.mark.process
-def test_a_run_says_what_it_assumed_and_the_next_run_does_not(tmp_path, factories):
-    workshop = Workshop(tmp_path / "workspace", model=f"{factories}:Unstated")
-    for run in ("first", "second"):
-        workshop.receive(run, labelled(), batch_size=8, epochs=1)
+def test_parts_of_one_image_and_batch_norm_fail_a_run_at_its_first_attempt_and_the_first_run_says_what_it_assumed(
+    tmp_path, factories
+):
+    """The model states no preprocessing either: the run that builds it says what was assumed, and the next does not."""
+    workshop = Workshop(tmp_path / "workspace", model=f"{factories}:ends_in_batch_norm")
+    runs = {"first": {"micro_batch": 1, "batch_size": 8}, "second": {"micro_batch": 2, "batch_size": 3}}
+    for run, options in runs.items():
+        workshop.receive(run, labelled(), **options)  # nothing was built yet, so nobody knows
         workshop.queue(run)
     with workshop.supervised():
-        ended = [workshop.wait(run) for run in ("first", "second")]
-    assert [run.state for run in ended] == [RunState.SUCCEEDED] * 2, workshop.log("first")
-    said = ["preprocessing" in " ".join(workshop.events(run, "warning")) for run in ("first", "second")]
+        ended = [workshop.wait(run) for run in runs]
+    for run in ended:
+        assert run.state is RunState.FAILED
+        assert "set micro_batch to 2 or more" in (run.error or "")
+        assert run.attempts == 1
+    said = ["preprocessing" in " ".join(workshop.events(run, "warning")) for run in runs]
     assert said == [True, False]
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"micro_batch": 1, "batch_size": 8}, "set micro_batch to 2 or more"),
-        ({"micro_batch": 2, "batch_size": 3}, "set micro_batch to 2 or more"),
-    ],
-    ids=str,
-)
-def test_parts_of_one_image_and_batch_norm_fail_a_run_at_its_first_attempt(tmp_path, factories, options, reason):
-    workshop = Workshop(tmp_path / "workspace", model=f"{factories}:ends_in_batch_norm")
-    workshop.receive("run", labelled(), **options)  # nothing was built yet, so nobody knows
-    workshop.queue("run")
-    with workshop.supervised():
-        run = workshop.wait("run")
-    assert run.state is RunState.FAILED
-    assert reason in (run.error or "")
-    assert run.attempts == 1
 
 
 @pytest.mark.parametrize(
@@ -643,13 +631,11 @@ def test_parts_of_one_image_are_refused_at_once_where_a_batch_norm_needs_two(
         workshop.receive("run", labelled(), **options)
 
 
-@pytest.mark.flow
 def test_a_model_that_cannot_be_used_is_refused_in_a_sentence_at_every_endpoint(tmp_path):
     folder = directory(tmp_path / "model", "ViT", PROCESSOR | {"image_mean": None})
-    (tmp_path / "here").mkdir()
-    with Service(tmp_path / "workspace", tmp_path / "here", model=str(folder), input_size=None) as service:
+    with opened(tmp_path, model=str(folder), input_size=None) as door:
         body = [{"blob": coloured(0).tolist(), "tags": {"finetuner_label": 0}}]
         for endpoint in ("/embed", "/evaluate"):
-            answer = service.http(endpoint, body)
+            answer = door.post(endpoint, body)
             assert answer.status_code == 500
             assert answer.json()["detail"].startswith("image_mean is None in the image processor of model=")
