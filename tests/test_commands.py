@@ -302,8 +302,10 @@ def test_a_trainer_does_not_import_what_it_hardly_uses():
 def test_a_command_that_computes_nothing_does_not_import_torch_and_leaves_it_to_whoever_does(words, tmp_path):
     code = f"import os, sys; sys.argv[1:] = {words}; from executor.__main__ import main; os.chdir({str(tmp_path)!r})\n"
     code += "assert main() in (1, 2, 6)\n"  # nobody answers, or there is nothing
-    code += "print('docarray' in sys.modules, 'torch' in sys.modules); import torch; print(torch.zeros(1).item())"
-    assert printed_by(code) == ["True False", "0.0"]
+    code += "print('docarray' in sys.modules, 'torch' in sys.modules)\n"
+    if words[0] == "runs":  # all leave it in one way, and importing it takes most of this test's time
+        code += "import torch; print(torch.zeros(1).item())"
+    assert printed_by(code) == ["True False", *(["0.0"] if words[0] == "runs" else [])]
 
 
 def test_a_run_without_a_name_is_called_after_its_source(workspace):
@@ -526,11 +528,11 @@ def training(place: Workspace, run: str) -> bool:
 def test_a_thread_that_still_computes_does_not_change_how_a_command_ended(tmp_path: Path) -> None:
     """Python aborts a process whose thread comes back from C++ while it takes itself apart."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import threading, torch\n"
+        "import threading, cv2, numpy\n"  # OpenCV, as torch takes ten times as long to import
         "def compute():\n"
         "    while True:\n"
-        "        torch.mm(square, square)\n"
-        "square = torch.ones(300, 300)\n"
+        "        cv2.dct(square)\n"
+        "square = numpy.ones((300, 300), numpy.float32)\n"
         "for _ in range(3):\n"
         "    threading.Thread(target=compute, daemon=True).start()\n"
     )
