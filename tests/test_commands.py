@@ -483,22 +483,18 @@ def test_a_run_that_takes_no_more_documents_is_named(command, service: Service, 
 @pytest.mark.timeout(600)  # two trainers and three commands, one after the other
 @pytest.mark.process
 def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_and_both_versions_are_compared(
-    photos, tmp_path
+    command, photos, tmp_path, capsys, monkeypatch
 ):
-    def line(*arguments: object) -> list[str]:
-        return [sys.executable, "-m", "executor", *map(str, arguments), "--workspace", str(tmp_path / "new")]
-
-    def call(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(line(*arguments), cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    environment = os.environ | ONE_CORE
+    """Only the command that is interrupted is a process of its own; the others are called here."""
+    here = ["--workspace", str(tmp_path / "new")]
     (photos / "c1" / "broken.jpg").write_bytes(b"no picture")
     quick = ["--with", "model=small", "--with", "input_size=16", "--epochs", "40", "--promote", "always"]
     fit = ["fit", photos, *quick, "--option", "batch_size=8", "--option", "val_split=0.3", "--run", "shop", "--json"]
     place = Workspace(tmp_path / "new" / "FinetunerExecutor" / "0")
-    with subprocess.Popen(
-        line(*fit), cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as first:
+    line = [sys.executable, "-m", "executor", *map(str, fit), *here]
+    for name, value in ONE_CORE.items():
+        monkeypatch.setenv(name, value)
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
         while first.poll() is None and not (place.database.exists() and training(place, "shop")):
             time.sleep(0.1)
         first.send_signal(signal.SIGINT)
@@ -507,16 +503,16 @@ def test_a_folder_is_trained_on_without_a_service_also_if_that_is_interrupted_an
     assert said.endswith("Interrupted. The same command goes on where it was, given the same --run.\n")
     assert re.search(r"^About [1-9]\d* s for the training alone \(40 epochs; .*\), and [\d.]+ GiB of ", said, re.M)
 
-    done = call(*fit)
-    assert done.returncode == 0, done.stderr
-    status = json.loads(done.stdout)
+    code, told = command(*fit, *here), capsys.readouterr()
+    assert code == 0, told.err
+    status = json.loads(told.out)
     assert (status["run"], status["state"], status["promoted"], status["epoch"]) == ("shop", "succeeded", True, 40)
     assert (status["train_documents"], status["attempts"]) == (18, 2)
-    assert "1 left out:\n  c0/notes.txt is no picture, by its name" in done.stderr
-    assert "1 could not be used:\n  c1/broken.jpg: " in done.stderr
-    compared = call("compare", "base", "shop")
-    assert compared.returncode == 0, compared.stderr
-    assert "mAP@R of shop minus that of base: " in compared.stdout
+    assert "1 left out:\n  c0/notes.txt is no picture, by its name" in told.err
+    assert "1 could not be used:\n  c1/broken.jpg: " in told.err
+    code, told = command("compare", "base", "shop", *here), capsys.readouterr()
+    assert code == 0, told.err
+    assert "mAP@R of shop minus that of base: " in told.out
 
 
 def training(place: Workspace, run: str) -> bool:
