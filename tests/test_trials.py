@@ -457,7 +457,8 @@ def test_fit_tries_settings_with_and_without_eval_data(capsys: pytest.CaptureFix
 
 # --- runs of the service ---------------------------------------------------------------------------------------------
 
-OPTIONS = {"epochs": 9, "batch_size": 32, "trials": 3, "precision": "fp32"}
+# One epoch: how short runs follow on each other is tested above, without processes.
+OPTIONS = {"epochs": 1, "batch_size": 32, "trials": 3, "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -509,7 +510,7 @@ def test_a_run_whose_trainer_is_killed_in_its_trials_ends_as_one_that_was_not(sh
 
 @pytest.mark.process
 def test_the_ranks_of_a_run_try_the_same_settings(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path, devices=["cpu", "cpu"], fit_defaults=OPTIONS | {"epochs": 2})
+    workshop = Workshop(tmp_path, devices=["cpu", "cpu"], fit_defaults=OPTIONS)
     workshop.receive("shared", pictures(280))
     workshop.queue("shared")
     with workshop.supervised():
