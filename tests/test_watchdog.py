@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_a_child_that_computes_is_a_sign_of_life_and_so_is_progress(
 
 @pytest.mark.process
 def test_a_run_whose_trainer_is_stopped_is_resumed_and_succeeds(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path / "workspace", trainer_stall_seconds=3, fit_defaults={"epochs": 12})
+    workshop = Workshop(tmp_path / "workspace", trainer_stall_seconds=3, fit_defaults={"epochs": 8})
     workshop.receive("a", images(18))
     workshop.queue("a")
     with workshop.supervised():
@@ -221,18 +222,24 @@ def test_a_run_whose_trainer_is_stopped_is_resumed_and_succeeds(tmp_path: Path) 
 
 @pytest.mark.process
 def test_a_trainer_that_waits_for_a_run_and_is_stopped_gets_none(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path / "workspace", fit_defaults={"epochs": 1})
-    workshop.receive("a", images(18))
-    workshop.queue("a")
-    with workshop.supervised(standby_seconds=600):
-        workshop.wait("a", until=lambda run: run.state.ended and waiting())
-        waiting()[0].suspend()
-        workshop.receive("b", images(18))
-        workshop.queue("b")
-        run = workshop.wait("b")
-        assert (run.state, run.attempts) == (RunState.SUCCEEDED, 1), workshop.log("b")
-    assert workshop.events("b", "stalled") == []
-    workshop.close()
+    """It is ended, and the run gets a new one. That any trainer trains, the runs of other tests show."""
+    workshop = Workshop(tmp_path / "workspace")
+    workshop.receive("b", images(18))
+    trainers = TrainerProcesses(workshop.store.workspace, nice=0, yields=False, standby_seconds=600)
+    trainers.prepare()
+    (stopped,) = waiting()
+    stopped.suspend()
+    while not is_stopped(stopped.pid):  # the signal takes a moment
+        time.sleep(0.01)
+    started = trainers.start(workshop.store.get("b"))
+    try:
+        assert not psutil.pid_exists(stopped.pid)
+        assert started.pid != stopped.pid
+        assert {"train", "--run=b"} <= set(psutil.Process(started.pid).cmdline())
+    finally:
+        end_process(started)
+        trainers.close()
+        workshop.close()
 
 
 def waiting() -> list[psutil.Process]:
