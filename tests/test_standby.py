@@ -52,8 +52,12 @@ def fit(service: Service, docs: DocumentArray, run: str, **options: object) -> N
 
 @pytest.fixture(scope="module")
 def first(service: Service) -> psutil.Process:
-    """The trainer that waits after a first run, which nothing but time has started."""
-    service.post("/fit", images(18), returns=RunStatus, run="first")
+    """The trainer that waits after a first run, which nothing but time has started. A deleted run had its name."""
+    service.post("/fit", images(12), returns=RunStatus, run="first", total=13)
+    service.cancel("first")
+    service.http("/delete", run="first")
+    (fresh,) = service.post("/fit", images(6, prefix="n"), returns=RunStatus, run="first", epochs=1)
+    assert (fresh.state, fresh.train_documents, fresh.attempts) == ("receiving", 6, 0)
     assert service.wait("first").state == "succeeded"
     return waiting(service)
 
@@ -68,8 +72,16 @@ def test_a_run_starts_when_no_document_has_arrived_for_receive_timeout_seconds(
 
 
 @pytest.mark.flow
+def test_the_name_of_a_deleted_run_serves_for_a_clean_new_one(service: Service, first: psutil.Process) -> None:
+    """What its first answer has said is asserted where it was made."""
+    ended = service.status("first")
+    assert (ended.state, ended.train_documents, ended.skipped, ended.attempts) == ("succeeded", 6, 0, 1)
+    assert [event.kind for event in service.post("/events", returns=Event, run="first")].count("received") == 1
+
+
+@pytest.mark.flow
 def test_the_next_run_gets_the_trainer_that_waited(service: Service, first: psutil.Process) -> None:
-    fit(service, images(18, prefix="s"), "second", epochs=50)
+    fit(service, images(18, prefix="s"), "second", epochs=12)  # so that it is seen while it trains
     service.wait("second", until=lambda status: status.step > 0)
     assert "second" in " ".join(first.cmdline())  # it is called by its run now
     assert service.wait("second").state == "succeeded"
@@ -82,18 +94,6 @@ def test_a_run_trains_also_if_the_trainer_that_waited_was_killed(service: Servic
     fit(service, images(18, prefix="t"), "third")
     status = service.wait("third")
     assert (status.state, status.attempts) == ("succeeded", 1)
-
-
-@pytest.mark.flow
-def test_the_name_of_a_deleted_run_serves_for_a_clean_new_one(service: Service) -> None:
-    service.post("/fit", images(12), returns=RunStatus, run="again", total=13)
-    service.cancel("again")
-    service.http("/delete", run="again")
-    (fresh,) = service.post("/fit", images(6, prefix="n"), returns=RunStatus, run="again", epochs=1)
-    assert (fresh.state, fresh.train_documents, fresh.attempts) == ("receiving", 6, 0)
-    ended = service.wait("again")  # it starts when nothing arrives any more, as any new run does
-    assert (ended.state, ended.train_documents, ended.skipped, ended.attempts) == ("succeeded", 6, 0, 1)
-    assert [event.kind for event in service.post("/events", returns=Event, run="again")].count("received") == 1
 
 
 @pytest.mark.flow
