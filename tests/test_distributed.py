@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from conftest import coloured
 from executor import Document, DocumentArray
 from executor.compute.ranks import Ranks
 from executor.errors import ConfigurationError
-from executor.store.run import RunState
+from executor.store.run import Run, RunState
 from executor.training.gradients import Gradients
 from executor.training.losses import build_loss
 from executor.training.micro_batch import MicroBatch
-from executor.worker.command import end_process, start_process
+from executor.worker.command import end_process, on_workspace, start_process
 from serving import ROOT
 from workshop import Workshop, all_gone, kill
 
@@ -179,104 +180,6 @@ def weights(workshop: Workshop, run: str) -> dict[str, torch.Tensor]:
     return load_file(workshop.store.workspace.model_folder(run) / "weights.safetensors")
 
 
-def killed_at_first_step(workshop: Workshop, run: str, rank: int) -> list[psutil.Process]:
-    """Kill a rank while it trains and return what were the processes of the run."""
-    pid = workshop.wait(run, lambda found: found.pid and workshop.store.progress(run).step > 0).pid
-    assert pid is not None
-    processes = ranks_of(pid)
-    assert len(processes) == 2
-    kill(processes[rank].pid)
-    return processes
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    """A workspace in which the run `undisturbed` has ended."""
-    made = Workshop(tmp_path_factory.mktemp("shared"), devices=["cpu", "cpu"], fit_defaults=OPTIONS)
-    queue(made, "undisturbed")
-    with made.supervised():
-        made.wait("undisturbed")
-    yield made
-    made.close()
-
-
-def trained_alike(workshop: Workshop, run: str) -> bool:
-    """Return whether a run has the weights of `undisturbed`."""
-    same = weights(workshop, "undisturbed")
-    return all(torch.equal(tensor, same[name]) for name, tensor in weights(workshop, run).items())
-
-
-@pytest.mark.process
-def test_a_run_on_two_devices_succeeds_and_reports_as_one(shared: Workshop) -> None:
-    assert shared.store.get("undisturbed").state is RunState.SUCCEEDED, shared.log("undisturbed")
-    progress = shared.store.progress("undisturbed")
-    assert len(progress.history["loss"]) == OPTIONS["epochs"]
-    assert progress.step == progress.steps
-    assert {"base/mean_average_precision_at_r", "tuned/mean_average_precision_at_r"} <= progress.metrics.keys()
-    assert (shared.store.workspace.run_folder("undisturbed") / "report.html").exists()
-
-
-@pytest.mark.process
-def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_ends_with_the_same_weights(shared: Workshop) -> None:
-    queue(shared, "disturbed")
-    with shared.supervised():
-        processes = killed_at_first_step(shared, "disturbed", rank=1)
-        run = shared.wait("disturbed")
-        assert all_gone(processes)
-    assert (run.state, run.attempts) == (RunState.SUCCEEDED, 2), shared.log("disturbed")
-    assert "was killed by signal 9" in shared.events("disturbed", "resumed")[0]
-    assert trained_alike(shared, "disturbed")
-
-
-@pytest.mark.process
-def test_torchrun_trains_a_run_by_hand_as_the_service_does(shared: Workshop) -> None:
-    queue(shared, "hand")
-    done = shared.train("hand", *torchrun("-m"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert trained_alike(shared, "hand")
-
-
-@pytest.mark.process
-def test_no_rank_outlives_the_trainer(workshop: Workshop) -> None:
-    queue(workshop, "endless", epochs=100_000)
-    with workshop.supervised() as supervisor:
-        processes = killed_at_first_step(workshop, "endless", rank=0)
-        assert all_gone(processes)
-        supervisor.cancel("endless")
-
-
-@pytest.mark.process
-def test_a_rank_that_is_stopped_ends_with_the_trainer_even_if_no_service_sees_to_it(workshop: Workshop) -> None:
-    queue(workshop, "endless", epochs=100_000)
-    workshop.store.advance("endless", RunState.TRAINING)
-    folder = str(workshop.store.workspace.root)
-    trainer = start_process("train", "--workspace", folder, "--run=endless", output=subprocess.DEVNULL)
-    try:
-        workshop.wait("endless", lambda run: workshop.store.progress("endless").step > 0)
-        _, other = ranks_of(trainer.pid)
-        other.suspend()
-    finally:
-        end_process(trainer)
-    assert all_gone([other])
-
-
-@pytest.mark.process
-def test_a_rank_that_is_told_to_stop_before_it_has_met_the_others_ends_the_attempt(workshop: Workshop) -> None:
-    workshop.receive("one", documents(20))
-    with workshop.supervised():
-        pid = workshop.wait("one", lambda run: run.pid and len(ranks_of(run.pid)) == 2).pid
-        assert pid is not None
-        _, other = ranks_of(pid)
-        workshop.wait("one", lambda run: is_ready_to_stop(other.pid))
-        other.terminate()
-        assert all_gone([other])
-        workshop.queue("one")
-        run = workshop.wait("one")
-    assert run.state is RunState.SUCCEEDED, workshop.log("one")
-    assert workshop.events("one", "stalled") == []
-    assert "A rank ended with 4, and so does this one" in workshop.store.workspace.log_file("one").read_text()
-
-
 def is_ready_to_stop(pid: int) -> bool:
     """Whether a process has a handler of its own for SIGTERM."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -284,33 +187,138 @@ def is_ready_to_stop(pid: int) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
+@dataclass
+class Disturbed:
+    """What was seen of the run `disturbed`, whose ranks ended one after the other.
+
+    Attributes: told: whether the rank that was told to stop before it had met the others ended. killed: whether all
+        ranks ended when one was killed. run: as it ended.
+    """
+
+    workshop: Workshop
+    told: bool
+    killed: bool
+    run: Run
+
+
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
+    """A run that a service trains. Two attempts at it are disturbed, each in its way, and the third is not.
+
+    One run, because each attempt takes two processes, whose imports are most of their time.
+    """
+    made = Workshop(tmp_path_factory.mktemp("disturbed"), devices=["cpu", "cpu"], fit_defaults=OPTIONS)
+    made.receive("disturbed", documents(10, "e", 1000), split="eval")
+    made.receive("disturbed", documents(20))
+    with made.supervised():
+        pid = made.wait("disturbed", lambda run: run.pid and len(ranks_of(run.pid)) == 2).pid
+        assert pid is not None
+        _, other = ranks_of(pid)
+        made.wait("disturbed", lambda run: is_ready_to_stop(other.pid))
+        other.terminate()
+        told = all_gone([other])
+        made.queue("disturbed")
+
+        trains = made.wait("disturbed", lambda run: made.store.progress("disturbed").step > 0, seconds=250).pid
+        assert trains is not None
+        processes = ranks_of(trains)
+        assert len(processes) == 2
+        kill(processes[1].pid)
+        run = made.wait("disturbed", seconds=250)
+        killed = all_gone(processes)
+    yield Disturbed(made, told, killed, run)
+    made.close()
+
+
 @pytest.mark.process
-def test_a_rank_alone_that_is_told_to_stop_costs_no_step(workshop: Workshop) -> None:
+def test_a_run_on_two_devices_succeeds_and_reports_as_one(disturbed: Disturbed) -> None:
+    shared = disturbed.workshop
+    assert disturbed.run.state is RunState.SUCCEEDED, shared.log("disturbed")
+    progress = shared.store.progress("disturbed")
+    assert len(progress.history["loss"]) == OPTIONS["epochs"]
+    assert progress.step == progress.steps
+    assert {"base/mean_average_precision_at_r", "tuned/mean_average_precision_at_r"} <= progress.metrics.keys()
+    assert (shared.store.workspace.run_folder("disturbed") / "report.html").exists()
+
+
+@pytest.mark.process
+def test_a_rank_that_is_told_to_stop_before_it_has_met_the_others_ends_the_attempt(disturbed: Disturbed) -> None:
+    assert disturbed.told
+    assert disturbed.workshop.events("disturbed", "stalled") == []
+    log = disturbed.workshop.store.workspace.log_file("disturbed").read_text()
+    assert "A rank ended with 4, and so does this one" in log
+
+
+@pytest.mark.process
+def test_a_rank_that_is_killed_ends_the_attempt_and_the_next_one_succeeds(disturbed: Disturbed) -> None:
+    assert disturbed.killed
+    assert (disturbed.run.state, disturbed.run.attempts) == (RunState.SUCCEEDED, 3), disturbed.workshop.log("disturbed")
+    assert "was killed by signal 9" in disturbed.workshop.events("disturbed", "resumed")[1]
+
+
+@pytest.mark.process
+def test_torchrun_trains_a_run_by_hand_as_the_service_does_and_disturbances_leave_no_trace(
+    disturbed: Disturbed,
+) -> None:
+    """What nothing disturbs has the same weights, bit for bit, as a run whose ranks were told to stop and killed."""
+    shared = disturbed.workshop
+    queue(shared, "hand")
+    done = shared.train("hand", *torchrun("-m"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    same = weights(shared, "disturbed")
+    assert all(torch.equal(tensor, same[name]) for name, tensor in weights(shared, "hand").items())
+
+
+@pytest.mark.process
+def test_no_rank_outlives_the_trainer_even_one_that_is_stopped_and_if_no_service_sees_to_it(tmp_path: Path) -> None:
+    """The kernel ends them, from their first moment on: so they need not come to train here."""
+    workshop = Workshop(tmp_path / "workspace", devices=["cpu"] * 3, fit_defaults=OPTIONS)
     queue(workshop, "endless", epochs=100_000)
-    with workshop.supervised() as supervisor:
+    workshop.store.advance("endless", RunState.TRAINING)
+    trainer = start_process(
+        "train", *on_workspace(workshop.store.workspace.root), "--run=endless", output=subprocess.DEVNULL
+    )
+
+    def others() -> list[psutil.Process]:  # only they are tied: one without that word is not yet a program of its own
+        return [rank for rank in ranks_of(trainer.pid) if "--tied" in rank.cmdline()]
+
+    try:
+        workshop.wait("endless", lambda run: len(others()) == 2)
+        ranks = others()
+        ranks[1].suspend()
+    finally:
+        end_process(trainer)
+    assert all_gone(ranks)
+    workshop.close()
+
+
+@pytest.mark.process
+def test_ranks_stop_together_with_a_checkpoint_when_one_alone_is_told_to_or_the_service_ends(
+    workshop: Workshop,
+) -> None:
+    """A rank alone that is told to stop costs no step: the next attempt, which the service ends, begins there."""
+    queue(workshop, "endless", epochs=100_000)
+    with workshop.supervised():
         pid = workshop.wait("endless", lambda run: run.pid and workshop.store.progress("endless").step > 0).pid
         assert pid is not None
         step = workshop.store.progress("endless").step
         ranks_of(pid)[1].terminate()
         workshop.wait("endless", lambda run: workshop.events("endless", "resumed"))
-        assert workshop.store.workspace.latest_step("endless") >= step
-        supervisor.cancel("endless")
+        first_stop = workshop.store.workspace.latest_step("endless")
+        assert first_stop >= step
 
-
-@pytest.mark.process
-def test_all_ranks_stop_together_with_a_checkpoint_when_the_service_ends(workshop: Workshop) -> None:
-    queue(workshop, "interrupted", epochs=100_000)
-    with workshop.supervised():
-        pid = workshop.wait("interrupted", lambda run: workshop.store.progress("interrupted").step > 0).pid
-        assert pid is not None
-        processes = ranks_of(pid)
+        again = workshop.wait(
+            "endless", lambda run: run.pid != pid and workshop.store.progress("endless").step > first_stop
+        ).pid
+        assert again is not None
+        processes = ranks_of(again)
     assert len(processes) == 2
     assert all_gone(processes)
-    assert workshop.store.workspace.latest_step("interrupted") > 0
+    assert workshop.store.workspace.latest_step("endless") > first_stop
 
 
 @pytest.mark.process
-def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_failure_of_one_rank_alone_is_that_of_the_run(tmp_path: Path) -> None:
     """The last document of the one batch is the second rank's; it can be loaded at first, and not in the training."""
     (tmp_path / "fading.py").write_text(
         "import os, numpy\n"
@@ -320,9 +328,7 @@ def test_a_failure_of_one_rank_alone_is_that_of_the_run(workshop: Workshop, tmp_
         "    return doc.blob\n"
     )
     sys.path.insert(0, str(tmp_path))
-    faded = Workshop(
-        workshop.store.workspace.root, devices=["cpu", "cpu"], fit_defaults=OPTIONS, preprocess_fn="fading:load"
-    )
+    faded = Workshop(tmp_path / "workspace", devices=["cpu", "cpu"], fit_defaults=OPTIONS, preprocess_fn="fading:load")
     faded.receive("faded", documents(20))
     sys.path.remove(str(tmp_path))
     faded.queue("faded")
