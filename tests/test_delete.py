@@ -1,11 +1,14 @@
 """`/delete` removes an ended run with all its files. A kill meanwhile leaves all of the run, or nothing."""
 
+import asyncio
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,10 @@ from typing import Any
 import pytest
 
 from conftest import coloured
+from doors import Opened, opened
 from executor import Document, DocumentArray
 from executor.documents import RunStatus
+from executor.endpoints.table import call
 from executor.errors import Conflict, UnknownRun, WorkspaceError
 from executor.parameters import TrainingOptions
 from executor.store.run import RunState
@@ -261,6 +266,63 @@ def test_a_kill_in_the_middle_of_a_delete_leaves_the_run_or_nothing_of_it(tmp_pa
         assert killed.returncode == -signal.SIGKILL
     assert number > 8
     assert seen == {True, False}
+
+
+# --- a caller who goes before it is done ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[Opened]:
+    with opened(tmp_path) as running:
+        running.service.supervisor.close()  # nobody shall train what these tests send
+        yield running
+
+
+def call_and_go(door: Opened, place: Any, method: str, path: str, *docs: Document, **parameters: Any) -> None:
+    """Make a call whose caller goes while a method of a part of the service is at work for it."""
+    slow = getattr(place, method)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> Any:
+        begun.set()
+        goes_on.wait(30)
+        return slow(*arguments)
+
+    async def leave() -> None:
+        calling = asyncio.create_task(call(door.service, path, DocumentArray(docs), parameters))
+        await asyncio.to_thread(begun.wait, 30)
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        goes_on.set()
+        await asyncio.wait_for(asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()})), 30)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(place, method, slowly)
+        asyncio.run(leave())  # which waits for the threads
+
+
+def test_a_deleted_model_is_gone_from_memory_also_if_the_caller_did_not_wait_for_the_end(door: Opened) -> None:
+    service = door.service
+    make_run(service.store, "a", *SUCCEEDED)
+    model = service.store.workspace.model_folder("a")
+    shutil.rmtree(model)
+    service.embedder.version("base")  # makes it
+    shutil.copytree(service.store.workspace.base, model)
+    assert door.post("/embed", [{"blob": coloured(0).tolist()}], model="a").status_code == 200
+    call_and_go(door, service.supervisor, "delete", "/delete", run="a")
+    assert not service.store.exists("a")
+    gone = door.post("/embed", [{"blob": coloured(0).tolist()}], model="a")
+    assert (gone.status_code, gone.json()["detail"].startswith("There is no model 'a'")) == (404, True)
+
+
+def test_what_was_done_for_a_caller_who_has_gone_is_counted(door: Opened) -> None:
+    call_and_go(door, door.service.receiver, "receive", "/fit", *documents(5), run="a")
+    call_and_go(door, door.service, "serve", "/promote", run="base")
+    deadline = time.monotonic() + 30
+    while (counted := door.series())['finetuner_documents_total{split="train"}'] != 5:  # in a thread of the service's
+        assert time.monotonic() < deadline
+    assert counted['finetuner_promotions_total{outcome="by_hand"}'] == 1
 
 
 # --- the endpoint ----------------------------------------------------------------------------------------------------

@@ -28,10 +28,15 @@ WATCH_SECONDS = 0.2
 
 async def fit(service: Service, docs: Sequence[Document], wanted: FitParameters) -> list[RunStatus]:
     """Store documents durably in a run, and return its status."""
-    receive = functools.partial(service.receiver.receive, docs, wanted)
+    receive = functools.partial(_receive, service, docs, wanted)
     run = await asyncio.wrap_future(service.receiving.submit(wanted.run or "", tracing.carried(receive)))
-    service.measures.documents.labels(wanted.split).inc(len(docs))
     return await _statuses(service, run)
+
+
+def _receive(service: Service, docs: Sequence[Document], wanted: FitParameters) -> str:
+    run = service.receiver.receive(docs, wanted)
+    service.measures.documents.labels(wanted.split).inc(len(docs))  # here, because the caller may have gone
+    return run
 
 
 async def status(service: Service, docs: Sequence[Document], wanted: StatusParameters) -> list[RunStatus]:
@@ -49,10 +54,18 @@ async def delete(service: Service, docs: Sequence[Document], wanted: DeleteParam
     """Remove an ended run with all its files; the answer is its last status."""
     last = await _statuses(service, wanted.run)
     run = await asyncio.to_thread(service.store.get, wanted.run)
-    await asyncio.to_thread(service.supervisor.delete, wanted.run)
-    await service.forget(run.number)
-    await asyncio.to_thread(service.embedder.forget, wanted.run)
+    await asyncio.shield(_delete(service, run))
     return last
+
+
+async def _delete(service: Service, run: Run) -> None:
+    """Remove a run and all that was made of it. A caller who goes meanwhile must not leave a part of that undone.
+
+    Whoever calls again is told that there is no such run, and a new run of its name would be served with its model.
+    """
+    await asyncio.to_thread(service.supervisor.delete, run.name)
+    await asyncio.to_thread(service.embedder.forget, run.name)
+    await service.forget(run.number)
 
 
 async def promote(service: Service, docs: Sequence[Document], wanted: PromoteParameters) -> list[RunStatus]:
@@ -60,10 +73,14 @@ async def promote(service: Service, docs: Sequence[Document], wanted: PromotePar
 
     Raises: Conflict: the run has not ended, so that its trainer may still replace the model.
     """
-    await asyncio.to_thread(_check_ended, service, wanted.run)
-    await asyncio.to_thread(service.serve, wanted.run)
-    service.measures.promotions.labels("by_hand").inc()
+    await asyncio.to_thread(_promote, service, wanted.run)
     return await _statuses(service, None if wanted.run == "base" else wanted.run)
+
+
+def _promote(service: Service, version: str) -> None:
+    _check_ended(service, version)
+    service.serve(version)
+    service.measures.promotions.labels("by_hand").inc()  # here, because the caller may have gone
 
 
 def _check_ended(service: Service, version: str) -> None:
