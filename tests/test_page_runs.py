@@ -17,7 +17,7 @@ from executor import Document, DocumentArray
 from executor.documents import RunStatus
 from executor.endpoints.health import Readiness
 from executor.evaluation.metrics import DECIDING
-from executor.parameters import TrainingOptions
+from executor.parameters import FitParameters, TrainingOptions
 from executor.report.parts import LabelErrors, Suspect
 from executor.report.report import Report
 from executor.report.saving import save
@@ -300,6 +300,19 @@ def test_a_run_is_started_from_what_was_said_and_from_earlier_documents_with_the
         assert {doc.id: doc.tags["finetuner_label"] for doc in docs} == {"a": "pear", "b": "apple", NASTY: "apple"}
     cancelled = own_page.submit("/ui/runs/next/cancel")
     assert "The run was cancelled." in text_of(cancelled)
+
+
+@pytest.mark.parametrize(("learns", "name"), [({"feedback": "1"}, "said-1"), ({"documents_from": "good"}, "again-1")])
+def test_a_run_without_a_name_is_a_new_one_and_not_the_one_that_is_receiving_documents(own_page, learns, name):
+    service = own_page.service
+    service.supervisor.close()  # else it would start a trainer
+    say(own_page, "a", "label", label="pear")
+    docs = DocumentArray([Document(id="theirs", uri=URI, tags={"finetuner_label": "apple"})])
+    service.receiver.receive(docs, FitParameters(run="theirs"))
+    answer = own_page.submit("/ui/start", learns)
+    assert (answer.url.path, "The run was started." in text_of(answer)) == (f"/ui/runs/{name}", True)
+    theirs = service.store.get("theirs")
+    assert (theirs.state, theirs.options.documents_from, theirs.options.feedback) == (RunState.RECEIVING, (), False)
 
 
 def test_a_name_that_a_run_cannot_have_is_said_in_the_form(own_page):

@@ -1,6 +1,7 @@
 """What the pages share: the room that they call, their templates, the forms that come in."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -51,6 +52,14 @@ class Page:
         """Call an endpoint; parameters that are None are left out. Raises: FinetunerError: what it refuses."""
         given = {name: value for name, value in parameters.items() if value is not None}
         return await self.room.call(path, docs, given)
+
+    async def new_name(self, first: str) -> str:
+        """Return a name for a run that no run has yet. Without one, `/fit` takes the run that is receiving documents.
+
+        Args: first: how the name begins; a number follows.
+        """
+        names = {status.run for status in await self.call("/status")}
+        return next(name for number in itertools.count(1) if (name := f"{first}-{number}") not in names)
 
     async def standing(self) -> Readiness:
         """How the service stands, as it was a moment ago at most."""

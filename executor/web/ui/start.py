@@ -36,7 +36,9 @@ def routes(page: Page) -> list[Route]:
     async def start(request: Request) -> Response:
         chosen = _chosen(request.state.form)
         try:
-            (status,) = await page.call("/fit", **_parameters(chosen))
+            wanted = _parameters(chosen)
+            wanted["run"] = wanted["run"] or await page.new_name("said" if chosen["feedback"] else "again")
+            (status,) = await page.call("/fit", **wanted)
         except FinetunerError as error:
             if error.status >= 500:
                 raise

@@ -1,6 +1,5 @@
 """A run on what was said: what it takes, what that can prove, and its start."""
 
-import itertools
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -46,7 +45,7 @@ def routes(page: Page) -> list[Route]:
         more: dict[str, Any] = {"documents_from": [plan.served]} if plan.earlier else {}
         if plan.kind == SESSION:
             more["hard_negatives"] = HARD_NEGATIVES
-        more["run"] = await _new_name(page)  # without a name these would be more documents of a run that is receiving
+        more["run"] = await page.new_name("said")
         (status,) = await page.call("/fit", feedback=True, base="promoted", kind=plan.kind, start=True, **more)
         return page.to(request, f"/runs/{status.run}", "started")
 
@@ -70,11 +69,6 @@ def routes(page: Page) -> list[Route]:
         Route("/label/said", said, methods=["GET"]),
         Route("/label/withdraw", withdraw, methods=["POST"]),
     ]
-
-
-async def _new_name(page: Page) -> str:
-    names = {status.run for status in await page.call("/status")}
-    return next(name for number in itertools.count(1) if (name := f"said-{number}") not in names)
 
 
 async def plans_of(page: Page) -> list[Plan]:
