@@ -1,9 +1,11 @@
 """What is behind our HTTP door in a gateway: all executors of a Flow, each with its turn."""
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from docarray import DocList
@@ -18,6 +20,8 @@ from .web.pictures import Picture, fields_of
 from .wire.jina_private import Models, models_of
 
 KNOWN_BY = "/promote"  # no executor but ours is likely to have it
+TELL_SECONDS = 1.0  # between two words to the executor that a request is still coming
+AT_ONCE_SECONDS = 0.1  # a request that is here by then needs none
 UNREACHABLE = "No executor of this Flow answers: it has ended, or is being started. Try again, or start the Flow anew."
 _CLASSES = (
     errors.BadRequest,
@@ -41,9 +45,27 @@ class FlowRoom:
     def __init__(self, streamer: Any) -> None:
         self._streamer = streamer
 
-    def coming(self, run: str | None) -> AbstractContextManager[Callable[[str], None]]:
-        """Do nothing: an executor behind a gateway sees a request when it is whole."""
-        return nullcontext(lambda run: None)
+    @contextmanager
+    def coming(self, run: str | None) -> Iterator[Callable[[str], None]]:
+        """Tell the executor that a request comes, until it is here: the executor sees what is whole of it alone."""
+        request = Picture(uuid.uuid4().hex)
+        request.text = run
+
+        def is_for(run: str) -> None:
+            request.text = run
+
+        telling = asyncio.ensure_future(self._tell(request))
+        try:
+            yield is_for
+        finally:
+            telling.cancel()
+
+    async def _tell(self, request: Picture) -> None:
+        await asyncio.sleep(AT_ONCE_SECONDS)
+        while True:
+            with suppress(errors.FinetunerError):  # whatever it is, the request itself is answered with it
+                await self.call("/coming", [request], {})
+            await asyncio.sleep(TELL_SECONDS)
 
     async def call(self, path: str, docs: Sequence[Any], parameters: dict[str, Any]) -> Sequence[Any]:
         """Call the endpoint of all executors that have it, in one request. Raises: FinetunerError."""

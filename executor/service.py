@@ -27,7 +27,7 @@ from .documents import (
     RunStatus,
 )
 from .endpoints.health import readiness
-from .endpoints.runs import watch
+from .endpoints.runs import coming, watch
 from .endpoints.table import UNTOLD, call, open_service, writer_of
 from .errors import FinetunerError
 from .parameters import ExecutorOptions, parse_executor_options
@@ -216,6 +216,11 @@ class FinetunerExecutor(Executor):
     async def metrics(self, docs: DocumentArray, **_: Any) -> DocumentArray:
         """Tell the gateway the figures of this executor."""
         return await self._tell(self._service.measures.exposition)
+
+    @requests(on="/coming")
+    async def coming(self, docs: DocumentArray, **_: Any) -> DocumentArray:
+        """Hear from the gateway that requests to `/fit` are on their way: it sends them when they are whole."""
+        return await self._tell(lambda: coming(self._service, docs))
 
     async def _tell(self, ask: Callable[[], Awaitable[Any]]) -> DocumentArray:
         """Return one document: its id is the executor's name, its `text` what was asked for."""

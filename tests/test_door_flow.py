@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import json
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.flow
 PNG = encoded(coloured(0))
 URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 GATEWAY = {"uses": "executor.gateway.FinetunerGateway", "uses_with": {"max_request_bytes": 8 << 20}}
-OPTIONS = fronts.SMALL | {"http_port": 0}
+OPTIONS = fronts.SMALL | {"http_port": 0, "receive_timeout": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,24 @@ def test_what_only_the_page_asks_for_is_asked_of_our_executor_alone(served):
     assert (unknown.status_code, "nobody" in unknown.text) == (404, True)
     wrong = served.post("/gallery", parameters={"run": "nobody", "offset": float(2**70)})
     assert wrong.status_code == 400
+
+
+def test_a_run_waits_for_the_lines_of_a_body_that_comes_slowly(served):
+    """Of these the executor has the first 1,000 for longer than a run waits for more (`receive_timeout`)."""
+    lines = [
+        json.dumps({"id": str(number), "uri": URI, "tags": {"finetuner_label": number % 2}}) for number in range(1001)
+    ]
+
+    def slowly() -> Iterator[bytes]:
+        yield "\n".join(lines[:1000]).encode() + b"\n"
+        time.sleep(2.5)
+        yield lines[1000].encode()
+
+    address = f"{served.url}/fit?run=slow&kind=class&total=1001"
+    answer = requests.post(address, slowly(), headers={"Content-Type": "application/x-ndjson"}, timeout=60)
+    (status,) = answer.json()["data"]
+    assert (answer.status_code, status["train_documents"]) == (200, 1001)
+    served.post("/cancel", parameters={"run": "slow"})
 
 
 def test_health_and_figures_say_of_which_executor_they_are(served):

@@ -21,7 +21,7 @@ from executor.errors import (
     UnknownModel,
     WorkspaceError,
 )
-from executor.lifecycle.deadlines import START_GRACE_SECONDS, Deadlines
+from executor.lifecycle.deadlines import START_GRACE_SECONDS, TOLD_SECONDS, Deadlines
 from executor.lifecycle.receiving import Receiver
 from executor.lifecycle.sources import Sources
 from executor.store.feedback import FeedbackStore, Rule
@@ -567,6 +567,30 @@ def test_a_run_does_not_wait_for_a_request_that_is_for_another_or_began_too_late
         clock.now += SILENCE
         desk.receiver.queue_due()
         assert desk.store.get("a").state is RunState.QUEUED
+
+
+def test_a_run_waits_for_a_request_that_comes_elsewhere_as_long_as_it_is_told_so(desk: Desk, clock: Clock) -> None:
+    desk.post(documents(2), run="a", total=4)
+    desk.post(documents(2), run="b", total=4)
+    for of in (None, None, "a", "a"):  # which run it is for is known after a while
+        desk.receiver.still_coming("request", of)
+        clock.now += TOLD_SECONDS - 0.01
+        desk.receiver.queue_due()
+        held = ["a", "b"] if of is None else ["a"]
+        assert [run.name for run in desk.store.in_state(RunState.RECEIVING)] == held
+    desk.receiver.still_coming("another", "b")
+    clock.now += 0.01
+    desk.receiver.queue_due()
+    assert desk.store.in_state(RunState.RECEIVING) == []
+
+
+def test_a_request_that_comes_elsewhere_after_a_run_is_due_does_not_hold_it_up(desk: Desk, clock: Clock) -> None:
+    desk.post(documents(2), run="a", total=4)
+    clock.now += SILENCE
+    for _ in range(2):
+        desk.receiver.still_coming("request", "a")
+    desk.receiver.queue_due()
+    assert desk.store.get("a").state is RunState.QUEUED
 
 
 def test_a_request_that_brings_no_document_does_not_let_the_time_begin_anew(desk: Desk, clock: Clock) -> None:

@@ -21,6 +21,7 @@ from ..report import contents
 from ..report.report import to_json
 from ..store.run import Run
 from .outward import outward, outward_error, outward_status
+from .reader import Reader
 from .service import Service
 
 WATCH_SECONDS = 0.2
@@ -37,6 +38,14 @@ def _receive(service: Service, docs: Sequence[Document], wanted: FitParameters) 
     run = service.receiver.receive(docs, wanted)
     service.measures.documents.labels(wanted.split).inc(len(docs))  # here, because the caller may have gone
     return run
+
+
+async def coming(service: Service | Reader, requests: Sequence[Document]) -> bytes:
+    """Hear from a gateway which requests to `/fit` are on their way: a document for each, whose text is the run."""
+    if isinstance(service, Service):
+        for request in requests:
+            service.receiver.still_coming(str(request.id), request.text or None)
+    return b""
 
 
 async def status(service: Service, docs: Sequence[Document], wanted: StatusParameters) -> list[RunStatus]:

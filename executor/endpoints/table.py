@@ -56,7 +56,7 @@ ENDPOINTS = {
 UNTOLD = frozenset(
     [
         *("/compare", "/galleries", "/gallery", "/labels", "/neighbours", "/quarantined", "/thumbnails", "/words"),
-        *("/readyz", "/metrics"),
+        *("/readyz", "/metrics", "/coming"),
     ]
 )
 _OF_A_READER = {path: ENDPOINTS[path] for path in ("/embed", "/evaluate")} | {

@@ -1,5 +1,6 @@
 """When a run that is receiving has waited long enough for further documents."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 
 WITHOUT_TRAIN = 2  # times as long a run waits that has eval documents only: those to train on are still to come
 START_GRACE_SECONDS = 1.0  # a client splits one call into several requests: `start` waits for the rest
+TOLD_SECONDS = 3.0  # for which a word holds that a request is coming elsewhere; it is repeated each second
 
 
 class Deadlines:
@@ -24,7 +26,8 @@ class Deadlines:
         self._arrivals: dict[str, float] = {}  # time of the last document, by a clock that never jumps
         self._trained: set[str] = set()  # runs that have a train document
         self._starts: dict[str, float] = {}  # when to start, for runs that were asked to
-        self._coming: dict[object, tuple[float, str | None]] = {}  # requests: since when they come, and for which run
+        # Requests: since when they come, until when that holds, and for which run.
+        self._coming: dict[object, tuple[float, float, str | None]] = {}
 
     def arrived(self, run: str, *, train: bool) -> None:
         """Note that documents have arrived: the clock starts anew."""
@@ -54,7 +57,7 @@ class Deadlines:
 
         def is_for(run: str | None) -> None:
             with self._lock:
-                self._coming[request] = since, run
+                self._coming[request] = since, math.inf, run
 
         is_for(run)
         try:
@@ -62,6 +65,18 @@ class Deadlines:
         finally:
             with self._lock:
                 del self._coming[request]
+
+    def still_coming(self, request: str, run: str | None) -> None:
+        """As `coming`, for a request that comes to another process, which says so again and again.
+
+        Args: request: what it is known by.
+        """
+        now = time.monotonic()
+        with self._lock:
+            since, _, _ = self._coming.get(request, (now, 0.0, None))
+            for over in [each for each, (_, until, _) in self._coming.items() if until <= now]:
+                del self._coming[over]
+            self._coming[request] = since, now + TOLD_SECONDS, run
 
     def is_known(self, run: str) -> bool:
         """Whether documents of a run have arrived, or it was asked to start."""
@@ -73,11 +88,11 @@ class Deadlines:
         now = time.monotonic()
         with self._lock:
             ends = {run: last + self._patience(run) for run, last in self._arrivals.items()}
-            silent = {run for run, end in ends.items() if now >= end and not self._is_coming(run, end)}
+            silent = {run for run, end in ends.items() if now >= end and not self._is_coming(run, end, now)}
             return sorted(silent | {run for run, start in self._starts.items() if now >= start})
 
-    def _is_coming(self, run: str, end: float) -> bool:
-        return any(since < end and of in (None, run) for since, of in self._coming.values())
+    def _is_coming(self, run: str, end: float, now: float) -> bool:
+        return any(since < end and now < until and of in (None, run) for since, until, of in self._coming.values())
 
     def _patience(self, run: str) -> float:
         return self._silence if run in self._trained else WITHOUT_TRAIN * self._silence

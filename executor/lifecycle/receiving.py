@@ -113,6 +113,10 @@ class Receiver:
         """While documents are on their way, no run that waits for some is started without them: see `Deadlines`."""
         return self._deadlines.coming(run)
 
+    def still_coming(self, request: str, run: str | None) -> None:
+        """As `coming`, for a request that comes to another process: see `Deadlines`."""
+        self._deadlines.still_coming(request, run)
+
     def _undo(self, name: str) -> None:
         """Remove a run whose first request came to nothing, unless another request has brought documents since.
 
