@@ -15,7 +15,7 @@ from jina.excepts import InternalNetworkError
 from . import errors
 from .documents import Comparison, Document, DocumentArray, RunStatus
 from .endpoints.health import Readiness
-from .endpoints.table import UNTOLD
+from .endpoints.table import UNTOLD, not_here
 from .web.pictures import Picture, fields_of
 from .wire.jina_private import Models, models_of
 
@@ -113,8 +113,15 @@ class FlowRoom:
         return models
 
     async def watch(self, run: str | None) -> AsyncGenerator[RunStatus, None]:
-        """Yield the status of a run whenever it changes. An unknown run has one status, which says so."""
+        """Yield the status of a run whenever it changes. Raises: UnknownRun, Conflict: before the first.
+
+        Over a stream the executor cannot refuse: it sends a status with the reason. So it is asked otherwise before.
+        """
         given = self._models("/watch").given
+        if (role := (await self._readiness()).role) == "serve":
+            raise not_here(role, "/watch")
+        if not await self.call("/status", DocumentArray(), {} if run is None else {"run": run}):
+            raise errors.UnknownRun("There are no runs yet: post documents to /fit.")
         try:
             async for status, error in self._streamer.stream_doc(doc=given(run=run), exec_endpoint="/watch"):
                 if error:
@@ -126,9 +133,12 @@ class FlowRoom:
     async def readiness(self) -> Readiness:
         """Ask an executor, and say which; a Flow with replicas asks them in turn."""
         try:
-            (answer,) = await self.call("/readyz", DocumentArray(), {})
+            return await self._readiness()
         except errors.FinetunerError as error:
             return Readiness(False, "", None, [str(error)])
+
+    async def _readiness(self) -> Readiness:
+        (answer,) = await self.call("/readyz", DocumentArray(), {})
         return Readiness(**json.loads(answer.text))
 
     async def metrics(self) -> bytes:

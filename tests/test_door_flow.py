@@ -133,6 +133,13 @@ def test_a_run_waits_for_the_lines_of_a_body_that_comes_slowly(served):
     served.post("/cancel", parameters={"run": "slow"})
 
 
+def test_watching_an_unknown_run_is_the_same_404_at_both_doors(served):
+    for address in (served.url, own_door(served)):
+        answer = requests.get(f"{address}/watch?run=nowhere", timeout=60)
+        assert (answer.status_code, list(answer.json())) == (404, ["detail"])
+        assert answer.json()["detail"].startswith("There is no run 'nowhere'")
+
+
 def test_health_and_figures_say_of_which_executor_they_are(served):
     ready = served.get("/readyz")
     assert (ready.status_code, ready.json()["served"], ready.json()["executor"]) == (200, "base", "executor0/rep-0")

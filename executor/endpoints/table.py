@@ -89,21 +89,22 @@ def endpoint_of(service: Service | Reader, path: str) -> Endpoint:
     """Return the endpoint at `path`. Raises: Conflict: a service of this role does not have it."""
     endpoints = _OF_A_ROLE[service.role]
     if path not in endpoints:
-        raise _not_here(service, path)
+        raise not_here(service.role, path)
     return endpoints[path]
 
 
 def writer_of(service: Service | Reader, path: str) -> Service:
     """Return `service` if it is one that has runs. Raises: Conflict: it is a reader; `path` is what was called."""
     if isinstance(service, Reader):
-        raise _not_here(service, path)
+        raise not_here(service.role, path)
     return service
 
 
-def _not_here(service: Service | Reader, path: str) -> Conflict:
-    other = "the service that trains" if service.role == "serve" else "a reader, or a service with the role 'all',"
-    has = ", ".join([*_OF_A_ROLE[service.role], _BESIDE[service.role]])
-    return Conflict(f"This service has the role {service.role!r}: call {other} for {path}. It has: {has}.")
+def not_here(role: str, path: str) -> Conflict:
+    """Return what a service with a role says of an endpoint that it does not have."""
+    other = "the service that trains" if role == "serve" else "a reader, or a service with the role 'all',"
+    has = ", ".join([*_OF_A_ROLE[role], _BESIDE[role]])
+    return Conflict(f"This service has the role {role!r}: call {other} for {path}. It has: {has}.")
 
 
 async def call(
