@@ -22,7 +22,12 @@ from .wire.jina_private import Models, models_of
 KNOWN_BY = "/promote"  # no executor but ours is likely to have it
 TELL_SECONDS = 1.0  # between two words to the executor that a request is still coming
 AT_ONCE_SECONDS = 0.1  # a request that is here by then needs none
+ANSWER_SECONDS = 5.0  # for an executor to say how it stands; one that is stopped would never do
 UNREACHABLE = "No executor of this Flow answers: it has ended, or is being started. Try again, or start the Flow anew."
+HANGS = (
+    "The executor behind this gateway has not answered for {seconds:g} s: it is stopped (SIGSTOP, a debugger), or has "
+    "too much to do. Continue it (SIGCONT), or try again; if that does not help, start the Flow anew."
+)
 _CLASSES = (
     errors.BadRequest,
     errors.Unauthorized,
@@ -138,13 +143,20 @@ class FlowRoom:
             return Readiness(False, "", None, [str(error)])
 
     async def _readiness(self) -> Readiness:
-        (answer,) = await self.call("/readyz", DocumentArray(), {})
-        return Readiness(**json.loads(answer.text))
+        return Readiness(**json.loads((await self._told("/readyz")).text))
 
     async def metrics(self) -> bytes:
         """Ask an executor for its figures; the first line says which."""
-        (answer,) = await self.call("/metrics", DocumentArray(), {})
+        answer = await self._told("/metrics")
         return f"# executor: {answer.id}\n{answer.text}".encode()
+
+    async def _told(self, path: str) -> Any:
+        """Return what an executor says of itself. Raises: Unreachable: none does, or not soon."""
+        try:
+            (answer,) = await asyncio.wait_for(self.call(path, DocumentArray(), {}), ANSWER_SECONDS)
+        except asyncio.TimeoutError:
+            raise errors.Unreachable(HANGS.format(seconds=ANSWER_SECONDS)) from None
+        return answer
 
 
 def _given(doc: Picture) -> dict[str, Any]:

@@ -170,9 +170,25 @@ def test_a_gateway_that_yaml_names_gives_each_refusal_the_status_that_one_named_
     assert (whole["tags"]["ean"], type(whole["tags"]["ean"]), whole["matches"]) == (-(2**53), int, [])
 
 
-def test_a_dead_executor_is_told_at_once(served, tmp_path):
+def pid_of_executor(served: fronts.Served) -> int:
     lock = next((served.folder / "workspace").rglob("service.lock"))
-    os.kill(int(Path(lock).read_text()), signal.SIGKILL)
+    return int(Path(lock).read_text())
+
+
+def test_an_executor_that_is_stopped_is_not_ready_until_it_goes_on(served):
+    os.kill(pid_of_executor(served), signal.SIGSTOP)
+    try:
+        answer = served.get("/readyz")
+        assert (answer.status_code, answer.json()["ready"], "SIGCONT" in answer.text) == (503, False, True)
+        figures = served.get("/metrics")
+        assert (figures.status_code, "SIGCONT" in figures.text) == (503, True)
+    finally:
+        os.kill(pid_of_executor(served), signal.SIGCONT)
+    assert served.get("/readyz").status_code == served.get("/metrics").status_code == 200
+
+
+def test_a_dead_executor_is_told_at_once(served, tmp_path):
+    os.kill(pid_of_executor(served), signal.SIGKILL)
     assert served.get("/healthz").status_code == 200
     for answer in (served.get("/readyz"), served.get("/metrics"), served.post("/status"), served.post("/embed")):
         assert answer.status_code == 503

@@ -1,5 +1,6 @@
 """A Flow behind our HTTP door, without the Flow: a service in this process has the place of its executors."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ from fastapi import HTTPException
 from starlette.testclient import TestClient
 
 from desk import documents
+from executor import flow_room
 from executor.documents import Document, RunQuery, RunStatus
 from executor.endpoints.health import readiness
 from executor.endpoints.runs import watch
@@ -29,6 +31,7 @@ class Executors:
 
     def __init__(self, service: Any) -> None:
         self.service = service
+        self.hang = False
         self._endpoints_models_map = {
             "/status": {"input": Document, "output": RunStatus},
             "/watch": {"input": RunQuery, "output": RunStatus},
@@ -41,6 +44,8 @@ class Executors:
             raise HTTPException(error.status, str(error)) from None
 
     async def ask_one(self, known_by: str, path: str, docs: Any, parameters: Any) -> Any:
+        if self.hang:
+            await asyncio.Event().wait()
         assert path == "/readyz"
         return SimpleNamespace(docs=[Document(text=json.dumps(asdict(await readiness(self.service))))])
 
@@ -89,3 +94,14 @@ def test_readers_have_no_run_to_follow_and_say_who_has(gateway: TestClient) -> N
     answer = gateway.get("/watch?run=a")
     assert answer.status_code == 409
     assert "call the service that trains for /watch" in answer.json()["detail"]
+
+
+def test_an_executor_that_hangs_is_not_ready_and_has_no_figures(
+    gateway: TestClient, executors: Executors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_room, "ANSWER_SECONDS", 0.1)
+    executors.hang = True
+    for path in ("/readyz", "/metrics", "/watch"):
+        answer = gateway.get(path)
+        assert (answer.status_code, "has not answered for 0.1 s" in answer.text) == (503, True), answer.text
+    assert gateway.get("/readyz").json()["ready"] is False
