@@ -74,8 +74,6 @@ class Deadlines:
         now = time.monotonic()
         with self._lock:
             since, _, _ = self._coming.get(request, (now, 0.0, None))
-            for over in [each for each, (_, until, _) in self._coming.items() if until <= now]:
-                del self._coming[over]
             self._coming[request] = since, now + TOLD_SECONDS, run
 
     def is_known(self, run: str) -> bool:
@@ -87,12 +85,14 @@ class Deadlines:
         """The runs that are due now."""
         now = time.monotonic()
         with self._lock:
+            for request in [each for each, (_, until, _) in self._coming.items() if now >= until]:
+                del self._coming[request]
             ends = {run: last + self._patience(run) for run, last in self._arrivals.items()}
-            silent = {run for run, end in ends.items() if now >= end and not self._is_coming(run, end, now)}
+            silent = {run for run, end in ends.items() if now >= end and not self._is_coming(run, end)}
             return sorted(silent | {run for run, start in self._starts.items() if now >= start})
 
-    def _is_coming(self, run: str, end: float, now: float) -> bool:
-        return any(since < end and now < until and of in (None, run) for since, until, of in self._coming.values())
+    def _is_coming(self, run: str, end: float) -> bool:
+        return any(since < end and of in (None, run) for since, _, of in self._coming.values())
 
     def _patience(self, run: str) -> float:
         return self._silence if run in self._trained else WITHOUT_TRAIN * self._silence
