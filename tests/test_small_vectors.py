@@ -1,6 +1,8 @@
 """Shortened and encoded vectors: what they keep, how they are packed, and how much they lose."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from executor.evaluation.metrics import score_classes
 from executor.evaluation.small_vector_scores import score_small_vectors
 from executor.models.small_vectors import (
     FILE,
+    KEPT,
+    Encoding,
     SmallVectors,
     learn_small_vectors,
     read_small_vectors,
@@ -22,6 +26,7 @@ from executor.models.small_vectors import (
 from executor.models.space_map import unit_length
 
 SIZE = 40
+ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 
 
 def embeddings(count: int = 500, seed: int = 0, low: float = -1.0) -> np.ndarray:
@@ -112,6 +117,40 @@ def test_what_there_is_not_is_refused_by_name(small: SmallVectors) -> None:
         small(embeddings(), SIZE + 1, "float")
     with pytest.raises(InvalidParameter, match="There are: float, binary"):
         without_documents(SIZE, unit=False, two_sided=True)(embeddings(), None, "int8")
+
+
+def test_a_matrix_is_made_once_and_only_the_last_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = np.linalg.qr
+
+    def counting(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        made.append(values.shape[1])
+        return real(values)
+
+    small = learn_small_vectors(embeddings(), unit=True)
+    monkeypatch.setattr(np.linalg, "qr", counting)
+    with ThreadPoolExecutor(4) as callers:
+        first, *others = callers.map(lambda _: small.matrix(30, "float"), range(4))
+    assert made == [30]
+    assert all(other is first for other in others)
+    for dimensions in range(1, KEPT + 1):
+        small.matrix(dimensions, "int8")
+    assert small.matrix(1, "float") is small.matrix(1, "binary")
+    assert made == [30, *range(1, KEPT + 1)]
+    again = small.matrix(30, "float")
+    assert made[-1] == 30  # it was forgotten meanwhile, and is the same
+    np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize("two_sided", [True, False])
+def test_with_its_matrix_at_hand_nothing_is_made(two_sided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, fresh = without_documents(SIZE, unit=True, two_sided=two_sided), embeddings(3, 1)
+    forms: list[tuple[int | None, Encoding]] = [(dims, form) for dims in (None, 12, SIZE) for form in ENCODINGS]
+    wanted = [(small(fresh, *form), small.matrix(*form)) for form in forms]
+    small = without_documents(SIZE, unit=True, two_sided=two_sided)
+    monkeypatch.setattr(np.linalg, "qr", None)
+    for form, (vectors, matrix) in zip(forms, wanted, strict=True):
+        np.testing.assert_array_equal(small(fresh, *form, matrix), vectors)
 
 
 def test_what_is_written_is_read_again(tmp_path: Path, small: SmallVectors) -> None:

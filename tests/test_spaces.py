@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from executor.endpoints.service import Service
 from executor.endpoints.table import call
 from executor.errors import Conflict, InvalidParameter, UnknownModel, WorkspaceError
 from executor.evaluation.map_fitting import learn_maps
+from executor.models import small_vectors
 from executor.models.building import build_model
 from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.saving import load_model, save_model, space_of
@@ -152,6 +154,24 @@ def test_the_same_weights_under_two_names_are_one_space_without_a_map(service: S
     own = add_run(service, "a", 1)
     assert add_run(service, "copy", 1, learned=False) == own
     assert spaces(embed(service, model="a", space="copy")) == (own, None)
+
+
+@pytest.mark.parametrize("wanted", [{"dimensions": 7}, {"encoding": "binary"}])
+def test_what_takes_long_of_a_conversion_is_never_made_on_the_event_loop(
+    service: Service, wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix of 1279 dimensions takes seconds, in which a service that makes it there answers nobody."""
+    real, made_by = np.linalg.qr, set()
+
+    def made(values: np.ndarray) -> Any:
+        made_by.add(threading.current_thread())
+        return real(values)
+
+    monkeypatch.setattr(np.linalg, "qr", made)
+    monkeypatch.setattr(small_vectors, "KEPT", 0)  # others' dimensions may push it out before it is used
+    embed(service, **wanted)
+    assert made_by
+    assert threading.current_thread() not in made_by
 
 
 def test_what_was_replaced_while_it_embedded_is_refused_and_left_as_it_was(service: Service) -> None:

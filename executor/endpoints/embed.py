@@ -30,7 +30,8 @@ async def embed(service: Service | Reader, docs: Sequence[Document], wanted: Emb
 
 async def _embed_otherwise(service: Service | Reader, docs: Sequence[Document], wanted: EmbedParameters) -> None:
     """Embed, and then map, shorten or encode."""
-    conversion = await asyncio.to_thread(_conversion, service, wanted)  # what is refused is not computed before
+    # What is refused is not computed before. What takes long of a conversion is made here, in a thread.
+    conversion = await asyncio.to_thread(_conversion, service, wanted)
     await service.embedder.embed(docs, model=conversion.version, matches=wanted.matches)
     parts = [part for doc in docs for part in (doc, *(doc.matches if wanted.matches else ()))]
     if len(parts) <= AT_ONCE:

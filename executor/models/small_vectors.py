@@ -7,6 +7,7 @@ a scale that fits vectors of unit length. Both are the same on every machine.
 """
 
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,7 @@ FEW = 0.1  # a value that is negative, or positive, in fewer of the documents ha
 ROOM = 1.25  # how much larger than in the documents a value may be before it is cut off
 USUAL_RANGE = 12.0  # a value of a unit vector is rarely so many times the root of their mean square
 RANGE_OF_TURNED = 8.0  # the same after a random rotation
+KEPT = 8  # numbers of dimensions whose matrix stays in memory, of each version; the largest has some MiB
 Encoding = Literal["float", "int8", "binary"]
 
 
@@ -54,7 +56,8 @@ class SmallVectors:
     lengths: np.ndarray | None
     two_sided: bool
     unit: bool
-    _turned: dict[int, np.ndarray] = field(default_factory=dict)  # (D, dimensions) by dimensions
+    _turned: dict[int, np.ndarray] = field(default_factory=dict)  # (D, dimensions) by dimensions, the oldest first
+    _making: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, dimensions: int | None, encoding: Encoding) -> None:
         """Raise InvalidParameter if there are no such vectors; the message says which there are."""
@@ -75,26 +78,51 @@ class SmallVectors:
         shorter = dimensions is not None and dimensions != len(self.rotation)
         return (f"/{dimensions}" if shorter else "") + ("" if encoding == "float" else f"/{encoding}")
 
-    def __call__(self, vectors: np.ndarray, dimensions: int | None, encoding: Encoding) -> np.ndarray:
-        """Return vectors (N, D) float32 as (N, d) float32 or int8, or as (N, ⌈d / 8⌉) uint8 with eight bits each."""
+    def __call__(
+        self, vectors: np.ndarray, dimensions: int | None, encoding: Encoding, matrix: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return vectors (N, D) float32 as (N, d) float32 or int8, or as (N, ⌈d / 8⌉) uint8 with eight bits each.
+
+        Args: matrix: that of these dimensions and this encoding, where it is at hand.
+        """
         self.check(dimensions, encoding)
-        if dimensions == len(self.rotation):
-            dimensions = None
-        values = vectors if dimensions is None else self.shortened(vectors, dimensions)
+        if matrix is None:
+            matrix = self.matrix(dimensions, encoding)
+        values = vectors if matrix is None else self._through(matrix, vectors)
         if encoding == "int8":
-            return self.quantised(values, dimensions)
-        if encoding == "binary":
-            return np.packbits(self.bits(values, dimensions), axis=1)
-        return values
+            return self.quantised(values, None if matrix is None else dimensions)
+        return np.packbits(values > 0, axis=1) if encoding == "binary" else values
+
+    def matrix(self, dimensions: int | None, encoding: Encoding) -> np.ndarray | None:
+        """Return what vectors are multiplied by, (D, d) float32; None: they stay as they are.
+
+        Made the first time, which takes seconds where there are many dimensions: never on an event loop.
+        """
+        if dimensions is not None and dimensions != len(self.rotation):
+            return self._turned_to(dimensions)
+        # bits of all values are their signs, unless these say nothing
+        return self._turned_to(self.rotation.shape[1]) if encoding == "binary" and not self.two_sided else None
 
     def shortened(self, vectors: np.ndarray, dimensions: int) -> np.ndarray:
         """The first principal components, turned: (N, dimensions) float32."""
-        turned = self._turned.get(dimensions)
-        if turned is None:
-            turned = (self.rotation[:, :dimensions] @ _random_rotation(dimensions, dimensions)).astype(np.float32)
-            self._turned[dimensions] = turned
-        values: np.ndarray = vectors @ turned
+        return self._through(self._turned_to(dimensions), vectors)
+
+    def _through(self, matrix: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        values: np.ndarray = vectors @ matrix
         return unit_length(values) if self.unit else values
+
+    def _turned_to(self, dimensions: int) -> np.ndarray:
+        turned = self._turned.get(dimensions)  # whoever finds it does not wait for another that is being made
+        if turned is not None:
+            return turned
+        with self._making:
+            turned = self._turned.get(dimensions)
+            if turned is None:
+                turned = (self.rotation[:, :dimensions] @ _random_rotation(dimensions, dimensions)).astype(np.float32)
+                self._turned[dimensions] = turned
+                while len(self._turned) > KEPT:
+                    del self._turned[next(iter(self._turned))]
+        return turned
 
     def quantised(self, values: np.ndarray, dimensions: int | None) -> np.ndarray:
         """The nearest whole multiples of the scale, (N, d) int8."""
@@ -104,12 +132,6 @@ class SmallVectors:
             length = 1.0 if self.lengths is None else float(self.lengths[dimensions - 1])
             scale = length * min(1.0, RANGE_OF_TURNED / dimensions**0.5) / LARGEST
         return np.clip(np.rint(values / scale), -LARGEST, LARGEST).astype(np.int8)
-
-    def bits(self, values: np.ndarray, dimensions: int | None) -> np.ndarray:
-        """Which values are positive, (N, d) bool."""
-        if dimensions is None and not self.two_sided:
-            values = self.shortened(values, self.rotation.shape[1])
-        return values > 0
 
 
 def learn_small_vectors(embeddings: np.ndarray, *, unit: bool) -> SmallVectors:

@@ -33,7 +33,8 @@ class Conversion:
     Attributes:
         version: its name. source: its space; embeddings of another one are refused.
         target: the space that they are mapped into, by `map`; None: they stay in their own.
-        small: shortens and encodes them; None: they stay as they are.
+        small: shortens and encodes them; None: they stay as they are. matrix: what it multiplies them by, if anything,
+            made before: `apply` is called where nothing may take seconds.
     """
 
     version: str
@@ -43,6 +44,7 @@ class Conversion:
     small: SmallVectors | None
     dimensions: int | None
     encoding: Encoding
+    matrix: np.ndarray | None = None
 
     @property
     def space(self) -> str:
@@ -52,7 +54,7 @@ class Conversion:
     def __call__(self, embeddings: np.ndarray) -> np.ndarray:
         """Convert embeddings (N, D) float32."""
         mapped = embeddings if self.map is None else self.map(embeddings)
-        return mapped if self.small is None else self.small(mapped, self.dimensions, self.encoding)
+        return mapped if self.small is None else self.small(mapped, self.dimensions, self.encoding, self.matrix)
 
     def apply(self, docs: Sequence[Any]) -> None:
         """Convert the embeddings of documents in place; those that have none say why already.
@@ -124,7 +126,7 @@ class Spaces:
         return self._read(version).space
 
     def conversion(self, version: Version, wanted: EmbedParameters) -> Conversion:
-        """Return what makes the vectors that are wanted of the embeddings of a version.
+        """Return what makes the vectors that are wanted of the embeddings of a version. It may take seconds.
 
         Raises: UnknownModel: there is no version `space`. InvalidParameter: there is no map, or no such dimensions or
             encoding; the message names what there is.
@@ -137,10 +139,11 @@ class Spaces:
                 return self._conversion_elsewhere(version, name, wanted)
             raise UnknownModel(f"space={name!r}: {error}") from error
         found = None if target.space == version.space else self._map(version, name, target)
-        small = None
+        small = matrix = None
         if wanted.dimensions is not None or wanted.encoding != "float":
             small = target.small
             small.check(wanted.dimensions, wanted.encoding)
+            matrix = small.matrix(wanted.dimensions, wanted.encoding)
         return Conversion(
             version=version.name,
             source=version.space,
@@ -149,6 +152,7 @@ class Spaces:
             small=small,
             dimensions=wanted.dimensions,
             encoding=wanted.encoding,
+            matrix=matrix,
         )
 
     def _conversion_elsewhere(self, version: Version, name: str, wanted: EmbedParameters) -> Conversion:
