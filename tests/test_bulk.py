@@ -237,6 +237,81 @@ def test_parts_beside_a_finished_file_are_removed_if_they_are_its_own_however_ma
     assert (parts / "plan.json").exists()
 
 
+def interrupted(monkeypatch, *arguments: object) -> None:
+    """Embed until two parts are written, as if somebody then pressed Ctrl-C."""
+    real = Output.write
+
+    def write(output: Output, number: int, rows: list[Embedded]) -> None:
+        real(output, number, rows)
+        if number == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Output, "write", write)
+        assert embed(monkeypatch, *arguments) == 130
+
+
+@pytest.mark.parametrize("change", ["first", "last", "gone"])
+def test_a_folder_that_changed_after_an_interruption_has_every_row_once(
+    workspace, corpus, tmp_path, monkeypatch, capsys, change
+):
+    (corpus / "3.png").unlink()  # the broken one
+    out, parts = tmp_path / "out.parquet", tmp_path / "out.parquet.parts"
+    start = [corpus, "--workspace", workspace, "--to", out, "--part-rows", 2]
+    interrupted(monkeypatch, *start)
+    made = (parts / "00000000.parquet").stat().st_mtime_ns
+    if change == "gone":
+        (corpus / "2.png").unlink()
+    else:
+        (corpus / {"first": "00.png", "last": "z.png"}[change]).write_bytes(encoded(coloured(9)))
+    kept: list[int] = []
+    real = Output.join
+    monkeypatch.setattr(
+        Output, "join", lambda *given: kept.append((parts / "00000000.parquet").stat().st_mtime_ns) or real(*given)
+    )
+    capsys.readouterr()
+    assert embed(monkeypatch, *start) == 0
+    assert parquet.read_table(out)["id"].to_pylist() == sorted(picture.name for picture in corpus.iterdir())
+    assert (kept == [made]) == (change != "first")
+    anew = {"first": 2, "last": 0, "gone": 1}[change]
+    assert (f"The source has changed: {anew} finished parts are made anew." in capsys.readouterr().err) == (anew > 0)
+
+
+def test_a_finished_file_of_other_pictures_is_in_the_way_also_if_they_are_as_many(
+    workspace, corpus, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out.parquet"
+    embed(monkeypatch, corpus, "--workspace", workspace, "--to", out)
+    (corpus / "6.png").rename(corpus / "8.png")
+    assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["columns", "rows"])
+def test_a_table_that_changed_or_is_read_otherwise_is_not_gone_on_with(
+    workspace, corpus, tmp_path, monkeypatch, capsys, change
+):
+    table, out = tmp_path / "all.csv", tmp_path / "out.parquet"
+    lines = [f"corpus/{number}.png,corpus/{6 - number}.png" for number in range(7)]
+    table.write_text("\n".join(["front,back", *lines]))
+    start = [table, "--workspace", workspace, "--to", out, "--part-rows", 2]
+    interrupted(monkeypatch, *start, "--uri-column", "front")
+    if change == "rows":
+        table.write_text("\n".join(["front,back", *reversed(lines), lines[0]]))
+    other = ["--uri-column", "back"] if change == "columns" else ["--uri-column", "front"]
+    assert embed(monkeypatch, *start, *other) == 2
+    difference = "uri_column 'front', now 'back'" if change == "columns" else "size "
+    assert f"was begun with another plan ({difference}" in capsys.readouterr().err
+
+
+def test_a_plan_that_asks_for_less_than_the_one_begun_says_what_is_missing(tmp_path):
+    file = tmp_path / "vectors.parquet"
+    output = Output(file, {"model": "base", "encoding": "int8"}, encoding="int8")
+    output.write(0, [Embedded("a", None, error="it is no picture")])
+    with pytest.raises(ConfigurationError, match=r"another plan \(encoding 'int8', now None\)"):
+        Output(file, {"model": "base"})
+
+
 @pytest.mark.process
 def test_after_a_kill_a_second_start_embeds_the_rest_and_every_row_is_there_once(workspace, tmp_path, monkeypatch):
     """Only what is killed is a process of its own."""

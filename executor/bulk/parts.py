@@ -2,7 +2,7 @@
 
 Beside `FILE` is the folder `FILE.parts` until all is done: `plan.json` says what is embedded with what, and
 `00000000.parquet` and so on have the rows, equally many each, in the order of the source. A second start with the same
-plan makes the parts that are missing.
+plan makes the parts that are missing, and those of which the source has other rows by now.
 """
 
 import contextlib
@@ -10,7 +10,9 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from ..errors import ConfigurationError, WorkspaceError
 from ..store.files import PLAN, publish_file, read_kept, remove_parts, sync
 
 PART_ROWS = 2000
+NAMES = ("id", "uri")  # columns that say which row of the source it is
+Named = tuple[str, str | None]  # what they have
 VALUES: dict[str, Any] = {"float": np.float32, "int8": np.int8, "binary": np.uint8}  # of an embedding, by its encoding
 
 
@@ -95,6 +99,24 @@ class Output:
         """Whether a part is complete."""
         return self._part(number).exists()
 
+    def is_of(self, rows: Iterable[Named]) -> bool:
+        """Whether the finished file has these rows, in this order."""
+        return _same(_named(self.file), iter(rows))
+
+    def remove_changed(self, rows: Iterable[Named]) -> int:
+        """Remove the parts that have other rows than the source by now, and return how many: they are made anew.
+
+        Args: rows: of the whole source; read as far as there are parts.
+        """
+        there = {int(part.stem) for part in self._folder.glob("*.parquet") if part.stem.isdecimal()}
+        source, removed = iter(rows), 0
+        for number in range(max(there, default=-1) + 1):
+            part = list(islice(source, self.part_rows))
+            if number in there and not _same(_named(self._part(number)), iter(part)):
+                self._part(number).unlink()
+                removed += 1
+        return removed
+
     def write(self, number: int, rows: list[Embedded]) -> None:
         """Write a part; it is on the disk when this returns. Raises: WorkspaceError: it cannot be written."""
         for row in rows:  # HTTP carries whole numbers without their type
@@ -167,6 +189,16 @@ def _finished(file: Path, made_by: dict[bytes, bytes]) -> Finished:
     return Finished(len(table), len(table) - table["error"].null_count, next(iter(spaces), None))
 
 
+def _named(file: Path) -> Iterator[Named]:
+    with parquet.ParquetFile(file) as reader:
+        for batch in reader.iter_batches(columns=list(NAMES)):
+            yield from zip(*(batch[name].to_pylist() for name in NAMES), strict=True)
+
+
+def _same(one: Iterator[Named], other: Iterator[Named]) -> bool:
+    return all(a == b for a, b in zip_longest(one, other))
+
+
 def _of_fixed_size(table: pa.Table, schema: pa.Schema, dim: int) -> pa.Table:
     if not dim:
         return table
@@ -179,5 +211,5 @@ def _of_fixed_size(table: pa.Table, schema: pa.Schema, dim: int) -> pa.Table:
 
 
 def _difference(begun: dict[str, Any], plan: dict[str, Any]) -> str:
-    changed = [name for name in plan if begun.get(name) != plan[name]]
-    return ", ".join(f"{name} {begun.get(name)!r}, now {plan[name]!r}" for name in changed)
+    changed = [name for name in {**begun, **plan} if begun.get(name) != plan.get(name)]
+    return ", ".join(f"{name} {begun.get(name)!r}, now {plan.get(name)!r}" for name in changed)

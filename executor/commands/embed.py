@@ -18,6 +18,7 @@ from .sending import add_send, embed_by_service
 from .showing import print_json, sending
 
 if TYPE_CHECKING:
+    from ..bulk.embedding import Shard
     from ..bulk.parts import Finished, Output
 
 
@@ -60,12 +61,20 @@ def run(arguments: argparse.Namespace) -> int:
     place = reading(arguments)
     try:
         version = arguments.model or _served(place)
-        plan = {"source": str(arguments.source.resolve()), "model": version, "shard": str(shard)}
-        output = Output(arguments.to, plan | _wanted(arguments), arguments.part_rows, encoding=arguments.encoding)
-        source = shard.of(rows(arguments.source, columns_of(arguments), labelled=False))
-        if (before := output.finished) is not None and sum(1 for _ in source) != before.rows:
-            raise exists_already(arguments.to)  # the source has changed
-        done = before or _embed(arguments, source, version, output)
+        output = Output(
+            arguments.to, _plan(arguments, version, shard), arguments.part_rows, encoding=arguments.encoding
+        )
+
+        def source() -> Iterator[Row]:
+            return shard.of(rows(arguments.source, columns_of(arguments), labelled=False))
+
+        named = ((row.document.id, row.document.uri) for row in source())
+        if (before := output.finished) is not None:
+            if not output.is_of(named):
+                raise exists_already(arguments.to)  # the source has changed
+        elif changed := output.remove_changed(named):
+            print(f"The source has changed: {changed} finished parts are made anew.", file=sys.stderr)
+        done = before or _embed(arguments, source(), version, output)
     finally:
         place.close()
     if before is not None:
@@ -87,6 +96,17 @@ def _embed(arguments: argparse.Namespace, source: Iterator[Row], version: str, o
             bar.advance(task, count)
 
         return output.join(_ENGINES[arguments.engine](arguments, source, version, output, advance))
+
+
+def _plan(arguments: argparse.Namespace, version: str, shard: "Shard") -> dict[str, Any]:
+    """What the rows of the file depend on. What is in a folder is seen by its rows: see `Output.remove_changed`."""
+    source = arguments.source.resolve()
+    plan = {"source": str(source), "model": version, "shard": str(shard)}
+    if source.is_file():
+        stat = source.stat()
+        plan |= {"size": stat.st_size, "modified": stat.st_mtime_ns}
+    columns = {f"{name}_column": column for name, column in vars(columns_of(arguments)).items() if column is not None}
+    return plan | columns | _wanted(arguments)
 
 
 def _served(place: Place) -> str:
