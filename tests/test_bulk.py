@@ -22,7 +22,8 @@ from conftest import coloured, encoded
 from executor.__main__ import main
 from executor.bulk.embedding import Shard
 from executor.bulk.parts import Embedded, Finished, Output
-from executor.documents import Document
+from executor.commands.local import Reader
+from executor.documents import Document, RunStatus
 from executor.errors import ConfigurationError
 from executor.models.versions import WorkspaceVersions, ensure_base
 from executor.parameters import parse_executor_options
@@ -285,6 +286,22 @@ def test_a_finished_file_of_other_pictures_is_in_the_way_also_if_they_are_as_man
     (corpus / "6.png").rename(corpus / "8.png")
     assert embed(monkeypatch, corpus, "--workspace", workspace, "--to", out) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_version_of_the_begin_stays_if_another_is_promoted_before_the_end(
+    workspace, corpus, tmp_path, monkeypatch, capsys
+):
+    (corpus / "3.png").unlink()  # the broken one
+    out = tmp_path / "out.parquet"
+    start = [corpus, "--workspace", workspace, "--to", out, "--part-rows", 2]
+    interrupted(monkeypatch, *start)
+    monkeypatch.setattr(Reader, "call", lambda *_: [RunStatus(model="shop")])
+    assert embed(monkeypatch, *start) == 0
+    assert set(parquet.read_table(out)["model"].to_pylist()) == {"base"}
+    capsys.readouterr()
+    assert embed(monkeypatch, *start) == 0  # it is finished
+    assert "6 embedded with base" in capsys.readouterr().err
+    assert embed(monkeypatch, *start, "--model", "shop") == 2
 
 
 @pytest.mark.parametrize("change", ["columns", "rows"])

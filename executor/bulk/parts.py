@@ -172,6 +172,17 @@ class Output:
         return self._folder / f"{number:08d}.parquet"
 
 
+def begun_with(file: Path) -> dict[str, Any]:
+    """Return the plan of the parts that lie beside a file, or else of the finished file; empty: there is none."""
+    plan = read_kept(file.parent / f"{file.name}.parts" / "plan.json")
+    if plan is None and file.exists():
+        try:
+            plan = json.loads((parquet.read_schema(file).metadata or {}).get(PLAN, b"null"))
+        except (OSError, ValueError, pa.ArrowException):  # somebody else's file, which is refused later
+            return {}
+    return plan if isinstance(plan, dict) else {}
+
+
 def exists_already(file: Path) -> ConfigurationError:
     """Return the refusal to write a file anew."""
     return ConfigurationError(f"{file} exists already; name another file, or remove it.")

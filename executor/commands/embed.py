@@ -28,7 +28,9 @@ def add(commands: Any) -> None:
     add_source(embed)
     add_place(embed)
     embed.add_argument("--to", type=Path, required=True, metavar="FILE.parquet", help="the file to write")
-    embed.add_argument("--model", metavar="VERSION", help="`base` or a run; by default the version served now")
+    embed.add_argument(
+        "--model", metavar="VERSION", help="`base` or a run; by default the version served when it is begun"
+    )
     embed.add_argument("--space", metavar="VERSION", help="map the vectors into the space of another version")
     embed.add_argument("--dimensions", type=positive, metavar="N", help="so many principal components of each vector")
     embed.add_argument(
@@ -51,7 +53,7 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Embed each row; one that cannot be embedded has the reason in the column `error`."""
     from ..bulk.embedding import Shard
-    from ..bulk.parts import Output, exists_already
+    from ..bulk.parts import Output, begun_with, exists_already
 
     if arguments.engine == "ray" and arguments.service:
         raise BadRequest("--engine ray embeds with a version of a workspace: name it with --workspace.")
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     del first
     place = reading(arguments)
     try:
-        version = arguments.model or _served(place)
+        version = arguments.model or begun_with(arguments.to).get("model") or _served(place)
         output = Output(
             arguments.to, _plan(arguments, version, shard), arguments.part_rows, encoding=arguments.encoding
         )
@@ -110,7 +112,7 @@ def _plan(arguments: argparse.Namespace, version: str, shard: "Shard") -> dict[s
 
 
 def _served(place: Place) -> str:
-    """The version served now: one for the whole corpus, also if another is promoted meanwhile."""
+    """The version served now: one for the whole corpus, also if another is promoted before it is finished."""
     statuses = place.call("/status")
     return str(statuses[0].model) if statuses else "base"
 
