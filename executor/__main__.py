@@ -9,15 +9,16 @@ import sys
 from typing import Any
 
 from .commands import COMMANDS, WITHOUT_TORCH, command
-from .errors import FinetunerError, InternalError, LimitExceeded, OutOfMemory, Overloaded
+from .errors import FinetunerError, InternalError, LimitExceeded, NotReady, OutOfMemory, Overloaded
 
 FAILED, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 GO_ON = ("fit", "embed", "map")  # embed and map from the last part that was written whole
-OF_THE_WORK = (InternalError, LimitExceeded, OutOfMemory, Overloaded)  # nothing that another command line would mend
+# What no other command line would mend
+OF_THE_WORK = (InternalError, LimitExceeded, NotReady, OutOfMemory, Overloaded)
 
 
 def main() -> int:
-    """Run a command and return its exit code: 0 done, 1 the run or some rows failed, 2 wrong usage."""
+    """Run a command and return its exit code: 0 done, 1 the run, some rows or the service failed, 2 wrong usage."""
     os.environ.setdefault("JINA_OPTOUT_TELEMETRY", "1")
     os.environ.setdefault("JINA_LOG_LEVEL", "CRITICAL")  # a command says in its own words what went wrong
     parser = argparse.ArgumentParser(prog="python -m executor", description=__doc__)

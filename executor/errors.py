@@ -164,3 +164,9 @@ class InternalError(FinetunerError):
     def of(cls, error: Exception) -> "InternalError":
         """Return what a caller is told of an error that is our fault."""
         return cls(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")
+
+
+def status_named(name: str) -> int:
+    """Return the HTTP status of the error class of this name; 500 if there is none."""
+    error = globals().get(name)
+    return error.status if isinstance(error, type) and issubclass(error, FinetunerError) else FinetunerError.status

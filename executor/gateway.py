@@ -189,8 +189,7 @@ def _unrefused(response: Any) -> Any:
 
 def _status(arguments: Any) -> int:
     """Return the HTTP status of the error class that a `Refusal` names as its second argument; 500 if there is none."""
-    error = getattr(errors, arguments[1], None) if len(arguments) == 2 else None
-    return error.status if isinstance(error, type) and issubclass(error, errors.FinetunerError) else 500
+    return errors.status_named(arguments[1] if len(arguments) == 2 else "")
 
 
 def unsendable(docs: Iterable[Any], parameters: dict[str, Any] | None, target_executor: str | None) -> str | None:

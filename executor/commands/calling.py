@@ -2,6 +2,7 @@
 
 import base64
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import chain, groupby
@@ -16,8 +17,13 @@ from ..errors import (
     FinetunerError,
     InternalError,
     LimitExceeded,
+    NotFound,
+    NotReady,
+    Overloaded,
     Unauthorized,
     Unreachable,
+    brief,
+    status_named,
 )
 from ..lifecycle.sizes import bytes_of
 from ..parameters import TOKEN_VARIABLE
@@ -27,6 +33,8 @@ REQUEST = 100  # documents at most: Jina's HTTP gateway answers with no more
 REQUEST_BYTES = 32 << 20  # with which a request is full, whatever it has: a service takes 256 MiB by default
 UNDERWAY = 4  # requests that a service is sent before it has answered the first
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 300.0
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before a service is asked again that cannot answer for the moment
+LONGEST_WAIT = 60.0  # seconds, whatever `Retry-After` says
 RETURNS: dict[str, Any] = {
     "/compare": Comparison,
     "/embed": Document,
@@ -43,7 +51,12 @@ class Place(Protocol):
     """A service, or a workspace without one."""
 
     def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
-        """Call an endpoint with at most `REQUEST` documents. Raises: FinetunerError: in the service's own words."""
+        """Call an endpoint with at most `REQUEST` documents.
+
+        A service that has too much to do, or is not ready, is asked again for some seconds.
+
+        Raises: FinetunerError: in the service's own words.
+        """
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
         """Call an endpoint with any number of documents, which are read as they are sent.
@@ -94,7 +107,19 @@ class OverGrpc:
     def call(self, path: str, docs: Sequence[Document] = (), **parameters: Any) -> list[Any]:
         answers: list[Any] = []
         for batch in batched(docs) if docs else ([],):  # one by one, and so their answers come in order
-            self.stream(path, batch, answers.extend, **parameters)
+            answers += self._patiently(path, batch, parameters)
+        return answers
+
+    def _patiently(self, path: str, batch: list[Document], parameters: dict[str, Any]) -> list[Any]:
+        for seconds in (*WAITS, None):
+            answers: list[Any] = []
+            try:
+                self.stream(path, batch, answers.extend, **parameters)
+                break
+            except (Overloaded, NotReady):
+                if seconds is None:
+                    raise
+                time.sleep(seconds)
         return answers
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
@@ -131,7 +156,10 @@ class OverGrpc:
             answered(list(response.docs))
 
         def failed(response: Any) -> None:
-            refused.append(_as_said(response.header.status.description))
+            status = response.header.status
+            arguments = status.exception.args  # of a refusal: the sentence, and the class of the error
+            code = status_named(arguments[1] if len(arguments) == 2 else "")
+            refused.append(_as_said(status.description, code))
 
         # Not `results_in_order`: with it the gateway waits for ever if it has answered the last request before it has
         # seen that no further one comes. A call with one request has its documents in order anyway.
@@ -194,13 +222,14 @@ class OverHttp:
         ]
 
     def _post(self, path: str, docs: Sequence[Document], parameters: dict[str, Any]) -> list[Any]:
-        import requests
-
         body = {"data": [_as_json(doc) for doc in docs], "parameters": parameters}
-        try:
-            answer = self._session.post(f"{self._url}{path}", json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
-        except requests.RequestException as error:
-            raise _unreachable(self._url, error) from error
+        answer = self._asked(path, body)
+        for seconds in WAITS:
+            if answer.status_code not in (Overloaded.status, NotReady.status):
+                break
+            wait = answer.headers.get("Retry-After", "")
+            time.sleep(min(float(wait), LONGEST_WAIT) if wait.isdecimal() else seconds)
+            answer = self._asked(path, body)
         if answer.status_code in (401, 403):
             raise Unauthorized(_token_sentence(self._url))
         try:
@@ -208,11 +237,20 @@ class OverHttp:
         except ValueError as error:
             raise _unreachable(self._url, f"it answers {answer.status_code} without JSON") from error
         if answer.status_code != 200:
-            raise _as_said(content.get("detail", content) if isinstance(content, dict) else content)
+            detail = content.get("detail", content) if isinstance(content, dict) else content
+            raise _as_said(detail, answer.status_code)
         returns = RETURNS.get(path, RunStatus)
         return [
             returns(**{name: value for name, value in each.items() if value is not None}) for each in content["data"]
         ]
+
+    def _asked(self, path: str, body: dict[str, Any]) -> Any:
+        import requests
+
+        try:
+            return self._session.post(f"{self._url}{path}", json=body, timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
+        except requests.RequestException as error:
+            raise _unreachable(self._url, error) from error
 
     def stream(self, path: str, docs: Documents, answered: Callable[[list[Any]], None], **parameters: Any) -> None:
         for batch in batched(docs):
@@ -232,10 +270,17 @@ def _as_json(doc: Document) -> dict[str, Any]:
     return fields
 
 
-def _as_said(detail: Any) -> FinetunerError:
-    """Return the service's refusal: its sentence, which Jina may show as the `repr` of an exception."""
-    sentence = str(detail)
-    return Conflict(sentence) if "takes no more documents" in sentence else BadRequest(sentence)
+def _as_said(detail: Any, status: int) -> FinetunerError:
+    """Return the service's refusal in its own words. Args: status: of HTTP, which says whose fault it is."""
+    sentence = detail if isinstance(detail, str) else brief(detail)
+    if status in _BY_STATUS:
+        return _BY_STATUS[status](sentence)
+    return BadRequest(sentence) if status < 500 else InternalError(sentence)
+
+
+_BY_STATUS: dict[int, type[FinetunerError]] = {
+    each.status: each for each in (NotFound, Conflict, LimitExceeded, Overloaded, NotReady)
+}
 
 
 def _token_sentence(url: str) -> str:

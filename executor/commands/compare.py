@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.table import Table
 
 from ..documents import Comparison, Evaluation
-from ..errors import BadRequest
+from ..errors import BadRequest, NotFound
 from ..evaluation.intervals import difference_said, said
 from .calling import Place, connect
 from .measuring import measured
@@ -116,11 +116,14 @@ def _asked(arguments: argparse.Namespace) -> _Compared:
 
 
 def _answer(place: Place, wanted: dict[str, Any]) -> Comparison:
-    """Return what there is after a while. Raises: BadRequest: the service refuses, or a gateway passes no such call."""
+    """Return what there is after a while.
+
+    Raises: FinetunerError: in the service's own words. BadRequest: a gateway passes no such call.
+    """
     answers = list[Comparison]()
     try:
         answers = place.call("/compare", **wanted, limit=0, wait=WAIT_SECONDS)
-    except BadRequest as error:
+    except NotFound as error:
         if str(error) != NOT_FOUND:
             raise
     if not answers:

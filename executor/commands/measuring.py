@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..documents import ERROR_TAG, Document, DocumentArray, group_of, same_picture
-from ..errors import BadRequest
+from ..errors import BadRequest, FinetunerError
 from ..sources import rows
 from ..store.spool_rows import content_digest
 from .calling import Place, batched, connect
@@ -107,7 +107,7 @@ def _embeddings(arguments: argparse.Namespace, version: str, items: list[Any]) -
 def _embedded(place: Place, docs: list[Document], version: str) -> list[Document]:
     try:
         return embed_by_service(place, docs, version, pictures=True)
-    except BadRequest as error:
+    except FinetunerError as error:  # which class it is, not every gateway says
         if "the role 'train'" not in str(error):
             raise
         raise BadRequest(
