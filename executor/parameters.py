@@ -6,6 +6,7 @@ silently drop unknown keys.
 """
 
 import functools
+import json
 import re
 import shlex
 from importlib.util import find_spec
@@ -722,6 +723,16 @@ def texts_of(model: type[BaseModel]) -> frozenset[str]:
         if {each.get("type") for each in schema.get("anyOf", [schema])} - {"null"} == {"string"}:
             found.add(name)
     return frozenset(found)
+
+
+def meant_by(model: type[BaseModel], name: str, text: str) -> Any:
+    """Return the value that a text on a command line stands for: the text if the parameter wants one, else JSON."""
+    if name in texts_of(model):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _explain(model: type[BaseModel], error: ValidationError, where: str) -> str:

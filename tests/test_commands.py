@@ -26,7 +26,7 @@ from executor.commands.local import Reader
 from executor.commands.showing import details
 from executor.documents import Document, RunStatus
 from executor.models.versions import ensure_base
-from executor.parameters import TrainingOptions, parse_executor_options
+from executor.parameters import RESERVED_NAMES, TrainingOptions, parse_executor_options
 from executor.sources import documents
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
@@ -313,6 +313,7 @@ def test_a_run_without_a_name_is_called_after_its_source(workspace):
     assert free_name(reader, "my photos (2)") == "my-photos-2"
     assert free_name(reader, "second") == "second-2"
     assert free_name(reader, "…") == "run"
+    assert [free_name(reader, name) for name in RESERVED_NAMES] == ["base-2", "promoted-2"]
     reader.close()
 
 
@@ -400,6 +401,36 @@ def test_a_source_without_labels_is_named_before_it_is_trained_on(
     told = [line for line in lines if "--kind unlabeled" in line]
     assert [line.startswith(f"{source} {said}") for line in told] == ([] if said is None else [True])
     assert not said or lines.index(told[0]) < lines.index("Run shop.")
+
+
+class Gone(Taker):
+    """Makes the run when its first document has come, as a service does."""
+
+    def stream(self, path: str, docs: Any, answered: Any, **parameters: Any) -> None:
+        assert not list(docs)
+
+    def call(self, path: str, docs: Any = (), **parameters: Any) -> list[RunStatus]:
+        assert (path, parameters) == ("/status", {})
+        return []
+
+
+def test_pictures_none_of_which_can_be_read_are_counted_and_named(command, tmp_path, capsys, monkeypatch):
+    source = tmp_path / "gone.txt"
+    source.write_text("/nowhere/a.jpg\n/nowhere/b.jpg\n")
+    monkeypatch.setattr(fit_command, "connect", lambda url: Gone())
+    assert command("fit", source, "--service", "http://here") == 2
+    said = capsys.readouterr().err
+    assert "2 left out:\n  /nowhere/a.jpg: " in said
+    assert said.endswith(f"None of the 2 pictures of {source} can be read; nothing was sent.\n")
+
+
+def test_a_run_that_is_called_a_number_is_a_base(command, photos, monkeypatch):
+    place = Taker()
+    monkeypatch.setattr(fit_command, "connect", lambda url: place)
+    options = ["--base", "20240501", "--option", "precision=fp32", "--epochs", "3"]
+    assert command("fit", photos, "--service", "http://here", "--run", "shop", *options) == 0
+    wanted = {"base": "20240501", "precision": "fp32", "epochs": 3}
+    assert {name: place.calls[0][name] for name in wanted} == wanted
 
 
 def test_files_that_cannot_be_sent_are_not_among_the_documents_announced_in_the_end(

@@ -1,16 +1,17 @@
 """Fine-tune on a source of pictures: send it to a service, or train in a workspace in this process."""
 
 import argparse
-import json
 import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from ..documents import Document, RunStatus
-from ..errors import BadDocument, BadRequest
-from ..parameters import TrainingOptions, parse
+from ..errors import BadDocument, BadRequest, ConfigurationError
+from ..parameters import RESERVED_NAMES, ExecutorOptions, TrainingOptions, meant_by, parse
 from ..sources import rows
 from .calling import Place, connect
 from .local import Trainer
@@ -60,8 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Run {name}.", file=sys.stderr)
         if isinstance(place, Trainer):
             _say_estimate(place, options, census)
-        _send(place, arguments, census, {**options, "run": name}, labelled=labelled, show=show)
+        sent = _send(place, arguments, census, {**options, "run": name}, labelled=labelled, show=show)
         say_what_is_left_out(census.left_out, census.examples)
+        if not any(sent.values()) and name not in {status.run for status in place.call("/status")}:
+            pictures = f"{sum(census.splits.values())} pictures of {arguments.source}"
+            raise ConfigurationError(f"None of the {pictures} can be read; nothing was sent.")
+        _start(place, name, sent["train"])
         status = follow(place, name, show=show, lines=False)
     finally:
         place.close()
@@ -72,30 +77,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the options of `/fit`. Raises: InvalidParameter: one is unknown or wrong, before anything is sent."""
-    options = _settings(arguments.option, "--option")
+    options = _settings(arguments.option, "--option", TrainingOptions)
     for name in ("kind", "base", "epochs", "promote"):
         if getattr(arguments, name) is not None:
-            options[name] = _value(getattr(arguments, name))
+            options[name] = meant_by(TrainingOptions, name, getattr(arguments, name))
     parse(TrainingOptions, options, where="/fit")
     return options
 
 
-def _settings(given: list[str], flag: str) -> dict[str, Any]:
+def _settings(given: list[str], flag: str, model: type[BaseModel]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for each in given:
         name, equals, value = each.partition("=")
         if not equals:
             raise BadRequest(f"{flag} {each!r} must be NAME=VALUE.")
-        settings[name.strip()] = _value(value)
+        settings[name.strip()] = meant_by(model, name.strip(), value)
     return settings
-
-
-def _value(text: str) -> Any:
-    """Return what is meant: JSON where it is that, such as 3, 0.1, true or a list, else the text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _place(arguments: argparse.Namespace) -> Place:
@@ -104,7 +101,7 @@ def _place(arguments: argparse.Namespace) -> Place:
     workspace = to_train_in(arguments.workspace)
     if not workspace.database.exists():
         print(f"A new workspace, {workspace.root}.", file=sys.stderr)
-    return Trainer(workspace, _settings(arguments.executor, "--with"))
+    return Trainer(workspace, _settings(arguments.executor, "--with", ExecutorOptions))
 
 
 def _say_estimate(place: Trainer, options: dict[str, Any], census: Census) -> None:
@@ -117,8 +114,8 @@ def _say_estimate(place: Trainer, options: dict[str, Any], census: Census) -> No
 
 
 def free_name(place: Place, stem: str) -> str:
-    """Return a name that no run has yet."""
-    taken = {status.run for status in place.call("/status")}
+    """Return a name that no run has yet, and may have."""
+    taken = {*RESERVED_NAMES, *(status.run for status in place.call("/status"))}
     plain = re.sub(r"[^\w.-]+", "-", stem, flags=re.ASCII).strip("-.")[:40] or "run"
     numbered = (plain if number == 1 else f"{plain}-{number}" for number in range(1, len(taken) + 2))
     return next(name for name in numbered if name not in taken)
@@ -126,14 +123,13 @@ def free_name(place: Place, stem: str) -> str:
 
 def _send(
     place: Place, arguments: argparse.Namespace, census: Census, options: dict[str, Any], *, labelled: bool, show: bool
-) -> None:
-    """Send the eval documents, and then the train documents, with their number, and start the run."""
-    sent = 0
+) -> dict[str, int]:
+    """Send the eval documents, and then the train documents, with their number; return how many went in the end."""
+    sent = {"train": 0, "eval": 0}
     with sending(show, sum(census.splits.values())) as bar:
         task = bar.add_task("sent" if arguments.service else "stored", total=sum(census.splits.values()))
 
         def docs(split: Literal["train", "eval"]) -> Iterator[Document]:
-            nonlocal sent
             for row in rows(arguments.source, columns_of(arguments), labelled=labelled):
                 if row.split != split or row.problem is not None:
                     continue
@@ -143,13 +139,13 @@ def _send(
                 except BadDocument as error:
                     census.leave_out(f"{row.document.id}: {error}")
                     continue
-                sent += split == "train"
+                sent[split] += 1
                 yield doc
 
         if census.splits["eval"]:
             place.stream("/fit", docs("eval"), _ignore, split="eval", **options)
         place.stream("/fit", docs("train"), _ignore, total=census.splits["train"], **options)
-    _start(place, options["run"], sent)
+    return sent
 
 
 def _start(place: Place, name: str, sent: int) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -67,13 +66,13 @@ def options_of(arguments: argparse.Namespace) -> "ExecutorOptions":
 
     Raises: ConfigurationError: one is unknown or wrong.
     """
-    from ..parameters import ExecutorOptions, parse_executor_options
+    from ..parameters import ExecutorOptions, meant_by, parse_executor_options
 
     given: dict[str, Any] = {"http_port": PORT} | _configured(arguments.config)
     for name in ExecutorOptions.model_fields:
         text = getattr(arguments, f"option_{name}")
         if text is not None:
-            given[name] = _value(ExecutorOptions, name, text)
+            given[name] = meant_by(ExecutorOptions, name, text)
     return parse_executor_options(given).with_roots()
 
 
@@ -93,18 +92,6 @@ def _configured(config: Path | None) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigurationError(f"The config {config} must be a mapping, with options under `with`.")
     return options
-
-
-def _value(model: Any, name: str, text: str) -> Any:
-    """Return the value that a flag stands for: text if that is what the option wants, else JSON."""
-    from ..parameters import texts_of
-
-    if name in texts_of(model):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _folder(workspace: Path) -> Path:
