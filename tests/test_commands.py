@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from conftest import coloured, encoded, images
 from executor.__main__ import main
-from executor.commands import calling
+from executor.commands import calling, showing
 from executor.commands import fit as fit_command
 from executor.commands.estimate import Estimate, estimate
 from executor.commands.fit import free_name
@@ -28,6 +28,7 @@ from executor.documents import Document, RunStatus
 from executor.models.versions import ensure_base
 from executor.parameters import RESERVED_NAMES, TrainingOptions, parse_executor_options
 from executor.sources import documents
+from executor.store.lock import WorkspaceLock, is_held
 from executor.store.run import RunState
 from executor.store.workspace import Workspace
 from flows import ONE_CORE
@@ -86,8 +87,6 @@ def test_the_runs_are_listed_newest_first(command, workspace, capsys):
 
 
 def test_a_workspace_may_be_looked_at_while_a_service_works_in_it(command, workspace, capsys):
-    from executor.store.lock import WorkspaceLock
-
     lock = WorkspaceLock(Workspace(workspace / "FinetunerExecutor" / "0"))
     assert command("runs", "--workspace", workspace) == 0
     lock.release()
@@ -315,6 +314,26 @@ def test_a_run_without_a_name_is_called_after_its_source(workspace):
     assert free_name(reader, "…") == "run"
     assert [free_name(reader, name) for name in RESERVED_NAMES] == ["base-2", "promoted-2"]
     reader.close()
+
+
+def test_a_run_that_nobody_serves_is_not_watched_for_ever(command, workspace, capsys, monkeypatch):
+    monkeypatch.setattr(showing, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(showing, "QUIET_SECONDS", 0.05)
+    assert command("watch", "second", "--workspace", workspace, "--json") == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err.startswith("Run 'second' is receiving, and no service works in its workspace, so it does not go on")
+
+
+def test_whether_a_service_works_in_a_workspace_is_seen_without_hindering_it(workspace):
+    place = Workspace(workspace / "FinetunerExecutor" / "0")
+    held = WorkspaceLock(place)
+    assert [is_held(place) for _ in range(3)] == [True] * 3
+    held.release()
+    assert not is_held(place)
+    WorkspaceLock(place).release()
+    place.lock.unlink()
+    assert not is_held(place)
 
 
 # with a service, and with a trainer -----------------------------------------------------------------------------------

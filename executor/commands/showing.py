@@ -11,10 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 
 from ..documents import RunStatus
+from ..errors import Conflict
 from .calling import Place
 
 MAP = "mean_average_precision_at_r"
 POLL_SECONDS = 0.5
+QUIET_SECONDS = 10.0  # without a change, after which it is asked whether a service works: one may just start anew
 UNCHANGED = ("history", "problems")  # fields of a status that no table shows
 
 
@@ -115,23 +117,36 @@ def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def follow(place: Place, run: str, *, show: bool, lines: bool) -> RunStatus:
+def follow(
+    place: Place, run: str, *, show: bool, lines: bool, is_served: Callable[[], bool] = lambda: True
+) -> RunStatus:
     """Follow a run until it ends, and return its last status.
 
-    Args: show: draw its progress on standard error. lines: print each status that differs from the one before, as JSON.
-    Raises: Conflict: it is receiving and nothing more comes.
+    Args:
+        show: draw its progress on standard error. lines: print each status that differs from the one before, as JSON.
+        is_served: whether a service works on it; asked where nothing changes.
+    Raises: Conflict: no service works on it, so it would never end.
     """
     with _Bar(visible=show) as bar:
         last: Any = None
+        quiet_since = time.monotonic()
         while True:
             status: RunStatus = place.call("/status", run=run)[0]
             bar.update(status)
             now = as_json(status)
             if lines and now != last:
                 print_json(now)
-            last = now
             if status.ended_at is not None:
                 return status
+            if now != last:
+                last, quiet_since = now, time.monotonic()
+            elif time.monotonic() - quiet_since > QUIET_SECONDS:
+                if not is_served():
+                    raise Conflict(
+                        f"Run {run!r} is {status.state}, and no service works in its workspace, so it does not go on. "
+                        "Start one there, and watch it again."
+                    )
+                quiet_since = time.monotonic()
             time.sleep(POLL_SECONDS)
 
 

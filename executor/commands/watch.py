@@ -19,8 +19,19 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Show the progress of a run, and how it ended."""
     place = reading(arguments)
+    show = sys.stderr.isatty() and not arguments.json
     try:
-        status = follow(place, arguments.run, show=sys.stderr.isatty() and not arguments.json, lines=arguments.json)
+        status = follow(place, arguments.run, show=show, lines=arguments.json, is_served=lambda: _is_served(arguments))
     finally:
         place.close()
     return end_of(status)
+
+
+def _is_served(arguments: argparse.Namespace) -> bool:
+    """Whether a service works on the run: the one that answers, or one in the workspace that is only read."""
+    if arguments.service:
+        return True
+    from ..store.lock import is_held
+    from ..store.workspace import find_workspace
+
+    return is_held(find_workspace(arguments.workspace))
