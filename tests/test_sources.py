@@ -240,6 +240,11 @@ def test_a_list_has_a_uri_in_each_line(tmp_path):
     assert [doc.uri for doc in documents(tmp_path / "all.txt")] == ["/a.jpg", "https://h/b.jpg"]
 
 
+def test_the_mark_that_some_editors_begin_a_list_with_is_no_part_of_the_first_uri(tmp_path):
+    (tmp_path / "all.txt").write_text("/a.jpg\n/b.jpg\n", encoding="utf-8-sig")
+    assert [doc.uri for doc in documents(tmp_path / "all.txt")] == ["/a.jpg", "/b.jpg"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

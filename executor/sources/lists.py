@@ -11,7 +11,7 @@ def read_list(path: Path) -> Iterator[Row]:
     """Yield a row for each line that is not empty. Raises: ConfigurationError: it is no text in UTF-8."""
     maker = RowMaker(path, Columns(uri="uri"))
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield maker.row(number, {"uri": line})
