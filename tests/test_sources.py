@@ -63,6 +63,27 @@ def test_what_lies_beside_the_classes_is_left_out_with_the_reason(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_link_to_a_folder_above_is_passed_over_and_one_to_another_folder_is_not(tmp_path, labelled):
+    pictures(tmp_path, "corpus/red/1.png", "corpus/blue/1.png", "others/2.png")
+    corpus = tmp_path / "corpus"
+    (corpus / "red" / "up").symlink_to("..")
+    (corpus / "red" / "same").symlink_to(corpus / "red")
+    (corpus / "red" / "loop").symlink_to("loop")
+    (corpus / "red" / "more").symlink_to(tmp_path / "others")
+    found = [doc.id for doc in documents(corpus, labelled=labelled)]
+    assert found == ["blue/1.png", "red/1.png", "red/more/2.png"]
+
+
+def test_a_link_out_of_the_documents_to_train_on_brings_no_eval_documents_in(tmp_path):
+    pictures(tmp_path, "train/red/1.png", "eval/red/1.png")
+    (tmp_path / "train" / "red" / "up").symlink_to(tmp_path)
+    assert [(row.split, row.document.id) for row in rows(tmp_path)] == [
+        ("eval", "eval/red/1.png"),
+        ("train", "train/red/1.png"),
+    ]
+
+
 def test_a_corpus_has_no_labels_and_may_have_anything_beside_its_pictures(tmp_path):
     pictures(tmp_path, "red/1.png", "above.png")
     (tmp_path / "notes.txt").write_text("of no use")

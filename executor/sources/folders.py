@@ -45,7 +45,7 @@ def read_folder(folder: Path, *, labelled: bool) -> Iterator[Row]:
 
 
 def _read_part(root: Path, part: Path, split: Literal["train", "eval"], labelled: bool) -> Iterator[Row]:
-    for path in _files(part):
+    for path in _files(part, frozenset() if part == root else frozenset({_identity(root)})):
         name = os.path.relpath(path, root)
         doc = Document(id=name, uri=os.path.abspath(path))
         inside = Path(os.path.relpath(path, part)).parts
@@ -81,21 +81,40 @@ def _splits(folder: Path) -> dict[str, Literal["train", "eval"]]:
 def _folders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be read: {error.strerror}.") from error
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Yield the files at any depth, folder by folder; only one folder's names are in memory at a time."""
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, or a link to one. A link that leads to itself is none."""
     try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Yield the files at any depth, folder by folder; only the names of those on the way are in memory.
+
+    Args: above: the folders on the way here. A link to one of them is passed over: behind it is what is read already.
+    """
+    try:
+        here = _identity(folder)
+        if here in above:
+            return
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            found = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise ConfigurationError(f"{folder} cannot be read: {error.strerror}.") from error
     for name, is_folder in found:
         path = os.path.join(folder, name)
         if is_folder:
-            yield from _files(Path(path))
+            yield from _files(Path(path), above | {here})
         else:
             yield path
