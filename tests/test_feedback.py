@@ -135,6 +135,8 @@ def test_a_word_can_be_withdrawn_and_said_again(desk):
         (Document(id="bad", tags={"finetuner_label": 1}), "neither uri nor blob"),
         (labelled("bad", 1.5), "a label is an integer or a string"),
         (click("bad", 1, 2), "must be 1 or -1"),
+        (Document(id="bad", tags={"finetuner_withdrawn": "false"}), "is 'false'; give true to take back"),
+        (Document(id="bad", tags={"finetuner_withdrawn": 1}), "is 1; give true to take back"),
         (Document(id="bad", uri="/etc/passwd", tags={"finetuner_label": 1}), "allowed_roots"),
         (labelled("bad", content="y" * 3000), "max_document_bytes"),
     ],

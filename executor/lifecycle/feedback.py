@@ -101,6 +101,11 @@ class Feedback:
         Raises: BadDocument: it cannot be used.
         """
         withdrawn = doc.tags.get(WITHDRAWN_TAG)
+        if not isinstance(withdrawn, bool | None):
+            raise BadDocument(
+                f"tags['{WITHDRAWN_TAG}'] is {brief(repr(withdrawn))}; give true to take back what was said, or leave "
+                "it away"
+            )
         if withdrawn:
             if not doc.id:
                 raise BadDocument(f"it has tags['{WITHDRAWN_TAG}'] and no id; give it the id of what it takes back")
