@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from conftest import coloured, encoded, images
 from executor.__main__ import main
-from executor.commands import calling, showing
+from executor.commands import COMMANDS, calling, showing
 from executor.commands import fit as fit_command
 from executor.commands.estimate import Estimate, estimate
 from executor.commands.fit import free_name
@@ -131,6 +131,13 @@ def test_an_estimate_is_never_nothing_and_says_what_it_leaves_out(epochs, second
     found = str(Estimate(epochs=epochs, seconds=seconds, bytes=2.0**30, most=True))
     assert found.startswith(said)
     assert "starting, measuring and the report come on top" in found
+
+
+def test_the_table_of_commands_has_them_all():
+    page = (ROOT / "docs" / "commands.md").read_text()
+    table = page.split("| command |")[1].split("\n\n")[0].splitlines()[2:]
+    named = [word.split()[0] for line in table for word in re.findall(r"`([^`]+)`", line.split("|")[1])]
+    assert sorted(named) == sorted(COMMANDS)
 
 
 def test_serve_says_of_its_port_one_thing(capsys, command):
