@@ -1,6 +1,8 @@
 """What to label next: typical of much that is not labelled yet, and unlike what is."""
 
+import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from conftest import coloured, encoded
 from doors import Opened, opened
 from executor import Document, DocumentArray
+from executor.__main__ import main
 from executor.endpoints.service import Service as RunningService
 from executor.errors import BadRequest
 from executor.images.policy import ImagePolicy
@@ -253,6 +256,22 @@ def test_what_was_said_of_documents_of_the_promoted_run_since_is_believed(tmp_pa
         assert counts() == {"plum": 2, "apple": 1}
         door.post("/feedback", [{**withdrawn[0], "id": "r2"}])  # what was said of it, not the document
         assert counts() == {"apple": 1, "pear": 1, "plum": 1}
+
+
+def test_the_command_knows_what_is_labelled_outside_the_gallery(tmp_path, monkeypatch, capsys):
+    for name, label in (("known/a", 0), ("new/a", 0), ("new/b", 0), ("new/c", 1)):
+        place = tmp_path / f"{name}.png"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(encoded(coloured(label, len(name) + label)))
+    with opened(tmp_path, allowed_roots=[str(tmp_path)]) as door:
+        door.service.embedder.version("base")  # makes it
+        word = {"uri": str(tmp_path / "known" / "a.png"), "tags": {"finetuner_label": "red"}}
+        assert door.post("/feedback", [word]).json()["data"][0]["stored"] == 1
+    monkeypatch.chdir(tmp_path / "new")
+    where = ["--workspace", str(tmp_path / "workspace")]
+    monkeypatch.setattr(sys, "argv", ["executor", "suggest", ".", *where, "--limit", "1", "--json"])
+    assert main() == 0
+    assert json.loads(capsys.readouterr().out)["id"] == "c.png"
 
 
 def promote_base_as(service: RunningService, run: str) -> None:

@@ -48,13 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _place(arguments: argparse.Namespace) -> Place:
-    """A service, or the workspace of one that is not running. Who runs a command may read every file that it names."""
+    """A service, or the workspace of one that is not running.
+
+    There every file may be read: what is labelled already need not lie in the gallery.
+    """
     if arguments.service:
         return connect(arguments.service)
     from ..store.workspace import find_workspace
     from .local import Trainer
 
-    root = Path(arguments.gallery).resolve()
-    return Trainer(
-        find_workspace(arguments.workspace), {"allowed_roots": [str(root if root.is_dir() else root.parent)]}
-    )
+    return Trainer(find_workspace(arguments.workspace), {})
