@@ -202,6 +202,23 @@ def test_labelled_files_of_a_form_are_evaluated_and_are_words_of_feedback(door):
     assert (told["stored"], told["total"]) == (4, 4)
 
 
+@pytest.mark.parametrize("unread", ["query", "hard negative", None])
+def test_a_session_with_a_picture_that_cannot_be_read_is_skipped_whole(door, unread):
+    sessions = []
+    for number in range(2):
+        query, near, hard = (encoded(coloured(label, seed)) for label, seed in ((0, 1), (1, 2), (0, 1)))
+        shown = {"query": query, "good": near, "hard negative": hard, "far": encoded(coloured(2, 3))}
+        uris = {name: f"data:image/png;base64,{base64.b64encode(image).decode()}" for name, image in shown.items()}
+        if number and unread:
+            uris[unread] = "data:,x"
+        labels = {"good": 1, "hard negative": -1, "far": -1}
+        matches = [{"uri": uris[name], "tags": {"finetuner_label": label}} for name, label in labels.items()]
+        sessions.append({"uri": uris["query"], "matches": matches})
+    (evaluated,) = door.post("/evaluate", sessions).json()["data"]
+    assert (evaluated["queries"], evaluated["skipped"]) == ((1, 1) if unread else (2, 0))
+    assert evaluated["metrics"]["recall_at_1"] == 0
+
+
 @pytest.mark.parametrize(("path", "kind"), [("/embed", "text/plain"), ("/status", "image/png")])
 def test_another_content_type_is_a_415_that_names_those_taken(door, path, kind):
     assert_plain(detail(door.send(path, b"x", kind), 415), "is not taken here; send application/json")

@@ -24,7 +24,7 @@ JINAS_REQUEST = 100  # documents; Jina cuts a longer call into requests of so ma
 class _Embedded(NamedTuple):
     """Documents with embeddings and without images.
 
-    Attributes: failed: how many more could not be embedded. sent: as of `_identities`.
+    Attributes: failed: how many more could not be embedded, with all of their matches. sent: as of `_identities`.
     """
 
     docs: list[Any]
@@ -36,7 +36,7 @@ async def evaluate(service: Service | Reader, docs: Sequence[Any], wanted: Evalu
     """Return the metrics of a version on `docs`, or on the eval documents of a run, held-out ones included.
 
     With `total`, all requests of a set wait for each other and get the same answer. `skipped` counts documents that
-    cannot be embedded, and queries that no other document matches.
+    cannot be embedded, or a match of which cannot, and queries that no other document matches.
 
     Raises: BadRequest: there is nothing to evaluate on, or it may be a part of a set. NotTrainable: the documents are
         of several kinds.
@@ -101,9 +101,8 @@ async def _embed(service: Service | Reader, docs: Sequence[Any], version: str) -
         chunk = await asyncio.to_thread(docs.__getitem__, slice(start, start + CHUNK))
         await service.embedder.embed(chunk, model=version, matches=True, exact=True)
         for doc in chunk:
-            session = bool(doc.matches)
-            doc.matches = [match for match in doc.matches if ERROR_TAG not in match.tags]
-            if ERROR_TAG in doc.tags or (session and not doc.matches):
+            # A session without some of its candidates is an easier one, above all without a hard negative.
+            if any(ERROR_TAG in part.tags for part in (doc, *doc.matches)):
                 failed += 1
             else:
                 good.append(_light(doc))
