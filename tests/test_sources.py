@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import tracemalloc
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from pyarrow import parquet
 
 from conftest import coloured, encoded
-from executor.documents import GROUP_TAG, LABEL_TAG
+from executor.documents import GROUP_TAG, LABEL_TAG, Document
 from executor.errors import ConfigurationError
 from executor.sources import Columns, column_names, documents, rows
 from extras import run_with_extras
@@ -214,6 +216,46 @@ def test_a_parquet_file_may_have_uris_bytes_and_numbers_as_labels(tmp_path):
     assert (first.document.id, first.document.buffer, first.document.uri) == ("a.png", picture, None)
     assert first.document.tags == {LABEL_TAG: 3}
     assert second.problem == "row 2: the label in the column 'label' is empty"
+
+
+SECOND = datetime(2024, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (pa.array([SECOND.date()]), "2024-01-02"),
+        (pa.array([SECOND]), "2024-01-02T03:04:05"),
+        (pa.array([SECOND.time()]), "03:04:05"),
+        (pa.array([1], pa.timestamp("ns")), "1970-01-01 00:00:00.000000001"),
+        (pa.array([Decimal("1.50")]), "1.50"),
+        (pa.array([b"caf\xe9"]), r"caf\xe9"),
+        (pa.array([2**60]), "1152921504606846976"),
+        (pa.array([7]), 7),
+        (pa.array([0.5]), 0.5),
+    ],
+)
+def test_a_value_that_could_not_be_sent_is_text(tmp_path, values, text):
+    place = tmp_path / "t.parquet"
+    label = "a" if text == 0.5 else text  # 0.5 is no label
+    labels = values if label == text else pa.array([label])
+    parquet.write_table(pa.table({"uri": ["x.jpg"], "label": labels, "group": values, "id": values}), place)
+    (row,) = rows(place)
+    assert row.problem is None
+    assert row.document.tags == {LABEL_TAG: label, GROUP_TAG: text}
+    assert row.document.id == str(text)
+    assert Document.from_protobuf(row.document.to_protobuf()).tags == row.document.tags
+    json.dumps(row.document.tags)
+    write_dataset(tmp_path / "set", {"uri": ["x.jpg"], "group": values}, {"uri": {}, "group": {}})
+    (doc,) = documents(tmp_path / "set")
+    assert doc.tags == {GROUP_TAG: text}
+
+
+def test_a_label_that_is_several_is_left_out_with_the_reason(tmp_path):
+    place = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"uri": ["x.jpg"], "label": [["red", "blue"]]}), place)
+    (row,) = rows(place)
+    assert "of type list; a label is an integer or a string" in str(row.problem)
 
 
 def test_a_parquet_file_that_is_half_written_is_refused(tmp_path):

@@ -9,7 +9,7 @@ lists.py       a text file with a uri in each line
 
 A reader opens no picture. It yields the rows in the same order each time.
 
-May import documents, errors.
+May import docarray_private, documents, errors.
 """
 
 from .opening import column_names, documents, rows

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigurationError
-from .rows import SPLITS, Columns, Row, RowMaker
+from .rows import SPLITS, Columns, Row, RowMaker, values_of
 
 BATCH = 256
 
@@ -65,7 +65,7 @@ def _read_one(folder: Path, columns: Columns, split: Literal["train", "eval"]) -
             with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as stream:
                 for batch in stream:
                     for start in range(0, batch.num_rows, BATCH):
-                        for values in batch.select(wanted).slice(start, BATCH).to_pylist():
+                        for values in values_of(batch.select(wanted).slice(start, BATCH)):
                             number += 1
                             yield maker.row(number, values, split)
         except (OSError, pa.ArrowException) as error:

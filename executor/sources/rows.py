@@ -1,11 +1,13 @@
 """A row of a source: a document, or why there is none; and which columns of a table have what."""
 
+import datetime
 import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..docarray_private import LARGEST_INTEGER
 from ..documents import GROUP_TAG, LABEL_TAG, Document, normalise_label
 from ..errors import BadDocument, ConfigurationError
 
@@ -91,6 +93,15 @@ def _first_there(names: tuple[str, ...], there: list[str]) -> str | None:
     return None
 
 
+def values_of(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a batch of pyarrow's. Times in nanoseconds become text: Python has none that are as exact."""
+    for place, field_of in enumerate(batch.schema):
+        if str(field_of.type).startswith(("timestamp[ns", "time64[ns", "duration[ns")):
+            batch = batch.set_column(place, field_of.name, batch.column(place).cast("string"))
+    found: list[dict[str, Any]] = batch.to_pylist()
+    return found
+
+
 @dataclass
 class RowMaker:
     """Makes rows of a table's values.
@@ -109,13 +120,13 @@ class RowMaker:
         try:
             self._picture(doc, values[self.columns.uri or ""], number)
             if self.columns.id is not None and not _empty(values[self.columns.id]):
-                doc.id = str(values[self.columns.id])
+                doc.id = str(_plain(values[self.columns.id]))
             if self.columns.split is not None:
                 split = self._split(values[self.columns.split])
             if self.columns.label is not None:
                 tags[LABEL_TAG] = self._label(values[self.columns.label])
             if self.columns.group is not None and not _empty(values[self.columns.group]):
-                tags[GROUP_TAG] = values[self.columns.group]
+                tags[GROUP_TAG] = _plain(values[self.columns.group])
         except BadDocument as error:
             return Row(doc, split, f"row {number}: {error}")
         doc.tags = tags
@@ -147,12 +158,23 @@ class RowMaker:
             raise BadDocument(f"the label in the column {self.columns.label!r} is empty")
         if self.label_names and isinstance(value, int) and 0 <= value < len(self.label_names):
             return self.label_names[value]
-        return normalise_label(value)
+        return normalise_label(value if isinstance(value, (list, dict)) else _plain(value))
 
     def _split(self, value: Any) -> Literal["train", "eval"]:
         if str(value).strip().lower() in SPLITS:
             return SPLITS[str(value).strip().lower()]
         raise BadDocument(f"the split in the column {self.columns.split!r} is {value!r}, but must be train or eval")
+
+
+def _plain(value: Any) -> Any:
+    """Return what a cell has as a tag can hold it: text in the place of what has no form in JSON or in protobuf."""
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, (str, float)) or (isinstance(value, int) and abs(value) <= LARGEST_INTEGER):
+        return value
+    return str(value)
 
 
 def _empty(value: Any) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import ConfigurationError
-from .rows import Columns, Row, RowMaker
+from .rows import Columns, Row, RowMaker, values_of
 
 BATCH = 256  # rows of a parquet file in memory at a time: their pictures may be in them
 csv.field_size_limit(2**28)  # a data: uri may be in a field
@@ -68,7 +68,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
             wanted = [name for name in vars(found).values() if name is not None]
             maker, number = RowMaker(path, found), 0
             for batch in file.iter_batches(BATCH, columns=wanted):
-                for values in batch.to_pylist():
+                for values in values_of(batch):
                     number += 1
                     yield maker.row(number, values)
     except (OSError, pa.ArrowException) as error:
