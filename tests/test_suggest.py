@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +112,46 @@ def test_a_gallery_larger_than_can_be_looked_at_is_sampled(monkeypatch):
     monkeypatch.setattr("executor.serving.suggesting.MOST_COVERED", 20)
     vectors, of = clusters(500, 300)
     assert {int(of[position]) for position, _ in suggest(vectors, 2)} == {0, 1}
+
+
+def test_however_many_are_asked_for_they_are_those_of_the_plain_way_with_the_first_of_equals():
+    vectors, _ = clusters(40, 30, 20, spread=0.3)
+    vectors[1::9] = vectors[::9]  # copies
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    cover, plain = np.full(len(unit), -1.0), list[int]()
+    for _ in unit:
+        gains = np.maximum(similarity - cover, 0).sum(1).round(4)
+        gains[plain] = -1
+        plain.append(int(gains.argmax()))
+        cover = np.maximum(cover, similarity[plain[-1]])
+    found = suggest(vectors, len(vectors))
+    assert [position for position, _ in found] == plain
+    assert suggest(vectors, 7)[-1].position == plain[6]
+
+
+def test_many_suggestions_cost_little_more_than_one():
+    vectors = np.random.default_rng(0).standard_normal((2000, 32)).astype(np.float32)
+
+    def seconds(limit: int) -> float:
+        before = time.process_time()
+        suggest(vectors, limit)
+        return time.process_time() - before
+
+    seconds(1)  # what is loaded at the first use
+    assert seconds(400) < 100 * seconds(1)
+    tracemalloc.start()
+    suggest(vectors, 400)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * 2000 * 2000 * 4  # of the similarities
+
+
+def test_of_more_documents_than_can_be_looked_at_the_reason_says_so(door, monkeypatch):
+    monkeypatch.setattr("executor.serving.suggesting.MOST_CANDIDATES", 3)
+    sent = [{"uri": as_uri(coloured(number, number))} for number in range(4)]
+    (first,) = door.post("/suggest", sent, limit=1).json()["data"]
+    assert first["tags"]["finetuner_reason"].endswith("(of 3 that were looked at, of 4)")
 
 
 # --- galleries -------------------------------------------------------------------------------------------------------

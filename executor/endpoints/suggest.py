@@ -25,6 +25,7 @@ from ..lifecycle.sources import of_run, with_words
 from ..parameters import SuggestParameters
 from ..serving.galleries import Gallery, documents_at
 from ..serving.gallery import MOST_PICTURES
+from ..serving.suggesting import looked_at
 from ..serving.suggesting import suggest as choose
 from ..store.cache import NOBODY
 from ..store.feedback import Withdrawn
@@ -83,9 +84,8 @@ async def _gallery(service: Service, wanted: SuggestParameters, version: str) ->
     await embedded.enough(MOST_PICTURES)
     numbers, vectors = await asyncio.to_thread(embedded.some, MOST_CANDIDATES)
     docs = await asyncio.to_thread(_without_content, service, opened, numbers.tolist())
-    note = f" (of {len(docs):,} that were looked at, of {opened.count:,})" if opened.count > len(docs) else ""
     there = [place for place, doc in enumerate(docs) if doc is not None]
-    return _Pool([docs[place] for place in there], vectors[there], note)
+    return _Pool([docs[place] for place in there], vectors[there], looked_at(len(docs), opened.count))
 
 
 def _without_content(service: Service, opened: Gallery, numbers: list[int]) -> list[Document | None]:

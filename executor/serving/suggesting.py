@@ -16,6 +16,7 @@ from ..documents import Label
 UNSURE = 1.0  # the most unsure document counts 1 + so much, the surest one 1
 MOST_CANDIDATES = 20_000  # a larger gallery is sampled
 MOST_COVERED = 4_000
+_ROWS = 256  # of the candidates that are compared with all at a time
 AS_NEAR = 0.9  # if the nearest label is at least so far, against the next one, both are about as near
 
 
@@ -45,35 +46,59 @@ def suggest(
     unit = _unit(embeddings)
     candidates = _sample(len(unit), MOST_CANDIDATES, random)
     covered = _sample(len(unit), MOST_COVERED, random)
-    similarity = unit[covered] @ unit[candidates].T  # (C, N)
+    similarity = unit[candidates] @ unit[covered].T  # (N, C)
     to_labels = _to_labels(unit[covered], known, labels)
     unsure = uncertainty(to_labels)
     weights = (1 + UNSURE * unsure).astype(np.float32)
     chosen = _greedy(similarity, weights, to_labels.max(1), limit)
-    nearest = similarity[:, chosen].argmax(1)  # (C,): which suggestion stands for each document
-    nearest[similarity[:, chosen].max(1) <= to_labels.max(1)] = -1  # a labelled one does
+    suggested = similarity[chosen]
+    nearest = suggested.argmax(0)  # (C,): which suggestion stands for each document
+    nearest[suggested.max(0) <= to_labels.max(1)] = -1  # a labelled one does
     between = are_between(to_labels)
     scale = len(unit) / len(covered)
+    note = looked_at(len(candidates), len(unit))
     return [
-        Suggestion(int(candidates[place]), _reason(between[nearest == number], scale))
+        Suggestion(int(candidates[place]), _reason(between[nearest == number], scale) + note)
         for number, place in enumerate(chosen)
     ]
+
+
+def looked_at(some: int, count: int) -> str:
+    """Return what a reason ends with where only some of the documents were looked at."""
+    return f" (of {some:,} that were looked at, of {count:,})" if some < count else ""
 
 
 def _greedy(similarity: np.ndarray, weights: np.ndarray, cover: np.ndarray, limit: int) -> list[int]:
     """Return the candidates that raise the weighted sum of the covers most, each after those before it.
 
-    Args: similarity: (C, N). weights, cover: (C,).
+    What a candidate adds can only become less. So what it would have added before is computed again only for those
+    that come first by it (Minoux 1978). Of equal ones the first is taken.
+
+    Args: similarity: (N, C). weights, cover: (C,).
     """
+    starts = range(0, len(similarity), _ROWS)
+    gains = np.concatenate([_gains(similarity[start : start + _ROWS], weights, cover) for start in starts])
+    known_at = np.zeros(len(gains), np.int64)  # how many were chosen when each was computed
     chosen: list[int] = []
-    left = np.ones(similarity.shape[1], bool)
-    while len(chosen) < min(limit, len(left)):
-        gains = weights @ np.maximum(similarity - cover[:, None], 0)
-        best = int(np.where(left, gains, -1).argmax())
-        left[best] = False
+    while len(chosen) < min(limit, len(gains)):
+        best = int(gains.argmax())
+        if known_at[best] < len(chosen):
+            gains[best : best + 1] = _gains(similarity[best : best + 1], weights, cover)
+            known_at[best] = len(chosen)
+            continue
+        gains[best] = -1
         chosen.append(best)
-        cover = np.maximum(cover, similarity[:, best])
+        cover = np.maximum(cover, similarity[best])
     return chosen
+
+
+def _gains(similarity: np.ndarray, weights: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """Return how much each candidate would add, (N,): the same for a candidate whichever others are asked about."""
+    found = similarity - cover
+    np.maximum(found, 0, out=found)
+    found *= weights
+    gains: np.ndarray = found.sum(1)  # unlike a product of matrices, whose order of summing depends on the others
+    return gains
 
 
 def uncertainty(to_labels: np.ndarray) -> np.ndarray:
