@@ -316,6 +316,53 @@ def test_the_command_knows_what_is_labelled_outside_the_gallery(tmp_path, monkey
     assert json.loads(capsys.readouterr().out)["id"] == "c.png"
 
 
+@pytest.mark.parametrize("labelled_by", ["/feedback", "the promoted run"])
+def test_a_file_that_is_labelled_is_not_suggested_however_its_uri_is_spelled(tmp_path, monkeypatch, labelled_by):
+    monkeypatch.setattr("executor.endpoints.suggest.MOST_KNOWN", 1)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my shop"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes(encoded(coloured(number, number)))
+    (tmp_path / "link").symlink_to(folder)
+    uris = [str(folder / "0.png"), "my shop/1.png", f"file://{folder}/2.png", (folder / "3.png").as_uri()]
+    uris += ["./my shop/../link/4.png"] if labelled_by == "/feedback" else []
+    docs = [{"id": f"d{n}", "uri": uri, "tags": {"finetuner_label": n % 2}} for n, uri in enumerate(uris)]
+    with opened(tmp_path, allowed_roots=[str(tmp_path)]) as door:
+        door.service.supervisor.close()
+
+        def suggested() -> set[str]:
+            found = door.post("/suggest", gallery=str(tmp_path / "link"), limit=8).json()["data"]
+            return {doc["id"] for doc in found}
+
+        if labelled_by == "/feedback":
+            assert door.post("/feedback", docs).json()["data"][0]["stored"] == len(docs)
+        else:
+            received = DocumentArray(Document(**doc) for doc in docs)
+            door.service.receiver.receive(received, FitParameters(run="r", kind="class"))
+            promote_base_as(door.service, "r")
+        assert suggested() == {f"{n}.png" for n in range(len(uris), 8)}
+        if labelled_by == "the promoted run":
+            door.post("/feedback", [{"id": "d1", "tags": {"finetuner_withdrawn": True}}], run="r")
+            assert suggested() == {"1.png"} | {f"{n}.png" for n in range(len(uris), 8)}
+
+
+def test_a_picture_that_the_promoted_run_has_with_a_label_is_not_suggested_when_it_is_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr("executor.endpoints.suggest.MOST_KNOWN", 1)
+    docs = [
+        {"id": f"d{n}", "uri": as_uri(coloured(n, n)), "tags": {"finetuner_label": n} if n < 3 else {}}
+        for n in range(5)
+    ]
+    with opened(tmp_path) as door:
+        door.service.supervisor.close()
+        received = DocumentArray(Document(**doc) for doc in docs)
+        door.service.receiver.receive(received, FitParameters(run="r", kind="unlabeled"))
+        promote_base_as(door.service, "r")
+        sent = [{"id": f"new-{doc['id']}", "uri": doc["uri"]} for doc in docs]
+        found = door.post("/suggest", sent, limit=5).json()["data"]
+    assert {doc["id"] for doc in found} == {"new-d3", "new-d4"}
+
+
 def promote_base_as(service: RunningService, run: str) -> None:
     """Serve the model `base` under the name of a run."""
     service.embedder.version("base")  # makes it

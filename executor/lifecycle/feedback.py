@@ -2,23 +2,27 @@
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from docarray import DocList
 
 from ..documents import SOURCE_TAG, WITHDRAWN_TAG, Document, FeedbackStatus, Label, Problem, has_label, label_of
 from ..errors import BadDocument, brief
 from ..images.policy import ImagePolicy
+from ..images.uris import file_behind
 from ..parameters import ExecutorOptions
 from ..store.feedback import FeedbackStore, Taker, Withdrawn, canonical, iso
 from ..store.feedback import Word as KeptWord
 from ..store.run import RunState
 from ..store.runs import SHOWN_PROBLEMS, RunStore
 from ..store.spool import DocumentArrayMemmap, StoredForm, stored_form
-from ..store.spool_rows import as_document, identity_of
+from ..store.spool_rows import as_document, content_digest, identity_of
 from .sources import FEEDBACK, is_about, rule_of
 
 LABELS_KEPT = 5_000  # documents whose labels are known without reading
@@ -175,10 +179,38 @@ class LabelsSaid:
         return +counts
 
     def of(self, docs: Sequence[Document]) -> list[Label | None]:
-        """Return the label that was said of each document, or None: of the same uri, or without one of the same id."""
+        """Return the label of each document, or None.
+
+        It is what was said of the same file, of the same uri, or without one of the same id; else what the promoted run
+        was told of the same content.
+        """
         with self._lock, self._promoted() as promoted:
             labels = {word.place: word.label for word in self._latest(promoted) if word.label is not None}
-        return [labels.get(_place(doc.uri, doc.id)) for doc in docs]
+            found = [labels.get(_place(doc.uri, doc.id, self._policy)) for doc in docs]
+            if promoted is not None:
+                others = {place: docs[place] for place, label in enumerate(found) if label is None}
+                for place, label in self._of_run(promoted, others):
+                    found[place] = label
+        return found
+
+    def _of_run(
+        self, promoted: DocumentArrayMemmap, docs: Mapping[int, Document]
+    ) -> Iterator[tuple[int, Label | None]]:
+        """Yield the labels of the documents that the promoted run has with one, unless a word says otherwise since."""
+        wanted: dict[bytes, list[int]] = {}
+        for place, doc in docs.items():
+            for content in _contents(doc, self._policy):
+                wanted.setdefault(content, []).append(place)
+        known = self._kept.ids()
+        for (id, label, matches), content in zip(promoted.labels(), promoted.contents(), strict=False):
+            if label is None or matches or content not in wanted:
+                continue
+            word = self._kept.latest(id) if id in known else None
+            if word is not None and any(
+                is_about(word, doc, self._policy) for doc in promoted.with_id(id) if content_digest(doc) == content
+            ):
+                label = label_of(word) if isinstance(word, Document) and has_label(word) else None
+            yield from ((place, label) for place in wanted[content])
 
     @contextlib.contextmanager
     def _promoted(self) -> Iterator[DocumentArrayMemmap | None]:
@@ -216,12 +248,28 @@ class LabelsSaid:
         if docs is not None and latest is not None:
             before = (doc for doc in docs.with_id(word.id) if not doc.matches and has_label(doc))
             instead = [label_of(doc) for doc in before if is_about(latest, doc, self._policy)]
-        return _Said(label, _place(None if found is None else found.uri, word.id), instead)
+        return _Said(label, _place(None if found is None else found.uri, word.id, self._policy), instead)
 
 
-def _place(uri: str | None, id: Any) -> bytes:
-    """Return a digest of the uri, or without one of the id: a uri may hold a whole picture."""
-    return hashlib.sha256((uri or str(id)).encode("utf-8", "surrogatepass")).digest()[:16]
+def _place(uri: str | None, id: Any, policy: ImagePolicy) -> bytes:
+    """Return a digest of the file that a uri names, else of the uri, which may hold a whole picture, else of the id."""
+    text = (_file(uri, policy) or uri) if uri else str(id)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def _contents(doc: Document, policy: ImagePolicy) -> set[bytes]:
+    """Return the digests that the content of a document may have in a run: the uri of a file has several spellings."""
+    found = {content_digest(doc)}
+    if doc.uri and (path := _file(doc.uri, policy)) is not None:
+        spellings = (path, os.path.relpath(path), "file://" + quote(path, errors="surrogatepass"), "file://" + path)
+        found |= {content_digest(SimpleNamespace(uri=spelling)) for spelling in spellings}
+    return found
+
+
+def _file(uri: str, policy: ImagePolicy) -> str | None:
+    with contextlib.suppress(BadDocument):
+        return file_behind(uri, policy)
+    return None
 
 
 def last_taker(store: RunStore, kept: FeedbackStore) -> Taker | None:
