@@ -18,6 +18,7 @@ from executor.documents import GROUP_TAG, LABEL_TAG, Document
 from executor.errors import ConfigurationError
 from executor.sources import Columns, column_names, documents, rows
 from extras import run_with_extras
+from sentences import assert_plain
 
 
 def pictures(folder: Path, *names: str) -> None:
@@ -183,6 +184,26 @@ def test_a_table_is_read_with_the_separator_that_its_header_has(tmp_path, ending
     assert column_names(place) == ["uri", "label"]
 
 
+def test_a_row_with_more_fields_than_the_header_is_left_out_with_the_reason(tmp_path):
+    place = tmp_path / "t.csv"
+    place.write_text('uri,label\nx.jpg,Shoes, red\nx.jpg,"Shoes, red"\nx.jpg,Shoes,,\n')
+    cut, whole, with_empty_fields = rows(place)
+    assert_plain(
+        cut.problem + ".",
+        "row 1: it has 3 fields, and the header 2; put a field that has the separator in it into quotation marks",
+    )
+    assert (cut.document.id, cut.document.uri, cut.document.tags) == ("t.csv:1", None, {})
+    assert [row.document.tags[LABEL_TAG] for row in (whole, with_empty_fields)] == ["Shoes, red", "Shoes"]
+
+
+def test_two_columns_of_one_name_are_refused_where_it_is_asked_for(tmp_path):
+    place = table(tmp_path / "t.csv", ["uri", "label", "label"], ["x.jpg", "a", "b"])
+    with pytest.raises(ConfigurationError, match=r"has 2 columns 'label'; rename those that are not the label\.$"):
+        list(rows(place))
+    (doc,) = documents(table(tmp_path / "u.csv", ["uri", "", "", "label"], ["x.jpg", "1", "2", "a"]))
+    assert doc.tags == {LABEL_TAG: "a"}
+
+
 def test_a_column_alone_needs_no_separator(tmp_path):
     (doc,) = documents(table(tmp_path / "t.csv", ["uri"], ["x;y.jpg"]))
     assert doc.uri == str(tmp_path / "x;y.jpg")
@@ -285,6 +306,29 @@ def test_a_dataset_on_disk_names_its_picture_and_its_labels_itself(tmp_path):
     write_dataset(tmp_path / "set", columns, features)
     (doc,) = documents(tmp_path / "set")
     assert (doc.buffer, doc.tags) == (encoded(coloured(0)), {LABEL_TAG: "dog"})
+
+
+def test_the_number_by_which_a_dataset_says_that_there_is_no_label_is_none(tmp_path):
+    columns = {"uri": ["a.png", "b.png", "c.png", "d.png"], "label": [0, -1, 2, None]}
+    features = {"uri": {"_type": "Value"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    write_dataset(tmp_path / "set", columns, features)
+    good, *bad = rows(tmp_path / "set")
+    assert good.document.tags == {LABEL_TAG: "cat"}
+    assert [row.problem for row in bad] == [
+        "row 2: the label in the column 'label' is empty",
+        "row 3: the label in the column 'label' is 2, but the dataset names 2 labels, counted from 0",
+        "row 4: the label in the column 'label' is empty",
+    ]
+
+
+def test_the_rows_of_a_corpus_need_no_labels(tmp_path):
+    features = {"uri": {"_type": "Value"}, "label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    write_dataset(tmp_path / "set", {"uri": ["a.png", "b.png"], "label": [1, -1]}, features)
+    assert [doc.tags for doc in documents(tmp_path / "set", labelled=False)] == [{LABEL_TAG: "dog"}, {}]
+    place = table(tmp_path / "t.csv", ["uri", "label"], ["a.png", "a"], ["b.png", ""])
+    assert [doc.tags for doc in documents(place, labelled=False)] == [{LABEL_TAG: "a"}, {}]
+    parquet.write_table(pa.table({"uri": ["a.png", "b.png"], "label": [0.5, None]}), tmp_path / "t.parquet")
+    assert [doc.tags for doc in documents(tmp_path / "t.parquet", labelled=False)] == [{}, {}]
 
 
 def test_the_splits_of_a_dataset_are_for_training_and_for_evaluation(tmp_path):

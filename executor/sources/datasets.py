@@ -21,7 +21,7 @@ def is_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def read_dataset(folder: Path, columns: Columns) -> Iterator[Row]:
+def read_dataset(folder: Path, columns: Columns, *, labelled: bool) -> Iterator[Row]:
     """Yield the rows of a dataset, or of the splits of a dictionary of them.
 
     Without a split column, `train` is for training, and splits such as `validation` and `test` are for evaluation.
@@ -30,7 +30,7 @@ def read_dataset(folder: Path, columns: Columns) -> Iterator[Row]:
     """
     dictionary = folder / "dataset_dict.json"
     if not dictionary.is_file():
-        yield from _read_one(folder, columns, "train")
+        yield from _read_one(folder, columns, "train", labelled)
         return
     for name in _json(dictionary).get("splits", []):
         if name not in SPLITS:
@@ -38,7 +38,7 @@ def read_dataset(folder: Path, columns: Columns) -> Iterator[Row]:
                 f"{folder} has a split {name!r}, which is neither for training nor for evaluation; name one of its "
                 f"folders instead, such as {folder / name}."
             )
-        yield from _read_one(folder / name, columns, SPLITS[name])
+        yield from _read_one(folder / name, columns, SPLITS[name], labelled)
 
 
 def dataset_names(folder: Path) -> list[str]:
@@ -48,7 +48,7 @@ def dataset_names(folder: Path) -> list[str]:
     return list(_json(part / "dataset_info.json").get("features") or {})
 
 
-def _read_one(folder: Path, columns: Columns, split: Literal["train", "eval"]) -> Iterator[Row]:
+def _read_one(folder: Path, columns: Columns, split: Literal["train", "eval"], labelled: bool) -> Iterator[Row]:
     import pyarrow as pa
 
     features = _json(folder / "dataset_info.json").get("features") or {}
@@ -58,7 +58,8 @@ def _read_one(folder: Path, columns: Columns, split: Literal["train", "eval"]) -
         columns = replace(columns, uri=pictures[0])
     found = columns.found_in(list(features), folder)
     feature = features.get(found.label or "", {})
-    maker = RowMaker(folder, found, feature.get("names", []) if _type(feature) == "ClassLabel" else [])
+    names = feature.get("names", []) if _type(feature) == "ClassLabel" else []
+    maker = RowMaker(folder, found, labelled, names)
     wanted, number = [name for name in vars(found).values() if name is not None], 0
     for path in files:
         try:

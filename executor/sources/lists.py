@@ -9,7 +9,7 @@ from .rows import Columns, Row, RowMaker
 
 def read_list(path: Path) -> Iterator[Row]:
     """Yield a row for each line that is not empty. Raises: ConfigurationError: it is no text in UTF-8."""
-    maker = RowMaker(path, Columns(uri="uri"))
+    maker = RowMaker(path, Columns(uri="uri"), labelled=False)
     try:
         with open(path, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):

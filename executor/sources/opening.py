@@ -23,7 +23,8 @@ def rows(source: Path, columns: Columns = USUAL_COLUMNS, *, labelled: bool = Tru
     Args:
         source: a folder of class folders, a dataset of Hugging Face on disk, a CSV, TSV or parquet file, or a text
             file (.txt) with a uri in each line.
-        columns: those of a table or a dataset. labelled: whether the folders in a folder are its classes.
+        columns: those of a table or a dataset.
+        labelled: whether the folders in a folder are its classes, and a row of a table without a label cannot be used.
     Raises: ConfigurationError: it is none of these, has no rows, or cannot be read.
     """
     found = False
@@ -65,11 +66,13 @@ def _reader(source: Path, columns: Columns, labelled: bool) -> Iterator[Row]:
     if not source.exists():
         raise ConfigurationError(f"{source} is not there; name a folder of pictures, a table or a list of uris.")
     if source.is_dir():
-        return read_dataset(source, columns) if is_dataset(source) else read_folder(source, labelled=labelled)
+        if is_dataset(source):
+            return read_dataset(source, columns, labelled=labelled)
+        return read_folder(source, labelled=labelled)
     if ending in _CSV:
-        return read_csv(source, columns)
+        return read_csv(source, columns, labelled=labelled)
     if ending in _PARQUET:
-        return read_parquet(source, columns)
+        return read_parquet(source, columns, labelled=labelled)
     if ending in (".txt", ".lst"):
         return read_list(source)
     raise ConfigurationError(

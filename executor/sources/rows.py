@@ -51,7 +51,7 @@ class Columns:
     def found_in(self, there: list[str], place: Path) -> "Columns":
         """Return the names with those that are missing left out.
 
-        Raises: ConfigurationError: a column that was named, or that of the pictures, is missing.
+        Raises: ConfigurationError: a column that was named, or that of the pictures, is missing, or there are several.
         """
         named: dict[str, str | None] = {}
         for name, value in vars(self).items():
@@ -64,6 +64,11 @@ class Columns:
                 )
         usual = {name: _first_there(names, there) for name, names in USUAL.items()}
         found = Columns(**{**usual, **named})
+        for name, column in vars(found).items():
+            if column is not None and there.count(column) > 1:
+                raise ConfigurationError(
+                    f"{place} has {there.count(column)} columns {column!r}; rename those that are not the {name}."
+                )
         if found.uri is None:
             raise ConfigurationError(
                 f"{place} has no column {USUAL['uri'][0]!r}; name that of the pictures with --uri-column. Its columns "
@@ -107,10 +112,12 @@ class RowMaker:
     """Makes rows of a table's values.
 
     Args: place: the table; its folder is where relative paths begin. labelled: whether every row must have a label.
+        label_names: what the numbers in the column of labels stand for, if they stand for names.
     """
 
     place: Path
     columns: Columns
+    labelled: bool
     label_names: list[str] = field(default_factory=list)
 
     def row(self, number: int, values: dict[str, Any], split: Literal["train", "eval"] = "train") -> Row:
@@ -124,13 +131,21 @@ class RowMaker:
             if self.columns.split is not None:
                 split = self._split(values[self.columns.split])
             if self.columns.label is not None:
-                tags[LABEL_TAG] = self._label(values[self.columns.label])
+                try:
+                    tags[LABEL_TAG] = self._label(values[self.columns.label])
+                except BadDocument:
+                    if self.labelled:
+                        raise
             if self.columns.group is not None and not _empty(values[self.columns.group]):
                 tags[GROUP_TAG] = _plain(values[self.columns.group])
         except BadDocument as error:
             return Row(doc, split, f"row {number}: {error}")
         doc.tags = tags
         return Row(doc, split)
+
+    def left_out(self, number: int, why: str) -> Row:
+        """Return the row with this number as one that cannot be used."""
+        return Row(Document(id=f"{self.place.name}:{number}"), problem=f"row {number}: {why}")
 
     def _picture(self, doc: Document, value: Any, number: int) -> None:
         if isinstance(value, dict):  # as Hugging Face keeps pictures
@@ -154,10 +169,16 @@ class RowMaker:
         return os.path.abspath(beside if os.path.exists(beside) or not os.path.exists(uri) else uri)
 
     def _label(self, value: Any) -> int | str:
-        if _empty(value):
+        number = value if self.label_names and isinstance(value, int) else None
+        if _empty(value) or number == -1:  # so a dataset of Hugging Face says that there is none
             raise BadDocument(f"the label in the column {self.columns.label!r} is empty")
-        if self.label_names and isinstance(value, int) and 0 <= value < len(self.label_names):
-            return self.label_names[value]
+        if number is not None and not 0 <= number < len(self.label_names):
+            raise BadDocument(
+                f"the label in the column {self.columns.label!r} is {number}, but the dataset names "
+                f"{len(self.label_names)} labels, counted from 0"
+            )
+        if number is not None:
+            return self.label_names[number]
         return normalise_label(value if isinstance(value, (list, dict)) else _plain(value))
 
     def _split(self, value: Any) -> Literal["train", "eval"]:

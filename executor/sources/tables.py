@@ -12,7 +12,7 @@ BATCH = 256  # rows of a parquet file in memory at a time: their pictures may be
 csv.field_size_limit(2**28)  # a data: uri may be in a field
 
 
-def read_csv(path: Path, columns: Columns) -> Iterator[Row]:
+def read_csv(path: Path, columns: Columns, *, labelled: bool) -> Iterator[Row]:
     """Yield the rows of a table in UTF-8, separated by commas, or by tabs if its name ends in .tsv.
 
     One whose header has no such separator, but semicolons, or the other of the two, is separated by these.
@@ -23,8 +23,15 @@ def read_csv(path: Path, columns: Columns) -> Iterator[Row]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=_separator(path, file), strict=True)
             names = [name.strip() for name in next(reader, [])]
-            maker = RowMaker(path, columns.found_in(names, path))
+            maker = RowMaker(path, columns.found_in(names, path), labelled)
             for number, fields in enumerate((fields for fields in reader if fields), start=1):
+                if any(field.strip() for field in fields[len(names) :]):
+                    yield maker.left_out(
+                        number,
+                        f"it has {len(fields)} fields, and the header {len(names)}; put a field that has the "
+                        "separator in it into quotation marks",
+                    )
+                    continue
                 short = fields + [""] * (len(names) - len(fields))
                 yield maker.row(number, dict(zip(names, short, strict=False)))
     except (OSError, UnicodeError, csv.Error) as error:
@@ -57,7 +64,7 @@ def _separator(path: Path, file: TextIO) -> str:
     return plain[0] if alone and len(plain) == 1 else usual
 
 
-def read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
+def read_parquet(path: Path, columns: Columns, *, labelled: bool) -> Iterator[Row]:
     """Yield the rows of a parquet file. Raises: ConfigurationError: a column is missing, or it is no whole file."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -66,7 +73,7 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
         with parquet.ParquetFile(path) as file:
             found = columns.found_in(list(file.schema_arrow.names), path)
             wanted = [name for name in vars(found).values() if name is not None]
-            maker, number = RowMaker(path, found), 0
+            maker, number = RowMaker(path, found, labelled), 0
             for batch in file.iter_batches(BATCH, columns=wanted):
                 for values in values_of(batch):
                     number += 1
