@@ -31,6 +31,7 @@ from executor.models.model import EmbeddingModel, ModelConfig
 from executor.models.saving import load_model, save_model
 from executor.store.runs import RunStore
 from executor.store.workspace import Workspace
+from test_images import gray_tiff
 
 pytestmark = pytest.mark.compute
 
@@ -205,12 +206,14 @@ def odd_pictures() -> dict[str, bytes]:
     found = {}
     for name, image, options in (
         ("16 bits", Image.fromarray(grey), {"format": "PNG"}),
+        ("floats", Image.fromarray((grey / 65535).astype(np.float32)), {"format": "TIFF"}),
         ("transparent", clear, {"format": "PNG"}),
         ("turned", Image.fromarray(photograph()), {"format": "PNG", "exif": turned}),
     ):
         image.save(content := io.BytesIO(), **options)
         found[name] = content.getvalue()
-    return found
+    row = bytes(range(0, 240, 5)) * 2  # 64 pixels of 12 bits
+    return found | {"12 bits": gray_tiff("<", 12, 64, row)}
 
 
 @pytest.mark.parametrize("form", ["onnx", "transformers"])

@@ -156,9 +156,13 @@ def _varied_images(preprocessing: Preprocessing) -> np.ndarray:
 
 # As `images.decoding` reads an image.
 _OPENING = """\
-image = ImageOps.exif_transpose(Image.open("image.jpg"))
+image = Image.open("image.jpg")
+bits = getattr(image, "tag_v2", {}).get(258, [16])[0]  # a TIFF may have 12
+image = ImageOps.exif_transpose(image)
 if image.mode.startswith("I;16"):  # Pillow would make all that is brighter than 255 of 65535 white
-    image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+    image = Image.fromarray(np.rint(np.asarray(image) * np.float32(255 / (2**bits - 1))).astype(np.uint8))
+if image.mode == "F" and np.asarray(image).max() <= 1:  # a TIFF of floats from 0 to 1
+    image = Image.fromarray(np.rint(np.asarray(image) * 255).astype(np.uint8))
 if image.has_transparency_data:
     white = Image.new("RGBA", image.size, "white")
     image = Image.alpha_composite(white, image.convert("RGBA"))
