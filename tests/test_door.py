@@ -19,6 +19,12 @@ from serving import ROOT
 PNG = encoded(coloured(0))
 URI = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 DIM = 128
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+WHOLE_FORM = b"".join(
+    b'--x\r\nContent-Disposition: form-data; name="label:red"; filename="%d.png"\r\n\r\n' % number + PNG + b"\r\n"
+    for number in range(2)
+)
+WHOLE_FORM += b"--x--\r\n"
 METRICS = {
     "finetuner_runs",
     "finetuner_queue_length",
@@ -250,12 +256,27 @@ def test_pages_of_other_sites_are_refused_and_one_s_own_are_not(door):
         ({"files": {"x": PNG}, "data": {"other": "1"}}, "a field 'other'"),
         ({"files": {"x": PNG}, "data": {"parameters": "{"}}, "The field parameters is not JSON"),
         ({"data": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
+        ({"data": WHOLE_FORM[:-60], "headers": FORM}, "ends before its closing boundary"),  # within the second file
+        ({"data": WHOLE_FORM.removesuffix(b"--x--\r\n"), "headers": FORM}, "ends before its closing boundary"),
+        ({"data": b"", "headers": FORM}, "ends before its closing boundary"),
     ],
 )
 def test_a_form_that_cannot_be_read_says_why(door, body, words):
     answer = requests.post(f"{door.address}/embed", timeout=60, **body)
     assert_plain(detail(answer, answer.status_code), words)
     assert answer.status_code in (400, 422)
+
+
+def test_a_form_that_is_cut_off_stores_nothing(door):
+    cut = requests.post(f"{door.address}/fit", WHOLE_FORM[:-7], params={"run": "cut"}, headers=FORM, timeout=60)
+    assert_plain(detail(cut, 400), "closing boundary")
+    assert door.post("/status", run="cut").status_code == 404
+
+
+def test_a_whole_form_is_read_however_it_ends(door):
+    for form, ids in ((WHOLE_FORM[:-2], ["red/0.png", "red/1.png"]), (b"--x--", [])):  # browsers add a line break
+        answer = door.send("/embed", form, FORM["Content-Type"])
+        assert [doc["id"] for doc in answer.json()["data"]] == ids
 
 
 # health and metrics -------------------------------------------------------------------------------------------------

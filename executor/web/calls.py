@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 import orjson
@@ -192,7 +192,26 @@ async def _split(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 class _Form(MultiPartParser):
+    """Reads a form to its closing boundary. What comes before may lack files, or the end of one.
+
+    Starlette leaves out a part whose end has not come, and says nothing.
+    """
+
     spool_max_size = 1 << 40  # in memory: the body is bounded, and a disk would be slower
+    _closed = False
+
+    def on_end(self) -> None:
+        self._closed = True
+
+    async def parse(self) -> FormData:
+        self.stream = self._to_the_end(self.stream)
+        return await super().parse()  # closes the files, too, that were begun, if the stream raises
+
+    async def _to_the_end(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+        if not self._closed:
+            raise MultiPartException("it ends before its closing boundary; send all of it again, with the last line")
 
 
 async def _form(request: Request, body: Body) -> Call:
