@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from doors import opened
 from executor import Document, DocumentArrayMemmap
 from executor.store.run import RunState
 from executor.store.runs import RunStore
@@ -80,3 +81,21 @@ def test_every_limit_that_the_page_names_is_an_option() -> None:
     named = set(re.findall(r"`([a-z_]+_[a-z_]+)`", section))
     assert named - {"uses_with"} <= ExecutorOptions.model_fields.keys()
     assert {name for name in ExecutorOptions.model_fields if name.startswith("max_")} <= named
+
+
+def nginx_headers(**variables: str) -> dict[str, str]:
+    """What the nginx of the documents sends to the service, by the values of its variables."""
+    (block,) = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), re.DOTALL)
+    (location,) = re.findall(r"location / \{(.*?)\n    \}", block, re.DOTALL)
+    (upstream,) = re.findall(r"proxy_pass http://(.*?);", location)
+    said = dict(re.findall(r"proxy_set_header (\S+) \$(\w+);", location))
+    return {"Host": upstream} | {name: variables[variable] for name, variable in said.items()}
+
+
+def test_behind_the_nginx_of_the_documents_the_page_may_call_and_its_cookie_needs_tls(tmp_path: Path) -> None:
+    headers = nginx_headers(http_host="pictures.example", scheme="https")
+    with opened(tmp_path) as door:
+        shown = door.get("/ui/", headers)
+        assert "; secure" in shown.headers["set-cookie"].lower()
+        assert door.post("/status", headers=headers | {"Origin": "https://pictures.example"}).status_code == 200
+        assert door.post("/status", headers=headers | {"Origin": "https://evil.example"}).status_code == 403
