@@ -45,6 +45,7 @@ from .wire.jina_private import (
     wrap_streamer,
 )
 from .wire.limits import BodyLimit, ImpatientProtocol, grpc_options
+from .wire.origins import OwnOrigin, guard
 from .wire.quiet import quieten
 from .wire.refusals import ease_gateways
 from .wire.siblings import unless_one_ends
@@ -57,7 +58,7 @@ class FinetunerGateway(CompositeBaseServer, BaseGateway):
     Args:
         token_file: a file that holds the token, if it is not in the environment.
         max_request_bytes: the largest request it takes, as the executor's option of this name.
-        cors_origins, metrics_token: of its HTTP door, as the executor's options of these names.
+        cors_origins, metrics_token: as the executor's options of these names.
 
     Raises: ConfigurationError: the token cannot be used, or an option is wrong.
     """
@@ -132,6 +133,7 @@ class _OverHttp(_Guarded, HTTPServer):
         app.add_middleware(BodyLimit, max_request_bytes=self._options.max_request_bytes)
         if self._token is not None:
             app.add_middleware(TokenRequired, token=self._token)
+        guard(app, self._options.cors_origins)  # Jina's own routes
         app.add_middleware(DoorFirst, door=make_app(FlowRoom(streamer), self._options, self._token))
         return app
 
@@ -144,7 +146,8 @@ class _OverWebsocket(_Guarded, WebSocketServer):
 
     @app.setter
     def app(self, app: App) -> None:
-        self._app = app if self._token is None else TokenRequired(app, self._token)
+        guarded = app if self._token is None else TokenRequired(app, self._token)
+        self._app = OwnOrigin(guarded, self._options.cors_origins)
 
 
 _SERVERS = {"grpc": _OverGrpc, "http": _OverHttp, "websocket": _OverWebsocket}

@@ -69,7 +69,7 @@ class FinetunerExecutor(Executor):
             door.open(traced(make_app(OwnRoom(self._service), options, self._token)))  # in Jina's event loop
             print(f"FinetunerExecutor serves HTTP on {door.address} (the page: {door.address}/ui/)", flush=True)
         answer_before_the_end(*([door.end] if door else []))
-        extend_servers(self._token, options.max_request_bytes)
+        extend_servers(self._token, options.max_request_bytes, options.cors_origins)
         hide_endpoints(UNTOLD)
 
     def _trace(self) -> None:

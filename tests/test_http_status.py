@@ -73,6 +73,15 @@ def test_what_else_a_caller_may_get_wrong_is_a_400(address, parameters):
     assert answer.json().keys() == {"detail"}
 
 
+def test_a_page_of_another_site_is_a_403_whatever_it_calls(address):
+    said = {"Origin": "https://evil.example", "Content-Type": "text/plain"}  # which no browser asks about before
+    cancelled = requests.post(f"{address}/cancel", '{"parameters": {"run": "mine"}}', headers=said, timeout=60)
+    greeted = requests.get(f"{address}/", headers=said, timeout=60)  # a route of Jina's
+    for answer in (cancelled, greeted):
+        assert (answer.status_code, "cors_origins" in answer.json()["detail"]) == (403, True)
+    assert requests.get(f"{address}/", headers={"Origin": address}, timeout=60).status_code == 200
+
+
 @pytest.mark.parametrize("endpoint", ["/status", "/cancel", "/promote", "/evaluate"])
 def test_an_unknown_run_is_a_404(address, endpoint):
     answer = post(address, endpoint, run="nowhere")

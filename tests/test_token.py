@@ -151,6 +151,14 @@ def test_without_the_token_no_websocket_is_opened(guarded, authorization):
         guarded.client("websocket", authorization)
 
 
+def test_a_page_of_another_site_opens_no_websocket(guarded):
+    handshake = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    handshake |= {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Authorization": GOOD[0]}
+    address = f"http://localhost:{guarded.ports['websocket']}/"
+    refused = requests.get(address, headers=handshake | {"Origin": "https://evil.example"}, timeout=60)
+    assert refused.status_code == 403
+
+
 def test_what_is_sent_over_grpc_without_the_token_fills_no_memory(guarded):
     gateway = max(_processes(guarded), key=lambda each: guarded.ports["grpc"] in _listening(each))
     before = gateway.memory_info().rss

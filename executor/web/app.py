@@ -1,20 +1,19 @@
 """The application: its routes, and who may use them."""
 
 import asyncio
-from collections.abc import Collection
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 
 from .. import tracing
 from ..endpoints.table import ENDPOINTS
-from ..errors import ForeignOrigin, Unauthorized
+from ..errors import Unauthorized
 from ..parameters import ExecutorOptions
+from ..wire.origins import own_pages
 from ..wire.token import REFUSED, App, Message, Receive, Send, TokenRequired
 from . import answers, embeddings, routes
 from .bounds import Bodies
@@ -43,16 +42,7 @@ def make_app(room: Room, options: ExecutorOptions, token: str | None) -> App:
     app: App = Starlette(routes=[*_routes(room, bodies), *pages], exception_handlers=_HANDLERS)
     if token is not None:
         app = _TokenRequired(app, token, () if options.metrics_token else HEALTH)
-    app = _OwnOrigin(app, options.cors_origins)
-    if options.cors_origins:
-        app = CORSMiddleware(
-            app,
-            allow_origins=options.cors_origins,
-            allow_methods=("GET", "POST"),
-            allow_headers=("Authorization", "Content-Type"),
-            expose_headers=("Retry-After",),
-        )
-    return app
+    return own_pages(app, options.cors_origins)
 
 
 def traced(app: App) -> App:
@@ -133,26 +123,3 @@ class DoorFirst:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         ours = scope["type"] == "http" and (scope["path"] in PATHS or is_of_page(scope["path"]))
         await (self._door if ours else self._app)(scope, receive, send)
-
-
-class _OwnOrigin:
-    """Refuses pages of other sites than those named (ASGI middleware).
-
-    Browsers send some requests, forms among them, to any address before they ask whether they may.
-    """
-
-    def __init__(self, app: App, origins: Collection[str]) -> None:
-        self._app = app
-        self._origins = origins
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        origin = host = None
-        for name, value in scope.get("headers", ()):
-            if name == b"origin":
-                origin = value.decode("latin-1")
-            elif name == b"host":
-                host = value.decode("latin-1")
-        if origin is None or origin.partition("://")[2] == host or origin in self._origins:
-            return await self._app(scope, receive, send)
-        sentence = f"Pages of {origin[:100]} may not call this service; the operator can name them in cors_origins."
-        await answers.refusal(ForeignOrigin(sentence))(scope, receive, send)

@@ -1,6 +1,7 @@
 """What we add to Jina's servers and gateway: the token, refusals in one sentence, a graceful end.
 
 token.py         the bearer token
+origins.py       which pages may call
 refusals.py      errors on the wire
 answering.py     how a server of HTTP ends, without Jina
 quiet.py         a refusal is one line of the log

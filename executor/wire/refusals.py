@@ -10,6 +10,7 @@ If a token is configured, `extend_servers` also makes the servers of this proces
 import asyncio
 import functools
 import json
+from collections.abc import Collection
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ from .jina_private import (
     use_http_protocol,
 )
 from .limits import BodyLimit, ImpatientProtocol, grpc_options
+from .origins import guard
 from .token import DISCOVERY, REFUSED_WITHIN, App, Message, Receive, Send, TokenRequired, TokenRequiredByServer
 
 UNREADABLE = 1003  # the code with which a websocket is closed: it got data of a kind that it does not take
@@ -229,22 +231,25 @@ def ease_gateways() -> None:
     add_to_http_app(eased)
 
 
-def extend_servers(token: str | None, max_request_bytes: int) -> None:
+def extended(app: FastAPI, token: str | None, max_request_bytes: int, origins: Collection[str]) -> FastAPI:
+    """Return the application of the HTTP server that Jina starts for an executor, as `extend_servers` describes it."""
+    app.add_exception_handler(RequestValidationError, malformed)
+    app.add_middleware(OwnStatus)
+    app.add_middleware(OptionalData)
+    app.add_middleware(BodyLimit, max_request_bytes=max_request_bytes)
+    if token is not None:
+        app.add_middleware(TokenRequired, token=token)
+    guard(app, origins)
+    return app
+
+
+def extend_servers(token: str | None, max_request_bytes: int, origins: Collection[str]) -> None:
     """Prepare the servers that Jina is about to start in this process.
 
-    The HTTP server, if there is one, answers refusals with their own status and does not require `data`. With a token,
-    the HTTP and gRPC servers ask for it. A request that Jina cannot decode is refused in one sentence, without Jina's
-    traceback; so is one that is too large, before it is in memory.
+    The HTTP server, if there is one, answers refusals with their own status, does not require `data`, and refuses pages
+    of other sites than the origins. With a token, the HTTP and gRPC servers ask for it. A request that Jina cannot
+    decode is refused in one sentence, without Jina's traceback; so is one that is too large, before it is in memory.
     """
-
-    def extended(app: FastAPI) -> FastAPI:
-        app.add_exception_handler(RequestValidationError, malformed)
-        app.add_middleware(OwnStatus)
-        app.add_middleware(OptionalData)
-        app.add_middleware(BodyLimit, max_request_bytes=max_request_bytes)
-        if token is not None:
-            app.add_middleware(TokenRequired, token=token)
-        return app
 
     def interceptors(own: list[Any]) -> list[Any]:
         if token is None:
@@ -254,7 +259,7 @@ def extend_servers(token: str | None, max_request_bytes: int) -> None:
     def refusal(error: Exception) -> Exception:
         return error if isinstance(error, Refusal) else Refusal.undecodable(error)
 
-    extend_http_app(extended)
+    extend_http_app(lambda app: extended(app, token, max_request_bytes, origins))
     use_http_protocol(ImpatientProtocol)
     set_grpc_interceptors(interceptors, grpc_options(max_request_bytes))
     replace_exceptions(refusal)
