@@ -38,6 +38,10 @@ LOSS_NAMES = {
 }
 DEVICE = re.compile(r"auto|(cpu|cuda|hip|hpu|ipu|maia|mps|mtia|privateuseone|vulkan|xla|xpu)(:\d+)?")
 FUNCTION = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+ORIGIN = re.compile(
+    r"(?P<origin>(?P<site>(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\]))(?::(?P<port>[1-9]\d{0,4}))?)/?"
+)
+DEFAULT_PORTS = {"http": "80", "https": "443"}
 RUN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")
 
 
@@ -76,6 +80,22 @@ def _names(value: Any) -> Any:
 def _as_tuple(value: Any) -> Any:
     """Turn a list, as JSON has it, into a tuple."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _origins(value: Any) -> Any:
+    """Web origins as browsers write them: in small letters, without the port that the scheme has anyway."""
+    names = _names(value)
+    if not isinstance(names, tuple):
+        return names
+    if "*" in names:
+        raise ValueError("must name each site: with '*', a page of any site could do what whoever visits it may do")
+    found = []
+    for name in names:
+        parts = ORIGIN.fullmatch(name.lower()) if isinstance(name, str) else None
+        if parts is None:
+            raise ValueError("must be of the form scheme://host or scheme://host:port, such as https://shop.example")
+        found.append(parts["site"] if parts["port"] == DEFAULT_PORTS.get(parts["scheme"]) else parts["origin"])
+    return tuple(found)
 
 
 def _frozen(value: Any) -> Any:
@@ -144,6 +164,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1)]
 Device = Annotated[Text, BeforeValidator(_device)]
 FunctionPath = Annotated[Text, BeforeValidator(_function_path)]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins)]
 Positions = Annotated[tuple[Annotated[Whole, Field(ge=0)], ...], BeforeValidator(_as_tuple), Field(max_length=1000)]
 RunNames = Annotated[tuple[RunName, ...], BeforeValidator(_names)]
 Kind = Literal["auto", "class", "session", "unlabeled"]
@@ -540,8 +561,10 @@ class ExecutorOptions(_Parameters):
         description="port of the executor's own HTTP door; 0: a free one, which is printed; by default there is none",
     )
     http_host: Text = Field("127.0.0.1", description="address on which that door listens")
-    cors_origins: Names = Field(
-        (), description="web origins whose pages may call that door, such as `https://shop.example`"
+    cors_origins: Origins = Field(
+        (),
+        description="web origins whose pages may call over HTTP, such as `https://shop.example`: the scheme, the host, "
+        "and the port if it is not the usual one",
     )
     metrics_token: Flag = Field(False, description="whether `/healthz`, `/readyz` and `/metrics` ask for the token too")
     tensorboard: Text | None = Field(

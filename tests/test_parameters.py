@@ -211,11 +211,36 @@ def test_the_executor_has_defaults_for_everything():
         ("train_command", "sh -c 'train {job}"),
         ("train_command", "train {job} > ${HOME}/log"),
         ("train_jobs", "/jobs"),
+        ("cors_origins", "shop.example"),
+        ("cors_origins", ["https://shop.example", "https://shop.example/page"]),
+        ("cors_origins", "https://*.shop.example"),
+        ("cors_origins", "null"),
+        ("cors_origins", [3]),
     ],
 )
 def test_a_wrong_option_of_the_executor_is_a_configuration_error_that_names_it(name, value):
     with pytest.raises(ConfigurationError, match=name):
         parse_executor_options({name: value})
+
+
+def test_that_no_origin_stands_for_all_is_said_by_name():
+    with pytest.raises(ConfigurationError, match=r"'cors_origins' of the executor is .* but must name each site"):
+        parse_executor_options({"cors_origins": ["*"]})
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("https://shop.example", "https://shop.example"),
+        ("HTTPS://Shop.example:443/", "https://shop.example"),
+        ("http://localhost:80", "http://localhost"),
+        ("http://localhost:443/", "http://localhost:443"),
+        ("https://[::1]:8443", "https://[::1]:8443"),
+        ("capacitor://localhost", "capacitor://localhost"),
+    ],
+)
+def test_an_origin_is_kept_as_browsers_send_it(given, sent):
+    assert parse_executor_options({"cors_origins": [given]}).cors_origins == (sent,)
 
 
 def test_the_executor_takes_every_input_size_that_a_model_takes():
