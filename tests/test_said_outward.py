@@ -50,6 +50,30 @@ def test_places_below_the_workspace_and_the_directory_become_relative(workspace:
     assert outward_error(unchanged, places) is unchanged
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("/data/ws/shoes/1.jpg cannot be read", "/data/ws/shoes/1.jpg cannot be read"),
+        (
+            "/data (1)/ws/1.jpg; /ws_old/1.jpg; /ws-2/1.jpg; /ws.old",
+            "/data (1)/ws/1.jpg; /ws_old/1.jpg; /ws-2/1.jpg; /ws.old",
+        ),
+        ("[Errno 2] '/ws/a.png': see file:///ws/b.png, (/ws/c.png)", "[Errno 2] 'a.png': see file://b.png, (c.png)"),
+        (
+            "Nobody can write '/ws'. There is no room in /ws.",
+            "Nobody can write 'the workspace'. There is no room in the workspace.",
+        ),
+        ("{cwd}_w/1.png; {cwd}-photos/1.png; /srv{cwd}/1.png", "{cwd}_w/1.png; {cwd}-photos/1.png; /srv{cwd}/1.png"),
+        ("{cwd}/1.png is not below {cwd}", "1.png is not below the service's directory"),
+        ("/srv/models/vit, not /backup/srv/models/vit", "vit, not /backup/srv/models/vit"),
+    ],
+)
+def test_a_path_that_only_looks_like_one_of_a_place_is_left_as_it_is(said, shown, workspace, tmp_path) -> None:
+    places = Places(Path("/ws"), ("/srv/models",))
+    cwd = tmp_path / "cwd"  # where the workspace has put us
+    assert outward(said.format(cwd=cwd), places) == shown.format(cwd=cwd)
+
+
 def test_statuses_and_documents_name_no_place_of_the_server(workspace: Workspace) -> None:
     place = str(workspace.log_file("a"))
     status = RunStatus(run="a", state="failed", error=f"see {place}", warnings=[place], verdict=place)

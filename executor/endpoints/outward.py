@@ -4,13 +4,18 @@ So does what an option names by an absolute path.
 """
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..documents import ERROR_TAG, RunStatus
 from ..errors import FinetunerError
 from ..parameters import ExecutorOptions
+
+# A place may also be the end of another path, or the begin of another name: /data/workspace, /workspace_old.
+_BEGIN = r"""(?:(?<![^\s'"`(\[{<>=:,;|])|(?<=://))"""
+_END = r"(?![\w~+@%#-]|\.+\w)"  # a full stop may also end the sentence
 
 
 class Places(NamedTuple):
@@ -34,10 +39,14 @@ def outward(text: str, places: Places) -> str:
     """Return a message as a client may read it."""
     for place, name in ((str(places.root), "the workspace"), (_directory(), "the service's directory")):
         if len(place) > 1:
-            text = text.replace(f"{place}/", "").replace(place, name)
+            text = re.sub(f"{_BEGIN}{re.escape(place)}(?:/|(?P<whole>{_END}))", _shown_as(name), text)
     for place in places.named:
-        text = text.replace(f"{place}/", "") if len(place) > 1 else text
+        text = re.sub(f"{_BEGIN}{re.escape(place)}/", "", text) if len(place) > 1 else text
     return text
+
+
+def _shown_as(name: str) -> Callable[[re.Match[str]], str]:
+    return lambda found: "" if found["whole"] is None else name
 
 
 def outward_error(error: FinetunerError, places: Places) -> FinetunerError:
