@@ -20,7 +20,7 @@ from .docarray_private import ID_TYPE, LARGEST_INTEGER, TOO_LARGE, fill_integer,
 from .errors import BadDocument, MissingLabel, brief
 
 _OURS = ("uri", "blob", "buffer", "text", "tags")
-_DEEPEST = 100  # levels of tags; deeper ones cannot be sent or stored
+DEEPEST = 100  # levels of tags; deeper ones cannot be sent or stored
 
 LABEL_TAG = "finetuner_label"
 MODEL_TAG = "finetuner_model"
@@ -472,7 +472,7 @@ def check_integers(value: Any, depth: int = 0) -> None:
     if type(value) is int:
         if abs(value) > LARGEST_INTEGER:
             raise BadDocument(TOO_LARGE)
-    elif isinstance(value, (dict, list, tuple, set)) and depth < _DEEPEST:
+    elif isinstance(value, (dict, list, tuple, set)) and depth < DEEPEST:
         for item in value.values() if isinstance(value, dict) else value:
             check_integers(item, depth + 1)
 

@@ -187,6 +187,8 @@ def test_a_body_may_leave_out_data(door, body):
 
 def test_a_post_without_a_body_needs_no_content_type(door):
     assert requests.post(f"{door.address}/status", timeout=60).json() == {"data": []}
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # as `curl -d ''` sends it
+    assert requests.post(f"{door.address}/status", b"", headers=form, timeout=60).json() == {"data": []}
 
 
 def test_json_that_curl_calls_a_form_is_read_as_json_but_a_form_is_not_nor_a_page_of_another_site(door):
@@ -255,6 +257,7 @@ def test_pages_of_other_sites_are_refused_and_one_s_own_are_not(door):
         ({"files": {"x": PNG}, "data": {"data": "[{}, {}]"}}, "data has 2 documents and the form 1 files"),
         ({"files": {"x": PNG}, "data": {"other": "1"}}, "a field 'other'"),
         ({"files": {"x": PNG}, "data": {"parameters": "{"}}, "The field parameters is not JSON"),
+        ({"files": {"x": PNG}, "data": {"parameters": ["{}", "{}"]}}, "the field 'parameters' 2 times; send it once"),
         ({"data": b"--x\r\nno", "headers": {"Content-Type": "multipart/form-data"}}, "Missing boundary"),
         ({"data": WHOLE_FORM[:-60], "headers": FORM}, "ends before its closing boundary"),  # within the second file
         ({"data": WHOLE_FORM.removesuffix(b"--x--\r\n"), "headers": FORM}, "ends before its closing boundary"),
@@ -277,6 +280,20 @@ def test_a_whole_form_is_read_however_it_ends(door):
     for form, ids in ((WHOLE_FORM[:-2], ["red/0.png", "red/1.png"]), (b"--x--", [])):  # browsers add a line break
         answer = door.send("/embed", form, FORM["Content-Type"])
         assert [doc["id"] for doc in answer.json()["data"]] == ids
+
+
+@pytest.mark.parametrize("depth", [101, 300, 900])
+def test_what_is_nested_too_deep_is_a_400(door, depth):
+    value = "[" * depth + "]" * depth
+    for body, where in (
+        (f'{{"data": [{{"id": "a"}}, {{"tags": {{"x": {value}}}}}]}}', "data[1].tags"),
+        (f'{{"data": [{{"matches": [{{"tags": {{"x": {value}}}}}]}}]}}', "data[0].matches[0].tags"),
+        (f'{{"parameters": {{"model": {value}}}}}', "parameters"),
+    ):
+        answer = door.send("/embed", body, "application/json")
+        assert_plain(detail(answer, 400), f"{where} must not be nested deeper than 100 levels")
+    tags = json.loads("[" * 99 + "]" * 99)
+    assert door.post("/embed", [{"tags": {"x": tags}, "uri": URI}]).status_code == 200
 
 
 # health and metrics -------------------------------------------------------------------------------------------------

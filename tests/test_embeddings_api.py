@@ -150,3 +150,10 @@ def test_the_official_client_works_unchanged(door):
     assert said["unknown"] == ["NotFoundError", "model"]
     assert said["bad"] == ["BadRequestError", "input[1]"]
     assert said["key"] == ["AuthenticationError", None]
+
+
+def test_a_service_that_does_not_embed_says_so_of_this_path(tmp_path):
+    with opened(tmp_path, role="train", publish_to=str(tmp_path / "shop")) as writer:
+        answer = ask(writer, model="promoted", input=URIS)
+    assert answer.status_code == 409
+    assert "a service with the role 'all', for /v1/embeddings. It has: /fit" in answer.json()["error"]["message"]

@@ -343,6 +343,27 @@ def test_one_click_corrects_a_label_drops_a_document_and_takes_it_back(own_page)
     assert feedback.kept().total == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "status", "words"),
+    [
+        ({"what": "explode", "label": "pear"}, 400, "This form says 'explode' of a document; it may say label, right,"),
+        (
+            {"what": "label", "label": "1_0", "given": "number"},
+            422,
+            "'1_0' is not plainly a number; type the digits",
+        ),
+        ({"what": "label", "label": "\u0663", "given": "number"}, 422, "type the digits alone, such as 3."),
+    ],
+)
+def test_what_nobody_can_have_meant_of_a_document_is_refused_and_not_stored(own_page, said, status, words):
+    feedback = own_page.service.receiver.feedback
+    before = feedback.last()
+    answer = say(own_page, "a", **said)
+    assert answer.status_code == status
+    assert words in text_of(answer)
+    assert feedback.last() == before
+
+
 def test_a_script_gets_the_labels_alone_and_errors_in_one_sentence(own_page):
     token = {"X-CSRF": re.findall(r'data-csrf="(\w+)"', own_page.get("/ui/").text)[0]}
     path, data = "/ui/runs/good/label", {"id": "a", "what": "label", "label": "pear", "given": "text"}

@@ -124,6 +124,13 @@ def test_a_cookie_that_was_changed_or_made_up_opens_nothing(guarded):
         assert guarded.get("/ui/", headers={"Cookie": f"{name}={made_up}".encode()}).status_code == 401
 
 
+def test_a_cookie_with_an_endless_number_opens_nothing(guarded):
+    guarded.post("/ui/enter", data={"token": "s3cret"})
+    ((name, _),) = guarded.cookies.items()
+    guarded.cookies.clear()
+    assert guarded.get("/ui/", headers={"Cookie": f"{name}=a.{'9' * 5000}.x"}).status_code == 401
+
+
 def test_one_who_enters_is_sent_nowhere_else(guarded):
     for elsewhere in ("https://evil.example", "//evil.example", "/\\evil.example"):
         answer = guarded.post("/ui/enter", data={"token": "s3cret", "to": elsewhere}, follow_redirects=False)

@@ -17,7 +17,7 @@ from ..documents import LABEL_TAG
 from ..errors import BadDocument, BadRequest, LimitExceeded, WrongType
 from ..parameters import texts_of
 from .bounds import Body
-from .pictures import Picture, picture_of, pictures_of
+from .pictures import Picture, check_depth, picture_of, pictures_of
 
 JSON = "application/json"
 LINES = ("application/x-ndjson", "application/jsonl", "application/jsonlines")
@@ -52,7 +52,8 @@ async def read_call(request: Request, body: Body, parameters: type[BaseModel], *
     """
     kind, query = media_type(request), query_of(request, parameters)
     text = await body.read() if kind in (JSON, "", URLENCODED) else b""
-    if kind in (JSON, "") or text.lstrip().startswith(b"{"):
+    empty = kind == URLENCODED and not text  # `curl -d ''`
+    if kind in (JSON, "") or empty or text.lstrip().startswith(b"{"):
         call = await _call_of_text(text or b"{}")
         return Call(call.docs, query | call.parameters)
     if pictures and kind in LINES:
@@ -117,6 +118,7 @@ def call_of(value: Any) -> Call:
     data, parameters = value.get("data"), value.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         raise BadDocument("parameters must be an object of names and values.")
+    check_depth(parameters, "parameters")
     docs = [] if data is None else pictures_of([data] if isinstance(data, dict) else data)
     return Call(docs, parameters or {})
 
@@ -245,7 +247,7 @@ async def fields_and_files(request: Request, body: Body) -> FormData:
 
 async def _call_of_form(form: FormData) -> Call:
     files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
-    fields = {name: value for name, value in form.multi_items() if isinstance(value, str)}
+    fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
     call = call_of({name: loads(value.encode(), f"The field {name}") for name, value in _known(fields)})
     if call.docs and len(call.docs) != len(files):
         raise BadRequest(f"data has {len(call.docs)} documents and the form {len(files)} files; send one for each.")
@@ -256,10 +258,13 @@ async def _call_of_form(form: FormData) -> Call:
     return Call(docs, call.parameters)
 
 
-def _known(fields: dict[str, str]) -> Iterator[tuple[str, str]]:
-    for name, value in fields.items():
+def _known(fields: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    names = [name for name, _ in fields]
+    for name, value in fields:
         if name not in ("data", "parameters"):
             raise BadRequest(f"The form has a field {name[:60]!r}; it may have data, parameters, and files.")
+        if names.count(name) > 1:
+            raise BadRequest(f"The form has the field {name!r} {names.count(name)} times; send it once.")
         yield name, value
 
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..documents import ERROR_TAG, MODEL_TAG, SPACE_TAG
-from ..errors import BadRequest, FinetunerError, NotFound, Overloaded, Unauthorized, UnknownModel, WrongType
+from ..errors import BadRequest, Conflict, FinetunerError, NotFound, Overloaded, Unauthorized, UnknownModel, WrongType
 from ..parameters import RUN_NAME, EmbedParameters
 from . import answers
 from .bounds import Bodies
@@ -43,7 +43,10 @@ def embeddings(room: Room, bodies: Bodies) -> Handler:
             pictures = _pictures(wanted["input"])
             parameters = {name: value for name, value in wanted.items() if name not in ANSWERED_HERE}
             parameters["model"] = None if wanted["model"] == "promoted" else wanted["model"]
-            found = await unless_gone(request, room.call("/embed", pictures, parameters))
+            try:
+                found = await unless_gone(request, room.call("/embed", pictures, parameters))
+            except Conflict as error:  # the role of the service has no /embed: its caller knows this path
+                raise Conflict(str(error).replace(" for /embed.", f" for {PATH}.")) from error
             return answers.answer(_answer(found, wanted))
 
     return refusing(handle, refusal)

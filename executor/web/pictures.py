@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from docarray.typing import ID
 
-from ..documents import Matches, content_of, protobuf_of
-from ..errors import BadDocument
+from ..documents import DEEPEST, Matches, content_of, protobuf_of
+from ..errors import BadDocument, BadRequest
 
 _TEXTS = ("id", "uri", "text")
 _NUMBERS = "biuf"  # kinds of numpy's types
@@ -102,8 +102,17 @@ def _tags(fields: dict[str, Any], where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if isinstance(value, dict):
+        check_depth(value, f"{where}.tags")
         return value
     raise BadDocument(f"{where}.tags must be an object of names and values, not {_shown(value)}.")
+
+
+def check_depth(value: Any, where: str, depth: int = 0) -> None:
+    """Raise BadRequest if a value is nested deeper than can be stored, or answered."""
+    if depth > DEEPEST:
+        raise BadRequest(f"{where} must not be nested deeper than {DEEPEST} levels.")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_depth(inner, where, depth + 1)
 
 
 def _array(fields: dict[str, Any], name: str, where: str) -> np.ndarray | None:

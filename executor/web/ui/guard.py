@@ -22,6 +22,7 @@ DAYS = 7  # a session lasts
 RENEWED_DAYS = 6  # one with less than this is renewed
 CSRF = "csrf"  # the field of a form; as a header it is `X-CSRF`
 _DAY = 86_400
+_DIGITS = 15  # of the seconds since the epoch; Python refuses to read thousands of them
 _ROUNDS = 200_000  # so that a stolen cookie does not give away a token that can be guessed
 
 WANTS_TOKEN = "This page asks for the token of the service."
@@ -86,7 +87,7 @@ class Guard:
     def _of_cookie(self, cookie: str) -> Session | None:
         id, _, rest = cookie.partition(".")
         ends, _, mac = rest.partition(".")
-        if not id or not ends.isascii() or not ends.isdecimal() or int(ends) < time.time():
+        if not id or len(ends) > _DIGITS or not ends.isascii() or not ends.isdecimal() or int(ends) < time.time():
             return None
         return Session(id, int(ends)) if hmac.compare_digest(mac.encode(), self._mac(f"{id}.{ends}").encode()) else None
 

@@ -1,6 +1,7 @@
 """A run: how it is getting on, what it learned, what it left out, and what may be wrong with its labels."""
 
 import asyncio
+import re
 from typing import Any
 
 from starlette.requests import Request
@@ -8,7 +9,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ...documents import ERROR_TAG, LABEL_TAG, WITHDRAWN_TAG, RunStatus
-from ...errors import BadDocument, NotFound, UnknownRun
+from ...errors import BadDocument, BadRequest, NotFound, UnknownRun
 from ...report.page import charts_of, values_of
 from ...report.report import from_json
 from ..pictures import Picture
@@ -75,6 +76,8 @@ def routes(page: Page) -> list[Route]:
     async def say(request: Request) -> Response:
         name, form = request.path_params["run"], request.state.form
         id, what = field(form, "id") or "", field(form, "what") or ""
+        if what not in _SAID:
+            raise BadRequest(f"This form says {what[:60]!r} of a document; it may say {', '.join(_SAID)}.")
         await _say(page, name, id, what, field(form, "label") or "", field(form, "given"))
         if request.headers.get("x-csrf") is None:
             return page.to(request, f"/runs/{name}#labels", _SAID.get(what))
@@ -139,8 +142,16 @@ async def _say(page: Page, run: str, id: str, what: str, label: str, given: str 
 
 
 def _as_given(label: str, given: str | None) -> int | str:
-    """Return a label as it is written in the data: a whole number where the given one is a number."""
+    """Return a label as it is written in the data: a whole number where the given one is a number.
+
+    Raises: BadDocument: Python reads a number in it, but a person might mean another label.
+    """
     try:
-        return int(label) if given == "number" else label
+        number = int(label) if given == "number" else None
     except ValueError:
         return label
+    if number is None:
+        return label
+    if not re.fullmatch(r"[+-]?\d+", label.strip(), re.ASCII):
+        raise BadDocument(f"{label[:60]!r} is not plainly a number; type the digits alone, such as {str(number)[:60]}.")
+    return number
