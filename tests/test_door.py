@@ -292,6 +292,9 @@ def test_what_is_nested_too_deep_is_a_400(door, depth):
     ):
         answer = door.send("/embed", body, "application/json")
         assert_plain(detail(answer, 400), f"{where} must not be nested deeper than 100 levels")
+    lines = f'{{"uri": "{URI}"}}\n{{"tags": {{"x": {value}}}}}\n'
+    said = detail(door.send("/embed", lines, "application/x-ndjson"), 400)
+    assert_plain(said, "Line 2 is no document: it.tags must not be nested deeper than 100 levels")
     tags = json.loads("[" * 99 + "]" * 99)
     assert door.post("/embed", [{"tags": {"x": tags}, "uri": URI}]).status_code == 200
 

@@ -150,7 +150,7 @@ async def lines(body: Body, *, kept: bool = True) -> AsyncIterator[list[Picture]
     """Yield the documents of a body of JSON lines, some at a time.
 
     Args: kept: whether the caller keeps them all.
-    Raises: BadDocument: a line is wrong; those before it were yielded.
+    Raises: BadDocument, BadRequest: a line is wrong; those before it were yielded.
     """
     number, part, size = 0, list[Picture](), 0
     async for line in _split(body.chunks(kept=kept)):
@@ -160,10 +160,10 @@ async def lines(body: Body, *, kept: bool = True) -> AsyncIterator[list[Picture]
         try:
             doc = picture_of(loads(line, "It"), "it")
             _check_integers(line, [doc])
-        except BadDocument as error:
+        except (BadDocument, BadRequest) as error:
             if part:
                 yield part
-            raise BadDocument(f"Line {number} is no document: {error}") from None
+            raise type(error)(f"Line {number} is no document: {error}") from None
         part.append(doc)
         size += len(line)
         if len(part) == LINES_TOGETHER or size >= LINES_TOGETHER_BYTES:
