@@ -39,9 +39,14 @@ def command(front: str, ports: dict[str, int], folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=WITH_STATUSES)
-def address(request, tmp_path_factory) -> Iterator[str]:
+def front(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def address(front, tmp_path_factory) -> Iterator[str]:
     folder, ports = tmp_path_factory.mktemp("front"), fronts.ports_for("http")
-    with fronts.serving(folder, ports, command(request.param, ports, folder)) as served:
+    with fronts.serving(folder, ports, command(front, ports, folder)) as served:
         yield served.url
 
 
@@ -180,11 +185,14 @@ def test_a_malformed_body_is_a_422(address, body):
     assert requests.post(f"{address}/status", data=body, headers=headers, timeout=60).status_code == 422
 
 
-def test_watch_streams_events(address):
+def test_watch_of_an_unknown_run_is_a_404_and_at_jinas_own_server_of_an_executor_a_stream_that_says_so(address, front):
     answer = requests.get(f"{address}/watch", params={"run": "nowhere"}, timeout=60)
-    assert answer.headers["content-type"].startswith("text/event-stream")
     assert "There is no run 'nowhere'" in answer.text
-    assert answer.text.rstrip().endswith("event: end")
+    if front == "executor":
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.text.rstrip().endswith("event: end")
+    else:
+        assert answer.status_code == 404
 
 
 @pytest.mark.parametrize(
