@@ -22,7 +22,6 @@ VICTIMS = ("trainer", "stopped trainer", "gateway", "service")  # `--tiny` kills
 # By which no kill waits for the clock, the service is killed by its executor alone, so that it is seen whether the
 # trainer ends by itself, and three of the kills come while a run is trained.
 SEED = 17821
-SOON = 7  # by which the first kill comes at once
 
 
 def start(folder: Path, seed: int) -> "subprocess.Popen[str]":
@@ -109,23 +108,6 @@ def test_the_trainer_the_gateway_and_the_service_were_killed_while_there_was_som
 def test_the_program_ends_all_processes_that_it_started(printed: str, folder: Path) -> None:
     assert "kill 1:" in printed
     assert started_in(folder) == []
-
-
-@pytest.mark.process
-@pytest.mark.alone
-@pytest.mark.timeout(300)
-def test_an_interrupted_program_ends_all_processes_that_it_started(tmp_path: Path) -> None:
-    process = start(tmp_path, SOON)
-    assert process.stdout is not None
-    try:
-        assert any("kill 1:" in line for line in process.stdout)
-        alive = started_in(tmp_path)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=120)
-    finally:
-        process.kill()
-    assert alive
-    assert started_in(tmp_path) == []
 
 
 def test_counting_the_documents_of_a_run_that_was_just_queued_leaves_no_file_open(
