@@ -27,6 +27,7 @@ FinetunerError
 Each message is one or two sentences: what was wrong, and what to do about it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 SHOWN = 200  # characters of what a caller sent that a message repeats
@@ -166,7 +167,7 @@ class InternalError(FinetunerError):
         return cls(f"The service failed with {type(error).__name__}; its log has the details. Please report it.")
 
 
-def status_named(name: str) -> int:
-    """Return the HTTP status of the error class of this name; 500 if there is none."""
-    error = globals().get(name)
+def status_of(arguments: Sequence[str]) -> int:
+    """Return the HTTP status of the class that a `Refusal` names, its second argument; 500 if it names none."""
+    error = globals().get(arguments[1]) if len(arguments) == 2 else None
     return error.status if isinstance(error, type) and issubclass(error, FinetunerError) else FinetunerError.status

@@ -186,13 +186,8 @@ def _unrefused(response: Any) -> Any:
     """Return a response. Raises: HTTPException: the executor refused the request."""
     if (refused := refusal_in(response)) is not None:
         arguments, sentence = refused
-        raise HTTPException(_status(arguments), sentence)
+        raise HTTPException(errors.status_of(arguments), sentence)
     return response
-
-
-def _status(arguments: Any) -> int:
-    """Return the HTTP status of the error class that a `Refusal` names as its second argument; 500 if there is none."""
-    return errors.status_named(arguments[1] if len(arguments) == 2 else "")
 
 
 def unsendable(docs: Iterable[Any], parameters: dict[str, Any] | None, target_executor: str | None) -> str | None:

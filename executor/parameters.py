@@ -6,13 +6,13 @@ silently drop unknown keys.
 """
 
 import functools
-import json
 import re
 import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from .errors import ConfigurationError, InvalidParameter
@@ -749,12 +749,15 @@ def texts_of(model: type[BaseModel]) -> frozenset[str]:
 
 
 def meant_by(model: type[BaseModel], name: str, text: str) -> Any:
-    """Return the value that a text on a command line stands for: the text if the parameter wants one, else JSON."""
+    """Return the value that a text in a query or on a command line stands for.
+
+    That is the text itself if the parameter wants one or it is no JSON, else its JSON.
+    """
     if name in texts_of(model):
         return text
     try:
-        return json.loads(text)
-    except ValueError:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
         return text
 
 

@@ -8,7 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where there are more threads all the same, in programs that tests start, they sleep soon when they have to wait.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-import gc
 import io
 import re
 import sys
@@ -24,6 +23,7 @@ import needs
 from browsing import chromium, page, shop, visitors  # noqa: F401  (fixtures)
 from desk import Clock, Desk, opened
 from executor import Document, DocumentArray
+from executor.compute.memory import not_collecting
 from executor.documents import RunStatus
 from executor.lifecycle import deadlines
 from progress import Progress
@@ -41,12 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[object]:
     """What is imported here stays. To look through it for garbage takes each worker seconds, meanwhile and later."""
-    gc.disable()
-    try:
+    with not_collecting():
         return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:

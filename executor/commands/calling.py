@@ -23,7 +23,7 @@ from ..errors import (
     Unauthorized,
     Unreachable,
     brief,
-    status_named,
+    status_of,
 )
 from ..lifecycle.sizes import bytes_of
 from ..parameters import TOKEN_VARIABLE
@@ -157,9 +157,7 @@ class OverGrpc:
 
         def failed(response: Any) -> None:
             status = response.header.status
-            arguments = status.exception.args  # of a refusal: the sentence, and the class of the error
-            code = status_named(arguments[1] if len(arguments) == 2 else "")
-            refused.append(_as_said(status.description, code))
+            refused.append(_as_said(status.description, status_of(status.exception.args)))
 
         # Not `results_in_order`: with it the gateway waits for ever if it has answered the last request before it has
         # seen that no further one comes. A call with one request has its documents in order anyway.

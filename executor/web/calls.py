@@ -15,7 +15,7 @@ from starlette.requests import Request
 from ..docarray_private import LARGEST_INTEGER
 from ..documents import LABEL_TAG
 from ..errors import BadDocument, BadRequest, LimitExceeded, WrongType
-from ..parameters import texts_of
+from ..parameters import meant_by
 from .bounds import Body
 from .pictures import Picture, check_depth, picture_of, pictures_of
 
@@ -130,17 +130,7 @@ def query_of(request: Request, model: type[BaseModel]) -> dict[str, Any]:
     """Return the parameters in the query, each with the type that the model wants, as far as the text allows."""
     if not request.scope["query_string"]:
         return {}
-    return {name: typed(model, name, text) for name, text in request.query_params.items()}
-
-
-def typed(model: type[BaseModel], name: str, text: str) -> Any:
-    """Return the value that a text stands for: the text itself if that is what the parameter wants, else JSON."""
-    if name in texts_of(model):
-        return text
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text
+    return {name: meant_by(model, name, text) for name, text in request.query_params.items()}
 
 
 # JSON lines --------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def routes(page: Page) -> list[Route]:
             raise BadRequest(f"This form says {what[:60]!r} of a document; it may say {', '.join(_SAID)}.")
         await _say(page, name, id, what, field(form, "label") or "", field(form, "given"))
         if request.headers.get("x-csrf") is None:
-            return page.to(request, f"/runs/{name}#labels", _SAID.get(what))
+            return page.to(request, f"/runs/{name}#labels", _SAID[what])
         (status,) = await page.call("/status", run=name)
         return await page.html(request, "run_labels.html.jinja", run=status, **await _report(page, status))
 
